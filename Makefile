@@ -1,0 +1,36 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Needed: Python 3.10-3.12, make, a package index.
+
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow lint bench clean
+
+demo: $(VENV)/.ready-demo  ## set up and segment real photographs
+	$(BIN)/python jobs/demo.py
+
+test: $(VENV)/.ready-test lint  ## set up, lint, type-check and run the tests
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.ready-test  ## the tests that need minutes each
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.ready-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready-test  ## speed against transformers + pycocotools, as ratios
+	$(BIN)/python tests/benchmarks/bench_postprocess.py
+	$(BIN)/python tests/benchmarks/bench_job.py
+
+clean:
+	rm -rf $(VENV) .demo
+
+$(VENV)/.ready-%: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.10-3.12 found; name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	touch $@

@@ -1,0 +1,97 @@
+"""Dataclass -> command line: the same for every job. Bad arguments give one line on stderr and exit code 2."""
+
+import contextlib
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+
+from pipeline.errors import RunError
+
+T = TypeVar("T")
+
+
+def parse(settings_class: type[T], args: Sequence[str], *, prog: str) -> T:
+    """Settings from flags and, with `--config FILE`, from a YAML file of the same names; flags win.
+
+    `--help` prints and exits 0. Anything wrong prints one line and exits 2.
+    """
+    try:
+        args = with_config_file(settings_class, list(args))
+    except RunError as error:
+        fail(prog, str(error))
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message):
+            return tyro.cli(
+                settings_class,
+                prog=prog,
+                args=args,
+                description=f"{settings_class.__doc__}\n\n--config FILE reads any of these from YAML; flags win.",
+            )
+    except RunError as error:
+        fail(prog, str(error))
+    except SystemExit as stop:
+        if stop.code:
+            fail(prog, _one_line(message.getvalue()))
+        raise
+
+
+def fail(prog: str, message: str) -> NoReturn:
+    """One line on stderr, exit code 2."""
+    print(f"{prog}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def with_config_file(settings_class: type, args: list[str]) -> list[str]:
+    """`args` with `--config FILE` replaced by what the file holds, put first so that flags win."""
+    rest: list[str] = []
+    config: Path | None = None
+    iterator = iter(args)
+    for arg in iterator:
+        if arg == "--config" or arg.startswith("--config="):
+            value = arg.partition("=")[2] if "=" in arg else next(iterator, "")
+            if not value:
+                raise RunError("--config needs a file")
+            config = Path(value)
+        else:
+            rest.append(arg)
+    return rest if config is None else [*_flags_of(settings_class, config), *rest]
+
+
+def _flags_of(settings_class: type, config: Path) -> list[str]:
+    import yaml  # here, because --help should not wait for it
+
+    try:
+        values = yaml.safe_load(config.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunError(f"--config {config}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise RunError(f"--config {config}: the file must hold names and values, not a {type(values).__name__}")
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    known = {field.name for field in fields(settings_class)}
+    if unknown := sorted(set(values) - known):
+        raise RunError(f"--config {config}: unknown names {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    return [flag for name, value in values.items() for flag in _flag(name, value)]
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    if isinstance(value, list | tuple):
+        return [flag, *map(str, value)]
+    return [flag, str(value)]
+
+
+def _one_line(box: str) -> str:
+    """The text of tyro's framed message."""
+    text = "".join(" " if c in "╭╮╰╯│─" else c for c in box)
+    text = " ".join(text.split())
+    return text.split(" For full helptext")[0]

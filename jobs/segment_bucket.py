@@ -1,0 +1,35 @@
+"""Segment every image of a bucket: `python jobs/segment_bucket.py --input ... --output ... --model ...`.
+
+Exit code 0: done; 1: done, but more images failed than --max-failure-rate allows, or the run broke (the same command
+goes on where it stopped); 2: it could not start, for the one reason given.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from jobs.command_line import fail, parse
+from pipeline.config import Settings
+from pipeline.errors import RunError
+from pipeline.ray_environment import set_ray_environment
+
+PROG = "segment_bucket.py"
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    settings = parse(Settings, sys.argv[1:] if args is None else args, prog=PROG)
+    set_ray_environment()
+    # Only now, because these load Ray and torch: --help should not wait, and Ray reads its environment when loaded.
+    from pipeline.report import print_summary, show_log_lines
+    from pipeline.run import segment_bucket
+
+    show_log_lines()
+    try:
+        report = segment_bucket(settings)
+    except RunError as error:
+        fail(PROG, str(error))
+    print_summary(report, settings)
+    return report.exit_code(settings.max_failure_rate)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

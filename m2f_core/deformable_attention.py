@@ -1,0 +1,137 @@
+"""Multi-scale deformable attention: each query reads a few points of each feature map, where it chooses to look.
+
+Zhu et al., "Deformable DETR" (2021). Two ways to compute the same sum are here, and a test holds both against plain
+loops:
+
+- `attend_by_grid_sample`: one `F.grid_sample` per level. Autograd knows its gradient well, so training uses it.
+- `attend_by_embedding_bag`: a bilinear read of four cells is a weighted sum of four rows of a table, and so is the sum
+  over points and levels. `F.embedding_bag` does all of it in one pass and never stores the sampled values; on a CPU it
+  is several times as fast. Inference uses it.
+
+Legend: B batch, Q query, M heads, D channels per head, L levels, P points per level, S = sum of h*w over the levels,
+X B*M, A = L*P*4 cells that one query and head reads. Sizes are (height, width); the last axis of a location is (x, y).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def attend_by_grid_sample(
+    value_BSMD: Tensor, level_hw: Sequence[tuple[int, int]], locations_BQMLP2: Tensor, weights_BQMLP: Tensor
+) -> Tensor:
+    """Weighted sum of bilinear samples, [B, Q, M*D].
+
+    Locations are in [0, 1] from the left/top edge to the right/bottom edge of each level (a cell's centre is at half a
+    cell); outside of the map everything is zero.
+    """
+    batch, _, heads, dim = value_BSMD.shape
+    queries = locations_BQMLP2.shape[1]
+    grids_XLQP2 = (2 * locations_BQMLP2 - 1).permute(0, 2, 3, 1, 4, 5).flatten(0, 1)
+    samples = []
+    for level, value in enumerate(value_BSMD.split([h * w for h, w in level_hw], dim=1)):
+        map_XDhw = value.permute(0, 2, 3, 1).reshape(batch * heads, dim, *level_hw[level])
+        samples.append(
+            F.grid_sample(map_XDhw, grids_XLQP2[:, level], mode="bilinear", padding_mode="zeros", align_corners=False)
+        )
+    samples_XDQA = torch.cat(samples, dim=-1)
+    weights_X1QA = weights_BQMLP.transpose(1, 2).reshape(batch * heads, 1, queries, -1)
+    out_XDQ = (samples_XDQA * weights_X1QA).sum(-1)
+    return out_XDQ.view(batch, heads * dim, queries).transpose(1, 2)
+
+
+def attend_by_embedding_bag(
+    value_BSMD: Tensor, level_hw: Sequence[tuple[int, int]], locations_BQMLP2: Tensor, weights_BQMLP: Tensor
+) -> Tensor:
+    """As `attend_by_grid_sample`: the same arguments, the same result up to rounding."""
+    batch, cells, heads, dim = value_BSMD.shape
+    queries = locations_BQMLP2.shape[1]
+    # Row ((b * S + cell) * M + m) of the table is what head m sees in that cell of image b. 32 bits are enough (2^31
+    # rows would be 256 GiB of values) and halve the traffic.
+    image_start = torch.arange(batch, dtype=torch.int32, device=value_BSMD.device) * (cells * heads)
+    first_row_B1M1 = image_start.view(-1, 1, 1, 1) + torch.arange(
+        heads, dtype=torch.int32, device=value_BSMD.device
+    ).view(1, 1, -1, 1)
+
+    rows, shares = [], []
+    level_start = 0
+    for level, (height, width) in enumerate(level_hw):
+        columns = _two_neighbours(locations_BQMLP2[:, :, :, level, :, 0], width)
+        lines = _two_neighbours(locations_BQMLP2[:, :, :, level, :, 1], height)
+        column_parts = [(column * heads + first_row_B1M1, x_share) for column, x_share in columns]
+        for line, y_share in lines:
+            line_row = (line * width + level_start) * heads
+            weight_BQMP = weights_BQMLP[:, :, :, level] * y_share
+            for column_row, x_share in column_parts:
+                rows.append(line_row + column_row)
+                shares.append(weight_BQMP * x_share)
+        level_start += height * width
+
+    rows_2d = torch.cat(rows, dim=-1).view(batch * queries * heads, -1)
+    shares_2d = torch.cat(shares, dim=-1).view(batch * queries * heads, -1)
+    table = value_BSMD.reshape(-1, dim)
+    out = F.embedding_bag(rows_2d, table, mode="sum", per_sample_weights=shares_2d)
+    return out.view(batch, queries, heads * dim)
+
+
+def _two_neighbours(locations: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
+    """The two cells along one axis between whose centres each location lies, with their linear shares.
+
+    A cell outside of 0..length-1 has share 0, and stands at the border so that it can be read.
+    """
+    position = locations * length - 0.5  # in cells; 0 is the centre of the first one
+    before = position.floor()
+    share_after = position - before
+    cell = before.int()
+    neighbours = []
+    for index, share in ((cell, 1 - share_after), (cell + 1, share_after)):
+        neighbours.append((index.clamp(0, length - 1), share * ((index >= 0) & (index < length))))
+    return neighbours
+
+
+class TokenPlaces(NamedTuple):
+    """Where the tokens of several feature maps are. They stand row by row, one level after the other; all float32."""
+
+    level_hw: Sequence[tuple[int, int]]
+    code: Tensor  # [1, S, C] added to the tokens where they ask, not where they are read
+    centre: Tensor  # [S, 2] of the token's cell, (x, y) in [0, 1] of the image
+    cell_size: Tensor  # [L, 2] of each level's cells, in the same unit
+
+
+def _linear_fp32(x: Tensor, linear: nn.Linear) -> Tensor:
+    return F.linear(x.float(), linear.weight.float(), linear.bias.float())
+
+
+class DeformableAttention(nn.Module):
+    """Multi-head deformable attention of the tokens of several feature maps among themselves.
+
+    Where to look and how much to weigh is computed in float32 whatever autocast says: in bfloat16 a location would be
+    rounded to 1/256 of the image, which is most of a cell.
+    """
+
+    def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.num_levels = num_levels
+        self.num_points = num_points
+        self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
+        self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BSC: Tensor, places: TokenPlaces) -> Tensor:
+        batch, tokens, channels = x_BSC.shape
+        points_shape = (batch, tokens, self.num_heads, self.num_levels, self.num_points)
+        value_BSMD = self.value_proj(x_BSC).view(batch, tokens, self.num_heads, channels // self.num_heads)
+        with torch.autocast(x_BSC.device.type, enabled=False):
+            query_BSC = x_BSC + places.code
+            offsets = _linear_fp32(query_BSC, self.sampling_offsets).view(*points_shape, 2)
+            logits = _linear_fp32(query_BSC, self.attention_weights).view(*points_shape[:3], -1)
+            # Offsets count cells of the level that is looked at.
+            locations = places.centre[:, None, None, None] + offsets * places.cell_size[:, None]
+            attend = attend_by_grid_sample if self.training else attend_by_embedding_bag
+            out_BSC = attend(value_BSMD.float(), places.level_hw, locations, logits.softmax(-1).view(points_shape))
+        return self.output_proj(out_BSC.to(value_BSMD.dtype))

@@ -1,0 +1,197 @@
+"""Bucket -> plan: list the images below the input and group them into shards.
+
+The plan is streamed page by page into Parquet files below `_runs/<run_id>/plan/`; the driver holds one file's shards at
+a time. Each row group of a plan file is one shard.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import RunError
+from pipeline.schema import PLAN
+from pipeline.storage import is_local, local_etag, one_line, open_filesystem, put_object, uri_of
+
+SHARDS_PER_PLAN_FILE = 64  # 512 images a shard: 4 MB a file, and 100 M images are 3,000 files
+
+
+@dataclass(frozen=True)
+class ListedImage:
+    """One object of the listing; the fields are the columns of schema.PLAN."""
+
+    image_key: str
+    etag: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """One Parquet file of the plan. Row group i holds shard `first_shard + i`."""
+
+    path: str
+    first_shard: int
+    num_shards: int
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """What the plan holds, as it stands in run.json."""
+
+    files: tuple[PlanFile, ...]
+    num_images: int
+    num_shards: int
+    size_bytes: int
+
+
+def list_images(uri: str) -> Iterator[ListedImage]:
+    """Every object below the folder or prefix `uri`, sorted by name, page by page.
+
+    S3 "directory markers" (empty objects whose key ends in `/`) are not images. In local folders symbolic links to
+    files are followed, links to folders are not.
+
+    Raises RunError where the input does not exist or may not be listed.
+    """
+    filesystem, path = open_filesystem(uri)
+    try:
+        if is_local(filesystem):
+            yield from _list_folder(path)
+        elif hasattr(filesystem, "call_s3"):
+            yield from _list_bucket(filesystem, path)
+        else:
+            yield from _list_any(filesystem, path)
+    except FileNotFoundError:
+        raise RunError(f"--input {uri} does not exist") from None
+    except PermissionError as error:
+        raise RunError(f"--input {uri} may not be listed: {one_line(error)}") from None
+    except OSError as error:
+        raise RunError(f"--input {uri} cannot be listed: {one_line(error)}") from None
+
+
+def group_into_shards(images: Iterable[ListedImage], *, max_images: int, max_bytes: int) -> Iterator[list[ListedImage]]:
+    """Consecutive images, at most `max_images` and `max_bytes` of them together; a larger image stands alone."""
+    shard: list[ListedImage] = []
+    shard_bytes = 0
+    for image in images:
+        if shard and (len(shard) == max_images or shard_bytes + image.size_bytes > max_bytes):
+            yield shard
+            shard, shard_bytes = [], 0
+        shard.append(image)
+        shard_bytes += image.size_bytes
+    if shard:
+        yield shard
+
+
+def write_plan(shards: Iterable[list[ListedImage]], filesystem: fsspec.AbstractFileSystem, folder: str) -> PlanSummary:
+    """Write the plan files; nothing is written where there are no shards. Shards are numbered from 0."""
+    files: list[PlanFile] = []
+    num_images = num_shards = size_bytes = 0
+    pending: list[pa.Table] = []
+
+    def flush() -> None:
+        buffer = BytesIO()
+        with pq.ParquetWriter(buffer, PLAN, compression="zstd") as writer:
+            for table in pending:
+                writer.write_table(table, row_group_size=max(1, table.num_rows))
+        path = f"{folder}/{len(files):06d}.parquet"
+        put_object(filesystem, path, buffer.getvalue())
+        files.append(PlanFile(path, num_shards - len(pending), len(pending)))
+        pending.clear()
+
+    for shard in shards:
+        pending.append(_shard_table(num_shards, shard))
+        num_shards += 1
+        num_images += len(shard)
+        size_bytes += sum(image.size_bytes for image in shard)
+        if len(pending) == SHARDS_PER_PLAN_FILE:
+            flush()
+    if pending:
+        flush()
+    return PlanSummary(tuple(files), num_images, num_shards, size_bytes)
+
+
+def read_plan_file(
+    filesystem: fsspec.AbstractFileSystem, plan_file: PlanFile, shards: Iterable[int]
+) -> Iterator[tuple[int, pa.Table]]:
+    """(shard, its images without the column `shard`) for the wanted shards of one plan file."""
+    file = pq.ParquetFile(pa.BufferReader(filesystem.cat_file(plan_file.path)))
+    for shard in shards:
+        yield shard, file.read_row_group(shard - plan_file.first_shard).drop_columns(["shard"])
+
+
+def _shard_table(shard: int, images: list[ListedImage]) -> pa.Table:
+    try:
+        keys = pa.array([image.image_key for image in images], pa.string())
+    except UnicodeEncodeError:
+        bad = next(i.image_key for i in images if not _is_utf8(i.image_key))
+        raise RunError(f"the file name {bad!r} is not UTF-8 and cannot stand in a table; rename it") from None
+    return pa.table(
+        {
+            "shard": pa.array([shard] * len(images), pa.int32()),
+            "image_key": keys,
+            "etag": [image.etag for image in images],
+            "size_bytes": [image.size_bytes for image in images],
+            "reason": ["new"] * len(images),
+        },
+        schema=PLAN,
+    )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _list_folder(path: str) -> Iterator[ListedImage]:
+    if os.path.isfile(path):  # noqa: PTH113 - one scandir entry type throughout
+        yield _local_image(path, os.stat(path))  # noqa: PTH116
+        return
+    with os.scandir(path) as entries:
+        # Sorted as an object store sorts keys: a folder counts with its slash.
+        listed = sorted(entries, key=lambda e: e.name + "/" if e.is_dir(follow_symlinks=False) else e.name)
+    for entry in listed:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _list_folder(entry.path)
+        elif entry.is_file():
+            yield _local_image(entry.path, entry.stat())
+
+
+def _local_image(path: str, stat: os.stat_result) -> ListedImage:
+    return ListedImage(f"file://{path}", local_etag(stat), stat.st_size)
+
+
+def _list_bucket(filesystem: Any, path: str) -> Iterator[ListedImage]:
+    # Not find() or walk(): they keep 3-4 KB for every key they have listed.
+    bucket, _, prefix = path.partition("/")
+    prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
+    page: dict[str, Any] = {"IsTruncated": True}
+    listed_any = False
+    while page["IsTruncated"]:
+        token = {"ContinuationToken": page["NextContinuationToken"]} if "NextContinuationToken" in page else {}
+        page = filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **token)
+        for entry in page.get("Contents", ()):
+            listed_any = True
+            if not (entry["Key"].endswith("/") and entry["Size"] == 0):
+                yield ListedImage(
+                    uri_of(filesystem, f"{bucket}/{entry['Key']}"), entry["ETag"].strip('"'), entry["Size"]
+                )
+    if not listed_any and prefix and filesystem.exists(path):
+        info = filesystem.info(path)
+        if info["type"] == "file":
+            yield ListedImage(uri_of(filesystem, path), str(info["ETag"]).strip('"'), info["size"])
+
+
+def _list_any(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[ListedImage]:
+    if not filesystem.exists(path):
+        raise FileNotFoundError(path)
+    for name, info in sorted(filesystem.find(path, detail=True).items()):
+        etag = info.get("etag") or info.get("ETag") or info.get("mtime") or info.get("created") or ""
+        yield ListedImage(uri_of(filesystem, name), str(etag).strip('"'), info["size"])

@@ -1,0 +1,253 @@
+"""Settings -> a run that can start: everything is checked before anything is written, then planned or taken up again.
+
+A run lives in `<output>/_runs/<run_id>/`:
+
+    run.json    identity: settings, fingerprint, plan files; written once the plan is complete
+    plan/       the images, by shard
+    journal/    receipts of done shards
+    attempts/   one object per driver that worked on the run
+    report.json the books; a run that has one is finished
+"""
+
+import itertools
+import json
+import platform
+import secrets
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import fsspec
+
+from m2f_core.checkpoint import check_checkpoint, read_config, read_preprocessor_config, weights_sha256
+from m2f_core.image_processor import ImageProcessor
+from m2f_core.labels import LabelMap
+from m2f_core.segments import PanopticSettings
+from pipeline.config import Settings, fingerprint
+from pipeline.errors import RunError
+from pipeline.journal import Journal
+from pipeline.plan import PlanFile, PlanSummary, group_into_shards, list_images, write_plan
+from pipeline.schema import SCHEMA_VERSION
+from pipeline.storage import is_local, one_line, open_filesystem, put_object
+from pipeline.weights import stage_model
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint as the run uses it; checked, not loaded."""
+
+    name: str
+    weights_sha256: str
+    labels: LabelMap
+    panoptic: PanopticSettings
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A planned run. `attempt` counts the drivers that have worked on it, this one included."""
+
+    run_id: str
+    settings: Settings
+    model: Model
+    fingerprint: str
+    plan: PlanSummary
+    attempt: int
+
+    @cached_property
+    def journal(self) -> Journal:
+        filesystem, root = open_filesystem(self.settings.output)
+        return Journal(filesystem, f"{root}/_runs/{self.run_id}/journal")
+
+    def read_object(self, name: str) -> dict[str, Any] | None:
+        """An object of the run's folder as JSON, or None where there is none."""
+        filesystem, root = open_filesystem(self.settings.output)
+        return _read_json(filesystem, f"{root}/_runs/{self.run_id}/{name}")
+
+    def put_object(self, name: str, content: dict[str, Any]) -> None:
+        filesystem, root = open_filesystem(self.settings.output)
+        put_object(filesystem, f"{root}/_runs/{self.run_id}/{name}", json.dumps(content, indent=1).encode())
+
+
+def check_model(settings: Settings) -> Model:
+    """The checkpoint of `settings.model` with everything that can be wrong with it found out.
+
+    Raises RunError. The weights are matched by name and shape, not loaded.
+    """
+    folder = stage_model(settings.model)
+    try:
+        check_checkpoint(folder)
+        labels = LabelMap.from_config_dict(read_config(folder))
+        processor = ImageProcessor.from_preprocessor_config(
+            read_preprocessor_config(folder), settings.preprocess, settings.parsed_image_size()
+        )
+        identity = weights_sha256(folder)
+    except (ValueError, OSError) as error:  # CheckpointError and ConfigError are ValueErrors
+        raise RunError(f"--model {settings.model}: {one_line(error)}") from None
+    warnings = list(processor.warnings())
+    fuse = settings.label_ids_to_fuse
+    if fuse is None:
+        fuse = tuple(sorted(labels.stuff_class_ids))
+        if not labels.known:
+            warnings.append(
+                "the checkpoint does not say which of its classes are stuff, so none is fused and all count as things; "
+                "name them with --label-ids-to-fuse"
+            )
+    if unknown := sorted(set(fuse) - {category.class_id for category in labels.categories}):
+        last = len(labels.categories) - 1
+        raise RunError(f"--label-ids-to-fuse holds {unknown}, the checkpoint has classes 0 .. {last}")
+    thresholds = {
+        name: getattr(settings, name)
+        for name in ("score_threshold", "overlap_threshold", "mask_threshold")
+        if getattr(settings, name) is not None
+    }
+    try:
+        panoptic = replace(PanopticSettings.defaults(settings.postprocess, frozenset(fuse)), **thresholds)
+    except ValueError as error:
+        raise RunError(one_line(error)) from None
+    return Model(settings.model, identity, labels.with_stuff(fuse), panoptic, tuple(warnings))
+
+
+def resolved_results(settings: Settings, model: Model) -> dict[str, Any]:
+    """The settings that change results with their defaults filled in, so that a spelled-out default is no change."""
+    return {
+        **settings.results_dict(),
+        "score_threshold": model.panoptic.score_threshold,
+        "overlap_threshold": model.panoptic.overlap_threshold,
+        "mask_threshold": model.panoptic.mask_threshold,
+        "label_ids_to_fuse": sorted(model.panoptic.fuse_class_ids),
+    }
+
+
+def prepare(settings: Settings, model: Model) -> Run:
+    """Take up the unfinished run of these settings, or plan a new one.
+
+    Raises RunError, with nothing written, where the output belongs to another schema version, lies inside the input,
+    or cannot be written; where the input is missing, may not be listed or is empty; where --run-id names another run.
+    """
+    _check_places(settings)
+    filesystem, root = open_filesystem(settings.output)
+    results = resolved_results(settings, model)
+    mark = fingerprint(results, model.weights_sha256)
+    identity = {"fingerprint": mark, "input": _canonical(settings.input), "limit": settings.limit}
+    try:
+        _check_schema_version(filesystem, root)
+        found = _find_run(filesystem, root, settings.run_id, identity)
+        if found is None:
+            found = _plan_run(filesystem, root, settings, model, identity, results)
+        plan = found["plan"]
+        summary = PlanSummary(**{**plan, "files": tuple(PlanFile(**file) for file in plan["files"])})
+        attempt = 1 + len(_ls(filesystem, f"{root}/_runs/{found['run_id']}/attempts"))
+    except PermissionError as error:
+        raise RunError(f"--output {settings.output} may not be written: {one_line(error)}") from None
+    except OSError as error:
+        raise RunError(f"--output {settings.output} cannot be used: {one_line(error)}") from None
+    return Run(found["run_id"], settings, model, mark, summary, attempt)
+
+
+def _check_places(settings: Settings) -> None:
+    source, target = _canonical(settings.input), _canonical(settings.output)
+    if (target + "/").startswith(source + "/"):
+        raise RunError(f"--output {settings.output} lies inside --input: the next run would take tables for images")
+    filesystem, root = open_filesystem(settings.output)
+    if is_local(filesystem) and filesystem.isfile(root):
+        raise RunError(f"--output {settings.output} is a file; name a folder")
+
+
+def _canonical(uri: str) -> str:
+    filesystem, path = open_filesystem(uri)
+    return f"{filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]}://{path}".rstrip(
+        "/"
+    )
+
+
+def _check_schema_version(filesystem: fsspec.AbstractFileSystem, root: str) -> None:
+    format_json = _read_json(filesystem, f"{root}/_runs/format.json")
+    if format_json is not None and format_json.get("schema_version") != SCHEMA_VERSION:
+        raise RunError(
+            f"--output holds tables of schema version {format_json.get('schema_version')}, this program writes "
+            f"version {SCHEMA_VERSION}; choose another --output"
+        )
+
+
+def _find_run(
+    filesystem: fsspec.AbstractFileSystem, root: str, run_id: str | None, identity: dict[str, Any]
+) -> dict[str, Any] | None:
+    """run.json of the run to go on with: the named one, or the newest unfinished one of the same identity."""
+    if run_id is not None:
+        found = _read_json(filesystem, f"{root}/_runs/{run_id}/run.json")
+        if found is not None:
+            different = [f"{k} ({found[k]!r} there, {v!r} here)" for k, v in identity.items() if found[k] != v]
+            if different:
+                raise RunError(f"--run-id {run_id} exists with other settings: {', '.join(different)}")
+        return found
+    for folder in sorted(_ls(filesystem, f"{root}/_runs"), reverse=True):
+        found = _read_json(filesystem, f"{folder}/run.json")
+        if found is None or any(found[key] != value for key, value in identity.items()):
+            continue
+        if not filesystem.exists(f"{folder}/report.json"):
+            return found
+    return None
+
+
+def _plan_run(
+    filesystem: fsspec.AbstractFileSystem,
+    root: str,
+    settings: Settings,
+    model: Model,
+    identity: dict[str, Any],
+    results: dict[str, Any],
+) -> dict[str, Any]:
+    images = list_images(settings.input)
+    if settings.limit is not None:
+        images = itertools.islice(images, settings.limit)
+    first = next(images, None)
+    if first is None:
+        raise RunError(f"--input {settings.input} holds no objects")
+    now = datetime.now(timezone.utc)
+    run_id = settings.run_id or f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    shards = group_into_shards(
+        itertools.chain([first], images), max_images=settings.images_per_shard, max_bytes=settings.shard_mib * 2**20
+    )
+    plan = write_plan(shards, filesystem, f"{root}/_runs/{run_id}/plan")
+    run_json = {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": run_id,
+        "created": now.isoformat(timespec="seconds"),
+        **identity,
+        "settings": settings.to_dict(),
+        "results": results,
+        "model": {"name": model.name, "weights_sha256": model.weights_sha256, "categories": model.labels.to_list()},
+        "plan": asdict(plan),
+        "versions": _versions(),
+    }
+    put_object(filesystem, f"{root}/_runs/format.json", json.dumps({"schema_version": SCHEMA_VERSION}).encode())
+    put_object(filesystem, f"{root}/_runs/{run_id}/run.json", json.dumps(run_json, indent=1).encode())
+    return run_json
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in ("m2f-pipeline", "torch", "numpy", "numba", "pillow", "pyarrow", "ray"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # m2f-pipeline itself, where a job runs from a working directory
+            versions[name] = "not installed"
+    return versions
+
+
+def _read_json(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(filesystem.cat_file(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return content
+
+
+def _ls(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    try:
+        return [str(name) for name in filesystem.ls(folder, detail=False)]
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,338 @@
+"""The run: stream the shards through the graph, commit their receipts, close the books.
+
+`build_dataset` is the program: every stage that a shard passes, in order.
+"""
+
+import logging
+import signal
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from types import FrameType
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray._private.log import PlainRayHandler
+from ray.data import ActorPoolStrategy, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from pipeline.cluster import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, Allotment, allot, connect
+from pipeline.config import Settings
+from pipeline.encode import EncodeSpec, encode_shard
+from pipeline.journal import Journal, Receipt, Totals
+from pipeline.plan import PlanFile, read_plan_file
+from pipeline.prepare import Run, check_model, prepare
+from pipeline.progress import Progress
+from pipeline.read import FetchImages
+from pipeline.schema import pack_shard, unpack_shard
+from pipeline.segment import SegmentImages, SegmentSpec
+from pipeline.storage import open_filesystem
+from pipeline.write import ShardWriter
+
+logger = logging.getLogger(__name__)
+
+# Ray keeps 0.7-4 KB per block in the driver and frees it only with the dataset (ray#66016).
+SHARDS_PER_ROUND = 50_000
+# Receipts of at most this many seconds are lost (and their shards done again) when the driver is killed.
+JOURNAL_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """The books of a run, as they stand in report.json."""
+
+    run_id: str
+    num_images: int
+    num_ok: int
+    num_failed: int
+    num_segments: int
+    failed_by_code: dict[str, int]
+    shards: int
+    shards_done_before: int  # by earlier attempts; never opened by this one
+    seconds: float  # of this attempt, from the first shard on a model to the last receipt
+    images_per_second: float  # of this attempt, model load excluded
+    finished: str  # ISO 8601, UTC
+
+    def exit_code(self, max_failure_rate: float) -> int:
+        return 1 if self.num_failed > max_failure_rate * self.num_images else 0
+
+
+def segment_bucket(settings: Settings) -> Report:
+    """Run the whole job. Raises RunError, with nothing written, where it cannot start."""
+    model = check_model(settings)
+    resources = connect()
+    allotment = allot(settings, resources)
+    run = prepare(settings, model)
+    for warning in model.warnings:
+        logger.warning(warning)
+    return execute(run, allotment)
+
+
+def execute(run: Run, allotment: Allotment) -> Report:
+    """Stream what is not done yet; commit; close the books. A finished run is left as it is."""
+    finished = run.read_object("report.json")
+    if finished is not None:
+        logger.warning("run %s is finished already; nothing to do", run.run_id)
+        return Report(**finished)
+    totals = Totals()
+    for receipt in run.journal.read():
+        totals.add(receipt)
+    done_before = len(totals.shards)
+    run.put_object(f"attempts/{run.attempt:06d}.json", {"host": socket.gethostname(), "started": _now()})
+    logger.info(
+        "run %s: %d images in %d shards, %d shards done before, on %d x %s",
+        *(
+            run.run_id,
+            run.plan.num_images,
+            run.plan.num_shards,
+            done_before,
+            allotment.model_actors[1],
+            allotment.device,
+        ),
+    )
+    clock = _Clock()
+    with (
+        _stop_on_sigterm(),
+        Progress(run.plan.num_images, totals, run.settings.progress_seconds) as progress,
+        _Committer(run.journal) as committer,
+    ):
+        for receipt in _stream_receipts(run, allotment, totals.shards):
+            if totals.add(receipt):
+                committer.add(receipt)
+                clock.add(receipt)
+                progress.update()
+    return _close_books(run, totals, done_before, clock)
+
+
+def build_dataset(run: Run, allotment: Allotment, shards: "list[tuple[PlanFile, list[int]]]") -> ray.data.Dataset:
+    """The graph: plan -> fetch -> segment -> encode and write -> receipts. One row is one shard is one block."""
+    settings = run.settings
+    _set_ray_data_options()
+    one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "max_restarts": -1, "max_task_retries": 8}
+    return (
+        ray.data.read_datasource(
+            ShardSource(settings.output, shards), num_cpus=READ_PLAN_CPUS, override_num_blocks=len(shards)
+        )
+        .map_batches(
+            FetchImages,
+            fn_constructor_args=(settings.input,),
+            compute=_pool(allotment.fetch_actors),
+            num_cpus=FETCH_CPUS,
+            **one_shard,
+        )
+        .map_batches(
+            SegmentImages,
+            fn_constructor_args=(_segment_spec(run, allotment),),
+            # Two shards at a time in an actor: one on the device, the next decoding. In flight / concurrent must stay
+            # above 1.75 or Ray never adds an actor.
+            compute=_pool(
+                allotment.model_actors,
+                max_tasks_in_flight_per_actor=4,
+                max_concurrent_calls_per_actor=2,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=allotment.model_cpus,
+            num_gpus=allotment.model_gpus,
+            **one_shard,
+        )
+        .map_batches(
+            EncodeAndWrite,
+            fn_constructor_args=(
+                EncodeSpec(run.run_id, run.fingerprint, run.attempt, run.model.labels.categories),
+                ShardWriter(settings.output, run.run_id),
+            ),
+            compute=_pool(allotment.write_actors),
+            num_cpus=WRITE_CPUS,
+            **one_shard,
+        )
+    )
+
+
+class ShardSource(Datasource):
+    """The plan as a Ray source: one read task per plan file, one row per shard that is not done."""
+
+    def __init__(self, output: str, shards: "list[tuple[PlanFile, list[int]]]"):
+        super().__init__()
+        self.output = output
+        self.shards = shards
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
+        return [self._read_task(plan_file, pending) for plan_file, pending in self.shards]
+
+    def _read_task(self, plan_file: PlanFile, pending: list[int]) -> ReadTask:
+        output = self.output
+
+        def read() -> Iterator[pa.Table]:
+            filesystem, _ = open_filesystem(output)
+            for shard, images in read_plan_file(filesystem, plan_file, pending):
+                yield pack_shard(shard, images)
+
+        metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=(plan_file.path,), exec_stats=None)
+        return ReadTask(read, metadata)
+
+
+class EncodeAndWrite:
+    """CPU actor: the rows of a shard, checked and written; gives its receipt."""
+
+    def __init__(self, encode: EncodeSpec, writer: ShardWriter):
+        self.encode = encode
+        self.writer = writer
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        shard, images = unpack_shard(row)
+        tables = encode_shard(shard, images, self.encode)
+        receipt = self.writer.write(shard, tables, started=row.column("started")[0].as_py())
+        return pa.table({"receipt": [receipt.to_json()]})
+
+
+def _stream_receipts(run: Run, allotment: Allotment, done: set[int]) -> Iterator[Receipt]:
+    for shards in _rounds(run.plan.files, set(done)):
+        dataset = build_dataset(run, allotment, shards)
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            assert isinstance(batch, pa.Table)
+            yield from map(Receipt.from_json, batch.column("receipt").to_pylist())
+
+
+def _rounds(files: tuple[PlanFile, ...], done: set[int]) -> Iterator[list[tuple[PlanFile, list[int]]]]:
+    """Shards that are not done, by plan file, at most SHARDS_PER_ROUND at a time."""
+    shards: list[tuple[PlanFile, list[int]]] = []
+    for file in files:
+        pending = [s for s in range(file.first_shard, file.first_shard + file.num_shards) if s not in done]
+        if shards and sum(len(p) for _, p in shards) + len(pending) > SHARDS_PER_ROUND:
+            yield shards
+            shards = []
+        if pending:
+            shards.append((file, pending))
+    if shards:
+        yield shards
+
+
+def _segment_spec(run: Run, allotment: Allotment) -> SegmentSpec:
+    settings = run.settings
+    return SegmentSpec(
+        model=settings.model,
+        weights_sha256=run.model.weights_sha256,
+        preprocess=settings.preprocess,
+        image_size=settings.parsed_image_size(),
+        exif=settings.exif,
+        max_image_pixels=settings.max_image_pixels,
+        panoptic=run.model.panoptic,
+        precision=settings.precision,
+        device=allotment.device,
+        threads=allotment.model_threads,
+        batch_size=settings.batch_size or (16 if allotment.device == "cuda" else 1),
+    )
+
+
+def _pool(actors: tuple[int, int], **options: Any) -> ActorPoolStrategy:
+    return ActorPoolStrategy(min_size=actors[0], max_size=actors[1], **options)
+
+
+def _set_ray_data_options() -> None:
+    """Ray's defaults are set, not trusted; each line answers a fault that was reproduced."""
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = 1  # every row (shard) a block of its own through all stages
+    context.execution_options.preserve_order = False  # a slow shard holds up nobody
+    context.execution_no_progress_timeout_s = 3 * 3600  # counts waiting for spot capacity too
+    context.actor_init_retry_on_errors = True  # a restarted actor whose __init__ raises would end the run
+    context.actor_init_max_retries = 5
+    context.max_consecutive_actor_init_deaths = 20
+    context.max_errored_blocks = 0  # Ray would drop whole shards; a bad image is a row of ours
+    context.enable_progress_bars = False  # they count shards; ours counts images
+    # Ray Data's own lines stay in its log file; the console is for ours, and for errors.
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, PlainRayHandler):
+            handler.setLevel(logging.ERROR)
+    # max_restarts and max_task_retries have no other way in, whatever this warning says (Ray 2.60).
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+
+
+class _Committer:
+    """Collects receipts and commits them every JOURNAL_SECONDS and at the end, whatever ends the run."""
+
+    def __init__(self, journal: Journal):
+        self.journal = journal
+        self.receipts: list[Receipt] = []
+        self.since = time.monotonic()
+
+    def __enter__(self) -> "_Committer":
+        return self
+
+    def add(self, receipt: Receipt) -> None:
+        self.receipts.append(receipt)
+        if time.monotonic() - self.since >= JOURNAL_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        self.journal.append(self.receipts)
+        self.receipts, self.since = [], time.monotonic()
+
+    def __exit__(self, *exc: object) -> None:
+        self.commit()
+
+
+class _Clock:
+    """When the models worked: from the first shard's start to the last receipt of this attempt."""
+
+    def __init__(self) -> None:
+        self.started, self.finished, self.num_images = float("inf"), 0.0, 0
+
+    def add(self, receipt: Receipt) -> None:
+        self.started = min(self.started, receipt.started)
+        self.finished = max(self.finished, receipt.finished)
+        self.num_images += receipt.num_images
+
+
+def _close_books(run: Run, totals: Totals, done_before: int, clock: _Clock) -> Report:
+    if totals.shards != set(range(run.plan.num_shards)) or totals.num_images != run.plan.num_images:
+        raise RuntimeError(
+            f"the books of run {run.run_id} do not close: {totals.num_images} of {run.plan.num_images} images and "
+            f"{len(totals.shards)} of {run.plan.num_shards} shards have receipts; run the same command to go on"
+        )
+    seconds = max(clock.finished - clock.started, 0.0) if clock.num_images else 0.0
+    report = Report(
+        run_id=run.run_id,
+        num_images=totals.num_images,
+        num_ok=totals.num_images - totals.num_failed,
+        num_failed=totals.num_failed,
+        num_segments=totals.num_segments,
+        failed_by_code=dict(sorted(totals.failed_by_code.items())),
+        shards=run.plan.num_shards,
+        shards_done_before=done_before,
+        seconds=round(seconds, 3),
+        images_per_second=round(clock.num_images / seconds, 3) if seconds else 0.0,
+        finished=_now(),
+    )
+    run.put_object("report.json", vars(report))
+    return report
+
+
+class _stop_on_sigterm:  # noqa: N801 - used like a function in a with statement
+    """`ray job stop` and a leaving node send SIGTERM: leave through the finally blocks, which commit what is done.
+
+    Installed after ray.init, which sets a handler of its own.
+    """
+
+    def __enter__(self) -> None:
+        def stop(number: int, frame: FrameType | None) -> None:
+            raise SystemExit(128 + number)
+
+        try:
+            self.before = signal.signal(signal.SIGTERM, stop)
+        except ValueError:  # not the main thread: whoever runs us there handles signals
+            self.before = None
+
+    def __exit__(self, *exc: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,103 @@
+"""Every column on disk and between stages: name, type, unit. One place; a change of bytes on disk is a new version.
+
+Between stages one shard is one row (and so one Ray Data block): `shard`, `started` (seconds since the epoch when a
+model actor took it, 0 before) and `images`, a list with one struct per image. `pack_shard` and `unpack_shard` turn that
+row into a plain table of images and back without copying.
+"""
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+# --- the plan: one row per image ------------------------------------------------------------------------------------
+PLAN = pa.schema(
+    [
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("image_key", pa.string(), nullable=False),  # the object's URI, not escaped
+        pa.field("etag", pa.string(), nullable=False),  # the store's ETag; local files: mtime in ns and size, in hex
+        pa.field("size_bytes", pa.int64(), nullable=False),  # encoded
+        pa.field("reason", pa.string(), nullable=False),  # why this run has the image: `new`
+    ]
+)
+
+# --- between stages: the fields of one image ------------------------------------------------------------------------
+PLANNED = list(PLAN)[1:]
+_ERROR = [
+    pa.field("error_code", pa.string()),  # null: nothing went wrong so far
+    pa.field("error_message", pa.string()),
+]
+# data: encoded bytes; null after an error
+FETCHED = pa.schema([*PLANNED, *_ERROR, pa.field("data", pa.large_binary())])
+SEGMENT_INFO = pa.struct(
+    [("segment_id", pa.int32()), ("class_id", pa.int32()), ("score", pa.float32())]  # id in the label map, from 1
+)
+SEGMENTED = pa.schema(
+    [
+        *PLANNED,
+        *_ERROR,
+        pa.field("height", pa.int32()),  # pixels, EXIF orientation applied; null where the image was not decoded
+        pa.field("width", pa.int32()),
+        # The label map as maximal runs in column-major order (COCO's): segment id (0 = void) and length in pixels.
+        pa.field("run_values", pa.list_(pa.int32())),
+        pa.field("run_lengths", pa.list_(pa.uint32())),
+        pa.field("segments", pa.list_(SEGMENT_INFO)),
+    ]
+)
+
+# --- the tables -----------------------------------------------------------------------------------------------------
+_VERSION = {b"m2f_schema_version": str(SCHEMA_VERSION).encode()}
+IMAGES = pa.schema(
+    [
+        pa.field("image_key", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),  # ok | failed
+        pa.field("error_code", pa.string()),  # pipeline.errors.ErrorCode; null where ok
+        pa.field("error_message", pa.string()),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("num_segments", pa.int32(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("fingerprint", pa.string(), nullable=False),  # of weights and settings that change results
+        pa.field("attempt", pa.int32(), nullable=False),  # 1 unless the run was resumed
+        pa.field("reason", pa.string(), nullable=False),
+    ],
+    metadata=_VERSION,
+)
+SEGMENTS = pa.schema(
+    [
+        pa.field("image_key", pa.string(), nullable=False),
+        pa.field("segment_id", pa.int32(), nullable=False),  # id in the panoptic map, from 1
+        pa.field("category_id", pa.int32(), nullable=False),  # the dataset's id
+        pa.field("category_name", pa.string(), nullable=False),
+        pa.field("isthing", pa.bool_(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("area", pa.int64(), nullable=False),  # pixels
+        pa.field("bbox", pa.list_(pa.float32()), nullable=False),  # x, y, width, height in pixels
+        # COCO compressed RLE: goes into pycocotools as it stands.
+        pa.field(
+            "segmentation",
+            pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())]),  # size: height, width
+            nullable=False,
+        ),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+    ],
+    metadata=_VERSION,
+)
+TABLES = {"images": IMAGES, "segments": SEGMENTS}
+
+
+def pack_shard(shard: int, images: pa.Table, started: float = 0.0) -> pa.Table:
+    """One row: the shard's number and its images (a table of one row per image) as a list of structs."""
+    structs = images.combine_chunks().to_struct_array().chunk(0)
+    column = pa.ListArray.from_arrays(pa.array([0, len(structs)], pa.int32()), structs)
+    return pa.table({"shard": pa.array([shard], pa.int32()), "started": [started], "images": column})
+
+
+def unpack_shard(row: pa.Table) -> tuple[int, pa.Table]:
+    """The inverse of `pack_shard`."""
+    assert row.num_rows == 1, f"a batch holds one shard, this one holds {row.num_rows}"
+    images = row.column("images").combine_chunks().flatten()
+    return row.column("shard")[0].as_py(), pa.Table.from_batches([pa.RecordBatch.from_struct_array(images)])

@@ -1,0 +1,220 @@
+"""Encoded bytes -> segments: the actor that holds the model and keeps the device fed.
+
+Images are batched only with images of equal padded size, because the network does not mask padding: a batch then gives
+what single images give, to float rounding. Decoding runs in threads ahead of the device, also across shards, since Ray
+calls the actor for the next shard while this one is on the device.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from m2f_core.checkpoint import load_checkpoint, read_preprocessor_config
+from m2f_core.geometry import ImageGeometry
+from m2f_core.image_processor import ImageProcessor
+from m2f_core.image_size import ImageSize
+from m2f_core.rle import LabelRuns, label_runs
+from m2f_core.segments import PanopticSettings, SegmentInfo, panoptic_segments
+from pipeline.decode import decode_image, measure_image
+from pipeline.errors import ErrorCode, ImageError
+from pipeline.schema import SEGMENTED, pack_shard, unpack_shard
+from pipeline.storage import one_line
+from pipeline.weights import stage_model
+
+_BATCHES_AHEAD = 2  # decoded batches waiting for the device, per shard in the actor
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class SegmentSpec:
+    """Everything a model actor needs; tiny, because large constructor arguments break actor restarts (ray#53727)."""
+
+    model: str
+    weights_sha256: str
+    preprocess: str
+    image_size: ImageSize | None
+    exif: bool
+    max_image_pixels: int
+    panoptic: PanopticSettings
+    precision: str  # fp32 | bf16
+    device: str  # cuda | cpu
+    threads: int  # decoding threads; on a CPU also those of the model
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class SegmentedImage:
+    """The result for one image, in the frame of the decoded (and EXIF-oriented) image."""
+
+    height: int
+    width: int
+    runs: LabelRuns
+    infos: tuple[SegmentInfo, ...]
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image decoded and resized, ready to be stacked: uint8 [h, w, 3]."""
+
+    pixels_hw3: np.ndarray
+    geometry: ImageGeometry
+
+
+class Segmenter:
+    """Encoded images -> segments with one model on one device. Thread safe; knows nothing of Ray."""
+
+    def __init__(self, spec: SegmentSpec):
+        self.spec = spec
+        self.device = torch.device(spec.device)
+        if self.device.type == "cpu":
+            torch.set_num_threads(spec.threads)
+        folder = stage_model(spec.model, spec.weights_sha256)
+        self.model = load_checkpoint(folder).to(self.device)
+        self.processor = ImageProcessor.from_preprocessor_config(
+            read_preprocessor_config(folder), spec.preprocess, spec.image_size
+        )
+        self.decoders = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
+        # Ray may call from several threads at once, so that one shard decodes while another is on the device.
+        self.device_lock = threading.Lock()
+
+    def segment(self, encoded: Sequence[bytes | None]) -> list[SegmentedImage | ImageError | None]:
+        """One result per image, in order; None where there were no bytes to begin with."""
+        results: list[Any] = list(self.decoders.map(self._measure, encoded))
+        sizes = [r.padded_hw if isinstance(r, ImageGeometry) else None for r in results]
+        batches = plan_batches(sizes, self.spec.batch_size)
+        prepare = [[encoded[index] for index in batch] for batch in batches]
+        for batch, prepared in zip(batches, self._prepare_ahead(prepare), strict=True):
+            ready = [(i, p) for i, p in zip(batch, prepared, strict=True) if isinstance(p, PreparedImage)]
+            for index, outcome in zip(batch, prepared, strict=True):
+                results[index] = outcome
+            for (index, _), result in zip(ready, self._infer([p for _, p in ready]), strict=True):
+                results[index] = result
+        return results
+
+    def _measure(self, data: bytes | None) -> ImageGeometry | ImageError | None:
+        """Sizes from the header alone, so that images can be grouped before any of them is decoded."""
+        if data is None:
+            return None
+        try:
+            height, width = measure_image(data, max_pixels=self.spec.max_image_pixels, apply_exif=self.spec.exif)
+        except ImageError as error:
+            return error
+        return self.processor.geometry(height, width)
+
+    def _prepare(self, data: bytes) -> PreparedImage | ImageError:
+        try:
+            image = decode_image(data, max_pixels=self.spec.max_image_pixels, apply_exif=self.spec.exif)
+        except ImageError as error:
+            return error
+        return PreparedImage(self.processor.resize(image), self.processor.geometry(image.height, image.width))
+
+    def _prepare_ahead(self, batches: Sequence[Sequence[Any]]) -> Iterator[list[PreparedImage | ImageError]]:
+        def submit(batch: Sequence[Any]) -> list[Future[PreparedImage | ImageError]]:
+            return [self.decoders.submit(self._prepare, data) for data in batch]
+
+        for futures in look_ahead(submit, batches, _BATCHES_AHEAD):
+            yield [future.result() for future in futures]
+
+    def _infer(self, images: Sequence[PreparedImage]) -> list[SegmentedImage | ImageError]:
+        """Model and reduction; where a batch fails, image by image, so that only the culprit gets the error."""
+        if not images:
+            return []
+        try:
+            return self._forward(images)
+        except Exception as error:
+            if len(images) == 1:
+                return [ImageError(ErrorCode.INFERENCE_FAILED, f"{type(error).__name__}: {one_line(error)}")]
+            return [result for image in images for result in self._infer([image])]
+
+    def _forward(self, images: Sequence[PreparedImage]) -> list[SegmentedImage | ImageError]:
+        padded_hw = images[0].geometry.padded_hw
+        assert all(image.geometry.padded_hw == padded_hw for image in images), "a batch has one padded size"
+        bf16 = self.spec.precision == "bf16"
+        with self.device_lock, torch.inference_mode():
+            pixels_B3HW = self.processor.to_batch([i.pixels_hw3 for i in images], padded_hw, self.device)
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+                output = self.model(pixels_B3HW)
+            logits_BQK1, masks_BQhw = output.pred_logits.float(), output.pred_masks.float()
+            if self.device.type != "cpu":
+                return [self._reduce(*each) for each in zip(images, logits_BQK1, masks_BQhw, strict=True)]
+        # On a CPU the reduction needs no lock: the next batch may have the model meanwhile.
+        with torch.inference_mode():
+            return [self._reduce(*each) for each in zip(images, logits_BQK1, masks_BQhw, strict=True)]
+
+    def _reduce(
+        self, image: PreparedImage, logits_QK1: torch.Tensor, masks_Qhw: torch.Tensor
+    ) -> SegmentedImage | ImageError:
+        result = panoptic_segments(logits_QK1, masks_Qhw, image.geometry, self.spec.panoptic)
+        height, width = image.geometry.original_hw
+        return SegmentedImage(height, width, label_runs(result.label_map_HW), result.infos)
+
+
+class SegmentImages:
+    """Model actor: one shard in, one shard out; encoded bytes are replaced by runs."""
+
+    def __init__(self, spec: SegmentSpec):
+        self.segmenter = Segmenter(spec)
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        started = time.time()
+        shard, images = unpack_shard(row)
+        results = self.segmenter.segment(images.column("data").to_pylist())
+        return pack_shard(shard, segmented_table(images.drop_columns(["data"]), results), started)
+
+
+def segmented_table(images: pa.Table, results: Sequence[SegmentedImage | ImageError | None]) -> pa.Table:
+    """The table of schema.SEGMENTED from that of schema.FETCHED without `data`, and one result per image.
+
+    Errors of earlier stages stand; a None result is allowed only there.
+    """
+    codes = images.column("error_code").to_pylist()
+    messages = images.column("error_message").to_pylist()
+    done: list[SegmentedImage | None] = []
+    for index, result in enumerate(results):
+        if isinstance(result, ImageError):
+            codes[index], messages[index] = result.code.value, result.message
+        assert (result is None) == (images.column("error_code")[index].as_py() is not None), "a row has one outcome"
+        done.append(result if isinstance(result, SegmentedImage) else None)
+    columns: dict[str, Any] = {
+        "error_code": codes,
+        "error_message": messages,
+        "height": [r and r.height for r in done],
+        "width": [r and r.width for r in done],
+        "run_values": [r and r.runs.values for r in done],
+        "run_lengths": [r and r.runs.lengths for r in done],
+        "segments": [
+            r and [{"segment_id": s.segment_id, "class_id": s.class_id, "score": s.score} for s in r.infos]
+            for r in done
+        ],
+    }
+    planned = {name: images.column(name) for name in images.column_names if name not in columns}
+    return pa.table({**planned, **columns}, schema=SEGMENTED)
+
+
+def plan_batches(padded_hws: Sequence[tuple[int, int] | None], batch_size: int) -> list[list[int]]:
+    """Indices grouped by equal padded size, at most `batch_size` each; None is left out. Order is kept in a group."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, padded_hw in enumerate(padded_hws):
+        if padded_hw is not None:
+            groups.setdefault(padded_hw, []).append(index)
+    return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
+
+
+def look_ahead(submit: Callable[[T], R], items: Iterable[T], depth: int) -> Iterator[R]:
+    """submit(item) for each item in order, at most `depth` ahead of what has been taken."""
+    waiting: deque[R] = deque()
+    for item in items:
+        waiting.append(submit(item))
+        if len(waiting) > depth:
+            yield waiting.popleft()
+    yield from waiting

@@ -1,0 +1,92 @@
+"""Objects in folders and buckets: one way to open a file system, to write an object at once, to name one.
+
+Credentials, region and endpoint come from the usual AWS chain (environment, profile, instance role); nothing here takes
+or logs them.
+"""
+
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import RunError
+
+# Measured against injected faults: s3fs repeats each of botocore's rounds up to five times, so five attempts here
+# survive long 503 storms; its own default read time-out of 15 s is too short for large objects on a busy store.
+_S3_OPTIONS: dict[str, Any] = {
+    "config_kwargs": {
+        "retries": {"mode": "standard", "total_max_attempts": 5},
+        "connect_timeout": 5,
+        "read_timeout": 60,
+        "max_pool_connections": 64,
+        "tcp_keepalive": True,
+    },
+    "use_listings_cache": False,  # a cached listing costs 4 KB a key and may be stale
+    "default_cache_type": "none",
+}
+
+
+def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of `uri` and the path in it. `uri` is a local path or `protocol://...`.
+
+    Raises RunError where the protocol is unknown or its library is not installed.
+    """
+    protocol = uri.split("://", 1)[0] if "://" in uri else "file"
+    options = _S3_OPTIONS if protocol in ("s3", "s3a") else {}
+    try:
+        filesystem = fsspec.filesystem(protocol, **options)
+    except (ValueError, ImportError) as error:
+        raise RunError(f"cannot open {uri}: {error}") from None
+    return filesystem, path_of(filesystem, uri)
+
+
+def path_of(filesystem: fsspec.AbstractFileSystem, uri: str) -> str:
+    """The path of `uri` in its file system: the inverse of `uri_of`. Keys may hold `#`, `?`, `%` and spaces."""
+    if is_local(filesystem):
+        return os.path.abspath(uri.removeprefix("file://"))  # noqa: PTH100 - keeps symbolic links as written
+    return str(filesystem._strip_protocol(uri))
+
+
+def uri_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+    """`protocol://path`, never escaped: `file:///photos/a b.jpg`, `s3://bucket/key`."""
+    protocol = filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]
+    return f"{protocol}://{path}"
+
+
+def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
+    return isinstance(filesystem, LocalFileSystem)
+
+
+def local_etag(stat: os.stat_result) -> str:
+    """What stands for an ETag where there is no store to give one: time of change in ns and size, in hex."""
+    return f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
+
+
+def put_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+    """Write `data` at `path` so that a reader sees the whole object or none, whatever dies.
+
+    Object stores do that by themselves (one PUT); on a local disk a temporary name is renamed.
+    """
+    if not is_local(filesystem):
+        filesystem.pipe_file(path, data)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line for a message or a row: its text, or its type where it has none."""
+    text = " ".join(str(error).split())
+    return text[:500] if text else type(error).__name__

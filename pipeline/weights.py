@@ -1,0 +1,96 @@
+"""A checkpoint's name -> a folder on this machine, fetched at most once per node and checked by hash."""
+
+import hashlib
+import os
+import re
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+from filelock import FileLock
+
+from m2f_core.checkpoint import weights_sha256
+from pipeline.errors import RunError
+from pipeline.storage import one_line, open_filesystem
+
+# What a checkpoint needs; a folder may hold pickles and training states beside it, which are never fetched or opened.
+_PATTERNS = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def stage_model(model: str, expected_sha256: str | None = None) -> Path:
+    """The local folder of checkpoint `model`: a folder, a URI or a hub id.
+
+    With `expected_sha256` (the driver's) the weights are checked, so that every actor of a run has the same ones.
+    Raises RunError naming what is missing and what to do.
+    """
+    folder = _locate(model)
+    if expected_sha256 is not None and (found := weights_sha256(folder)) != expected_sha256:
+        raise RunError(
+            f"the weights in {folder} on {socket.gethostname()} have sha256 {found[:16]}…, the run was started with "
+            f"{expected_sha256[:16]}…; give every node the same checkpoint (a URI does)"
+        )
+    return folder
+
+
+def _locate(model: str) -> Path:
+    if "://" in model:
+        return _fetch(model)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if _HUB_ID.fullmatch(model) and not folder.is_absolute():
+        return _fetch_from_hub(model)
+    raise RunError(f"--model {model}: no such folder on {socket.gethostname()}")
+
+
+def _fetch(uri: str) -> Path:
+    filesystem, root = open_filesystem(uri.rstrip("/"))
+    try:
+        listed = [info for info in filesystem.ls(root, detail=True) if info["type"] == "file"]
+    except FileNotFoundError:
+        raise RunError(f"--model {uri} does not exist") from None
+    except OSError as error:
+        raise RunError(f"--model {uri} cannot be read: {one_line(error)}") from None
+    wanted = sorted(
+        (info for info in listed if any(Path(info["name"]).match(pattern) for pattern in _PATTERNS)),
+        key=lambda info: str(info["name"]),
+    )
+    if not wanted:
+        raise RunError(f"--model {uri} holds no checkpoint: no config.json or *.safetensors there")
+    # Keyed by content as the store names it, so a replaced checkpoint is fetched anew and an old one stays usable.
+    identity = "".join(f"{i['name']}{i.get('ETag') or i.get('etag') or i.get('mtime')}{i['size']}" for i in wanted)
+    target = _cache_root() / hashlib.sha256(f"{uri}{identity}".encode()).hexdigest()[:32]
+    with FileLock(f"{target}.lock"):  # one process of the node fetches, the others wait
+        if not target.is_dir():
+            temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix="fetching-"))
+            try:
+                for info in wanted:
+                    filesystem.get_file(info["name"], str(temporary / Path(info["name"]).name))
+                temporary.rename(target)
+            except OSError as error:
+                raise RunError(f"--model {uri} cannot be fetched: {one_line(error)}") from None
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _fetch_from_hub(hub_id: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise RunError(
+            f"--model {hub_id} is no folder here; to load it from the hub: pip install 'm2f-pipeline[hub]'"
+        ) from None
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(_PATTERNS)))
+    except Exception as error:  # the hub client raises a family of its own and those of its HTTP library
+        raise RunError(f"--model {hub_id} is no folder here and the hub has it not: {one_line(error)}") from None
+
+
+def _cache_root() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    root = base / "m2f-pipeline" / "models"
+    root.mkdir(parents=True, exist_ok=True)
+    return root

@@ -1,0 +1,79 @@
+"""What many tests share: the data folder, a tiny checkpoint, photographs, an S3 server, a local Ray."""
+
+import contextlib
+import os
+from pathlib import Path
+
+# Before anything imports them: no calls home, no token files in the user's home, one thread a process.
+os.environ.update(
+    HF_HUB_OFFLINE="1", RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1", AWS_MAX_ATTEMPTS="5"
+)
+
+import hypothesis
+import pytest
+
+# Shared machines are noisy: a deadline per example would test them, not us.
+hypothesis.settings.register_profile("m2f", deadline=None, max_examples=60)
+hypothesis.settings.load_profile("m2f")
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Photographs and odd images that are not part of the project; tests that need them are skipped without."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"needs the photographs in {SHARED_DATA.name}/ beside the checkout")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """A seeded tiny Mask2Former with 5 things and 3 stuff classes, as a Hugging Face folder."""
+    from jobs.demo import make_model
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    make_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory) -> Path:
+    """The eleven photographs of the scikit-image wheel."""
+    from jobs.demo import gather_photographs
+
+    folder = tmp_path_factory.mktemp("photographs")
+    gather_photographs(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """One Ray in this process for tests that call the pipeline directly; ended by ray.shutdown, never `ray stop`."""
+    import ray
+
+    with contextlib.ExitStack() as stack:
+        if not ray.is_initialized():
+            ray.init(
+                address="local",
+                num_cpus=4,
+                include_dashboard=False,
+                logging_level="ERROR",
+                log_to_driver=False,
+                object_store_memory=500_000_000,
+            )
+            stack.callback(ray.shutdown)
+        yield
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory):
+    """A SeaweedFS on loopback; its endpoint and keys stand in the environment, as the usual AWS chain reads them."""
+    from tests.s3_server import embedded_s3
+
+    with embedded_s3(tmp_path_factory.mktemp("s3")) as server:
+        before = {name: os.environ.get(name) for name in server.environment}
+        os.environ.update(server.environment)
+        yield server
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)

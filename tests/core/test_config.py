@@ -1,0 +1,123 @@
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from m2f_core.config import ConfigError, Mask2FormerConfig, SwinConfig
+
+VARIANTS = ["swin_tiny", "swin_small", "swin_base", "swin_large", "tiny"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_json_round_trip(variant: str) -> None:
+    config = getattr(Mask2FormerConfig, variant)(id2label={0: "cat", 1: "sky"}, num_queries=7)
+    assert (config.num_labels, config.num_queries) == (2, 7)
+    assert Mask2FormerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_published_numbers() -> None:
+    large = Mask2FormerConfig.swin_large()
+    assert large.backbone_config.feature_channels == (192, 384, 768, 1536)
+    assert large.backbone_config.window_size == 12
+    assert (large.num_queries, large.num_labels) == (200, 133)
+    assert Mask2FormerConfig.swin_tiny().backbone_config == SwinConfig(
+        embed_dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24), window_size=7
+    )
+
+
+def test_unknown_keys_are_ignored_and_missing_ones_have_transformers_defaults() -> None:
+    config = Mask2FormerConfig.from_dict({"model_type": "mask2former", "enforce_input_proj": True, "no_such": [1]})
+    assert config == Mask2FormerConfig()
+    assert config.backbone_config.depths == (2, 2, 18, 2)
+    assert config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+
+
+def test_legacy_spellings() -> None:
+    """Names that older files have for the same fields; nulls, which they have for absent ones."""
+    config = Mask2FormerConfig.from_dict(
+        {
+            "model_type": "mask2former",
+            "hidden_size": 128,
+            "num_hidden_layers": 4,
+            "num_labels": 3,
+            "backbone": None,
+            "output_auxiliary_logits": None,
+            "backbone_config": {
+                "model_type": "swin",
+                "patch_size": [4, 4],
+                "depths": [1, 1, 1, 1],
+                "out_features": None,
+            },
+        }
+    )
+    assert (config.hidden_dim, config.decoder_layers, config.num_labels) == (128, 4, 3)
+    assert config.backbone_config == SwinConfig(depths=(1, 1, 1, 1))
+
+
+def test_classes_are_ordered_by_number_not_by_text() -> None:
+    names = {str(i): f"name {i}" for i in sorted(range(12), key=str)}
+    config = Mask2FormerConfig.from_dict({"model_type": "mask2former", "id2label": names})
+    assert list(config.id2label) == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"model_type": "maskformer"}, "model_type"),
+        ({"model_type": None}, "model_type"),
+        ({"backbone_config": {"model_type": "resnet"}}, "backbone_config.model_type"),
+        ({"backbone_config": {"model_type": "maskformer-swin"}}, "backbone_config.model_type"),
+        ({"backbone_config": "swin"}, "backbone_config"),
+        ({"backbone": "microsoft/swin-tiny"}, "backbone"),
+        ({"backbone_config": {"model_type": "swin", "use_absolute_embeddings": True}}, "use_absolute_embeddings"),
+        ({"backbone_config": {"model_type": "swin", "out_features": ["stage4"]}}, "out_features"),
+        ({"backbone_config": {"model_type": "swin", "depths": [2, 2, 6]}}, "depths"),
+        ({"backbone_config": {"model_type": "swin", "depths": 2}}, "depths"),
+        ({"backbone_config": {"model_type": "swin", "num_heads": [5, 6, 12, 24]}}, "num_heads"),
+        ({"backbone_config": {"model_type": "swin", "num_channels": 4}}, "num_channels"),
+        ({"backbone_config": {"model_type": "swin", "patch_size": [4, 2]}}, "patch_size"),
+        ({"backbone_config": {"model_type": "swin", "patch_size": 8}}, "feature_strides"),
+        ({"backbone_config": {"model_type": "swin", "hidden_act": "mish"}}, "hidden_act"),
+        ({"backbone_config": {"model_type": "swin", "mlp_ratio": -1}}, "mlp_ratio"),
+        ({"backbone_config": {"model_type": "swin", "qkv_bias": "yes"}}, "qkv_bias"),
+        ({"num_queries": 0}, "num_queries"),
+        ({"num_queries": True}, "num_queries"),
+        ({"num_queries": 10.5}, "num_queries"),
+        ({"decoder_layers": -1}, "decoder_layers"),
+        ({"hidden_dim": 100}, "hidden_dim"),
+        ({"feature_size": 80}, "feature_size"),
+        ({"pre_norm": "no"}, "pre_norm"),
+        ({"common_stride": 8}, "common_stride"),
+        ({"feature_strides": [4, 8, 16]}, "feature_strides"),
+        ({"activation_function": "swish"}, "activation_function"),
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label"),
+        ({"id2label": {"a": "0"}}, "id2label"),
+        ({"id2label": {}}, "id2label"),
+        ({"id2label": ["a"]}, "id2label"),
+        ({"num_labels": -1}, "num_labels"),
+    ],
+    ids=str,
+)
+def test_nonsense_is_refused_by_the_name_of_the_field(change: dict, field: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Mask2FormerConfig.from_dict({"model_type": "mask2former", **change})
+    message = str(error.value)
+    assert field in message
+    assert "\n" not in message
+
+
+def test_a_config_is_frozen_and_checked_when_made_by_hand() -> None:
+    config = Mask2FormerConfig.tiny()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.num_queries = 3  # type: ignore[misc]
+    with pytest.raises(ConfigError, match="num_queries"):
+        dataclasses.replace(config, num_queries=-3)
+    assert hash(config) == hash(Mask2FormerConfig.tiny())
+
+
+def test_files_can_be_read_without_torch() -> None:
+    """The driver of a run reads configuration, labels and hash only; importing torch would cost it seconds."""
+    code = "import sys, m2f_core.config, m2f_core.labels, m2f_core.checkpoint; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

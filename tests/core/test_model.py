@@ -1,0 +1,221 @@
+"""What holds for the network whatever its weights are. That it is Mask2Former is shown in tests/parity."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from m2f_core.config import Mask2FormerConfig
+from m2f_core.model import Mask2Former, Mask2FormerOutput, build_model
+from m2f_core.pixel_decoder import cell_centres, sine_position_encoding
+from m2f_core.seeded import seeded_model
+from m2f_core.swin import STRANGER_LOGIT, join_windows, split_windows, stranger_mask
+from m2f_core.transformer_decoder import open_empty_rows
+
+PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos"
+PHOTO_NAMES = ["sam_dog.jpg", "skimage_coffee.png", "usgov_15673749081_767a7fa63a_k.jpg"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def model() -> Mask2Former:
+    return seeded_model(Mask2FormerConfig.tiny(), seed=0)
+
+
+def predict(model: Mask2Former, pixel_values: Tensor) -> Mask2FormerOutput:
+    with torch.inference_mode():
+        return model(pixel_values)
+
+
+def random_images(batch: int, height: int, width: int) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height + width))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 50), (64, 64), (97, 33), (128, 224)], ids=str)
+def test_any_size_of_image(model: Mask2Former, size: tuple[int, int]) -> None:
+    output = predict(model, random_images(1, *size))
+    assert output.pred_logits.shape == (1, 20, 9)
+    assert output.pred_masks.shape == (1, 20, -(-size[0] // 4), -(-size[1] // 4))
+    assert output.pred_logits.isfinite().all()
+    assert output.pred_masks.isfinite().all()
+
+
+def test_a_batch_is_its_images_one_by_one(model: Mask2Former) -> None:
+    """The promise on which the pipeline batches images: no image sees its neighbours."""
+    images = random_images(3, 70, 90)
+    together = predict(model, images)
+    for index in range(3):
+        alone = predict(model, images[index : index + 1])
+        torch.testing.assert_close(together.pred_logits[index], alone.pred_logits[0], rtol=0, atol=1e-3)
+        torch.testing.assert_close(together.pred_masks[index], alone.pred_masks[0], rtol=0, atol=1e-3)
+    assert not torch.allclose(together.pred_masks[0], together.pred_masks[1], atol=0.1), "the images must differ"
+
+
+def test_bfloat16_autocast_is_close_to_float32(model: Mask2Former) -> None:
+    images = random_images(2, 64, 96)
+    exact = predict(model, images)
+    with torch.autocast(device_type="cpu", dtype=torch.bfloat16):
+        rounded = predict(model, images)
+    for got, expected in [(rounded.pred_logits, exact.pred_logits), (rounded.pred_masks, exact.pred_masks)]:
+        assert got.dtype == torch.float32
+        assert got.isfinite().all()
+        # Some attention cells flip, so single cells may be far off; the bulk may not.
+        assert (got - expected).abs().mean() < 0.03 * expected.std()
+    flipped = (rounded.pred_masks >= 0) != (exact.pred_masks >= 0)
+    assert flipped.float().mean() < 0.01
+
+
+def test_the_last_of_all_predictions_is_the_only_one(model: Mask2Former) -> None:
+    images = random_images(1, 64, 64)
+    with torch.inference_mode():
+        mask_features, maps = model.pixel_decoder(model.backbone(images))
+        predictions = model.transformer_decoder(mask_features, maps, every_prediction=True)
+        (last,) = model.transformer_decoder(mask_features, maps)
+    assert len(predictions) == model.config.decoder_layers
+    assert torch.equal(predictions[-1].mask_logits, last.mask_logits)
+    assert not torch.equal(predictions[0].mask_logits, last.mask_logits)
+
+
+def test_resizing_mask_features_is_resizing_masks(model: Mask2Former) -> None:
+    """The decoder resizes the features and multiplies; the definition multiplies and resizes."""
+    generator = torch.Generator().manual_seed(0)
+    features, queries = (torch.randn(shape, generator=generator) for shape in [(2, 64, 23, 31), (2, 20, 64)])
+    decoder = model.transformer_decoder
+    with torch.inference_mode():
+        masks = decoder.predict_masks(queries, features)
+        by_definition = F.interpolate(masks, size=(6, 8), mode="bilinear", align_corners=False).flatten(2)
+        resized = F.interpolate(features, size=(6, 8), mode="bilinear", align_corners=False).flatten(2)
+        may_attend = decoder.attended_cells(queries, resized)
+    clear = by_definition.abs() > 1e-4
+    assert clear.float().mean() > 0.99
+    assert torch.equal(may_attend[clear], open_empty_rows(by_definition.sigmoid() >= 0.5)[clear])
+
+
+def test_a_query_without_a_cell_reads_all() -> None:
+    rows = torch.tensor([[[True, False], [False, False], [True, True]]])
+    assert open_empty_rows(rows).tolist() == [[[True, False], [True, True], [True, True]]]
+
+
+def test_windows_come_back() -> None:
+    x = torch.randn(2, 6, 9, 5)
+    windows = split_windows(x, 3)
+    assert windows.shape == (2 * 2 * 3, 9, 5)
+    assert torch.equal(windows[1].view(3, 3, 5), x[0, 0:3, 3:6])
+    assert torch.equal(join_windows(windows, 3, 6, 9), x)
+
+
+def test_strangers_are_cells_that_were_not_neighbours() -> None:
+    """After rolling a 4x4 map by 1, only the last row and column come from the other end."""
+    mask = stranger_mask(4, 4, size=2, shift=1, device=torch.device("cpu"))
+    assert mask.shape == (4, 1, 4, 4)
+    assert not mask[0].any(), "the first window was not torn"
+    right = mask[1, 0]  # left column [0, 2] and right column [1, 3] are of different ends
+    assert right[0].tolist() == [0, STRANGER_LOGIT, 0, STRANGER_LOGIT]
+    assert mask[3, 0].count_nonzero() == 12, "in the corner every cell is alone"
+
+
+def test_positions_are_literal() -> None:
+    code = sine_position_encoding(2, 3, 8, torch.device("cpu"))
+    assert code.shape == (1, 6, 8)
+    bottom_left = code[0, 3]
+    y, x = 2 * torch.pi, 2 * torch.pi / 3  # the last of 2 rows, the first of 3 columns
+    expected = [f(v / scale) for v in (y, x) for scale in (1, 100) for f in (np.sin, np.cos)]
+    torch.testing.assert_close(bottom_left, torch.tensor(expected, dtype=torch.float32), rtol=0, atol=1e-5)
+    assert cell_centres(1, 2, torch.device("cpu")).tolist() == [[0.25, 0.5], [0.75, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("variant", "millions"), [("swin_tiny", 47.4), ("swin_small", 68.8), ("swin_base", 106.9), ("swin_large", 215.5)]
+)
+def test_published_sizes(variant: str, millions: float) -> None:
+    with torch.device("meta"):
+        model = build_model(getattr(Mask2FormerConfig, variant)())
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == millions
+
+
+def test_gradients_reach_every_parameter() -> None:
+    """Training is to come: nothing of the network may be cut off from the loss."""
+    model = seeded_model(Mask2FormerConfig.tiny(), seed=0).train()
+    output = model(random_images(1, 64, 64))
+    (output.pred_logits.square().mean() + output.pred_masks.square().mean()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_export_gives_the_same_answer(model: Mask2Former) -> None:
+    """The forward pass has no branch that depends on values."""
+    images = random_images(1, 64, 96)
+
+    class Tensors(torch.nn.Module):
+        def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+            output = model(pixel_values)
+            return output.pred_logits, output.pred_masks
+
+    with torch.no_grad():
+        wrapped = Tensors()
+        wrapped.model = model
+        logits, masks = torch.export.export(wrapped, (images,)).module()(images)
+    expected = predict(model, images)
+    torch.testing.assert_close(logits, expected.pred_logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(masks, expected.pred_masks, rtol=0, atol=1e-4)
+
+
+def test_a_seed_is_repeatable_and_leaves_the_global_state_alone() -> None:
+    state = torch.get_rng_state()
+    first, again, other = (seeded_model(Mask2FormerConfig.tiny(), seed).state_dict() for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_seeded_model_has_no_weight_at_its_initial_value(model: Mask2Former) -> None:
+    for name, parameter in model.named_parameters():
+        assert parameter.unique().numel() > 1, name
+
+
+def normalised_photo(name: str, short_side: int = 256) -> Tensor:
+    image = Image.open(PHOTOS / name).convert("RGB")
+    scale = short_side / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return ((pixels - mean[:, None, None]) / std[:, None, None])[None]
+
+
+def panoptic_segments(output: Mask2FormerOutput, size: tuple[int, int]) -> list[tuple[int, int]]:
+    """(class_id, area) by the rule of the original, in the plainest form."""
+    scores, classes = output.pred_logits[0].softmax(-1).max(-1)
+    kept = ((classes < output.pred_logits.shape[-1] - 1) & (scores > 0.8)).nonzero()[:, 0]
+    if len(kept) == 0:
+        return []
+    masks = F.interpolate(output.pred_masks[:, kept], size=size, mode="bilinear", align_corners=False)[0].sigmoid()
+    winner = (masks * scores[kept, None, None]).argmax(0)
+    segments = []
+    for index, query in enumerate(kept):
+        won, on = winner == index, masks[index] >= 0.5
+        area = (won & on).sum().item()
+        if area and won.sum() / on.sum() >= 0.8:
+            segments.append((classes[query].item(), area))
+    return segments
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"no photographs at {PHOTOS}")
+def test_a_seeded_model_segments_photographs(model: Mask2Former) -> None:
+    """Several segments, of several classes, that are neither specks nor everything, and not the same for all photos."""
+    found = []
+    for name in PHOTO_NAMES:
+        photo = normalised_photo(name)
+        size = (photo.shape[2], photo.shape[3])
+        segments = panoptic_segments(predict(model, photo), size)
+        assert len({class_id for class_id, _ in segments}) >= 2
+        assert 0.02 < max(area for _, area in segments) / (size[0] * size[1]) < 0.9
+        found.append(segments)
+    assert sum(map(len, found)) / len(found) >= 3
+    assert found[0] != found[1] != found[2]

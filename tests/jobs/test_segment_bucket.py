@@ -1,0 +1,271 @@
+"""The main job, whole, on real photographs: rows, books, exit codes, invariance, odd input, resumption."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from jobs import segment_bucket
+from pipeline.errors import ErrorCode
+from pipeline.journal import Journal
+from tests.tables import latest_run, read_report, read_table, results_by_image
+
+SMALL = ["--image-size", "160:267"]
+
+
+def run(*flags) -> int:
+    return segment_bucket.main([str(flag) for flag in flags])
+
+
+def places(input_folder, output, model) -> list:
+    return ["--input", input_folder, "--output", output, "--model", model]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_every_photograph_has_its_rows_and_the_books_close(photographs, tiny_checkpoint, tmp_path, capsys):
+    code = run(*places(photographs, tmp_path, tiny_checkpoint), *SMALL, "--images-per-shard", 4)
+    assert code == 0
+    names = sorted(path.name for path in photographs.iterdir())
+    images = read_table(tmp_path, "images")
+    assert [Path(row["image_key"]).name for row in images] == names
+    assert {row["status"] for row in images} == {"ok"}
+    report = read_report(tmp_path)
+    assert (report["num_images"], report["num_ok"], report["shards"]) == (len(names), len(names), 3)
+    segments = read_table(tmp_path, "segments")
+    assert len(segments) == report["num_segments"] == sum(row["num_segments"] for row in images)
+    assert len(segments) >= 2 * len(images), "the tiny model should find something, or these tests prove little"
+    for row in segments:
+        mask = coco.decode(row["segmentation"])
+        assert mask.sum() == row["area"]
+        assert coco.toBbox(row["segmentation"]).tolist() == row["bbox"]
+    out = capsys.readouterr().out
+    assert f"segments/run={latest_run(tmp_path)}/*.parquet" in out
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_finished_run_is_left_as_it_is(photographs, tiny_checkpoint, tmp_path):
+    flags = [*places(photographs, tmp_path, tiny_checkpoint), *SMALL, "--limit", 2, "--run-id", "night-1"]
+    assert run(*flags) == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert run(*flags) == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(("budget", "code"), [("0.34", 0), ("0.3", 1)])
+def test_failures_beyond_the_budget_give_exit_code_1(photographs, tiny_checkpoint, tmp_path, budget, code):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("coffee.png", "rocket.jpg"):
+        shutil.copy(photographs / name, folder)
+    (folder / "notes.txt").write_text("no image")
+    output = tmp_path / "out"
+    assert run(*places(folder, output, tiny_checkpoint), *SMALL, "--max-failure-rate", budget) == code
+    assert read_report(output)["failed_by_code"] == {"unsupported": 1}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_hf_modes_run_through_the_job(photographs, tiny_checkpoint, tmp_path):
+    flags = [*places(photographs, tmp_path, tiny_checkpoint), *SMALL, "--limit", 3]
+    assert run(*flags, "--preprocess", "hf", "--postprocess", "hf") == 0
+    assert all(row["status"] == "ok" for row in read_table(tmp_path, "images"))
+
+
+@pytest.fixture(scope="module")
+def many_photographs(photographs, tmp_path_factory) -> Path:
+    """The 31 photographs beside the checkout where they are, else scikit-image's eleven."""
+    from tests.conftest import SHARED_DATA
+
+    return SHARED_DATA / "photos" if SHARED_DATA.is_dir() else photographs
+
+
+@pytest.fixture(scope="module")
+def one_by_one(ray_session, many_photographs, tiny_checkpoint, tmp_path_factory):
+    """Results of batch size 1 in shards of 8, by file name."""
+    output = tmp_path_factory.mktemp("one_by_one")
+    assert run(*places(many_photographs, output, tiny_checkpoint), *SMALL, "--images-per-shard", 8) == 0
+    return results_by_image(output)
+
+
+def test_order_and_shards_change_no_rle(one_by_one, many_photographs, tiny_checkpoint, tmp_path):
+    """Other names, so another order and other shard-mates: the same rows for the same photograph."""
+    folder = tmp_path / "in"
+    files = sorted(many_photographs.iterdir())
+    random.Random(1).shuffle(files)
+    for number, file in enumerate(files):  # a folder each, named in the new order
+        (folder / f"{number:03d}").mkdir(parents=True)
+        shutil.copy(file, folder / f"{number:03d}")
+    output = tmp_path / "out"
+    assert run(*places(folder, output, tiny_checkpoint), *SMALL, "--images-per-shard", 5) == 0
+    assert results_by_image(output) == one_by_one
+    assert sum(len(segments) for _, segments in one_by_one.values()) > 2 * len(files)
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_batch_size_changes_results_by_rounding_alone(
+    one_by_one, many_photographs, tiny_checkpoint, tmp_path, batch_size
+):
+    flags = ["--batch-size", batch_size, "--images-per-shard", 100]
+    assert run(*places(many_photographs, tmp_path, tiny_checkpoint), *SMALL, *flags) == 0
+    results = results_by_image(tmp_path)
+    assert results.keys() == one_by_one.keys()
+    changed = total = 0
+    for name, (image, _) in results.items():
+        maps = [category_map(image, found[name][1]) for found in (results, one_by_one)]
+        changed += int((maps[0] != maps[1]).sum())
+        total += maps[0].size
+    assert changed <= total / 10_000
+
+
+def category_map(image, segments) -> np.ndarray:
+    """[H, W] of category ids x 1000 + segment id, 0 where there is none."""
+    label_map = np.zeros((image["height"], image["width"]), np.int64)
+    for row in segments:
+        label_map[coco.decode(row["segmentation"]) > 0] = row["category_id"] * 1000 + row["segment_id"]
+    return label_map
+
+
+def job(*flags) -> subprocess.Popen:
+    """The job as a process of its own, with a Ray of its own."""
+    command = [sys.executable, segment_bucket.__file__, *map(str, flags)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+class PeakMemory(threading.Thread):
+    """Highest resident memory, in bytes, of each process below `pid` by the name of its command line."""
+
+    def __init__(self, pid: int):
+        super().__init__(daemon=True)
+        self.pid, self.peaks, self.ended = pid, {}, threading.Event()
+
+    def run(self):
+        while not self.ended.wait(0.2):
+            for pid in [self.pid, *descendants(self.pid)]:
+                try:
+                    status = Path(f"/proc/{pid}/status").read_text()
+                    command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[:60]
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                if "VmHWM:" in status:
+                    peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+                    self.peaks[pid, command] = max(peak, self.peaks.get((pid, command), 0))
+
+
+def descendants(pid: int) -> list[int]:
+    children = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    found, waiting = [], [pid]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
+def test_every_odd_file_has_a_row_and_no_process_grows(shared_data, tiny_checkpoint, tmp_path):
+    folder = shared_data / "odd_images"
+    process = job(*places(folder, tmp_path, tiny_checkpoint), *SMALL, "--max-failure-rate", 1)
+    memory = PeakMemory(process.pid)
+    memory.start()
+    log, _ = process.communicate(timeout=500)
+    memory.ended.set()
+    assert process.returncode == 0, log
+    files = {f"file://{path}" for path in folder.resolve().rglob("*") if path.is_file()}
+    rows = read_table(tmp_path, "images")
+    assert len(rows) == len(files) > 350
+    assert {row["image_key"].replace(str(folder), str(folder.resolve())) for row in rows} == files
+    codes = {code.value for code in ErrorCode}
+    for row in rows:
+        if row["status"] == "ok":
+            assert row["error_code"] is None and row["height"] > 0 and row["width"] > 0
+        else:
+            assert row["error_code"] in codes and len(row["error_message"]) > 10, row
+    by_name = {Path(row["image_key"]).name: row for row in rows}
+    bombs = [row for name, row in by_name.items() if name.startswith("bomb")]
+    assert bombs and {row["error_code"] for row in bombs} <= {"too_large", "decode_failed", "unsupported"}
+    python = {who: peak for who, peak in memory.peaks.items() if "ray" in who[1] or "python" in who[1]}
+    assert python and max(python.values()) < 2 * 2**30, sorted(python.items(), key=lambda item: -item[1])[:3]
+
+
+def test_a_killed_driver_goes_on_where_it_stopped(photographs, tiny_checkpoint, tmp_path):
+    """kill -9 at a random moment; what was committed is not read again: its images are gone by then."""
+    folder = tmp_path / "in"
+    for copy in range(9):
+        (folder / str(copy)).mkdir(parents=True)
+        for photograph in photographs.iterdir():
+            shutil.copy(photograph, folder / str(copy) / f"{copy}-{photograph.name}")
+    undisturbed, output = tmp_path / "undisturbed", tmp_path / "out"
+    flags = [*SMALL, "--images-per-shard", 3]
+
+    process = job(*places(folder, output, tiny_checkpoint), *flags)
+    wait_for(lambda: list(output.glob("_runs/*/journal/*.jsonl")), process)
+    moment = random.uniform(0, 4)
+    time.sleep(moment)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+    [run_folder] = (output / "_runs").glob("2*")
+    committed = {receipt.shard for receipt in local_journal(run_folder).read()}
+    assert committed, "the kill came before the first commit"
+    process = job(*places(folder, undisturbed, tiny_checkpoint), *flags)
+    assert process.wait(timeout=300) == 0, process.communicate()[0]
+    process.communicate()
+    for row in read_table(undisturbed, "images"):  # the same plan, so the same shards
+        if row["shard"] in committed:
+            Path(row["image_key"].removeprefix("file://")).unlink()
+
+    process = job(*places(folder, output, tiny_checkpoint), *flags)
+    log, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, log
+    assert results_by_image(output) == results_by_image(undisturbed), f"killed {moment:.2f} s after the first commit"
+    report = read_report(output)
+    assert report["run_id"] == run_folder.name
+    assert report["shards_done_before"] == len(committed)
+    receipts = [receipt.shard for receipt in local_journal(run_folder).read()]
+    assert sorted(receipts) == list(range(report["shards"])), "a shard has two receipts"
+
+
+def local_journal(run_folder: Path) -> Journal:
+    import fsspec
+
+    return Journal(fsspec.filesystem("file"), str(run_folder / "journal"))
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def test_sigterm_commits_what_is_done(photographs, tiny_checkpoint, tmp_path):
+    """`ray job stop` sends SIGTERM: exit code 143, and the same command finishes the run."""
+    flags = [*places(photographs, tmp_path, tiny_checkpoint), *SMALL, "--images-per-shard", 1]
+    process = job(*flags)
+    wait_for(lambda: list(tmp_path.glob("segments/*/*.parquet")), process)
+    process.terminate()
+    log, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, log
+    [run_folder] = (tmp_path / "_runs").glob("2*")
+    committed = len(list(local_journal(run_folder).read()))
+    process = job(*flags)
+    log, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, log
+    assert read_report(tmp_path)["shards_done_before"] == committed
+    assert len(read_table(tmp_path, "images")) == len(list(photographs.iterdir()))

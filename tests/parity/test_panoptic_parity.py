@@ -1,0 +1,102 @@
+"""hf mode against transformers itself: the same map, pixel for pixel, and the same rows, on synthetic scenes."""
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+pytest.importorskip("transformers", reason="transformers is the oracle of hf mode")
+from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
+
+from m2f_core.geometry import ImageGeometry
+from m2f_core.segments import PanopticSettings, panoptic_segments, to_hf
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
+from scenes import STUFF_CLASS_IDS, decoder_outputs
+
+torch.set_num_threads(1)
+
+SCENES = [
+    (seed, mask_hw, num_kept, target_hw)
+    for seed, (mask_hw, num_kept, target_hw) in enumerate(
+        [
+            ((96, 96), 1, (120, 160)),
+            ((96, 96), 8, (384, 384)),
+            ((96, 96), 20, (480, 640)),
+            ((128, 176), 20, (480, 640)),
+            ((128, 176), 40, (427, 640)),
+            ((176, 128), 30, (640, 427)),
+            ((64, 64), 12, (33, 57)),
+            ((64, 64), 60, (500, 333)),
+            ((200, 272), 25, (200, 300)),
+            ((8, 8), 5, (1, 1)),
+            ((24, 40), 90, (700, 500)),
+        ]
+    )
+]
+
+
+def theirs(
+    logits: torch.Tensor, masks: torch.Tensor, chosen: PanopticSettings, target_hw: tuple[int, int]
+) -> dict[str, Any]:
+    outputs = SimpleNamespace(class_queries_logits=logits[None], masks_queries_logits=masks[None].clone())
+    (result,) = Mask2FormerImageProcessorPil().post_process_panoptic_segmentation(
+        outputs,
+        threshold=chosen.score_threshold,
+        mask_threshold=chosen.mask_threshold,
+        overlap_mask_area_threshold=chosen.overlap_threshold,
+        label_ids_to_fuse=set(chosen.fuse_class_ids),
+        target_sizes=[target_hw],
+    )
+    return result
+
+
+def assert_equal(
+    logits: torch.Tensor, masks: torch.Tensor, chosen: PanopticSettings, target_hw: tuple[int, int]
+) -> dict[str, Any]:
+    padded_hw = (4 * masks.shape[1], 4 * masks.shape[2])
+    # The resized size is not used in this mode, which is the point: transformers does not cut off padding.
+    geometry = ImageGeometry(target_hw, (padded_hw[0] - 3, padded_hw[1] - 5), padded_hw)
+    ours = to_hf(panoptic_segments(logits, masks, geometry, chosen), chosen)
+    expected = theirs(logits, masks, chosen, target_hw)
+    assert ours["segmentation"].dtype == expected["segmentation"].dtype
+    assert torch.equal(ours["segmentation"], expected["segmentation"])
+    assert ours["segments_info"] == expected["segments_info"]
+    return expected
+
+
+@pytest.mark.parametrize("fuse", [frozenset(), STUFF_CLASS_IDS], ids=["apart", "fused"])
+@pytest.mark.parametrize(("seed", "mask_hw", "num_kept", "target_hw"), SCENES)
+def test_map_and_rows_are_equal(
+    seed: int, mask_hw: tuple[int, int], num_kept: int, target_hw: tuple[int, int], fuse: frozenset[int]
+) -> None:
+    logits, masks = decoder_outputs(seed, mask_hw, num_kept)
+    assert_equal(logits, masks, PanopticSettings.defaults("hf", fuse), target_hw)
+
+
+@pytest.mark.parametrize(("score", "overlap", "mask"), [(0.0, 0.8, 0.5), (0.9, 0.0, 0.3), (0.5, 1.0, 0.5)])
+def test_thresholds_act_alike(score: float, overlap: float, mask: float) -> None:
+    logits, masks = decoder_outputs(50, (96, 128), 20)
+    assert_equal(logits, masks, PanopticSettings("hf", score, overlap, mask, STUFF_CLASS_IDS), (240, 320))
+
+
+def test_fused_ids_are_used_again_as_transformers_does() -> None:
+    """The quirk of issue 23461 is in the scenes above: one id, several classes."""
+    logits, masks = decoder_outputs(4, (128, 176), 40)
+    expected = assert_equal(logits, masks, PanopticSettings.defaults("hf", STUFF_CLASS_IDS), (427, 640))
+    pairs = {(row["id"], row["label_id"]) for row in expected["segments_info"]}
+    assert len(pairs) > len({segment_id for segment_id, _ in pairs})
+
+
+def test_nothing_found() -> None:
+    """No query kept: a float map of -1. Queries kept but none large enough: an int map of 0."""
+    chosen = PanopticSettings.defaults("hf", STUFF_CLASS_IDS)
+    logits, masks = decoder_outputs(0, (32, 32), 0)
+    assert assert_equal(logits, masks, chosen, (50, 60))["segmentation"].dtype == torch.float32
+    logits, masks = decoder_outputs(0, (32, 32), 10)
+    assert not assert_equal(logits, masks.clamp(max=-5), chosen, (50, 60))["segmentation"].any()

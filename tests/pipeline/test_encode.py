@@ -1,0 +1,140 @@
+"""Rows of the tables: what the runs say, checked against pycocotools; broken rows stop the run."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pycocotools import mask as coco
+
+from m2f_core.labels import Category
+from m2f_core.rle import encode_mask, label_runs
+from m2f_core.segments import SegmentInfo
+from pipeline.encode import EncodeSpec, _overlap, check_tables, encode_shard
+from pipeline.errors import ErrorCode, ImageError, InvalidResultError
+from pipeline.schema import FETCHED, IMAGES, SEGMENTED, SEGMENTS
+from pipeline.segment import SegmentedImage, segmented_table
+
+CATEGORIES = tuple(Category(i, 10 * i + 1, f"c{i}", i % 2 == 0) for i in range(4))
+SPEC = EncodeSpec("run1", "f00d", 1, CATEGORIES)
+MAPS = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 4))
+
+
+def fetched(count, errors=None):
+    rows = [
+        {
+            "image_key": f"file:///{i}.jpg",
+            "etag": "e",
+            "size_bytes": 3,
+            "reason": "new",
+            "error_code": (errors or {}).get(i),
+            "error_message": "why" if i in (errors or {}) else None,
+        }
+        for i in range(count)
+    ]
+    return pa.Table.from_pylist(rows, schema=pa.schema([f for f in FETCHED if f.name != "data"]))
+
+
+def segmented(label_map):
+    infos = tuple(SegmentInfo(int(i), int(i) % 4, 0.5) for i in np.unique(label_map) if i)
+    return SegmentedImage(*label_map.shape, label_runs(np.asfortranarray(label_map)), infos)
+
+
+@given(st.lists(MAPS, min_size=1, max_size=4))
+def test_rows_are_what_pycocotools_makes_of_the_map(maps):
+    images = segmented_table(fetched(len(maps)), [segmented(m) for m in maps])
+    assert images.schema.equals(SEGMENTED)
+    tables = encode_shard(7, images, SPEC)
+    assert tables["images"].schema.equals(IMAGES) and tables["segments"].schema.equals(SEGMENTS)
+    rows = tables["segments"].to_pylist()
+    expected = []
+    for index, label_map in enumerate(maps):
+        for label in np.unique(label_map[label_map > 0]):
+            mask = coco.encode(np.asfortranarray(label_map == label, dtype=np.uint8))
+            category = CATEGORIES[label % 4]
+            expected.append(
+                {
+                    "image_key": f"file:///{index}.jpg",
+                    "segment_id": label,
+                    "category_id": category.category_id,
+                    "category_name": category.name,
+                    "isthing": category.isthing,
+                    "score": 0.5,
+                    "area": int(coco.area(mask)),
+                    "bbox": coco.toBbox(mask).tolist(),
+                    "segmentation": {"size": list(label_map.shape), "counts": mask["counts"].decode()},
+                    "run_id": "run1",
+                    "shard": 7,
+                }
+            )
+    assert rows == expected
+    assert tables["images"].column("num_segments").to_pylist() == [len(np.unique(m[m > 0])) for m in maps]
+
+
+def test_failed_images_have_a_row_and_no_segments():
+    label_map = np.ones((2, 3), np.uint8)
+    results = [None, ImageError(ErrorCode.DECODE_FAILED, "cut off"), segmented(label_map)]
+    tables = encode_shard(0, segmented_table(fetched(3, {0: "not_found"}), results), SPEC)
+    rows = tables["images"].to_pylist()
+    assert [(r["status"], r["error_code"], r["error_message"], r["num_segments"]) for r in rows] == [
+        ("failed", "not_found", "why", 0),
+        ("failed", "decode_failed", "cut off", 0),
+        ("ok", None, None, 1),
+    ]
+    assert [r["height"] for r in rows] == [None, None, 2]
+
+
+def test_a_shard_where_everything_failed_has_an_empty_segments_table_with_the_schema():
+    tables = encode_shard(0, segmented_table(fetched(1, {0: "not_found"}), [None]), SPEC)
+    assert tables["segments"].num_rows == 0 and tables["segments"].schema.equals(SEGMENTS)
+
+
+def test_repeated_ids_of_hf_mode_give_a_row_each():
+    label_map = np.asfortranarray(np.ones((2, 2), np.uint8))
+    result = SegmentedImage(2, 2, label_runs(label_map), (SegmentInfo(1, 0, 0.9), SegmentInfo(1, 3, 0.6)))
+    rows = encode_shard(0, segmented_table(fetched(1), [result]), SPEC)["segments"].to_pylist()
+    assert [(r["segment_id"], r["category_id"]) for r in rows] == [(1, 1), (1, 31)]
+    assert rows[0]["segmentation"] == rows[1]["segmentation"]
+
+
+def test_a_listed_segment_without_pixels_is_a_bug():
+    label_map = np.asfortranarray(np.ones((2, 2), np.uint8))
+    result = SegmentedImage(2, 2, label_runs(label_map), (SegmentInfo(1, 0, 0.9), SegmentInfo(2, 0, 0.9)))
+    with pytest.raises(InvalidResultError, match="are in the map"):
+        encode_shard(0, segmented_table(fetched(1), [result]), SPEC)
+
+
+def broken(tables, table, column, value):
+    index = tables[table].column_names.index(column)
+    field = tables[table].schema.field(column)
+    return {**tables, table: tables[table].set_column(index, field, pa.array([value], field.type))}
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "message"),
+    [
+        ("images", "num_segments", 2, "add up"),
+        ("images", "image_key", "file:///other", "not the images of the shard"),
+        ("images", "height", 9, "runs add up to"),
+        ("segments", "area", 5, "area"),
+        ("segments", "bbox", [0.0, 0.0, 2.0, 1.0], "area"),
+        ("segments", "segmentation", {"size": [2, 2], "counts": "11"}, "runs add up to"),
+    ],
+)
+def test_broken_rows_are_refused(table, column, value, message):
+    images = segmented_table(fetched(1), [segmented(np.ones((2, 2), np.uint8))])
+    tables = encode_shard(0, images, SPEC)
+    check_tables(images, tables)
+    with pytest.raises(InvalidResultError, match=message):
+        check_tables(images, broken(tables, table, column, value))
+
+
+@given(MAPS, st.integers(0, 3))
+def test_overlap_is_found_by_runs_as_by_pixels(label_map, more):
+    masks = [label_map == label for label in np.unique(label_map)]
+    extra = np.zeros_like(masks[0])
+    extra.flat[:more] = True
+    masks.append(extra)
+    found = _overlap([encode_mask(mask) for mask in masks])
+    assert found == bool((np.sum(masks, axis=0) > 1).any())

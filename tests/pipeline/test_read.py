@@ -1,0 +1,137 @@
+"""Reading: right bytes or a row that says why not; transient faults are retried, wrong bytes never accepted."""
+
+import hashlib
+
+import pyarrow as pa
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from tenacity import wait_none
+
+from pipeline import read
+from pipeline.errors import ErrorCode, ImageError
+from pipeline.plan import list_images
+from pipeline.read import FetchImages
+from pipeline.schema import FETCHED, PLANNED, pack_shard, unpack_shard
+
+DATA = b"encoded image bytes" * 50
+ETAG = hashlib.md5(DATA).hexdigest()
+
+
+class FakeStore(MemoryFileSystem):
+    """Answers each read with the next of `answers`: bytes, or an exception to raise. Looks like S3 to `read`."""
+
+    cachable = False
+
+    def __init__(self, *answers, head=None):
+        super().__init__()
+        self.answers = list(answers)
+        self.head = head or {"ETag": f'"{ETAG}"'}
+        self.reads = 0
+
+    def cat_file(self, path, **kwargs):
+        self.reads += 1
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def call_s3(self, method, **kwargs):
+        assert method == "head_object"
+        return self.head
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(read, "wait_random_exponential", lambda **_: wait_none())
+
+
+def fetch(store, etag=ETAG, size_bytes=len(DATA)):
+    stage = FetchImages("memory://bucket")
+    stage.filesystem = store
+    return stage.fetch("memory://bucket/a.jpg", etag, size_bytes)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(16, "SlowDown"),
+        TimeoutError("read timed out"),
+        ConnectionResetError(),
+        DATA[:-1],  # a cut body
+        DATA[:-1] + b"?",  # a flipped byte
+    ],
+)
+def test_a_passing_fault_is_read_again(fault):
+    store = FakeStore(fault, fault, DATA)
+    assert fetch(store) == DATA
+    assert store.reads == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "reads"),
+    [
+        (FileNotFoundError("gone"), ErrorCode.NOT_FOUND, 1),
+        (PermissionError("no"), ErrorCode.ACCESS_DENIED, 1),
+        (OSError(5, "broken"), ErrorCode.READ_FAILED, 4),
+        (DATA[:-1], ErrorCode.CORRUPT_IN_TRANSIT, 4),
+        (DATA[:-1] + b"?", ErrorCode.CORRUPT_IN_TRANSIT, 4),
+    ],
+)
+def test_a_lasting_fault_is_a_row_with_its_code(answer, code, reads):
+    store = FakeStore(answer)
+    result = fetch(store)
+    assert isinstance(result, ImageError) and result.code is code and result.message
+    assert store.reads == reads
+
+
+def test_a_replaced_object_is_not_read_as_the_planned_one():
+    store = FakeStore(b"other bytes", head={"ETag": '"another"'})
+    result = fetch(store)
+    assert isinstance(result, ImageError) and result.code is ErrorCode.CHANGED
+
+
+def test_an_etag_of_a_multipart_upload_is_no_digest():
+    assert fetch(FakeStore(DATA), etag="0123456789abcdef0123456789abcdef-3") == DATA
+
+
+def test_an_etag_of_an_encrypted_object_is_no_digest():
+    etag = "0" * 32
+    kms = {"ETag": f'"{etag}"', "ServerSideEncryption": "aws:kms"}
+    assert fetch(FakeStore(DATA, head=kms), etag=etag) == DATA
+    plain = {"ETag": f'"{etag}"', "ServerSideEncryption": "AES256"}
+    result = fetch(FakeStore(DATA, head=plain), etag=etag)
+    assert isinstance(result, ImageError) and result.code is ErrorCode.CORRUPT_IN_TRANSIT
+
+
+def test_local_files_that_changed_or_went_are_rows(tmp_path):
+    for name in ("same", "longer", "touched", "gone"):
+        (tmp_path / name).write_bytes(DATA)
+    listed = {image.image_key.rsplit("/", 1)[1]: image for image in list_images(str(tmp_path))}
+    (tmp_path / "longer").write_bytes(DATA + b"!")
+    (tmp_path / "touched").write_bytes(DATA[::-1])
+    (tmp_path / "gone").unlink()
+    stage = FetchImages(str(tmp_path))
+    got = {n: stage.fetch(i.image_key, i.etag, i.size_bytes) for n, i in listed.items()}
+    assert got["same"] == DATA
+    assert {n: r.code for n, r in got.items() if n != "same"} == {
+        "longer": ErrorCode.CHANGED,
+        "touched": ErrorCode.CHANGED,
+        "gone": ErrorCode.NOT_FOUND,
+    }
+
+
+def test_a_shard_keeps_its_order_and_every_image_has_bytes_or_an_error(tmp_path):
+    for index in range(40):
+        (tmp_path / f"{index:02d}").write_bytes(b"x" * index)
+    listed = list(list_images(str(tmp_path)))
+    (tmp_path / "07").unlink()
+    planned = pa.table(
+        {**{f: [getattr(i, f) for i in listed] for f in ("image_key", "etag", "size_bytes")}, "reason": ["new"] * 40},
+        schema=pa.schema(PLANNED),
+    )
+    shard, images = unpack_shard(FetchImages(str(tmp_path))(pack_shard(5, planned)))
+    assert shard == 5 and images.schema.equals(FETCHED)
+    assert images.column("image_key").to_pylist() == [image.image_key for image in listed]
+    for index, row in enumerate(images.to_pylist()):
+        expected = (None, "not_found") if index == 7 else (b"x" * index, None)
+        assert (row["data"], row["error_code"]) == expected
