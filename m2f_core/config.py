@@ -257,7 +257,7 @@ class Mask2FormerConfig:
     def tiny(
         cls, num_labels: int = 8, id2label: dict[int, str] | None = None, num_queries: int = 20
     ) -> Mask2FormerConfig:
-        """Every kind of layer, also a shifted window, at 0.9 M parameters: for tests and demonstrations."""
+        """Every kind of layer, also a shifted window, at 1.6 M parameters: for tests and demonstrations."""
         return cls(
             backbone_config=SwinConfig(embed_dim=32, depths=(1, 2, 1, 1), num_heads=(2, 2, 4, 4)),
             feature_size=64,

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
 from pipeline.schema import PLAN
-from pipeline.storage import is_local, local_etag, one_line, open_filesystem, put_object, uri_of
+from pipeline.storage import STORE_ERRORS, is_local, is_s3, local_etag, one_line, open_filesystem, put_object, uri_of
 
 SHARDS_PER_PLAN_FILE = 64  # 512 images a shard: 4 MB a file, and 100 M images are 3,000 files
 
@@ -61,7 +61,7 @@ def list_images(uri: str) -> Iterator[ListedImage]:
     try:
         if is_local(filesystem):
             yield from _list_folder(path)
-        elif hasattr(filesystem, "call_s3"):
+        elif is_s3(filesystem):
             yield from _list_bucket(filesystem, path)
         else:
             yield from _list_any(filesystem, path)
@@ -69,7 +69,7 @@ def list_images(uri: str) -> Iterator[ListedImage]:
         raise RunError(f"--input {uri} does not exist") from None
     except PermissionError as error:
         raise RunError(f"--input {uri} may not be listed: {one_line(error)}") from None
-    except OSError as error:
+    except STORE_ERRORS as error:
         raise RunError(f"--input {uri} cannot be listed: {one_line(error)}") from None
 
 

@@ -12,7 +12,7 @@ from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, 
 
 from pipeline.errors import ErrorCode, ImageError
 from pipeline.schema import FETCHED, pack_shard, unpack_shard
-from pipeline.storage import is_local, local_etag, one_line, open_filesystem, path_of
+from pipeline.storage import is_local, is_s3, local_etag, one_line, open_filesystem, path_of
 
 READ_THREADS = 16  # one object of 100 KB takes 20-50 ms from S3, so this many in flight are 300-800 images/s
 _READ_ATTEMPTS = 4  # on top of the client's own; for what clients do not repeat: cut bodies, wrong checksums
@@ -98,7 +98,7 @@ def read_verified(filesystem: fsspec.AbstractFileSystem, path: str, etag: str, s
 
 def _explain_mismatch(filesystem: Any, path: str, etag: str, size_bytes: int, data: bytes) -> bytes:
     """Ask the store what it holds: another object, one whose ETag is no digest, or the planned one read wrongly."""
-    if not hasattr(filesystem, "call_s3"):
+    if not is_s3(filesystem):
         raise _CorruptError(f"{len(data)} bytes came where the listing said {size_bytes}")
     bucket, key = path.split("/", 1)
     head = filesystem.call_s3("head_object", Bucket=bucket, Key=key)

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import RunError
+
+# What a store raises. s3fs passes on botocore's own errors as they are: no credentials, no such host, no valid name.
+STORE_ERRORS = (OSError, BotoCoreError)
 
 # Measured against injected faults: s3fs repeats each of botocore's rounds up to five times, so five attempts here
 # survive long 503 storms; its own default read time-out of 15 s is too short for large objects on a busy store.
@@ -32,21 +36,27 @@ _S3_OPTIONS: dict[str, Any] = {
 def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of `uri` and the path in it. `uri` is a local path or `protocol://...`.
 
-    Raises RunError where the protocol is unknown or its library is not installed.
+    Raises RunError where the protocol is unknown, its library is not installed, or what the environment says about the
+    store (profile, endpoint) cannot be used.
     """
     protocol = uri.split("://", 1)[0] if "://" in uri else "file"
     options = _S3_OPTIONS if protocol in ("s3", "s3a") else {}
     try:
         filesystem = fsspec.filesystem(protocol, **options)
-    except (ValueError, ImportError) as error:
-        raise RunError(f"cannot open {uri}: {error}") from None
-    return filesystem, path_of(filesystem, uri)
+        if is_s3(filesystem):
+            filesystem.connect()  # reads the environment; connects to nothing yet
+    except (ValueError, ImportError, BotoCoreError) as error:
+        raise RunError(f"cannot open {uri}: {one_line(error)}") from None
+    path = path_of(filesystem, uri)
+    return filesystem, path.rstrip("/") if is_s3(filesystem) else path
 
 
 def path_of(filesystem: fsspec.AbstractFileSystem, uri: str) -> str:
     """The path of `uri` in its file system: the inverse of `uri_of`. Keys may hold `#`, `?`, `%` and spaces."""
     if is_local(filesystem):
         return os.path.abspath(uri.removeprefix("file://"))  # noqa: PTH100 - keeps symbolic links as written
+    if is_s3(filesystem):
+        return uri.split("://", 1)[1]  # _strip_protocol would cut the slash off a key that ends in one
     return str(filesystem._strip_protocol(uri))
 
 
@@ -58,6 +68,10 @@ def uri_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
 
 def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
     return isinstance(filesystem, LocalFileSystem)
+
+
+def is_s3(filesystem: fsspec.AbstractFileSystem) -> bool:
+    return hasattr(filesystem, "call_s3")
 
 
 def local_etag(stat: os.stat_result) -> str:

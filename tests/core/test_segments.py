@@ -233,6 +233,33 @@ def test_one_stuff_class_becomes_one_segment(monkeypatch: pytest.MonkeyPatch) ->
     assert set(np.unique(result.label_map_HW)) <= {0, 1}
 
 
+def test_of_equal_queries_the_first_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same score and same mask, different class: argmax takes the first, so the second has no pixel."""
+    logits = torch.zeros(2, NUM_CLASSES + 1)
+    logits[0, 7], logits[1, 8] = 30.0, 30.0
+    scores = logits.softmax(-1).max(-1).values
+    assert scores[0] == scores[1]
+    masks = decoder_outputs(6, (40, 48), 1, 1)[1].repeat(2, 1, 1)
+    geometry = ImageGeometry((140, 180), (150, 192), (160, 192))
+    for result in both_ways(monkeypatch, logits, masks, geometry, REFERENCE):
+        assert result.num_kept_queries == 2
+        assert [(info.segment_id, info.class_id) for info in result.infos] == [(1, 7)]
+
+
+def test_a_query_that_wins_only_outside_its_mask_is_no_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The strong query takes the weak one's mask; elsewhere the weak one wins, but with a probability under 0.5."""
+    logits = torch.zeros(2, NUM_CLASSES + 1)
+    logits[0, 7], logits[1, 8] = 12.0, 8.0
+    masks = torch.tensor([-8.0, -3.0])[:, None, None].repeat(1, 16, 16)
+    masks[:, :, :4] = torch.tensor([5.0, 1.0])[:, None, None]
+    geometry = ImageGeometry((64, 64), (64, 64), (64, 64))
+    for result in both_ways(monkeypatch, logits, masks, geometry, REFERENCE):
+        assert [(info.segment_id, info.class_id) for info in result.infos] == [(1, 7)]
+        assert (
+            result.num_kept_queries == 2 and result.label_map_HW[:, :12].all() and not result.label_map_HW[:, 20:].any()
+        )
+
+
 def test_order_of_queries_changes_ids_only() -> None:
     logits, masks = decoder_outputs(5, (64, 64), 20, 60)
     geometry = ImageGeometry((200, 250), (205, 256), (256, 256))

@@ -93,6 +93,17 @@ def test_fused_ids_are_used_again_as_transformers_does() -> None:
     assert len(pairs) > len({segment_id for segment_id, _ in pairs})
 
 
+def test_the_overlap_ratio_is_a_float32() -> None:
+    """A query that wins exactly 4/5 of its mask is kept, because 0.8 as a float32 is above 0.8."""
+    logits = torch.zeros(2, 134)
+    logits[0, 1], logits[1, 2] = 12.0, 10.0
+    masks = torch.full((2, 384, 384), -10.0)
+    masks[0, :, 192:] = 10.0
+    masks[1, :, :240] = 10.0
+    expected = assert_equal(logits, masks, PanopticSettings.defaults("hf"), (384, 384))
+    assert [row["label_id"] for row in expected["segments_info"]] == [1, 2]
+
+
 def test_nothing_found() -> None:
     """No query kept: a float map of -1. Queries kept but none large enough: an int map of 0."""
     chosen = PanopticSettings.defaults("hf", STUFF_CLASS_IDS)

@@ -1,0 +1,348 @@
+"""The command line: every setting has a flag, a help text and a place in the docs; files and flags mix as promised."""
+
+import ast
+import itertools
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from jobs.command_line import parse
+from jobs.segment_bucket import PROG, main
+from m2f_core.segments import PanopticSettings
+from pipeline import config
+from pipeline.config import Settings
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "command-line.md"
+REQUIRED = ["--input", "in", "--output", "out", "--model", "model"]
+
+# The surface that people write scripts against. A flag that goes breaks them; a flag that comes needs documentation.
+FLAGS = (
+    "--batch-size",
+    "--cpus-per-actor",
+    "--device",
+    "--exif",
+    "--gpu-actors",
+    "--image-size",
+    "--images-per-shard",
+    "--input",
+    "--label-ids-to-fuse",
+    "--limit",
+    "--mask-threshold",
+    "--max-failure-rate",
+    "--max-image-pixels",
+    "--model",
+    "--output",
+    "--overlap-threshold",
+    "--postprocess",
+    "--precision",
+    "--preprocess",
+    "--progress-seconds",
+    "--run-id",
+    "--score-threshold",
+    "--shard-mib",
+    "--task",
+)
+
+
+def settings(*args: str) -> Settings:
+    return parse(Settings, [*REQUIRED, *args], prog=PROG)
+
+
+def written(tmp_path: Path, text: str) -> str:
+    """The path of a YAML file that holds `text`."""
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+def refusal(capsys, *args: str) -> str:
+    """The message of a command line that must not parse."""
+    with pytest.raises(SystemExit) as stop:
+        settings(*args)
+    assert stop.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{PROG}: error: ")
+    return line
+
+
+def help_texts() -> dict[str, str]:
+    """What stands below each field of Settings in its source: the only place where help is written."""
+    tree = ast.parse(Path(config.__file__).read_text())
+    [body] = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Settings"]
+    texts = {}
+    for statement, following in itertools.pairwise(body):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            texts[statement.target.id] = " ".join(str(following.value.value).split()) if is_text else ""
+    return texts
+
+
+@pytest.fixture(scope="module")
+def shown_help() -> str:
+    """--help without frames and line breaks."""
+    run = subprocess.run(
+        [sys.executable, "jobs/segment_bucket.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert run.stderr == ""
+    return " ".join(re.sub("[╭╮╰╯│─]", " ", run.stdout).split())
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_flags_are_those_that_people_know():
+    assert tuple(sorted(flag_of(field.name) for field in fields(Settings))) == FLAGS, (
+        "a flag came or went: describe it in docs/command-line.md and CHANGELOG.md, then change FLAGS here"
+    )
+
+
+def test_help_loads_neither_torch_nor_ray():
+    """The real script, with Python's own record of what it imported."""
+    run = subprocess.run(
+        [sys.executable, "-X", "importtime", "jobs/segment_bucket.py", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in run.stderr.splitlines()}
+    assert {"tyro", "pipeline", "jobs"} <= loaded
+    assert not loaded & {"torch", "ray", "numpy", "pyarrow", "numba", "fsspec", "s3fs", "botocore", "yaml", "PIL"}
+
+
+def test_wrong_arguments_are_refused_before_torch_and_ray_load():
+    code = "import sys\nfrom jobs.segment_bucket import main\ntry:\n    main(['--nonsense'])\nexcept SystemExit: pass\n"
+    run = subprocess.run(
+        [sys.executable, "-c", f"{code}\nprint(*sys.modules)"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not set(run.stdout.split()) & {"torch", "ray", "numpy", "pyarrow"}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Settings)])
+def test_every_setting_has_a_help_text_and_help_shows_it(name, shown_help):
+    text = help_texts()[name]
+    assert len(text) > 10 and text.endswith("."), f"write one sentence below Settings.{name}"
+    # tyro breaks lines at hyphens, so spaces are not compared.
+    assert flag_of(name) in shown_help
+    assert text.replace(" ", "") in shown_help.replace(" ", "")
+
+
+@pytest.mark.parametrize("flag", [*FLAGS, "--config"])
+def test_every_flag_is_documented(flag):
+    assert DOCS.is_file(), f"{DOCS.relative_to(ROOT)} is missing"
+    assert re.search(rf"(?<![\w-]){flag}(?![\w-])", DOCS.read_text()), f"describe {flag} in {DOCS.relative_to(ROOT)}"
+
+
+def test_help_names_config_and_its_order(shown_help):
+    assert "--config FILE reads any of these from YAML; flags win." in shown_help
+
+
+@pytest.mark.parametrize("mode", ["reference", "hf"])
+@pytest.mark.parametrize("name", ["score_threshold", "overlap_threshold", "mask_threshold"])
+def test_default_thresholds_in_help_are_the_real_ones(mode, name):
+    [default] = re.findall(r"Default: that of --postprocess \((.*?)\)", help_texts()[name])
+    by_mode = dict(part.split() for part in default.split(", ")) if "," in default else {"reference": default}
+    stated = float(by_mode.get(mode) or by_mode["reference"])
+    assert stated == getattr(PanopticSettings.defaults(mode), name)
+
+
+def test_defaults_are_the_documented_ones():
+    """Defaults decide what is written: changing one is a change of the interface."""
+    assert settings() == Settings(
+        input="in",
+        output="out",
+        model="model",
+        task="panoptic",
+        preprocess="reference",
+        postprocess="reference",
+        score_threshold=None,
+        overlap_threshold=None,
+        mask_threshold=None,
+        label_ids_to_fuse=None,
+        image_size=None,
+        exif=True,
+        max_image_pixels=64_000_000,
+        precision="fp32",
+        images_per_shard=512,
+        shard_mib=128,
+        batch_size=None,
+        device="auto",
+        gpu_actors=None,
+        cpus_per_actor=None,
+        limit=None,
+        run_id=None,
+        max_failure_rate=0.01,
+        progress_seconds=10.0,
+    )
+
+
+# --- YAML and flags --------------------------------------------------------------------------------------------------
+
+EVERYTHING = """
+input: s3://bucket/photos      # names as in --help, with _ or -
+output: s3://bucket/tables
+model: s3://bucket/model
+postprocess: hf
+score-threshold: 0.25
+overlap_threshold: 1
+label_ids_to_fuse: [5, 7]
+image_size: 384x384
+exif: false
+limit: null
+run_id: nightly.2026-11-23
+gpu_actors: "1:8"
+max_failure_rate: 1e-3
+"""
+
+
+def test_a_file_may_hold_everything(tmp_path):
+    parsed = parse(Settings, ["--config", written(tmp_path, EVERYTHING)], prog=PROG)
+    assert parsed == Settings(
+        input="s3://bucket/photos",
+        output="s3://bucket/tables",
+        model="s3://bucket/model",
+        postprocess="hf",
+        score_threshold=0.25,
+        overlap_threshold=1.0,
+        label_ids_to_fuse=(5, 7),
+        image_size="384x384",
+        exif=False,
+        limit=None,
+        run_id="nightly.2026-11-23",
+        gpu_actors="1:8",
+        max_failure_rate=0.001,
+    )
+
+
+@pytest.mark.parametrize("form", ["--config FILE", "--config=FILE"])
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_flags_win_wherever_the_file_is_named(tmp_path, form, place):
+    file = written(tmp_path, "batch_size: 4\nscore_threshold: 0.25\nexif: false\nlabel_ids_to_fuse: [5, 6]\nlimit: 9")
+    from_file = form.replace("FILE", file).split(" ")
+    flags = ["--batch-size", "2", "--exif", "--label-ids-to-fuse", "7", "--limit", "None"]
+    parsed = settings(*from_file, *flags) if place == "before" else settings(*flags, *from_file)
+    assert (parsed.batch_size, parsed.exif, parsed.label_ids_to_fuse, parsed.limit) == (2, True, (7,), None)
+    assert parsed.score_threshold == 0.25
+
+
+@pytest.mark.parametrize(
+    ("args", "yaml", "name", "value"),
+    [
+        (["--no-exif"], "exif: false", "exif", False),
+        (["--exif"], "exif: true", "exif", True),
+        (["--label-ids-to-fuse", "5", "7"], "label_ids_to_fuse: [5, 7]", "label_ids_to_fuse", (5, 7)),
+        (["--label-ids-to-fuse"], "label_ids_to_fuse: []", "label_ids_to_fuse", ()),
+        (["--label-ids-to-fuse", "None"], "label_ids_to_fuse: null", "label_ids_to_fuse", None),
+        (["--score-threshold", "None"], "score_threshold:", "score_threshold", None),
+        (["--image-size=800:1333"], "image_size: 800:1333", "image_size", "800:1333"),
+        (["--run-id", "7"], "run_id: 7", "run_id", "7"),
+        (["--max_image_pixels", "9"], "max-image-pixels: 9", "max_image_pixels", 9),
+    ],
+)
+def test_a_flag_and_a_line_of_yaml_mean_the_same(tmp_path, args, yaml, name, value):
+    assert getattr(settings(*args), name) == value
+    assert getattr(settings("--config", written(tmp_path, yaml)), name) == value
+
+
+def test_an_empty_file_changes_nothing(tmp_path):
+    assert settings("--config", written(tmp_path, "# all commented out\n")) == settings()
+
+
+def test_no_fusing_and_the_default_are_different_settings():
+    none_fused, default = settings("--label-ids-to-fuse"), settings()
+    assert none_fused.results_dict() != default.results_dict()
+    assert none_fused.to_dict()["label_ids_to_fuse"] == [] and default.to_dict()["label_ids_to_fuse"] is None
+
+
+def test_a_pair_in_a_file_is_no_number_in_base_60(tmp_path, capsys):
+    """YAML 1.1 reads 1:8 without quotes as 68."""
+    assert settings("--config", written(tmp_path, "gpu_actors: 1:8")).gpu_actors == "1:8"
+    assert "96:50" in refusal(capsys, "--config", written(tmp_path, "image_size: 96:50"))
+
+
+@pytest.mark.parametrize("yaml", ["run_id: --no-exif", 'image_size: "--no-exif"'])
+def test_a_value_in_a_file_is_never_taken_for_a_flag(tmp_path, capsys, yaml):
+    refusal(capsys, "--config", written(tmp_path, yaml))
+
+
+@pytest.mark.parametrize(
+    ("yaml", "named"),
+    [
+        ("nonsense: 3", ["nonsense", "batch_size"]),  # and what is known
+        ("config: other.yaml", ["config"]),
+        ("1: 2", ["1"]),
+        ("- input", ["list"]),
+        ("just text", ["str"]),
+        ("input: [", ["line 1"]),
+        ("batch_size: four", ["--batch-size", "four"]),
+        ("batch_size: 4.5", ["--batch-size", "4.5"]),
+        ("batch_size: true", ["--batch-size"]),
+        ("batch_size: {a: 1}", ["--batch-size"]),
+        ("label_ids_to_fuse: '5 6'", ["--label-ids-to-fuse", "5 6"]),
+        ("device: tpu", ["--device", "tpu", "cuda"]),
+        ("exif: 'yes'", ["exif", "yes"]),
+        ("score_threshold: 2", ["--score-threshold", "2"]),
+    ],
+)
+def test_what_a_file_may_not_hold_is_named(tmp_path, capsys, yaml, named):
+    line = refusal(capsys, "--config", written(tmp_path, yaml))
+    assert all(word in line for word in named), line
+
+
+@pytest.mark.parametrize("args", [["--config"], ["--config="], ["--config", "/no/such/file.yaml"], ["--config", "/"]])
+def test_a_file_that_cannot_be_read_is_refused(capsys, args):
+    line = refusal(capsys, *args)
+    assert "--config" in line and "".join(args).removeprefix("--config").strip("=") in line
+
+
+def test_a_file_of_bytes_is_refused(tmp_path, capsys):
+    (tmp_path / "settings.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    assert "settings.yaml" in refusal(capsys, "--config", str(tmp_path / "settings.yaml"))
+
+
+# --- flags that do not parse -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--nonsense", "1"], ["--nonsense"]),
+        (["--batchsize", "3"], ["--batchsize", "--batch-size"]),  # and what was meant
+        (["photos/"], ["photos/"]),
+        (["--batch-size"], ["--batch-size"]),
+        (["--batch-size", "x"], ["--batch-size", "x"]),
+        (["--device", "tpu"], ["--device", "tpu", "auto"]),
+        (["--task", "semantic"], ["--task", "semantic", "panoptic"]),
+        (["--exif", "false"], ["false"]),
+        (["--score-threshold", "nan"], ["--score-threshold", "nan"]),
+        (["--progress-seconds", "inf"], ["--progress-seconds", "inf"]),
+        (["--label-ids-to-fuse", "-1"], ["--label-ids-to-fuse", "-1"]),
+        (["--input", " "], ["--input", "empty"]),
+    ],
+)
+def test_a_wrong_flag_is_named(capsys, args, named):
+    line = refusal(capsys, *args)
+    assert all(word in line for word in named), line
+
+
+def test_missing_flags_are_named_together(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--input", "in"])
+    assert stop.value.code == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "--output" in line and "--model" in line
+
+
+def test_messages_hold_no_remains_of_a_frame(capsys):
+    """tyro draws boxes and rules; a job's log wants a sentence."""
+    for args in (["--nonsense"], ["--batch-size", "x"], ["--batch-size"], ["--device", "tpu"]):
+        assert not re.search(r"---|[╭╮╰╯│─]", refusal(capsys, *args))
