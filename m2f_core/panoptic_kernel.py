@@ -19,9 +19,9 @@ Legend: K kept queries; h, w mask logits; H, W original image; T = 4 taps; `_WH`
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from m2f_core.compiled import compiled
 from m2f_core.geometry import ImageGeometry
 from m2f_core.resize_taps import axis_taps
 
@@ -80,7 +80,7 @@ def find_winners(
 # -------------------------------------------------------------------------------------------------------------- tiles
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _fill_winners(  # type: ignore[no-untyped-def]
     masks, scores, row_indices, row_weights, col_indices, col_weights, threshold, winners_WH
 ):
@@ -163,7 +163,7 @@ def _fill_winners(  # type: ignore[no-untyped-def]
     return mask_areas, original_areas, final_areas
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _tile_ranges(indices):  # type: ignore[no-untyped-def]
     """First and last input, inclusive, that the outputs of each tile read along one axis."""
     num_tiles = (indices.shape[0] + _TILE - 1) // _TILE
@@ -174,7 +174,7 @@ def _tile_ranges(indices):  # type: ignore[no-untyped-def]
     return first, last
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _range_of_rows(mask, first_row, last_row, lows, highs):  # type: ignore[no-untyped-def]
     """Smallest and largest logit of each column over an inclusive range of rows."""
     for c in range(mask.shape[1]):
@@ -187,7 +187,7 @@ def _range_of_rows(mask, first_row, last_row, lows, highs):  # type: ignore[no-u
             highs[c] = value if value > highs[c] else highs[c]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _range_of_columns(strip_lows, strip_highs, first_col, last_col):  # type: ignore[no-untyped-def]
     """Smallest and largest logit of a strip over an inclusive range of columns."""
     low, high = strip_lows[first_col], strip_highs[first_col]
@@ -197,7 +197,7 @@ def _range_of_columns(strip_lows, strip_highs, first_col, last_col):  # type: ig
     return low, high
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _find_candidates(low_probs, high_probs, scores, is_candidate):  # type: ignore[no-untyped-def]
     """Mark the queries that may win somewhere in the tile, at least one, and return their number."""
     best_low = low_probs[0] * scores[0]
@@ -210,7 +210,7 @@ def _find_candidates(low_probs, high_probs, scores, is_candidate):  # type: igno
     return num_candidates
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _tile_logits(  # type: ignore[no-untyped-def]
     mask, row_indices, row_weights, col_indices, col_weights, y0, y1, x0, x1, first_col, last_col, columns, logits
 ):
@@ -229,7 +229,7 @@ def _tile_logits(  # type: ignore[no-untyped-def]
             out[y] = w0 * c0[y] + w1 * c1[y] + w2 * c2[y] + w3 * c3[y]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _sigmoids(values, out, bits):  # type: ignore[no-untyped-def]
     """out = 1 / (1 + exp(-values)), in loops that the compiler turns into vector code; error under 3e-7.
 
@@ -246,7 +246,7 @@ def _sigmoids(values, out, bits):  # type: ignore[no-untyped-def]
         out[i] = _ONE / (_ONE + out[i] * powers[i])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _keep_better(probs, score, logits, query, best_scores, best_logits, best_queries):  # type: ignore[no-untyped-def]
     """Strictly better only: of equals the first query wins, as with argmax."""
     for i in range(probs.size):
@@ -257,7 +257,7 @@ def _keep_better(probs, score, logits, query, best_scores, best_logits, best_que
         best_queries[i] = np.int32(query) if better else best_queries[i]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _count_at_least(logits, threshold, num_x, num_y):  # type: ignore[no-untyped-def]
     count = 0
     for x in range(num_x):
@@ -266,7 +266,7 @@ def _count_at_least(logits, threshold, num_x, num_y):  # type: ignore[no-untyped
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _count_equal(best_queries, query, num_x, num_y):  # type: ignore[no-untyped-def]
     count = 0
     for x in range(num_x):
@@ -275,7 +275,7 @@ def _count_equal(best_queries, query, num_x, num_y):  # type: ignore[no-untyped-
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _write_winners(best_logits, best_queries, threshold, winners, final_areas):  # type: ignore[no-untyped-def]
     """Write the part [x, y] of a tile that lies in the image: 1 + query, or 0 where its probability is too low."""
     for x in range(winners.shape[0]):
@@ -286,7 +286,7 @@ def _write_winners(best_logits, best_queries, threshold, winners, final_areas): 
             winners[x, y] = (query + 1) * inside
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def relabel(labels, new_labels):  # type: ignore[no-untyped-def]
     """Replace, in place, every label of a contiguous array by `new_labels[label]`."""
     flat = labels.reshape(-1)

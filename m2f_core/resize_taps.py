@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit
 from numpy.typing import NDArray
+
+from m2f_core.compiled import compiled
 
 NUM_TAPS = 4  # two padded rows, each of two rows of logits
 
@@ -46,7 +47,7 @@ def _bilinear_weights(num_in: int, num_out: int) -> tuple[NDArray[np.int64], NDA
     return first, np.take_along_axis(seen[0, :, :, 0].numpy().T, comb_of_input, axis=1)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _compose(first_a, weights_a, first_b, weights_b):  # type: ignore[no-untyped-def]
     """Taps of step a followed by step b; equal inputs are merged, products are taken in float64."""
     num_out = first_b.size

@@ -25,8 +25,9 @@ Legend: H, W pixels of the image; R runs of the whole map; N distinct non-zero l
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from m2f_core.compiled import compiled
 
 # The lengths are uint32 in the COCO API, so a difference of two has 33 bits and a sign: seven groups of five.
 MAX_PIXELS = 2**32 - 1
@@ -107,7 +108,7 @@ def encode_runs(runs: LabelRuns, height: int, width: int) -> list[Rle]:
     ]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _encode_labels(slots, lengths, num_labels, height):  # type: ignore[no-untyped-def]
     """Compressed counts, area and inclusive corner box (x0, y0, x1, y1) of every label.
 
@@ -231,7 +232,7 @@ _READ_ERRORS = {
 }
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _put_number(buffer, position, number):  # type: ignore[no-untyped-def]
     """Write one signed number at `position`, return the position after it."""
     while True:
@@ -245,7 +246,7 @@ def _put_number(buffer, position, number):  # type: ignore[no-untyped-def]
         position += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _write_numbers(lengths):  # type: ignore[no-untyped-def]
     buffer = np.empty(_MAX_CHARS * lengths.size, np.uint8)
     end = 0
@@ -254,7 +255,7 @@ def _write_numbers(lengths):  # type: ignore[no-untyped-def]
     return buffer, end
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _read_numbers(characters):  # type: ignore[no-untyped-def]
     """Run lengths [S] of which the first `num_runs` are filled, their number, an error code or 0, and its position."""
     lengths = np.empty(characters.size, np.int64)

@@ -4,6 +4,7 @@ A shard counts when a receipt of it stands in the journal; files that happen to 
 """
 
 import json
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import fsspec
 
 from pipeline.storage import put_object
+
+# Receipts of at most this many seconds are lost (and their shards done again) when the driver is killed.
+JOURNAL_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -100,3 +104,27 @@ class Journal:
         except FileNotFoundError:
             return []
         return sorted(name for name in names if name.endswith(".jsonl"))
+
+
+class Committer:
+    """Collects receipts and commits them every JOURNAL_SECONDS and at the end, whatever ends the run."""
+
+    def __init__(self, journal: Journal):
+        self.journal = journal
+        self.receipts: list[Receipt] = []
+        self.since = time.monotonic()
+
+    def __enter__(self) -> "Committer":
+        return self
+
+    def add(self, receipt: Receipt) -> None:
+        self.receipts.append(receipt)
+        if time.monotonic() - self.since >= JOURNAL_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        self.journal.append(self.receipts)
+        self.receipts, self.since = [], time.monotonic()
+
+    def __exit__(self, *exc: object) -> None:
+        self.commit()

@@ -2,15 +2,12 @@
 
 import logging
 import sys
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.books import Report
 from pipeline.config import Settings
-
-if TYPE_CHECKING:
-    from pipeline.run import Report
 
 
 def show_log_lines() -> None:
@@ -23,7 +20,7 @@ def show_log_lines() -> None:
     log.propagate = False
 
 
-def print_summary(report: "Report", settings: Settings) -> None:
+def print_summary(report: Report, settings: Settings) -> None:
     """The books as a table, then where the tables lie."""
     table = Table(title=f"run {report.run_id}", show_header=False)
     table.add_row("images", f"{report.num_images:,}")

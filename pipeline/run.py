@@ -6,11 +6,8 @@
 import logging
 import signal
 import socket
-import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from types import FrameType
 from typing import Any
 
@@ -20,10 +17,11 @@ from ray._private.log import PlainRayHandler
 from ray.data import ActorPoolStrategy, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
+from pipeline.books import Clock, Report, close_books, utc_now
 from pipeline.cluster import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, Allotment, allot, connect
 from pipeline.config import Settings
 from pipeline.encode import EncodeSpec, encode_shard
-from pipeline.journal import Journal, Receipt, Totals
+from pipeline.journal import Committer, Receipt, Totals
 from pipeline.plan import PlanFile, read_plan_file
 from pipeline.prepare import Run, check_model, prepare
 from pipeline.progress import Progress
@@ -37,28 +35,6 @@ logger = logging.getLogger(__name__)
 
 # Ray keeps 0.7-4 KB per block in the driver and frees it only with the dataset (ray#66016).
 SHARDS_PER_ROUND = 50_000
-# Receipts of at most this many seconds are lost (and their shards done again) when the driver is killed.
-JOURNAL_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class Report:
-    """The books of a run, as they stand in report.json."""
-
-    run_id: str
-    num_images: int
-    num_ok: int
-    num_failed: int
-    num_segments: int
-    failed_by_code: dict[str, int]
-    shards: int
-    shards_done_before: int  # by earlier attempts; never opened by this one
-    seconds: float  # of this attempt, from the first shard on a model to the last receipt
-    images_per_second: float  # of this attempt, model load excluded
-    finished: str  # ISO 8601, UTC
-
-    def exit_code(self, max_failure_rate: float) -> int:
-        return 1 if self.num_failed > max_failure_rate * self.num_images else 0
 
 
 def segment_bucket(settings: Settings) -> Report:
@@ -82,7 +58,7 @@ def execute(run: Run, allotment: Allotment) -> Report:
     for receipt in run.journal.read():
         totals.add(receipt)
     done_before = len(totals.shards)
-    run.put_object(f"attempts/{run.attempt:06d}.json", {"host": socket.gethostname(), "started": _now()})
+    run.put_object(f"attempts/{run.attempt:06d}.json", {"host": socket.gethostname(), "started": utc_now()})
     logger.info(
         "run %s: %d images in %d shards, %d shards done before, on %d x %s",
         *(
@@ -94,18 +70,18 @@ def execute(run: Run, allotment: Allotment) -> Report:
             allotment.device,
         ),
     )
-    clock = _Clock()
+    clock = Clock()
     with (
         _stop_on_sigterm(),
         Progress(run.plan.num_images, totals, run.settings.progress_seconds) as progress,
-        _Committer(run.journal) as committer,
+        Committer(run.journal) as committer,
     ):
         for receipt in _stream_receipts(run, allotment, totals.shards):
             if totals.add(receipt):
                 committer.add(receipt)
                 clock.add(receipt)
                 progress.update()
-    return _close_books(run, totals, done_before, clock)
+    return close_books(run, totals, done_before, clock)
 
 
 def build_dataset(run: Run, allotment: Allotment, shards: "list[tuple[PlanFile, list[int]]]") -> ray.data.Dataset:
@@ -254,66 +230,6 @@ def _set_ray_data_options() -> None:
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 
 
-class _Committer:
-    """Collects receipts and commits them every JOURNAL_SECONDS and at the end, whatever ends the run."""
-
-    def __init__(self, journal: Journal):
-        self.journal = journal
-        self.receipts: list[Receipt] = []
-        self.since = time.monotonic()
-
-    def __enter__(self) -> "_Committer":
-        return self
-
-    def add(self, receipt: Receipt) -> None:
-        self.receipts.append(receipt)
-        if time.monotonic() - self.since >= JOURNAL_SECONDS:
-            self.commit()
-
-    def commit(self) -> None:
-        self.journal.append(self.receipts)
-        self.receipts, self.since = [], time.monotonic()
-
-    def __exit__(self, *exc: object) -> None:
-        self.commit()
-
-
-class _Clock:
-    """When the models worked: from the first shard's start to the last receipt of this attempt."""
-
-    def __init__(self) -> None:
-        self.started, self.finished, self.num_images = float("inf"), 0.0, 0
-
-    def add(self, receipt: Receipt) -> None:
-        self.started = min(self.started, receipt.started)
-        self.finished = max(self.finished, receipt.finished)
-        self.num_images += receipt.num_images
-
-
-def _close_books(run: Run, totals: Totals, done_before: int, clock: _Clock) -> Report:
-    if totals.shards != set(range(run.plan.num_shards)) or totals.num_images != run.plan.num_images:
-        raise RuntimeError(
-            f"the books of run {run.run_id} do not close: {totals.num_images} of {run.plan.num_images} images and "
-            f"{len(totals.shards)} of {run.plan.num_shards} shards have receipts; run the same command to go on"
-        )
-    seconds = max(clock.finished - clock.started, 0.0) if clock.num_images else 0.0
-    report = Report(
-        run_id=run.run_id,
-        num_images=totals.num_images,
-        num_ok=totals.num_images - totals.num_failed,
-        num_failed=totals.num_failed,
-        num_segments=totals.num_segments,
-        failed_by_code=dict(sorted(totals.failed_by_code.items())),
-        shards=run.plan.num_shards,
-        shards_done_before=done_before,
-        seconds=round(seconds, 3),
-        images_per_second=round(clock.num_images / seconds, 3) if seconds else 0.0,
-        finished=_now(),
-    )
-    run.put_object("report.json", vars(report))
-    return report
-
-
 class _stop_on_sigterm:  # noqa: N801 - used like a function in a with statement
     """`ray job stop` and a leaving node send SIGTERM: leave through the finally blocks, which commit what is done.
 
@@ -332,7 +248,3 @@ class _stop_on_sigterm:  # noqa: N801 - used like a function in a with statement
     def __exit__(self, *exc: object) -> None:
         if self.before is not None:
             signal.signal(signal.SIGTERM, self.before)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

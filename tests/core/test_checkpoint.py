@@ -9,9 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from m2f_core.checkpoint import (
-    RULES,
     CheckpointError,
-    hugging_face_names,
     load_checkpoint,
     load_config,
     read_config,
@@ -23,6 +21,7 @@ from m2f_core.config import Mask2FormerConfig
 from m2f_core.labels import LabelMap
 from m2f_core.model import Mask2Former, build_model
 from m2f_core.seeded import seeded_model
+from m2f_core.weight_names import RULES, hugging_face_names
 
 CLASSES = "class_predictor.weight"
 QUERY = "model.pixel_level_module.encoder.encoder.layers.0.blocks.0.attention.self.query.weight"
@@ -93,7 +92,7 @@ def test_every_name_is_used_once_and_every_rule_is_needed(monkeypatch: pytest.Mo
         names = [(name, third) for *spellings, third in expected for name in spellings[spelling]]
         assert len(names) == len(set(names))
     for rule in RULES:
-        monkeypatch.setattr("m2f_core.checkpoint.RULES", [other for other in RULES if other is not rule])
+        monkeypatch.setattr("m2f_core.weight_names.RULES", [other for other in RULES if other is not rule])
         try:
             needed = [hugging_face_names(our_name) for our_name in state] != expected
         except AssertionError:

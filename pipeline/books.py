@@ -1,0 +1,69 @@
+"""The books of a run: every planned image in exactly one row, or the run is not finished."""
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from pipeline.journal import Receipt, Totals
+from pipeline.prepare import Run
+
+
+@dataclass(frozen=True)
+class Report:
+    """The books of a run, as they stand in report.json."""
+
+    run_id: str
+    num_images: int
+    num_ok: int
+    num_failed: int
+    num_segments: int
+    failed_by_code: dict[str, int]
+    shards: int
+    shards_done_before: int  # by earlier attempts; never opened by this one
+    seconds: float  # of this attempt, from the first shard on a model to the last receipt
+    images_per_second: float  # of this attempt, model load excluded
+    finished: str  # ISO 8601, UTC
+
+    def exit_code(self, max_failure_rate: float) -> int:
+        return 1 if self.num_failed > max_failure_rate * self.num_images else 0
+
+
+class Clock:
+    """When the models worked: from the first shard's start to the last receipt of this attempt."""
+
+    def __init__(self) -> None:
+        self.started, self.finished, self.num_images = float("inf"), 0.0, 0
+
+    def add(self, receipt: Receipt) -> None:
+        self.started = min(self.started, receipt.started)
+        self.finished = max(self.finished, receipt.finished)
+        self.num_images += receipt.num_images
+
+
+def close_books(run: Run, totals: Totals, done_before: int, clock: Clock) -> Report:
+    """Write report.json, which ends the run. RuntimeError where an image or a shard has no receipt."""
+    if totals.shards != set(range(run.plan.num_shards)) or totals.num_images != run.plan.num_images:
+        raise RuntimeError(
+            f"the books of run {run.run_id} do not close: {totals.num_images} of {run.plan.num_images} images and "
+            f"{len(totals.shards)} of {run.plan.num_shards} shards have receipts; run the same command to go on"
+        )
+    seconds = max(clock.finished - clock.started, 0.0) if clock.num_images else 0.0
+    report = Report(
+        run_id=run.run_id,
+        num_images=totals.num_images,
+        num_ok=totals.num_images - totals.num_failed,
+        num_failed=totals.num_failed,
+        num_segments=totals.num_segments,
+        failed_by_code=dict(sorted(totals.failed_by_code.items())),
+        shards=run.plan.num_shards,
+        shards_done_before=done_before,
+        seconds=round(seconds, 3),
+        images_per_second=round(clock.num_images / seconds, 3) if seconds else 0.0,
+        finished=utc_now(),
+    )
+    run.put_object("report.json", vars(report))
+    return report
+
+
+def utc_now() -> str:
+    """ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

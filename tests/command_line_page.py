@@ -1,0 +1,69 @@
+"""docs/command-line.md is made from the settings dataclass: `python -m tests.command_line_page` writes it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import docstring_parser
+
+from pipeline.config import Settings
+
+PAGE = Path(__file__).parents[1] / "docs" / "command-line.md"
+
+HEAD = """# Command line of jobs/segment_bucket.py
+
+Made from `pipeline/config.py`; do not edit (`python -m tests.command_line_page` writes it, a test compares).
+
+Every flag may stand in a YAML file, without its dashes, and be given as `--config FILE`; flags win.
+
+```yaml
+input: s3://my-bucket/photographs
+output: s3://my-bucket/segments
+model: s3://my-bucket/models/swin-large
+image_size: "800:1333"
+label_ids_to_fuse: [80, 81, 82]
+```
+
+| flag | values | default | |
+|---|---|---|---|
+"""
+
+
+def field_help(settings_class: type) -> dict[str, str]:
+    """The docstring below each field."""
+    parsed = docstring_parser.parse_from_object(settings_class)
+    return {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
+
+
+def values_of(annotation: Any) -> str:
+    options = [o for o in get_args(annotation) if o is not type(None)]
+    if get_origin(annotation) is not None and "Literal" in str(get_origin(annotation)):
+        return " \\| ".join(f"`{option}`" for option in options)
+    if annotation is bool:
+        return "on, off"
+    if "tuple" in str(annotation):
+        return "numbers"
+    return (options[0] if options else annotation).__name__
+
+
+def default_of(field: dataclasses.Field) -> str:
+    if field.default is dataclasses.MISSING:
+        return "required"
+    if isinstance(field.default, bool):
+        return "on" if field.default else "off"
+    return "" if field.default is None else str(field.default)
+
+
+def page() -> str:
+    """The whole page."""
+    help_texts = field_help(Settings)
+    rows = []
+    for field in dataclasses.fields(Settings):
+        name = field.name.replace("_", "-")
+        flag = f"`--{name}`, `--no-{name}`" if field.type is bool else f"`--{name}`"
+        rows.append(f"| {flag} | {values_of(field.type)} | {default_of(field)} | {help_texts[field.name]} |")
+    return HEAD + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
