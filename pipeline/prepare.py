@@ -13,6 +13,8 @@ import itertools
 import json
 import platform
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property
@@ -30,7 +32,7 @@ from pipeline.errors import RunError
 from pipeline.journal import Journal
 from pipeline.plan import PlanFile, PlanSummary, group_into_shards, list_images, write_plan
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.storage import is_local, one_line, open_filesystem, put_object
+from pipeline.storage import STORE_ERRORS, is_local, one_line, open_filesystem, put_object, uri_of
 from pipeline.weights import stage_model
 
 
@@ -43,6 +45,17 @@ class Model:
     labels: LabelMap
     panoptic: PanopticSettings
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Settings with nothing wrong in them, and the run of theirs that is to be taken up, if there is one."""
+
+    settings: Settings
+    model: Model
+    results: dict[str, Any]  # the settings that change results, defaults filled in
+    identity: dict[str, Any]  # what two runs must have in common to be one
+    found: dict[str, Any] | None  # run.json
 
 
 @dataclass(frozen=True)
@@ -121,30 +134,47 @@ def resolved_results(settings: Settings, model: Model) -> dict[str, Any]:
     }
 
 
-def prepare(settings: Settings, model: Model) -> Run:
-    """Take up the unfinished run of these settings, or plan a new one.
+def check(settings: Settings) -> Checked:
+    """Find out, quickly and without writing, all that is wrong with the settings.
 
-    Raises RunError, with nothing written, where the output belongs to another schema version, lies inside the input,
-    or cannot be written; where the input is missing, may not be listed or is empty; where --run-id names another run.
+    Raises RunError where the checkpoint cannot be used; where the output belongs to another schema version or lies
+    inside the input; where the input is missing, may not be listed or is empty; where --run-id names another run.
     """
     _check_places(settings)
-    filesystem, root = open_filesystem(settings.output)
+    model = check_model(settings)
     results = resolved_results(settings, model)
     mark = fingerprint(results, model.weights_sha256)
     identity = {"fingerprint": mark, "input": _canonical(settings.input), "limit": settings.limit}
-    try:
+    filesystem, root = open_filesystem(settings.output)
+    with _output_errors(settings):
         _check_schema_version(filesystem, root)
         found = _find_run(filesystem, root, settings.run_id, identity)
-        if found is None:
-            found = _plan_run(filesystem, root, settings, model, identity, results)
-        plan = found["plan"]
-        summary = PlanSummary(**{**plan, "files": tuple(PlanFile(**file) for file in plan["files"])})
-        attempt = 1 + len(_ls(filesystem, f"{root}/_runs/{found['run_id']}/attempts"))
+    if found is None and next(list_images(settings.input), None) is None:
+        raise RunError(f"--input {settings.input} holds no objects")
+    return Checked(settings, model, results, identity, found)
+
+
+def prepare(checked: Checked) -> Run:
+    """Take up the run that was found, or plan a new one.
+
+    Raises RunError where the output cannot be written; a plan that breaks off on the way is no run.
+    """
+    filesystem, root = open_filesystem(checked.settings.output)
+    with _output_errors(checked.settings):
+        content = checked.found or _plan_run(filesystem, root, checked)
+        attempt = 1 + len(_ls(filesystem, f"{root}/_runs/{content['run_id']}/attempts"))
+    plan = {**content["plan"], "files": tuple(PlanFile(**file) for file in content["plan"]["files"])}
+    return Run(content["run_id"], checked.settings, checked.model, content["fingerprint"], PlanSummary(**plan), attempt)
+
+
+@contextmanager
+def _output_errors(settings: Settings) -> Iterator[None]:
+    try:
+        yield
     except PermissionError as error:
-        raise RunError(f"--output {settings.output} may not be written: {one_line(error)}") from None
-    except OSError as error:
+        raise RunError(f"--output {settings.output} may not be used: {one_line(error)}") from None
+    except STORE_ERRORS as error:
         raise RunError(f"--output {settings.output} cannot be used: {one_line(error)}") from None
-    return Run(found["run_id"], settings, model, mark, summary, attempt)
 
 
 def _check_places(settings: Settings) -> None:
@@ -157,10 +187,7 @@ def _check_places(settings: Settings) -> None:
 
 
 def _canonical(uri: str) -> str:
-    filesystem, path = open_filesystem(uri)
-    return f"{filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]}://{path}".rstrip(
-        "/"
-    )
+    return uri_of(*open_filesystem(uri)).rstrip("/")
 
 
 def _check_schema_version(filesystem: fsspec.AbstractFileSystem, root: str) -> None:
@@ -192,33 +219,20 @@ def _find_run(
     return None
 
 
-def _plan_run(
-    filesystem: fsspec.AbstractFileSystem,
-    root: str,
-    settings: Settings,
-    model: Model,
-    identity: dict[str, Any],
-    results: dict[str, Any],
-) -> dict[str, Any]:
-    images = list_images(settings.input)
-    if settings.limit is not None:
-        images = itertools.islice(images, settings.limit)
-    first = next(images, None)
-    if first is None:
-        raise RunError(f"--input {settings.input} holds no objects")
+def _plan_run(filesystem: fsspec.AbstractFileSystem, root: str, checked: Checked) -> dict[str, Any]:
+    settings, model = checked.settings, checked.model
+    images = itertools.islice(list_images(settings.input), settings.limit)
     now = datetime.now(timezone.utc)
     run_id = settings.run_id or f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    shards = group_into_shards(
-        itertools.chain([first], images), max_images=settings.images_per_shard, max_bytes=settings.shard_mib * 2**20
-    )
+    shards = group_into_shards(images, max_images=settings.images_per_shard, max_bytes=settings.shard_mib * 2**20)
     plan = write_plan(shards, filesystem, f"{root}/_runs/{run_id}/plan")
     run_json = {
         "schema_version": SCHEMA_VERSION,
         "run_id": run_id,
         "created": now.isoformat(timespec="seconds"),
-        **identity,
+        **checked.identity,
         "settings": settings.to_dict(),
-        "results": results,
+        "results": checked.results,
         "model": {"name": model.name, "weights_sha256": model.weights_sha256, "categories": model.labels.to_list()},
         "plan": asdict(plan),
         "versions": _versions(),

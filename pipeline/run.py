@@ -23,7 +23,7 @@ from pipeline.config import Settings
 from pipeline.encode import EncodeSpec, encode_shard
 from pipeline.journal import Committer, Receipt, Totals
 from pipeline.plan import PlanFile, read_plan_file
-from pipeline.prepare import Run, check_model, prepare
+from pipeline.prepare import Run, check, prepare
 from pipeline.progress import Progress
 from pipeline.read import FetchImages
 from pipeline.schema import pack_shard, unpack_shard
@@ -39,13 +39,11 @@ SHARDS_PER_ROUND = 50_000
 
 def segment_bucket(settings: Settings) -> Report:
     """Run the whole job. Raises RunError, with nothing written, where it cannot start."""
-    model = check_model(settings)
-    resources = connect()
-    allotment = allot(settings, resources)
-    run = prepare(settings, model)
-    for warning in model.warnings:
+    checked = check(settings)
+    for warning in checked.model.warnings:
         logger.warning(warning)
-    return execute(run, allotment)
+    allotment = allot(settings, connect())
+    return execute(prepare(checked), allotment)
 
 
 def execute(run: Run, allotment: Allotment) -> Report:

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import RunError
-from pipeline.prepare import check_model, prepare, resolved_results
+from pipeline.prepare import check, check_model, prepare, resolved_results
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def settings(tmp_path, tiny_checkpoint):
 
 
 def planned(settings):
-    return prepare(settings, check_model(settings))
+    return prepare(check(settings))
 
 
 def mark(settings):
