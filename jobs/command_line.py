@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -67,7 +68,7 @@ def _flags_of(settings_class: type, config: Path) -> list[str]:
     import yaml  # here, because --help should not wait for it
 
     try:
-        values = yaml.safe_load(config.read_text()) or {}
+        values = yaml.load(config.read_text(), Loader=_plain_loader()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RunError(f"--config {config}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -76,7 +77,23 @@ def _flags_of(settings_class: type, config: Path) -> list[str]:
     known = {field.name for field in fields(settings_class)}
     if unknown := sorted(set(values) - known):
         raise RunError(f"--config {config}: unknown names {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    for field in fields(settings_class):
+        if isinstance(field.default, bool) and not isinstance(values.get(field.name, True), bool):
+            raise RunError(f"--config {config}: {field.name} is {values[field.name]!r}; write true or false")
     return [flag for name, value in values.items() for flag in _flag(name, value)]
+
+
+def _plain_loader() -> type:
+    """YAML in which only null and true/false are special: `1:8` is no number in base 60, a date is its text."""
+    import yaml
+
+    class PlainLoader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {  # noqa: RUF012
+            first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":bool"))]
+            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    return PlainLoader
 
 
 def _flag(name: str, value: Any) -> list[str]:
@@ -87,11 +104,12 @@ def _flag(name: str, value: Any) -> list[str]:
         return [flag if value else flag.replace("--", "--no-", 1)]
     if isinstance(value, list | tuple):
         return [flag, *map(str, value)]
-    return [flag, str(value)]
+    return [f"{flag}={value}"]
 
 
 def _one_line(box: str) -> str:
     """The text of tyro's framed message."""
-    text = "".join(" " if c in "╭╮╰╯│─" else c for c in box)
-    text = " ".join(text.split())
-    return text.split(" For full helptext")[0]
+    lines = [line for line in box.splitlines() if not line.startswith("╭")]  # that one is a title
+    text = " ".join("".join(" " if c in "╰╯│─" else c for c in line) for line in lines)
+    text = " ".join(re.sub("-{4,}", " ", text).split())
+    return re.split(" For full helptext| Argument helptext:", text)[0]

@@ -5,11 +5,12 @@ goes on where it stopped); 2: it could not start, for the one reason given.
 """
 
 import sys
+import traceback
 from collections.abc import Sequence
 
 from jobs.command_line import fail, parse
 from pipeline.config import Settings
-from pipeline.errors import RunError
+from pipeline.errors import BrokenRunError, RunError
 from pipeline.ray_environment import set_ray_environment
 
 PROG = "segment_bucket.py"
@@ -27,6 +28,10 @@ def main(args: Sequence[str] | None = None) -> int:
         report = segment_bucket(settings)
     except RunError as error:
         fail(PROG, str(error))
+    except BrokenRunError as error:
+        traceback.print_exc()
+        print(f"{PROG}: error: {error}; what is done is kept, the same command goes on", file=sys.stderr)
+        return 1
     print_summary(report, settings)
     return report.exit_code(settings.max_failure_rate)
 

@@ -81,7 +81,6 @@ class Settings:
         for name, low, high in (
             ("score_threshold", 0.0, 1.0),
             ("overlap_threshold", 0.0, 1.0),
-            ("mask_threshold", 0.0, 1.0),
             ("max_failure_rate", 0.0, 1.0),
             ("images_per_shard", 1, 1_000_000),
             ("shard_mib", 1, 1024),  # an Arrow list of binaries and a worker's memory both end not far above
@@ -94,6 +93,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise RunError(f"--{name.replace('_', '-')} is {value}; it must lie in {low} .. {high}")
+        if self.mask_threshold is not None and not 0.0 < self.mask_threshold < 1.0:
+            raise RunError(f"--mask-threshold is {self.mask_threshold}; it must lie between 0 and 1, both excluded")
         if self.run_id is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.run_id):
             raise RunError(f"--run-id {self.run_id!r} may hold letters, digits, '.', '_', '-' only, at most 64")
         if any(class_id < 0 for class_id in self.label_ids_to_fuse or ()):

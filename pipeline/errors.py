@@ -39,5 +39,9 @@ class RunError(Exception):
     """The run cannot start or go on; the message is one line that names the thing and what to do. Exit code 2."""
 
 
+class BrokenRunError(Exception):
+    """The run started and broke; what it committed stays, and the same command goes on. Exit code 1."""
+
+
 class InvalidResultError(Exception):
     """A computed row breaks an invariant of the tables: a bug of ours, so the run stops rather than write it."""

@@ -11,6 +11,7 @@ A run lives in `<output>/_runs/<run_id>/`:
 
 import itertools
 import json
+import os
 import platform
 import secrets
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from pipeline.config import Settings, fingerprint
 from pipeline.errors import RunError
 from pipeline.journal import Journal
 from pipeline.plan import PlanFile, PlanSummary, group_into_shards, list_images, write_plan
-from pipeline.schema import SCHEMA_VERSION
+from pipeline.schema import SCHEMA_VERSION, TABLES
 from pipeline.storage import STORE_ERRORS, is_local, one_line, open_filesystem, put_object, uri_of
 from pipeline.weights import stage_model
 
@@ -179,15 +180,19 @@ def _output_errors(settings: Settings) -> Iterator[None]:
 
 def _check_places(settings: Settings) -> None:
     source, target = _canonical(settings.input), _canonical(settings.output)
-    if (target + "/").startswith(source + "/"):
-        raise RunError(f"--output {settings.output} lies inside --input: the next run would take tables for images")
+    for written in (target, *(f"{target}/{name}" for name in (*TABLES, "_runs"))):
+        if f"{written}/".startswith(f"{source}/"):
+            raise RunError(
+                f"--output {settings.output} has {written} inside --input: the next run would take it for images"
+            )
     filesystem, root = open_filesystem(settings.output)
     if is_local(filesystem) and filesystem.isfile(root):
         raise RunError(f"--output {settings.output} is a file; name a folder")
 
 
 def _canonical(uri: str) -> str:
-    return uri_of(*open_filesystem(uri)).rstrip("/")
+    filesystem, path = open_filesystem(uri)
+    return uri_of(filesystem, os.path.realpath(path) if is_local(filesystem) else path).rstrip("/")
 
 
 def _check_schema_version(filesystem: fsspec.AbstractFileSystem, root: str) -> None:
@@ -257,6 +262,8 @@ def _read_json(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, An
         content: dict[str, Any] = json.loads(filesystem.cat_file(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except ValueError as error:
+        raise RunError(f"--output holds a damaged {path}: {one_line(error)}") from None
     return content
 
 

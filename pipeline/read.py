@@ -89,23 +89,24 @@ def read_verified(filesystem: fsspec.AbstractFileSystem, path: str, etag: str, s
         if (now := local_etag(Path(path).stat())) != etag:
             raise _ChangedError(f"planned with modification time and size {etag}, now {now}")
         return data
-    length_ok = len(data) == size_bytes
-    digest_ok = not _MD5_ETAG.fullmatch(etag) or hashlib.md5(data, usedforsecurity=False).hexdigest() == etag
-    if length_ok and digest_ok:
+    if len(data) == size_bytes and hashlib.md5(data, usedforsecurity=False).hexdigest() == etag:
         return data
-    return _explain_mismatch(filesystem, path, etag, size_bytes, data)
+    return _ask_store(filesystem, path, etag, size_bytes, data)
 
 
-def _explain_mismatch(filesystem: Any, path: str, etag: str, size_bytes: int, data: bytes) -> bytes:
+def _ask_store(filesystem: Any, path: str, etag: str, size_bytes: int, data: bytes) -> bytes:
     """Ask the store what it holds: another object, one whose ETag is no digest, or the planned one read wrongly."""
+    is_digest = _MD5_ETAG.fullmatch(etag) is not None
     if not is_s3(filesystem):
+        if len(data) == size_bytes and not is_digest:
+            return data
         raise _CorruptError(f"{len(data)} bytes came where the listing said {size_bytes}")
     bucket, key = path.split("/", 1)
     head = filesystem.call_s3("head_object", Bucket=bucket, Key=key)
     if head["ETag"].strip('"') != etag:
         raise _ChangedError(f"planned with ETag {etag}, now {head['ETag']}")
     # With KMS or customer keys the ETag is not the MD5 of the content; the client's own checksum has to do.
-    no_digest = head.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in head
-    if no_digest and len(data) == size_bytes:
+    encrypted = head.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in head
+    if (encrypted or not is_digest) and len(data) == size_bytes:
         return data
     raise _CorruptError(f"{len(data)} bytes came that are not the {size_bytes} bytes of ETag {etag}")

@@ -11,10 +11,12 @@ from pipeline.config import Settings
 
 
 def show_log_lines() -> None:
-    """The pipeline's own messages, one line each, on stderr."""
+    """The pipeline's own messages, one line each, on stderr. May be called again."""
+    log = logging.getLogger("pipeline")
+    if log.handlers:
+        return
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    log = logging.getLogger("pipeline")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False

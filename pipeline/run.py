@@ -4,6 +4,7 @@
 """
 
 import logging
+import re
 import signal
 import socket
 import warnings
@@ -16,11 +17,13 @@ import ray.data
 from ray._private.log import PlainRayHandler
 from ray.data import ActorPoolStrategy, Datasource, ReadTask
 from ray.data.block import BlockMetadata
+from ray.exceptions import RayError
 
 from pipeline.books import Clock, Report, close_books, utc_now
 from pipeline.cluster import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, Allotment, allot, connect
 from pipeline.config import Settings
 from pipeline.encode import EncodeSpec, encode_shard
+from pipeline.errors import BrokenRunError
 from pipeline.journal import Committer, Receipt, Totals
 from pipeline.plan import PlanFile, read_plan_file
 from pipeline.prepare import Run, check, prepare
@@ -169,9 +172,19 @@ class EncodeAndWrite:
 def _stream_receipts(run: Run, allotment: Allotment, done: set[int]) -> Iterator[Receipt]:
     for shards in _rounds(run.plan.files, set(done)):
         dataset = build_dataset(run, allotment, shards)
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-            assert isinstance(batch, pa.Table)
-            yield from map(Receipt.from_json, batch.column("receipt").to_pylist())
+        try:
+            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+                assert isinstance(batch, pa.Table)
+                yield from map(Receipt.from_json, batch.column("receipt").to_pylist())
+        except RayError as error:
+            raise BrokenRunError(f"run {run.run_id} broke: {_innermost(str(error))}") from error
+
+
+def _innermost(stack: str) -> str:
+    """The line of Ray's stack of stacks that says what was raised first, in the actor; else its last line."""
+    raised = re.compile(r"(?!ray\.)[\w.]*(Error|Exception): ")
+    lines = [line.strip() for line in stack.splitlines() if line.strip()]
+    return next((line for line in lines if raised.match(line)), lines[-1])
 
 
 def _rounds(files: tuple[PlanFile, ...], done: set[int]) -> Iterator[list[tuple[PlanFile, list[int]]]]:

@@ -5,6 +5,7 @@ what single images give, to float rounding. Decoding runs in threads ahead of th
 calls the actor for the next shard while this one is on the device.
 """
 
+import socket
 import threading
 import time
 from collections import deque
@@ -24,7 +25,7 @@ from m2f_core.image_size import ImageSize
 from m2f_core.rle import LabelRuns, label_runs
 from m2f_core.segments import PanopticSettings, SegmentInfo, panoptic_segments
 from pipeline.decode import decode_image, measure_image
-from pipeline.errors import ErrorCode, ImageError
+from pipeline.errors import ErrorCode, ImageError, RunError
 from pipeline.schema import SEGMENTED, pack_shard, unpack_shard
 from pipeline.storage import one_line
 from pipeline.weights import stage_model
@@ -78,6 +79,11 @@ class Segmenter:
         self.device = torch.device(spec.device)
         if self.device.type == "cpu":
             torch.set_num_threads(spec.threads)
+        elif not torch.cuda.is_available():
+            raise RunError(
+                f"Ray gave this actor a GPU, but PyTorch on {socket.gethostname()} sees none; "
+                "install a CUDA build of PyTorch there, or use --device cpu"
+            )
         folder = stage_model(spec.model, spec.weights_sha256)
         self.model = load_checkpoint(folder).to(self.device)
         self.processor = ImageProcessor.from_preprocessor_config(
@@ -163,9 +169,16 @@ class SegmentImages:
     """Model actor: one shard in, one shard out; encoded bytes are replaced by runs."""
 
     def __init__(self, spec: SegmentSpec):
-        self.segmenter = Segmenter(spec)
+        self.broken: RunError | None = None
+        try:
+            self.segmenter = Segmenter(spec)
+        except RunError as error:
+            # It will not pass, and Ray would repeat the constructor a hundred times: the first call ends the run.
+            self.broken = error
 
     def __call__(self, row: pa.Table) -> pa.Table:
+        if self.broken is not None:
+            raise self.broken
         started = time.time()
         shard, images = unpack_shard(row)
         results = self.segmenter.segment(images.column("data").to_pylist())

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from m2f_core.checkpoint import weights_sha256
 from pipeline.errors import RunError
-from pipeline.storage import one_line, open_filesystem
+from pipeline.storage import STORE_ERRORS, one_line, open_filesystem
 
 # What a checkpoint needs; a folder may hold pickles and training states beside it, which are never fetched or opened.
 _PATTERNS = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
@@ -51,7 +51,7 @@ def _fetch(uri: str) -> Path:
         listed = [info for info in filesystem.ls(root, detail=True) if info["type"] == "file"]
     except FileNotFoundError:
         raise RunError(f"--model {uri} does not exist") from None
-    except OSError as error:
+    except STORE_ERRORS as error:
         raise RunError(f"--model {uri} cannot be read: {one_line(error)}") from None
     wanted = sorted(
         (info for info in listed if any(Path(info["name"]).match(pattern) for pattern in _PATTERNS)),
@@ -69,7 +69,7 @@ def _fetch(uri: str) -> Path:
                 for info in wanted:
                     filesystem.get_file(info["name"], str(temporary / Path(info["name"]).name))
                 temporary.rename(target)
-            except OSError as error:
+            except STORE_ERRORS as error:
                 raise RunError(f"--model {uri} cannot be fetched: {one_line(error)}") from None
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)

@@ -49,7 +49,7 @@ class S3Server:
 @contextlib.contextmanager
 def embedded_s3(root: Path) -> Iterator[S3Server]:
     """Start the server with its data below `root`; kill it at the end."""
-    ports = _free_ports(10)
+    ports = free_ports(10)
     identities = [
         _identity("all", ACCESS_KEY, SECRET_KEY, ["Admin", "Read", "Write", "List", "Tagging"]),
         _identity("reader", READ_ONLY_ACCESS_KEY, READ_ONLY_SECRET_KEY, ["Read", "List"]),
@@ -136,7 +136,7 @@ def _identity(name: str, access_key: str, secret_key: str, actions: list[str]) -
     return {"name": name, "credentials": [{"accessKey": access_key, "secretKey": secret_key}], "actions": actions}
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -1,7 +1,5 @@
 """The command line: every setting has a flag, a help text and a place in the docs; files and flags mix as promised."""
 
-import ast
-import itertools
 import re
 import subprocess
 import sys
@@ -13,11 +11,10 @@ import pytest
 from jobs.command_line import parse
 from jobs.segment_bucket import PROG, main
 from m2f_core.segments import PanopticSettings
-from pipeline import config
 from pipeline.config import Settings
+from tests.command_line_page import PAGE, field_help, page
 
 ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs" / "command-line.md"
 REQUIRED = ["--input", "in", "--output", "out", "--model", "model"]
 
 # The surface that people write scripts against. A flag that goes breaks them; a flag that comes needs documentation.
@@ -70,18 +67,6 @@ def refusal(capsys, *args: str) -> str:
     return line
 
 
-def help_texts() -> dict[str, str]:
-    """What stands below each field of Settings in its source: the only place where help is written."""
-    tree = ast.parse(Path(config.__file__).read_text())
-    [body] = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Settings"]
-    texts = {}
-    for statement, following in itertools.pairwise(body):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-            texts[statement.target.id] = " ".join(str(following.value.value).split()) if is_text else ""
-    return texts
-
-
 @pytest.fixture(scope="module")
 def shown_help() -> str:
     """--help without frames and line breaks."""
@@ -101,7 +86,7 @@ def flag_of(name: str) -> str:
 
 def test_the_flags_are_those_that_people_know():
     assert tuple(sorted(flag_of(field.name) for field in fields(Settings))) == FLAGS, (
-        "a flag came or went: describe it in docs/command-line.md and CHANGELOG.md, then change FLAGS here"
+        "a flag came or went: write docs/command-line.md (python -m tests.command_line_page), then change FLAGS here"
     )
 
 
@@ -129,7 +114,7 @@ def test_wrong_arguments_are_refused_before_torch_and_ray_load():
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Settings)])
 def test_every_setting_has_a_help_text_and_help_shows_it(name, shown_help):
-    text = help_texts()[name]
+    text = field_help(Settings)[name]
     assert len(text) > 10 and text.endswith("."), f"write one sentence below Settings.{name}"
     # tyro breaks lines at hyphens, so spaces are not compared.
     assert flag_of(name) in shown_help
@@ -138,8 +123,11 @@ def test_every_setting_has_a_help_text_and_help_shows_it(name, shown_help):
 
 @pytest.mark.parametrize("flag", [*FLAGS, "--config"])
 def test_every_flag_is_documented(flag):
-    assert DOCS.is_file(), f"{DOCS.relative_to(ROOT)} is missing"
-    assert re.search(rf"(?<![\w-]){flag}(?![\w-])", DOCS.read_text()), f"describe {flag} in {DOCS.relative_to(ROOT)}"
+    assert re.search(rf"(?<![\w-]){flag}(?![\w-])", PAGE.read_text()), f"{flag} is not in {PAGE.relative_to(ROOT)}"
+
+
+def test_the_page_is_the_one_that_the_settings_make():
+    assert PAGE.read_text() == page(), "write it again: python -m tests.command_line_page"
 
 
 def test_help_names_config_and_its_order(shown_help):
@@ -149,7 +137,7 @@ def test_help_names_config_and_its_order(shown_help):
 @pytest.mark.parametrize("mode", ["reference", "hf"])
 @pytest.mark.parametrize("name", ["score_threshold", "overlap_threshold", "mask_threshold"])
 def test_default_thresholds_in_help_are_the_real_ones(mode, name):
-    [default] = re.findall(r"Default: that of --postprocess \((.*?)\)", help_texts()[name])
+    [default] = re.findall(r"Default: that of --postprocess \((.*?)\)", field_help(Settings)[name])
     by_mode = dict(part.split() for part in default.split(", ")) if "," in default else {"reference": default}
     stated = float(by_mode.get(mode) or by_mode["reference"])
     assert stated == getattr(PanopticSettings.defaults(mode), name)

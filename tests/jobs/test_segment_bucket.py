@@ -1,5 +1,7 @@
 """The main job, whole, on real photographs: rows, books, exit codes, invariance, odd input, resumption."""
 
+import dataclasses
+import gc
 import os
 import random
 import shutil
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
+import pipeline.run
 from jobs import segment_bucket
 from pipeline.errors import ErrorCode
 from pipeline.journal import Journal
@@ -71,6 +74,22 @@ def test_failures_beyond_the_budget_give_exit_code_1(photographs, tiny_checkpoin
     output = tmp_path / "out"
     assert run(*places(folder, output, tiny_checkpoint), *SMALL, "--max-failure-rate", budget) == code
     assert read_report(output)["failed_by_code"] == {"unsupported": 1}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_that_breaks_says_why_in_one_line(photographs, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    """An actor that finds other weights than the driver's will not find better ones when it is started again."""
+    right = pipeline.run._segment_spec
+    wrong = {"weights_sha256": "0" * 64}
+    monkeypatch.setattr(pipeline.run, "_segment_spec", lambda *args: dataclasses.replace(right(*args), **wrong))
+    flags = [*places(photographs, tmp_path, tiny_checkpoint), *SMALL, "--limit", 2]
+    assert run(*flags) == 1
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert last_line.startswith("segment_bucket.py: error: run ") and "give every node the same checkpoint" in last_line
+    monkeypatch.undo()
+    gc.collect()  # the exception holds the broken graph's actors, and they the CPUs; a real job's process ends here
+    assert run(*flags) == 0
+    assert len(list((tmp_path / "_runs").glob("2*"))) == 1, "it went on with the same run"
 
 
 @pytest.mark.usefixtures("ray_session")

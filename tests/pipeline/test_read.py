@@ -91,7 +91,10 @@ def test_a_replaced_object_is_not_read_as_the_planned_one():
 
 
 def test_an_etag_of_a_multipart_upload_is_no_digest():
-    assert fetch(FakeStore(DATA), etag="0123456789abcdef0123456789abcdef-3") == DATA
+    etag = "0123456789abcdef0123456789abcdef-3"
+    assert fetch(FakeStore(DATA, head={"ETag": f'"{etag}"'}), etag=etag) == DATA
+    replaced = fetch(FakeStore(DATA[::-1], head={"ETag": f'"{"f" * 32}-3"'}), etag=etag)  # of the same size
+    assert isinstance(replaced, ImageError) and replaced.code is ErrorCode.CHANGED
 
 
 def test_an_etag_of_an_encrypted_object_is_no_digest():

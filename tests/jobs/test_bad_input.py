@@ -1,0 +1,474 @@
+"""What cannot start ends with exit code 2, one line that names the thing, and nothing written."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+import s3fs
+from safetensors.numpy import load_file, save_file
+
+from jobs.segment_bucket import PROG, main
+from pipeline import storage
+from pipeline.config import Settings
+from pipeline.prepare import check, prepare
+from pipeline.schema import SCHEMA_VERSION, TABLES
+from tests.s3_server import READ_ONLY_ACCESS_KEY, READ_ONLY_SECRET_KEY
+
+ROOT = Path(__file__).parents[2]
+BUCKET = "m2f-bad-input"
+
+
+@pytest.fixture
+def folder(tmp_path, photographs) -> Path:
+    """A folder with one photograph."""
+    (tmp_path / "photographs").mkdir()
+    shutil.copy(photographs / "camera.png", tmp_path / "photographs")
+    return tmp_path / "photographs"
+
+
+@pytest.fixture
+def model(tmp_path, tiny_checkpoint) -> Path:
+    """A checkpoint to break."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+
+
+@pytest.fixture
+def output(tmp_path) -> Path:
+    """Where nothing may appear."""
+    return tmp_path / "tables"
+
+
+@pytest.fixture(autouse=True)
+def quiet_log():
+    """main() gives the package's logger a handler; take it away again."""
+    log = logging.getLogger("pipeline")
+    before = log.handlers[:], log.level, log.propagate
+    yield
+    log.handlers[:], log.level, log.propagate = before
+
+
+@pytest.fixture(scope="module")
+def bucket(s3):
+    """The server, with one photograph (to be listed, not to be decoded) in the bucket of this module."""
+    s3.bucket(BUCKET)
+    s3.client.put_object(Bucket=BUCKET, Key="photographs/a.jpg", Body=b"1")
+    return s3
+
+
+@pytest.fixture
+def fresh_s3():
+    """s3fs keeps an instance, and with it the environment, of earlier tests."""
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def check_line(stderr: str, *named: object) -> str:
+    """`stderr` is one line from us that holds everything in `named`."""
+    assert "Traceback" not in stderr, stderr
+    assert stderr.count("\n") == 1, stderr
+    assert stderr.startswith(f"{PROG}: error: "), stderr
+    missing = [str(word) for word in named if str(word) not in stderr]
+    assert not missing, f"{missing} not in: {stderr}"
+    return stderr
+
+
+@pytest.fixture
+def refused(capfd):
+    """Call main() in this process: it must refuse, in one line that holds everything in `named`."""
+
+    def check(source: object, output: object, model: object, *args: str, named: tuple[object, ...]) -> str:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main(["--input", str(source), "--output", str(output), "--model", str(model), *args])
+        assert stop.value.code == 2
+        return check_line(capfd.readouterr().err, *named)
+
+    return check
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def objects(server) -> dict[str, str]:
+    """Every object of the bucket with its ETag."""
+    pages = server.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
+    return {entry["Key"]: entry["ETag"] for page in pages for entry in page.get("Contents", ())}
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--nonsense", "1"], ["--nonsense"]),
+        (["--batch-size", "0"], ["--batch-size", "0", "1 .. 4096"]),
+        (["--images-per-shard", "0"], ["--images-per-shard"]),
+        (["--shard-mib", "4096"], ["--shard-mib", "1024"]),
+        (["--limit", "0"], ["--limit"]),
+        (["--max-image-pixels", "0"], ["--max-image-pixels"]),
+        (["--max-failure-rate", "1.5"], ["--max-failure-rate"]),
+        (["--score-threshold", "2"], ["--score-threshold", "2"]),
+        (["--overlap-threshold", "-0.1"], ["--overlap-threshold", "-0.1"]),
+        (["--mask-threshold", "1"], ["--mask-threshold", "1"]),  # would be empty masks; 0 would be full ones
+        (["--mask-threshold", "0"], ["--mask-threshold", "0"]),
+        (["--gpu-actors", "3:1"], ["--gpu-actors", "3:1"]),
+        (["--gpu-actors", "0"], ["--gpu-actors", "0"]),
+        (["--gpu-actors", "many"], ["--gpu-actors", "many"]),
+        (["--image-size", "banana"], ["--image-size", "banana", "800:1333", "384x384"]),
+        (["--image-size", "800:600"], ["--image-size", "800:600"]),
+        (["--image-size", "0x0"], ["--image-size"]),
+        (["--run-id", "a/b"], ["--run-id", "a/b"]),
+        (["--run-id", ".."], ["--run-id", ".."]),
+        (["--run-id", "a" * 65], ["--run-id", "64"]),
+        (["--device", "tpu"], ["--device", "tpu"]),
+        (["--label-ids-to-fuse", "-1"], ["--label-ids-to-fuse", "-1"]),
+        (["--label-ids-to-fuse", "99"], ["--label-ids-to-fuse", "99", "0 .. 7"]),
+        (["--config", "/no/such/file.yaml"], ["--config", "/no/such/file.yaml"]),
+        (["--output", ""], ["--output", "empty"]),
+    ],
+)
+def test_bad_values(refused, folder, output, tiny_checkpoint, args, named):
+    refused(folder, output, tiny_checkpoint, *args, named=tuple(named))
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("yaml", "named"),
+    [("nonsense: 1", ["nonsense"]), ("batch_size: four", ["batch-size", "four"]), ("- a list", ["list"])],
+)
+def test_bad_files_of_settings(refused, folder, output, tiny_checkpoint, tmp_path, yaml, named):
+    (tmp_path / "settings.yaml").write_text(yaml)
+    refused(folder, output, tiny_checkpoint, "--config", str(tmp_path / "settings.yaml"), named=tuple(named))
+    assert not output.exists()
+
+
+def test_more_than_the_cluster_has(refused, ray_session, folder, output, tiny_checkpoint):
+    refused(folder, output, tiny_checkpoint, "--cpus-per-actor", "500", named=("500", "--cpus-per-actor"))
+    refused(folder, output, tiny_checkpoint, "--device", "cpu", "--gpu-actors", "64", named=("64", "--gpu-actors"))
+    if not ray.cluster_resources().get("GPU"):
+        refused(folder, output, tiny_checkpoint, "--device", "cuda", named=("--device cuda", "no GPU"))
+    assert not output.exists()
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def change_config(model: Path, **changes: object) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def change_weights(model: Path, drop: str = "", **add: object) -> None:
+    weights = load_file(model / "model.safetensors")
+    weights.pop(drop, None)
+    save_file({**weights, **add}, model / "model.safetensors")
+
+
+def an_empty_folder(model):
+    shutil.rmtree(model)
+    model.mkdir()
+    return "config.json"
+
+
+def no_weights(model):
+    (model / "model.safetensors").unlink()
+    return "model.safetensors"
+
+
+def pickled_weights(model):
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    return "pytorch_model.bin"
+
+
+def weights_of_noise(model):
+    (model / "model.safetensors").write_bytes(os.urandom(1000))
+    return "model.safetensors"
+
+
+def weights_cut_short(model):
+    whole = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    return "model.safetensors"
+
+
+def a_config_of_noise(model):
+    (model / "config.json").write_bytes(b"\xff\x00{")
+    return "config.json"
+
+
+def another_architecture(model):
+    change_config(model, model_type="detr")
+    return "detr"
+
+
+def another_backbone(model):
+    change_config(model, backbone_config={"model_type": "resnet"})
+    return "resnet"
+
+
+def another_width(model):
+    change_config(model, num_queries=3)
+    return "queries"
+
+
+def a_missing_weight(model):
+    change_weights(model, drop="class_predictor.weight")
+    return "class_predictor.weight"
+
+
+def an_unexpected_weight(model):
+    change_weights(model, surprise=load_file(model / "model.safetensors")["class_predictor.bias"])
+    return "surprise"
+
+
+def a_missing_shard_of_weights(model):
+    index = {"weight_map": {"class_predictor.weight": "model-00001-of-00002.safetensors"}}
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    return "model-00001-of-00002.safetensors"
+
+
+def a_preprocessor_of_noise(model):
+    (model / "preprocessor_config.json").write_text("[1, 2]")
+    return "preprocessor_config.json"
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        an_empty_folder,
+        no_weights,
+        pickled_weights,
+        weights_of_noise,
+        weights_cut_short,
+        a_config_of_noise,
+        another_architecture,
+        another_backbone,
+        another_width,
+        a_missing_weight,
+        an_unexpected_weight,
+        a_missing_shard_of_weights,
+        a_preprocessor_of_noise,
+    ],
+)
+def test_a_checkpoint_that_does_not_fit(refused, folder, output, model, break_it):
+    what = break_it(model)
+    refused(folder, output, model, named=("--model", model, what))
+    assert not output.exists()
+
+
+def test_a_model_that_is_nowhere(refused, folder, output, tmp_path):
+    refused(folder, output, tmp_path / "nowhere", named=("--model", "nowhere"))
+    refused(folder, output, folder / "camera.png", named=("--model", "camera.png"))  # a file
+    assert not output.exists()
+
+
+def test_a_model_that_is_not_in_the_bucket(refused, bucket, folder, output, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for uri in (f"s3://{BUCKET}/no-model", "s3://m2f-no-such-bucket/model", f"s3://{BUCKET}/photographs"):
+        refused(folder, output, uri, named=("--model", uri))
+    assert not output.exists()
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------------
+
+
+def test_inputs_that_are_missing_or_empty(refused, output, tiny_checkpoint, tmp_path):
+    (tmp_path / "empty" / "sub").mkdir(parents=True)
+    refused(tmp_path / "nowhere", output, tiny_checkpoint, named=("--input", tmp_path / "nowhere", "does not exist"))
+    refused(tmp_path / "empty", output, tiny_checkpoint, named=("--input", tmp_path / "empty", "no objects"))
+    refused("gopher://photos", output, tiny_checkpoint, named=("gopher",))
+    assert not output.exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_without_permission(refused, folder, output, tiny_checkpoint):
+    folder.chmod(0)
+    try:
+        refused(folder, output, tiny_checkpoint, named=("--input", folder, "may not be listed"))
+    finally:
+        folder.chmod(0o755)
+    assert not output.exists()
+
+
+def test_a_file_name_that_no_table_can_hold(refused, ray_session, folder, output, tiny_checkpoint):
+    with open(os.fsencode(folder) + b"/bad\xff.jpg", "wb"):
+        pass
+    refused(folder, output, tiny_checkpoint, named=("bad", "UTF-8"))
+    assert not output.exists()
+
+
+def test_buckets_that_are_missing_or_empty(refused, bucket, output, tiny_checkpoint):
+    for uri, what in (
+        ("s3://m2f-no-such-bucket/photographs", "does not exist"),
+        (f"s3://{BUCKET}/no-such-prefix", "no objects"),
+        (f"s3://{BUCKET}/photo", "no objects"),  # the beginning of a name is no prefix
+        ("s3://Not_A_Name!/photographs", "cannot be listed"),
+    ):
+        refused(uri, output, tiny_checkpoint, named=("--input", uri, what))
+    assert not output.exists()
+
+
+WRONG_ENVIRONMENTS = {
+    "wrong secret": {"AWS_SECRET_ACCESS_KEY": "wrong"},
+    "unknown key": {"AWS_ACCESS_KEY_ID": "unknown"},
+    "no credentials": {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"},
+    "no such profile": {"AWS_PROFILE": "no-such-profile"},
+    "no endpoint": {"AWS_ENDPOINT_URL": "127.0.0.1"},
+    "nobody there": {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+}
+
+
+@pytest.mark.parametrize("role", ["input", "output", "model"])
+@pytest.mark.parametrize("what", WRONG_ENVIRONMENTS)
+def test_a_store_that_cannot_be_used(
+    refused, bucket, fresh_s3, folder, output, tiny_checkpoint, monkeypatch, role, what
+):
+    for name, value in WRONG_ENVIRONMENTS[what].items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(storage._S3_OPTIONS["config_kwargs"]["retries"], "total_max_attempts", 1)  # for the last
+    uri = f"s3://{BUCKET}/photographs"
+    places = {"source": folder, "output": output, "model": tiny_checkpoint}
+    places["source" if role == "input" else role] = uri
+    before = objects(bucket)
+    refused(*places.values(), named=(uri,))
+    assert not output.exists()
+    assert objects(bucket) == before
+
+
+# --- outputs ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_output_that_may_not_be_written(refused, ray_session, bucket, fresh_s3, tiny_checkpoint, monkeypatch):
+    """The credentials may read: everything is in order until the first write."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", READ_ONLY_ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READ_ONLY_SECRET_KEY)
+    before = objects(bucket)
+    target = f"s3://{BUCKET}/tables"
+    refused(f"s3://{BUCKET}/photographs", target, tiny_checkpoint, named=("--output", target, "may not be used"))
+    assert objects(bucket) == before
+
+
+def test_an_output_in_a_bucket_that_is_missing(refused, ray_session, bucket, folder, tiny_checkpoint):
+    target = "s3://m2f-no-such-bucket/tables"
+    refused(folder, target, tiny_checkpoint, named=("--output", target, "not exist"))
+    assert "m2f-no-such-bucket" not in [b["Name"] for b in bucket.client.list_buckets()["Buckets"]]
+
+
+def test_an_output_that_is_a_file(refused, ray_session, folder, tmp_path, tiny_checkpoint):
+    (tmp_path / "file").write_bytes(b"mine")
+    for target in (tmp_path / "file", tmp_path / "file" / "below"):
+        refused(folder, target, tiny_checkpoint, named=("--output", target))
+    assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("place", ["", "/", "/tables", "/../photographs/tables"])
+def test_an_output_inside_the_input(refused, bucket, folder, tiny_checkpoint, place):
+    before, before_s3 = tree(folder), objects(bucket)
+    refused(folder, f"{folder}{place}", tiny_checkpoint, named=("--output", "inside"))
+    assert tree(folder) == before
+    if ".." not in place:
+        uri = f"s3://{BUCKET}/photographs"
+        refused(uri, f"{uri}{place}", tiny_checkpoint, named=("--output", "inside"))
+        refused(uri, f"{uri}{place}".replace("s3:", "s3a:"), tiny_checkpoint, named=("--output", "inside"))
+        refused(f"s3://{BUCKET}", f"{uri}{place}", tiny_checkpoint, named=("--output", "inside"))
+        assert objects(bucket) == before_s3
+
+
+def test_an_output_inside_the_input_by_a_link(refused, folder, tmp_path, tiny_checkpoint):
+    (tmp_path / "link").symlink_to(folder)
+    before = tree(folder)
+    refused(tmp_path / "link", folder / "tables", tiny_checkpoint, named=("--output", "inside"))
+    refused(folder, tmp_path / "link" / "tables", tiny_checkpoint, named=("--output", "inside"))
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize("name", [*TABLES, "_runs"])
+def test_an_input_where_the_tables_would_go(refused, tmp_path, folder, tiny_checkpoint, name):
+    """--input s3://b/images --output s3://b looks harmless, but the table is called `images` too."""
+    source = folder.rename(tmp_path / name)
+    before = tree(source)
+    refused(source, tmp_path, tiny_checkpoint, named=("--output", name))
+    assert tree(source) == before
+
+
+def test_an_output_of_another_schema_version(refused, folder, output, tiny_checkpoint):
+    (output / "_runs").mkdir(parents=True)
+    (output / "_runs" / "format.json").write_text('{"schema_version": 999}')
+    before = tree(output)
+    refused(folder, output, tiny_checkpoint, named=("--output", "999", SCHEMA_VERSION))
+    assert tree(output) == before
+
+
+def test_an_output_with_a_damaged_version_file(refused, folder, output, tiny_checkpoint):
+    (output / "_runs").mkdir(parents=True)
+    (output / "_runs" / "format.json").write_text("{")
+    before = tree(output)
+    refused(folder, output, tiny_checkpoint, named=("--output", "format.json"))
+    assert tree(output) == before
+
+
+def test_a_run_id_of_other_settings(refused, folder, output, tiny_checkpoint, photographs):
+    settings = Settings(str(folder), str(output), str(tiny_checkpoint), run_id="nightly", image_size="96:160")
+    prepare(check(settings))
+    before = tree(output)
+    for source, args in (
+        (folder, []),  # another image size
+        (folder, ["--image-size", "96:160", "--limit", "1"]),
+        (folder, ["--image-size", "96:160", "--score-threshold", "0.1"]),
+        (photographs, ["--image-size", "96:160"]),
+    ):
+        refused(source, output, tiny_checkpoint, "--run-id", "nightly", *args, named=("--run-id nightly",))
+    assert tree(output) == before
+
+
+# --- as a user sees it ------------------------------------------------------------------------------------------------
+
+
+def run_job(*args: object, **environment: str) -> str:
+    """stderr of the real program, which must end with exit code 2 and say nothing on stdout."""
+    run = subprocess.run(
+        [sys.executable, "jobs/segment_bucket.py", *map(str, args)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert run.stdout == ""
+    return run.stderr
+
+
+def test_the_program_refuses_an_unknown_flag(folder, output, tiny_checkpoint):
+    stderr = run_job("--input", folder, "--output", output, "--model", tiny_checkpoint, "--batchsize", "4")
+    check_line(stderr, "--batchsize", "--batch-size")
+    assert not output.exists()
+
+
+def test_the_program_refuses_a_missing_model(folder, output, tmp_path):
+    stderr = run_job("--input", folder, "--output", output, "--model", tmp_path / "nowhere")
+    check_line(stderr, "--model", tmp_path / "nowhere")
+    assert not output.exists()
+
+
+def test_the_program_refuses_an_output_that_may_not_be_written(bucket, tiny_checkpoint):
+    """Known only at the first write: Ray has been started and must end without a word."""
+    before = objects(bucket)
+    target = f"s3://{BUCKET}/tables"
+    stderr = run_job(
+        *("--input", f"s3://{BUCKET}/photographs", "--output", target, "--model", tiny_checkpoint),
+        AWS_ACCESS_KEY_ID=READ_ONLY_ACCESS_KEY,
+        AWS_SECRET_ACCESS_KEY=READ_ONLY_SECRET_KEY,
+    )
+    check_line(stderr, "--output", target, "may not be used")
+    assert objects(bucket) == before

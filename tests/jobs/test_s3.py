@@ -1,0 +1,395 @@
+"""A run from S3 to S3 on a real server: odd keys, integrity, tables that every reader agrees on, no leaked secrets."""
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import duckdb
+import polars
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.fs
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+from boto3.s3.transfer import TransferConfig
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from pipeline.config import Settings
+from pipeline.plan import list_images
+from pipeline.prepare import check, prepare
+from pipeline.read import FetchImages
+from pipeline.schema import TABLES
+from pipeline.storage import open_filesystem, path_of, uri_of
+from pipeline.weights import stage_model
+from tests.s3_server import ACCESS_KEY, SECRET_KEY
+
+ROOT = Path(__file__).parents[2]
+BUCKET = "m2f-s3"
+
+# Whatever a URL, a glob, a format string or a Hive path would read something into.
+ODD_KEYS = (
+    "a b.png",
+    " .png",
+    "100%.png",
+    "a%20b.png",
+    "a%2Fb.png",
+    "a+b.png",
+    "a=b&c=d.png",
+    "x#y.png",
+    "q?v=1.png",
+    "s[a-c]*.png",
+    "{run_id}.png",
+    'it\'s "quoted".png',
+    "tab\tand\nline.png",
+    "run=1/nested/deep/er/z.png",
+    "é/ü 日本 🐈.png",
+    ".hidden",
+    "_under/no_extension",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A finished run: what it read, what it said, where it wrote."""
+
+    objects: dict[str, bytes]  # by key
+    output: str
+    run_id: str
+    stdout: str
+    stderr: str
+
+    def files(self, table: str) -> str:
+        return f"{self.output}/{table}/run={self.run_id}/*.parquet"
+
+
+@pytest.fixture(scope="module")
+def bucket(s3) -> Any:
+    """The server, with the bucket of this module made: the server needs a second for the first write to a bucket."""
+    s3.bucket(BUCKET)
+    return s3
+
+
+@pytest.fixture(scope="module")
+def small_photographs(photographs) -> list[bytes]:
+    """The photographs as PNGs of at most 160 pixels: real content that a test can afford."""
+    encoded = []
+    for path in sorted(photographs.iterdir()):
+        with Image.open(path) as image:
+            image.thumbnail((160, 160))
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG")
+            encoded.append(buffer.getvalue())
+    return encoded
+
+
+def upload(s3, prefix: str, objects: dict[str, bytes]) -> str:
+    """Put `objects` (by key below `prefix`) and return the prefix as a URI."""
+
+    def put(item: tuple[str, bytes]) -> None:
+        s3.client.put_object(Bucket=BUCKET, Key=f"{prefix}/{item[0]}", Body=item[1])
+
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(put, objects.items()))
+    return f"s3://{BUCKET}/{prefix}"
+
+
+def keys_below(s3, prefix: str) -> list[str]:
+    pages = s3.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
+    return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+
+
+def body(s3, key: str) -> bytes:
+    return s3.client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+
+
+def segment_bucket(*args: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """`python jobs/segment_bucket.py` as a user runs it, on small images."""
+    run = subprocess.run(
+        [sys.executable, "jobs/segment_bucket.py", *args, "--image-size", "96:160", "--device", "cpu"],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run
+
+
+@pytest.fixture(scope="module")
+def model_uri(bucket, tiny_checkpoint) -> str:
+    """The tiny checkpoint in the bucket, with what must never be fetched beside it."""
+    files = {path.name: path.read_bytes() for path in tiny_checkpoint.iterdir()}
+    return upload(bucket, "models/tiny", {**files, "pytorch_model.bin": b"a pickle", "checkpoint-9/optimizer.pt": b"x"})
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def job(bucket, small_photographs, model_uri, cache) -> Job:
+    """Photographs under odd keys and one object that is no image, from S3 to S3, with a model from S3."""
+    objects = {key: small_photographs[i % len(small_photographs)] for i, key in enumerate(ODD_KEYS)}
+    objects["notes.txt"] = b"not an image"
+    source = upload(bucket, "photos", {**objects, "nested/": b""})
+    upload(bucket, "photos-old", {"not-below-the-prefix.png": small_photographs[0]})
+    output = f"s3://{BUCKET}/tables"
+    run = segment_bucket(
+        *("--input", source, "--output", output, "--model", model_uri),
+        *("--run-id", "nightly", "--images-per-shard", "5", "--max-failure-rate", "0.1"),
+        XDG_CACHE_HOME=str(cache),
+    )
+    return Job(objects, output, "nightly", run.stdout, run.stderr)
+
+
+# --- reading the tables back ------------------------------------------------------------------------------------------
+
+
+def with_pyarrow(server, job: Job, table: str) -> pa.Table:
+    filesystem = pyarrow.fs.S3FileSystem(
+        access_key=ACCESS_KEY,
+        secret_key=SECRET_KEY,
+        endpoint_override=urlsplit(server.url).netloc,
+        scheme="http",
+        region="us-east-1",
+    )
+    folder = os.path.dirname(job.files(table)).removeprefix("s3://")
+    return pyarrow.dataset.dataset(folder, filesystem=filesystem, format="parquet").to_table()
+
+
+def with_duckdb(server, job: Job, table: str) -> pa.Table:
+    """Through fsspec. With access to DuckDB's extensions it takes two statements instead, and no Python in the way:
+
+    INSTALL httpfs; CREATE SECRET (TYPE s3, PROVIDER credential_chain);
+    """
+    with duckdb.connect() as connection:
+        connection.register_filesystem(open_filesystem(job.output)[0])
+        return connection.sql(f"SELECT * FROM read_parquet('{job.files(table)}')").to_arrow_table()
+
+
+def with_polars(server, job: Job, table: str) -> pa.Table:
+    options = {
+        "aws_access_key_id": ACCESS_KEY,
+        "aws_secret_access_key": SECRET_KEY,
+        "aws_region": "us-east-1",
+        "aws_endpoint_url": server.url,
+        "aws_allow_http": "true",
+    }
+    return polars.scan_parquet(job.files(table), storage_options=options).collect().to_arrow()
+
+
+def rows(table: str, content: pa.Table) -> list[dict[str, Any]]:
+    """The columns of the schema, sorted. Readers may add the column `run` from the path."""
+    names = TABLES[table].names
+    assert set(content.column_names) - {"run"} == set(names)
+    keys = ("image_key", "segment_id")
+    return sorted(content.select(names).to_pylist(), key=lambda row: tuple(row[k] for k in keys if k in row))
+
+
+@pytest.fixture(scope="module")
+def tables(bucket, job) -> dict[str, list[dict[str, Any]]]:
+    return {table: rows(table, with_pyarrow(bucket, job, table)) for table in TABLES}
+
+
+@pytest.mark.parametrize("reader", [with_duckdb, with_polars])
+@pytest.mark.parametrize("table", TABLES)
+def test_every_reader_sees_the_same_rows(bucket, job, tables, reader, table):
+    assert len(tables[table]) > 0
+    assert rows(table, reader(bucket, job, table)) == tables[table]
+
+
+def test_every_object_has_one_row_with_the_etag_of_the_store(bucket, job, tables):
+    by_key = {row["image_key"].removeprefix(f"s3://{BUCKET}/photos/"): row for row in tables["images"]}
+    assert len(tables["images"]) == len(by_key)
+    assert set(by_key) == set(job.objects)
+    for key, row in by_key.items():
+        head = bucket.client.head_object(Bucket=BUCKET, Key=f"photos/{key}")
+        assert row["etag"] == head["ETag"].strip('"') == hashlib.md5(job.objects[key]).hexdigest()
+        assert row["size_bytes"] == head["ContentLength"]
+        expected = ("failed", "unsupported") if key == "notes.txt" else ("ok", None)
+        assert (row["status"], row["error_code"]) == expected, key
+
+
+def test_an_image_has_the_same_segments_under_every_key(job, tables):
+    """The same bytes lie below several keys: what is found must not depend on the name or the shard."""
+    by_content: dict[bytes, list[list[Any]]] = {}
+    for key, content in job.objects.items():
+        found = [row for row in tables["segments"] if row["image_key"] == f"s3://{BUCKET}/photos/{key}"]
+        facts = [[row[name] for name in ("segment_id", "category_id", "area", "segmentation")] for row in found]
+        by_content.setdefault(content, []).append(facts)
+    assert max(map(len, by_content.values())) > 1
+    assert all(facts == same[0] for same in by_content.values() for facts in same)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
+def test_every_mask_decodes_with_pycocotools_to_its_area(tables):
+    sizes = {row["image_key"]: [row["height"], row["width"]] for row in tables["images"]}
+    covered: dict[str, Any] = {}
+    for row in tables["segments"]:
+        rle = row["segmentation"]
+        assert rle["size"] == sizes[row["image_key"]]
+        mask = coco_mask.decode(rle)
+        assert mask.sum() == row["area"] == coco_mask.area(rle)
+        assert row["bbox"] == coco_mask.toBbox(rle).tolist()
+        covered[row["image_key"]] = covered.get(row["image_key"], 0) + mask
+    assert covered and all(count.max() == 1 for count in covered.values()), "segments of an image overlap"
+    numbers = {row["image_key"]: row["num_segments"] for row in tables["images"]}
+    assert sum(numbers.values()) == len(tables["segments"])
+
+
+def test_the_output_holds_what_is_documented_and_nothing_else(bucket, job):
+    shards = range(4)  # 18 images, 5 a shard
+    expected = {f"tables/{table}/run=nightly/shard-{shard:06d}.parquet" for table in TABLES for shard in shards}
+    expected |= {f"tables/_runs/nightly/{name}" for name in ("run.json", "report.json", "plan/000000.parquet")}
+    expected |= {"tables/_runs/format.json", "tables/_runs/nightly/attempts/000001.json"}
+    keys = set(keys_below(bucket, "tables"))
+    journal = {key for key in keys if key.startswith("tables/_runs/nightly/journal/")}
+    assert journal and keys - journal == expected
+
+
+def test_credentials_appear_nowhere(bucket, job):
+    """Not in what the job says, and not in any byte that it writes, also not inside compressed columns."""
+    said = {"stdout": job.stdout, "stderr": job.stderr}
+    for key in keys_below(bucket, "tables"):
+        content = body(bucket, key)
+        said[key] = content.decode("latin-1")
+        if key.endswith(".parquet"):
+            table = pq.read_table(io.BytesIO(content))
+            said[f"{key} (columns)"] = f"{table.to_pylist()} {table.schema.metadata}"
+    assert len(said) > 2
+    assert [name for name, text in said.items() if SECRET_KEY in text or ACCESS_KEY in text] == []
+
+
+# --- the model from a bucket ------------------------------------------------------------------------------------------
+
+
+def test_the_model_was_fetched_once_and_without_pickles(job, cache, tiny_checkpoint):
+    [folder] = [path for path in (cache / "m2f-pipeline" / "models").iterdir() if path.is_dir()]
+    assert {path.name for path in folder.iterdir()} == {path.name for path in tiny_checkpoint.iterdir()}
+    for path in tiny_checkpoint.iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_second_start_does_not_fetch_again(job, cache, model_uri, monkeypatch):
+    fetched = []
+
+    async def count(self, source, *args, **kwargs):
+        fetched.append(source)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    s3fs.S3FileSystem.clear_instance_cache()  # the method below is looked up when an instance is made
+    monkeypatch.setattr(s3fs.S3FileSystem, "_get_file", count)
+    assert (stage_model(model_uri) / "config.json").is_file()
+    assert fetched == []
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_replaced_model_is_fetched_anew(bucket, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    files = {path.name: path.read_bytes() for path in tiny_checkpoint.iterdir()}
+    uri = upload(bucket, "models/replaced", files)
+    before = stage_model(uri)
+    upload(bucket, "models/replaced", {"config.json": files["config.json"] + b"\n"})
+    after = stage_model(f"{uri}/")
+    assert after != before and before.is_dir(), "a run that still uses the old one keeps it"
+    assert (after / "config.json").read_bytes() == files["config.json"] + b"\n"
+
+
+# --- integrity --------------------------------------------------------------------------------------------------------
+
+
+def test_objects_that_changed_or_went_after_the_plan_are_rows(bucket, small_photographs, tiny_checkpoint):
+    """Planned here, changed, then taken up by the job: the same as a bucket that changes while a long run goes on."""
+    first, second = small_photographs[:2]
+    names = ("same.png", "replaced.png", "same_size.png", "deleted.png")
+    source = upload(bucket, "changing", dict.fromkeys(names, first))
+    parts = TransferConfig(multipart_threshold=1, multipart_chunksize=5 * 2**20)
+    large = first + b"\0" * (6 * 2**20)  # decoders ignore what follows the picture
+    for name in ("multipart.png", "multipart_same_size.png"):
+        bucket.client.upload_fileobj(io.BytesIO(large), BUCKET, f"changing/{name}", Config=parts)
+    output = f"s3://{BUCKET}/changed"
+    settings = Settings(source, output, str(tiny_checkpoint), image_size="96:160", device="cpu")
+    planned = prepare(check(settings))
+    etags = {
+        name: bucket.client.head_object(Bucket=BUCKET, Key=f"changing/{name}")["ETag"].strip('"') for name in names
+    }
+    digest = hashlib.md5(_md5(large[: 5 * 2**20]) + _md5(large[5 * 2**20 :])).hexdigest()
+    etags["multipart.png"] = etags["multipart_same_size.png"] = f"{digest}-2"
+
+    upload(bucket, "changing", {"replaced.png": second, "same_size.png": first[::-1], "came_later.png": first})
+    bucket.client.upload_fileobj(io.BytesIO(large[::-1]), BUCKET, "changing/multipart_same_size.png", Config=parts)
+    bucket.client.delete_object(Bucket=BUCKET, Key="changing/deleted.png")
+    run = segment_bucket(
+        *("--input", source, "--output", output, "--model", str(tiny_checkpoint), "--max-failure-rate", "1")
+    )
+
+    images = rows("images", with_pyarrow(bucket, Job({}, output, planned.run_id, run.stdout, run.stderr), "images"))
+    by_name = {row["image_key"].rpartition("/")[2]: row for row in images}
+    assert {name: row["error_code"] for name, row in by_name.items()} == {
+        "same.png": None,
+        "multipart.png": None,
+        "multipart_same_size.png": "changed",
+        "replaced.png": "changed",
+        "same_size.png": "changed",
+        "deleted.png": "not_found",
+    }
+    assert {name: row["etag"] for name, row in by_name.items()} == etags, "rows name the object that was planned"
+    assert by_name["same.png"]["num_segments"] == by_name["multipart.png"]["num_segments"]
+    assert etags["replaced.png"] in by_name["replaced.png"]["error_message"]
+
+
+def _md5(data: bytes) -> bytes:
+    return hashlib.md5(data).digest()
+
+
+# --- listing ----------------------------------------------------------------------------------------------------------
+
+
+def test_more_objects_than_a_page_holds(bucket):
+    objects = {f"{i % 7}/{i:04d}.jpg": b"%d" % i for i in range(1200)}
+    source = upload(bucket, "many", objects)
+    assert bucket.client.list_objects_v2(Bucket=BUCKET, Prefix="many/")["IsTruncated"]
+    listed = list(list_images(source))
+    assert [image.image_key for image in listed] == sorted(f"{source}/{key}" for key in objects)
+    for image in listed:
+        content = objects[image.image_key.removeprefix(f"{source}/")]
+        assert (image.etag, image.size_bytes) == (hashlib.md5(content).hexdigest(), len(content))
+
+
+@pytest.mark.parametrize("end", ["", "/", "//"])
+def test_markers_and_neighbours_are_not_listed(bucket, end):
+    source = upload(bucket, "neighbours/a", {"": b"", "b/": b"", "b/1.jpg": b"1", "2.jpg": b"22", "empty.jpg": b""})
+    upload(bucket, "neighbours", {"a.jpg": b"x", "a-old/3.jpg": b"x"})
+    assert [image.image_key for image in list_images(source + end)] == [
+        f"{source}/2.jpg",
+        f"{source}/b/1.jpg",
+        f"{source}/empty.jpg",  # no image, but no marker either: it gets a row
+    ]
+
+
+@pytest.mark.parametrize("protocol", ["s3", "s3a"])
+def test_one_object_may_be_the_input(bucket, protocol):
+    upload(bucket, "one", {"a b?#%.jpg": b"123"})
+    [image] = list_images(f"{protocol}://{BUCKET}/one/a b?#%.jpg")
+    assert (image.image_key, image.size_bytes) == (f"s3://{BUCKET}/one/a b?#%.jpg", 3)
+    assert image.etag == hashlib.md5(b"123").hexdigest()
+    assert FetchImages(f"{protocol}://{BUCKET}/one").fetch(image.image_key, image.etag, 3) == b"123"
+
+
+@pytest.mark.parametrize("key", ["a//b.jpg", "//a.jpg", "./a/../b.jpg", "a/b/", "a\\b.jpg", *ODD_KEYS])
+def test_a_key_goes_over_the_wire_as_it_is(s3, key):
+    """Also those that this server (not S3) tidies or refuses; a signed URL shows what would be sent."""
+    filesystem, _ = open_filesystem("s3://bucket/prefix")
+    uri = uri_of(filesystem, f"bucket/{key}")
+    assert unquote(urlsplit(filesystem.sign(path_of(filesystem, uri))).path) == f"/bucket/{key}"
