@@ -119,6 +119,13 @@ def panoptic_segments(
     return PanopticResult(found.winners_WH.T, infos, int(queries_K.numel()))
 
 
+def warm_up(settings: PanopticSettings) -> None:
+    """Compile what `panoptic_segments` compiles on its first call (7 s without a cache), before images wait for it."""
+    geometry = ImageGeometry(original_hw=(8, 8), resized_hw=(32, 32), padded_hw=(32, 32))
+    sure_of_class_0, mask_everywhere = torch.tensor([[9.0, -9.0]]), torch.ones(1, 8, 8)
+    panoptic_segments(sure_of_class_0, mask_everywhere, geometry, settings)
+
+
 def to_hf(result: PanopticResult, settings: PanopticSettings) -> dict[str, Any]:
     """The result of hf mode in the form that transformers' `post_process_panoptic_segmentation` returns per image."""
     if result.num_kept_queries == 0:

@@ -1,12 +1,13 @@
-"""What the cluster has, and who gets how much of it.
+"""What the cluster has or can start, and who gets how much of it.
 
-Ray Data hangs without an error when actor pools hold every CPU and a task can never start, so the sum is made here,
-before anything starts.
+Ray Data hangs without an error when actor pools hold every CPU and a task can never start, or when an actor fits on no
+node; so the sums are made here, before anything starts.
 """
 
 import logging
 import math
 import os
+from collections import Counter
 from dataclasses import dataclass
 
 import ray
@@ -18,16 +19,47 @@ from pipeline.ray_environment import joins_a_cluster
 READ_PLAN_CPUS = 0.1  # a task that reads a Parquet file of the plan
 FETCH_CPUS = 0.2  # an actor that waits for the store with 16 threads
 WRITE_CPUS = 0.2  # an actor that encodes and writes: about 2 ms of CPU an image
-_PIPELINE_CPUS = READ_PLAN_CPUS + FETCH_CPUS + WRITE_CPUS  # the least that must stay beside the model actors
+_HELPER_CPUS = FETCH_CPUS + WRITE_CPUS
 _MODEL_CPUS = 4  # decode threads for a GPU (640x480 JPEGs at Swin-T speed need 3); model threads without one
+_UNBOUNDED = 1_000_000  # nodes of a group whose autoscaler has no limit
+
+
+@dataclass(frozen=True)
+class NodeGroup:
+    """Nodes of one shape: what each has, how many there can be, how many there are."""
+
+    cpus: float
+    gpus: float
+    count: int
+    count_now: int
 
 
 @dataclass(frozen=True)
 class Resources:
-    """CPUs and GPUs that the cluster has or can start, and whether it was started by this process."""
+    """A cluster, with what its autoscaler can start."""
 
-    cpus: float
-    gpus: float
+    groups: tuple[NodeGroup, ...]
+
+    @property
+    def cpus(self) -> float:
+        return sum(group.cpus * group.count for group in self.groups)
+
+    @property
+    def gpus(self) -> int:
+        return sum(int(group.gpus) * group.count for group in self.groups)
+
+    @property
+    def gpus_now(self) -> int:
+        return sum(int(group.gpus) * group.count_now for group in self.groups)
+
+    def room_for(self, cpus: float, gpus: int) -> int:
+        """How many actors that reserve `cpus` and `gpus` fit on the nodes."""
+
+        def on_one(group: NodeGroup) -> int:
+            by_cpus = math.floor(group.cpus / cpus + 1e-6)
+            return min(by_cpus, int(group.gpus) // gpus) if gpus else by_cpus
+
+        return sum(on_one(group) * group.count for group in self.groups)
 
 
 @dataclass(frozen=True)
@@ -36,10 +68,10 @@ class Allotment:
 
     device: str  # cuda | cpu
     model_actors: tuple[int, int]  # min, max
+    model_actors_at_start: int
     model_cpus: float  # of each model actor
     model_gpus: int
-    fetch_actors: tuple[int, int]
-    write_actors: tuple[int, int]
+    helpers: tuple[int, int]  # min, max of the actors that fetch, and of those that write
 
     @property
     def model_threads(self) -> int:
@@ -47,10 +79,7 @@ class Allotment:
 
 
 def connect() -> Resources:
-    """Join the cluster of this job, or start Ray on this machine; say what there is to use.
-
-    On a cluster that grows on demand the resources are those that it can reach, not those of this moment.
-    """
+    """Join the cluster of this job, or start Ray on this machine; say what there is to use."""
     if not ray.is_initialized():
         if joins_a_cluster():
             ray.init(logging_level=logging.WARNING)
@@ -58,51 +87,76 @@ def connect() -> Resources:
             # One CPU more than there are, because fetching and writing mostly wait.
             num_cpus = (os.cpu_count() or 1) + 1
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.WARNING)
-    now = ray.cluster_resources()
-    reachable = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return Resources(*(max(now.get(kind, 0.0), reachable.get(kind, 0.0)) for kind in ("CPU", "GPU")))
+    now = Counter(_shape(node["Resources"]) for node in ray.nodes() if node["Alive"])
+    reachable = Counter(now)
+    config = ray._private.state.state.get_cluster_config()  # what the autoscaler may start; None without one
+    for group in config.node_group_configs if config is not None else ():
+        count = _UNBOUNDED if group.max_count == -1 else group.max_count
+        shape = _shape(group.resources)
+        reachable[shape] = max(reachable[shape], count)
+    return Resources(tuple(NodeGroup(*shape, count, now[shape]) for shape, count in reachable.items()))
 
 
 def allot(settings: Settings, resources: Resources) -> Allotment:
     """Who gets what, in reserved CPUs and GPUs. Raises RunError where the settings ask for more than there is."""
     device = settings.device
     if device == "auto":
-        device = "cuda" if resources.gpus >= 1 else "cpu"
-    if device == "cuda" and resources.gpus < 1:
+        device = "cuda" if resources.gpus else "cpu"
+    if device == "cuda" and not resources.gpus:
         raise RunError("--device cuda, but the cluster has no GPU and cannot start one; use --device cpu")
-    wanted = settings.gpu_actors_range()
-    if device == "cuda":
-        least, most = wanted or (1, int(resources.gpus))
-        helpers = most  # a fetching and a writing actor for every GPU
-        cpus = settings.cpus_per_actor or _most_cpus((resources.cpus - READ_PLAN_CPUS) / most - FETCH_CPUS - WRITE_CPUS)
-    else:
-        helpers = 1  # models on CPUs never outrun one of each
-        spare = resources.cpus - _PIPELINE_CPUS
-        cpus = settings.cpus_per_actor or _most_cpus(spare / (wanted[1] if wanted else 1))
-        # Without GPUs there is nothing to wait for: the pool starts at full width.
-        least, most = wanted or 2 * (max(1, int(spare / cpus)),)
-    allotment = Allotment(device, (least, most), cpus, int(device == "cuda"), (1, helpers), (1, helpers))
+    allotment = (_allot_gpus if device == "cuda" else _allot_cpus)(settings, resources)
     _check(allotment, resources)
     return allotment
 
 
+def _allot_gpus(settings: Settings, resources: Resources) -> Allotment:
+    """One model actor for every GPU, each with an actor that fetches and one that writes."""
+    wanted = settings.gpu_actors_range()
+    if wanted is None and resources.gpus >= _UNBOUNDED:
+        raise RunError("the autoscaler sets no limit to the number of GPUs; set one with --gpu-actors MIN:MAX")
+    least, most = wanted or (1, resources.gpus)
+    cpus: float = settings.cpus_per_actor or min(
+        _most_cpus(group.cpus / group.gpus - _HELPER_CPUS - READ_PLAN_CPUS)
+        for group in resources.groups
+        if group.gpus >= 1 and group.count
+    )
+    at_start = min(max(resources.gpus_now, least), most)  # at full width: Ray grows a pool by little at a time
+    return Allotment("cuda", (least, most), at_start, cpus, 1, helpers=(1, most))
+
+
+def _allot_cpus(settings: Settings, resources: Resources) -> Allotment:
+    """Models that share what the fetching and the writing actor leave; one of each is enough for models on CPUs."""
+    wanted = settings.gpu_actors_range()
+    spare = resources.cpus - _HELPER_CPUS - READ_PLAN_CPUS
+    largest = max((group.cpus for group in resources.groups if group.count), default=0.0)
+    cpus: float = settings.cpus_per_actor or _most_cpus(min(largest, spare / (wanted[1] if wanted else 1)))
+    most = max(1, min(resources.room_for(cpus, 0), int(spare / cpus)))
+    least, most = wanted or (most, most)
+    return Allotment("cpu", (least, most), least, cpus, 0, helpers=(1, 1))
+
+
 def _most_cpus(there_are: float) -> float:
-    """Whole CPUs, _MODEL_CPUS at most; on a machine with less than one to spare, what there is."""
+    """Whole CPUs, _MODEL_CPUS at most; where there is less than one to spare, what there is."""
     return float(min(_MODEL_CPUS, math.floor(there_are))) if there_are >= 1 else round(max(there_are, 0.1), 2)
 
 
 def _check(allotment: Allotment, resources: Resources) -> None:
     most = allotment.model_actors[1]
-    if allotment.model_gpus and most > resources.gpus:
+    room = resources.room_for(allotment.model_cpus, allotment.model_gpus)
+    if most > room:
+        each = f"{allotment.model_cpus:g} CPUs" + (" and a GPU" if allotment.model_gpus else "")
         raise RunError(
-            f"--gpu-actors asks for {most} GPUs and the cluster has (or can start) {resources.gpus:g}; "
-            f"ask for at most {int(resources.gpus)}"
+            f"{most} model actors of {each} each do not fit: the nodes that the cluster has or can start hold {room}; "
+            "lower --gpu-actors or --cpus-per-actor"
         )
-    helpers = allotment.fetch_actors[1] * FETCH_CPUS + allotment.write_actors[1] * WRITE_CPUS
-    needed = most * allotment.model_cpus + helpers + READ_PLAN_CPUS
+    needed = most * allotment.model_cpus + allotment.helpers[1] * _HELPER_CPUS + READ_PLAN_CPUS
     if needed > resources.cpus + 1e-6:
         raise RunError(
             f"{most} model actors of {allotment.model_cpus:g} CPUs and the actors that read and write need "
             f"{needed:.1f} CPUs, the cluster has (or can start) {resources.cpus:g}; "
             "lower --gpu-actors or --cpus-per-actor"
         )
+
+
+def _shape(resources: "dict[str, float]") -> tuple[float, float]:
+    return float(resources.get("CPU", 0.0)), float(resources.get("GPU", 0.0))

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from m2f_core.labels import Category
-from m2f_core.rle import LabelRuns, counts_area, counts_bbox_xywh, decode_counts, encode_runs
+from m2f_core.rle import LabelRuns, counts_area, counts_bbox_xywh, decode_counts, encode_runs, label_runs
 from pipeline.errors import InvalidResultError
 from pipeline.schema import IMAGES, SEGMENTS
 
@@ -21,6 +21,12 @@ class EncodeSpec:
     fingerprint: str
     attempt: int
     categories: tuple[Category, ...]  # by class_id
+
+
+def warm_up() -> None:
+    """Compile what encoding and checking compile on their first call, before a shard waits for it."""
+    for rle in encode_runs(label_runs(np.eye(2, dtype=np.uint8)), 2, 2):
+        counts_bbox_xywh(rle.counts, 2, 2)
 
 
 def encode_shard(shard: int, images: pa.Table, spec: EncodeSpec) -> dict[str, pa.Table]:

@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 from pipeline.books import Clock, Report, close_books, utc_now
 from pipeline.cluster import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, Allotment, allot, connect
 from pipeline.config import Settings
-from pipeline.encode import EncodeSpec, encode_shard
+from pipeline.encode import EncodeSpec, encode_shard, warm_up
 from pipeline.errors import BrokenRunError
 from pipeline.journal import Committer, Receipt, Totals
 from pipeline.plan import PlanFile, read_plan_file
@@ -97,7 +97,7 @@ def build_dataset(run: Run, allotment: Allotment, shards: "list[tuple[PlanFile, 
         .map_batches(
             FetchImages,
             fn_constructor_args=(settings.input,),
-            compute=_pool(allotment.fetch_actors),
+            compute=_pool(allotment.helpers),
             num_cpus=FETCH_CPUS,
             **one_shard,
         )
@@ -108,6 +108,7 @@ def build_dataset(run: Run, allotment: Allotment, shards: "list[tuple[PlanFile, 
             # above 1.75 or Ray never adds an actor.
             compute=_pool(
                 allotment.model_actors,
+                initial_size=allotment.model_actors_at_start,
                 max_tasks_in_flight_per_actor=4,
                 max_concurrent_calls_per_actor=2,
                 enable_true_multi_threading=True,
@@ -122,7 +123,7 @@ def build_dataset(run: Run, allotment: Allotment, shards: "list[tuple[PlanFile, 
                 EncodeSpec(run.run_id, run.fingerprint, run.attempt, run.model.labels.categories),
                 ShardWriter(settings.output, run.run_id),
             ),
-            compute=_pool(allotment.write_actors),
+            compute=_pool(allotment.helpers),
             num_cpus=WRITE_CPUS,
             **one_shard,
         )
@@ -161,6 +162,7 @@ class EncodeAndWrite:
     def __init__(self, encode: EncodeSpec, writer: ShardWriter):
         self.encode = encode
         self.writer = writer
+        warm_up()
 
     def __call__(self, row: pa.Table) -> pa.Table:
         shard, images = unpack_shard(row)

@@ -23,7 +23,7 @@ from m2f_core.geometry import ImageGeometry
 from m2f_core.image_processor import ImageProcessor
 from m2f_core.image_size import ImageSize
 from m2f_core.rle import LabelRuns, label_runs
-from m2f_core.segments import PanopticSettings, SegmentInfo, panoptic_segments
+from m2f_core.segments import PanopticSettings, SegmentInfo, panoptic_segments, warm_up
 from pipeline.decode import decode_image, measure_image
 from pipeline.errors import ErrorCode, ImageError, RunError
 from pipeline.schema import SEGMENTED, pack_shard, unpack_shard
@@ -89,6 +89,7 @@ class Segmenter:
         self.processor = ImageProcessor.from_preprocessor_config(
             read_preprocessor_config(folder), spec.preprocess, spec.image_size
         )
+        warm_up(spec.panoptic)
         self.decoders = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
         # Ray may call from several threads at once, so that one shard decodes while another is on the device.
         self.device_lock = threading.Lock()
