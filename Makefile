@@ -15,7 +15,7 @@ test: $(VENV)/.ready-test lint  ## set up, lint, type-check and run the tests
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/.ready-test  ## the tests that need minutes each
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -s
 
 lint: $(VENV)/.ready-test
 	$(BIN)/ruff check .

@@ -27,7 +27,8 @@ PHOTOGRAPHS = (
 SEED = 0
 
 QUERY = """
-SELECT image_key, category_name, round(score, 2) AS score, area, bbox, segmentation.counts[:20] AS rle
+SELECT parse_filename(image_key) AS image, category_name, round(score, 2) AS score, area, bbox,
+       segmentation.counts[:20] AS rle
 FROM read_parquet('{segments}') ORDER BY area DESC LIMIT 5
 """
 

@@ -32,6 +32,9 @@ def main(args: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print(f"{PROG}: error: {error}; what is done is kept, the same command goes on", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{PROG}: interrupted; what is done is kept, the same command goes on", file=sys.stderr)
+        return 130
     print_summary(report, settings)
     return report.exit_code(settings.max_failure_rate)
 

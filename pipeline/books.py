@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
+from pipeline.errors import BrokenRunError
 from pipeline.journal import Receipt, Totals
 from pipeline.prepare import Run
 
@@ -17,11 +18,11 @@ class Report:
     num_failed: int
     num_segments: int
     failed_by_code: dict[str, int]
-    shards: int
-    shards_done_before: int  # by earlier attempts; never opened by this one
+    num_shards: int
+    num_shards_done_before: int  # by earlier attempts; never opened by this one
     seconds: float  # of this attempt, from the first shard on a model to the last receipt
     images_per_second: float  # of this attempt, model load excluded
-    finished: str  # ISO 8601, UTC
+    finished_at: str  # ISO 8601, UTC
 
     def exit_code(self, max_failure_rate: float) -> int:
         return 1 if self.num_failed > max_failure_rate * self.num_images else 0
@@ -40,11 +41,11 @@ class Clock:
 
 
 def close_books(run: Run, totals: Totals, done_before: int, clock: Clock) -> Report:
-    """Write report.json, which ends the run. RuntimeError where an image or a shard has no receipt."""
+    """Write report.json, which ends the run. BrokenRunError where an image or a shard has no receipt."""
     if totals.shards != set(range(run.plan.num_shards)) or totals.num_images != run.plan.num_images:
-        raise RuntimeError(
+        raise BrokenRunError(
             f"the books of run {run.run_id} do not close: {totals.num_images} of {run.plan.num_images} images and "
-            f"{len(totals.shards)} of {run.plan.num_shards} shards have receipts; run the same command to go on"
+            f"{len(totals.shards)} of {run.plan.num_shards} shards have receipts"
         )
     seconds = max(clock.finished - clock.started, 0.0) if clock.num_images else 0.0
     report = Report(
@@ -54,11 +55,11 @@ def close_books(run: Run, totals: Totals, done_before: int, clock: Clock) -> Rep
         num_failed=totals.num_failed,
         num_segments=totals.num_segments,
         failed_by_code=dict(sorted(totals.failed_by_code.items())),
-        shards=run.plan.num_shards,
-        shards_done_before=done_before,
+        num_shards=run.plan.num_shards,
+        num_shards_done_before=done_before,
         seconds=round(seconds, 3),
         images_per_second=round(clock.num_images / seconds, 3) if seconds else 0.0,
-        finished=utc_now(),
+        finished_at=utc_now(),
     )
     run.put_object("report.json", vars(report))
     return report

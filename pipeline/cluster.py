@@ -11,10 +11,14 @@ from collections import Counter
 from dataclasses import dataclass
 
 import ray
+from ray.exceptions import RayError
 
 from pipeline.config import Settings
 from pipeline.errors import RunError
 from pipeline.ray_environment import joins_a_cluster
+from pipeline.storage import one_line
+
+logger = logging.getLogger(__name__)
 
 READ_PLAN_CPUS = 0.1  # a task that reads a Parquet file of the plan
 FETCH_CPUS = 0.2  # an actor that waits for the store with 16 threads
@@ -39,6 +43,7 @@ class Resources:
     """A cluster, with what its autoscaler can start."""
 
     groups: tuple[NodeGroup, ...]
+    joined: bool = True  # false: a Ray that this process started
 
     @property
     def cpus(self) -> float:
@@ -52,14 +57,14 @@ class Resources:
     def gpus_now(self) -> int:
         return sum(int(group.gpus) * group.count_now for group in self.groups)
 
-    def room_for(self, cpus: float, gpus: int) -> int:
-        """How many actors that reserve `cpus` and `gpus` fit on the nodes."""
+    def room_for(self, cpus: float, gpus: int, *, now: bool = False) -> int:
+        """How many actors that reserve `cpus` and `gpus` fit on the nodes that there can be, or that there are now."""
 
         def on_one(group: NodeGroup) -> int:
             by_cpus = math.floor(group.cpus / cpus + 1e-6)
             return min(by_cpus, int(group.gpus) // gpus) if gpus else by_cpus
 
-        return sum(on_one(group) * group.count for group in self.groups)
+        return sum(on_one(group) * (group.count_now if now else group.count) for group in self.groups)
 
 
 @dataclass(frozen=True)
@@ -82,19 +87,26 @@ def connect() -> Resources:
     """Join the cluster of this job, or start Ray on this machine; say what there is to use."""
     if not ray.is_initialized():
         if joins_a_cluster():
-            ray.init(logging_level=logging.WARNING)
+            try:
+                ray.init(logging_level=logging.WARNING)
+            except (OSError, RuntimeError, ValueError, RayError) as error:
+                address = os.environ["RAY_ADDRESS"]
+                raise RunError(f"cannot join the Ray cluster at {address} (RAY_ADDRESS): {one_line(error)}") from None
         else:
-            # One CPU more than there are, because fetching and writing mostly wait.
-            num_cpus = (os.cpu_count() or 1) + 1
+            # Ray's own count knows a container's limits. One more, because fetching and writing mostly wait.
+            num_cpus = int(ray._private.utils.get_num_cpus()) + 1
             ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.WARNING)
     now = Counter(_shape(node["Resources"]) for node in ray.nodes() if node["Alive"])
-    reachable = Counter(now)
+    may_start: Counter[tuple[float, float]] = Counter()
     config = ray._private.state.state.get_cluster_config()  # what the autoscaler may start; None without one
     for group in config.node_group_configs if config is not None else ():
-        count = _UNBOUNDED if group.max_count == -1 else group.max_count
-        shape = _shape(group.resources)
-        reachable[shape] = max(reachable[shape], count)
-    return Resources(tuple(NodeGroup(*shape, count, now[shape]) for shape, count in reachable.items()))
+        # Groups of one shape add up: spot and on-demand, or one group for each zone.
+        may_start[_shape(group.resources)] += _UNBOUNDED if group.max_count == -1 else group.max_count
+    shapes = {**now, **may_start}
+    return Resources(
+        tuple(NodeGroup(*shape, max(now[shape], may_start[shape]), now[shape]) for shape in shapes),
+        joined=joins_a_cluster(),
+    )
 
 
 def allot(settings: Settings, resources: Resources) -> Allotment:
@@ -102,6 +114,10 @@ def allot(settings: Settings, resources: Resources) -> Allotment:
     device = settings.device
     if device == "auto":
         device = "cuda" if resources.gpus else "cpu"
+        if device == "cpu" and resources.joined:
+            logger.warning(
+                "the cluster has no GPU and cannot start one, so models run on CPUs; --device cuda forbids it"
+            )
     if device == "cuda" and not resources.gpus:
         raise RunError("--device cuda, but the cluster has no GPU and cannot start one; use --device cpu")
     allotment = (_allot_gpus if device == "cuda" else _allot_cpus)(settings, resources)
@@ -131,8 +147,11 @@ def _allot_cpus(settings: Settings, resources: Resources) -> Allotment:
     largest = max((group.cpus for group in resources.groups if group.count), default=0.0)
     cpus: float = settings.cpus_per_actor or _most_cpus(min(largest, spare / (wanted[1] if wanted else 1)))
     most = max(1, min(resources.room_for(cpus, 0), int(spare / cpus)))
-    least, most = wanted or (most, most)
-    return Allotment("cpu", (least, most), least, cpus, 0, helpers=(1, 1))
+    if wanted is None and resources.cpus >= _UNBOUNDED:
+        raise RunError("the autoscaler sets no limit to the number of CPUs; set one with --gpu-actors MIN:MAX")
+    least, most = wanted or (1, most)
+    at_start = min(max(resources.room_for(cpus, 0, now=True), least), most)
+    return Allotment("cpu", (least, most), at_start, cpus, 0, helpers=(1, 1))
 
 
 def _most_cpus(there_are: float) -> float:

@@ -17,6 +17,9 @@ from pipeline.errors import RunError
 # equal fingerprints give equal tables (to float rounding of the batch size).
 CHANGES_RESULTS = {"changes_results": True}
 
+# Goes up when the same weights and settings give other rows than before, after a repair for example.
+RESULTS_VERSION = 1
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -53,8 +56,8 @@ class Settings:
     """Images with more pixels get a row `too_large`; checked before a pixel is decoded."""
     precision: Literal["fp32", "bf16"] = field(default="fp32", metadata=CHANGES_RESULTS)
     """bf16: matrix products in bfloat16 (sampling, softmax and norms stay in fp32)."""
-    images_per_shard: int = 512
-    """Images of a shard, the unit of retry and commit, at most."""
+    images_per_shard: int | None = None
+    """Images of a shard, the unit of retry and commit, at most. Default: 512 on GPUs, 16 on CPUs."""
     shard_mib: int = 128
     """Encoded MiB of a shard at most (one larger image is a shard of its own)."""
     batch_size: int | None = None
@@ -138,7 +141,7 @@ def fingerprint(results: dict[str, Any], weights_sha256: str) -> str:
 
     `results` is `Settings.results_dict()` with defaults resolved; the model counts by its weights, not by its name.
     """
-    facts = {**results, "model": weights_sha256}
+    facts = {**results, "model": weights_sha256, "version": RESULTS_VERSION}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

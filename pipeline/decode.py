@@ -134,6 +134,8 @@ def _as_image_error(format_name: str) -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:  # only if someone set Pillow's own limit again
         raise ImageError(ErrorCode.TOO_LARGE, f"{format_name}: {error}") from error
+    except MemoryError:  # the header promised at most `max_pixels`, so this says more of the machine than of the file
+        raise ImageError(ErrorCode.TOO_LARGE, f"{format_name}: no memory to decode it") from None
     except Exception as error:  # Pillow's plugins raise some fifteen types on broken files
         raise ImageError(ErrorCode.DECODE_FAILED, f"{format_name}: {_reason(error)}") from error
 

@@ -39,6 +39,10 @@ class RunError(Exception):
     """The run cannot start or go on; the message is one line that names the thing and what to do. Exit code 2."""
 
 
+class StoreUnavailableError(RunError):
+    """A store did not answer; it may later. Workers try again, the driver says so and stops."""
+
+
 class BrokenRunError(Exception):
     """The run started and broke; what it committed stays, and the same command goes on. Exit code 1."""
 

@@ -4,14 +4,14 @@ A shard counts when a receipt of it stands in the journal; files that happen to 
 """
 
 import json
-import time
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import fsspec
 
-from pipeline.storage import put_object
+from pipeline.storage import list_folder, put_object
 
 # Receipts of at most this many seconds are lost (and their shards done again) when the driver is killed.
 JOURNAL_SECONDS = 5.0
@@ -78,53 +78,72 @@ class Totals:
 
 
 class Journal:
-    """The receipts of one run below `folder`: `000000.jsonl`, `000001.jsonl`, ..."""
+    """The receipts of one run below `folder`: `000001-000000.jsonl`, by attempt and number.
 
-    def __init__(self, filesystem: fsspec.AbstractFileSystem, folder: str):
+    The attempt in the name keeps a driver that outlived its time from overwriting its successor's receipts.
+    """
+
+    def __init__(self, filesystem: fsspec.AbstractFileSystem, folder: str, attempt: int):
         self.filesystem = filesystem
         self.folder = folder
-        self.next_number = len(self._files())
+        self.attempt = attempt
+        self.next_number = 0
 
     def append(self, receipts: Iterable[Receipt]) -> None:
         """Commit receipts: after this returns, their shards are never opened again."""
         lines = "".join(receipt.to_json() + "\n" for receipt in receipts)
         if lines:
-            put_object(self.filesystem, f"{self.folder}/{self.next_number:06d}.jsonl", lines.encode())
+            path = f"{self.folder}/{self.attempt:06d}-{self.next_number:06d}.jsonl"
+            put_object(self.filesystem, path, lines.encode())
             self.next_number += 1
 
     def read(self) -> Iterator[Receipt]:
-        """All receipts, oldest first."""
-        for path in self._files():
+        """All receipts of all attempts, oldest first."""
+        for path in list_folder(self.filesystem, self.folder):
             for line in self.filesystem.cat_file(path).decode().splitlines():
                 yield Receipt.from_json(line)
 
-    def _files(self) -> list[str]:
-        try:
-            names = self.filesystem.ls(self.folder, detail=False)
-        except FileNotFoundError:
-            return []
-        return sorted(name for name in names if name.endswith(".jsonl"))
-
 
 class Committer:
-    """Collects receipts and commits them every JOURNAL_SECONDS and at the end, whatever ends the run."""
+    """Collects receipts and commits them every `seconds` and at the end, whatever ends the run.
 
-    def __init__(self, journal: Journal):
+    A thread does it, because the next receipt may be long in coming. What it cannot write is raised by `add` or at the
+    end.
+    """
+
+    def __init__(self, journal: Journal, seconds: float = JOURNAL_SECONDS):
         self.journal = journal
+        self.seconds = seconds
         self.receipts: list[Receipt] = []
-        self.since = time.monotonic()
+        self.lock = threading.Lock()
+        self.ended = threading.Event()
+        self.failure: Exception | None = None
+        self.thread = threading.Thread(target=self._commit_in_time, daemon=True, name="commit")
 
     def __enter__(self) -> "Committer":
+        self.thread.start()
         return self
 
     def add(self, receipt: Receipt) -> None:
-        self.receipts.append(receipt)
-        if time.monotonic() - self.since >= JOURNAL_SECONDS:
-            self.commit()
+        if self.failure is not None:
+            raise self.failure
+        with self.lock:
+            self.receipts.append(receipt)
 
     def commit(self) -> None:
-        self.journal.append(self.receipts)
-        self.receipts, self.since = [], time.monotonic()
+        with self.lock:
+            self.journal.append(self.receipts)
+            self.receipts = []
 
     def __exit__(self, *exc: object) -> None:
+        self.ended.set()
+        self.thread.join()
         self.commit()
+
+    def _commit_in_time(self) -> None:
+        while not self.ended.wait(self.seconds):
+            try:
+                self.commit()
+            except Exception as error:  # of the store or the disk; the receipts are kept, the end tries once more
+                self.failure = error
+                return

@@ -4,6 +4,7 @@ The plan is streamed page by page into Parquet files below `_runs/<run_id>/plan/
 a time. Each row group of a plan file is one shard.
 """
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import pyarrow.parquet as pq
 from pipeline.errors import RunError
 from pipeline.schema import PLAN
 from pipeline.storage import STORE_ERRORS, is_local, is_s3, local_etag, one_line, open_filesystem, put_object, uri_of
+
+logger = logging.getLogger(__name__)
 
 SHARDS_PER_PLAN_FILE = 64  # 512 images a shard: 4 MB a file, and 100 M images are 3,000 files
 
@@ -102,6 +105,7 @@ def write_plan(shards: Iterable[list[ListedImage]], filesystem: fsspec.AbstractF
         put_object(filesystem, path, buffer.getvalue())
         files.append(PlanFile(path, num_shards - len(pending), len(pending)))
         pending.clear()
+        logger.info("planned %d images in %d shards so far", num_images, num_shards)
 
     for shard in shards:
         pending.append(_shard_table(num_shards, shard))

@@ -9,17 +9,18 @@ A run lives in `<output>/_runs/<run_id>/`:
     report.json the books; a run that has one is finished
 """
 
+import contextlib
 import itertools
 import json
 import os
 import platform
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -33,7 +34,7 @@ from pipeline.errors import RunError
 from pipeline.journal import Journal
 from pipeline.plan import PlanFile, PlanSummary, group_into_shards, list_images, write_plan
 from pipeline.schema import SCHEMA_VERSION, TABLES
-from pipeline.storage import STORE_ERRORS, is_local, one_line, open_filesystem, put_object, uri_of
+from pipeline.storage import STORE_ERRORS, is_local, list_folder, one_line, open_filesystem, put_object, uri_of
 from pipeline.weights import stage_model
 
 
@@ -73,7 +74,7 @@ class Run:
     @cached_property
     def journal(self) -> Journal:
         filesystem, root = open_filesystem(self.settings.output)
-        return Journal(filesystem, f"{root}/_runs/{self.run_id}/journal")
+        return Journal(filesystem, f"{root}/_runs/{self.run_id}/journal", self.attempt)
 
     def read_object(self, name: str) -> dict[str, Any] | None:
         """An object of the run's folder as JSON, or None where there is none."""
@@ -141,6 +142,7 @@ def check(settings: Settings) -> Checked:
     Raises RunError where the checkpoint cannot be used; where the output belongs to another schema version or lies
     inside the input; where the input is missing, may not be listed or is empty; where --run-id names another run.
     """
+    settings = _with_whole_paths(settings)
     _check_places(settings)
     model = check_model(settings)
     results = resolved_results(settings, model)
@@ -149,26 +151,26 @@ def check(settings: Settings) -> Checked:
     filesystem, root = open_filesystem(settings.output)
     with _output_errors(settings):
         _check_schema_version(filesystem, root)
-        found = _find_run(filesystem, root, settings.run_id, identity)
+        found = _find_run(filesystem, root, settings.run_id, identity, results)
     if found is None and next(list_images(settings.input), None) is None:
         raise RunError(f"--input {settings.input} holds no objects")
     return Checked(settings, model, results, identity, found)
 
 
-def prepare(checked: Checked) -> Run:
+def prepare(checked: Checked, images_per_shard: int) -> Run:
     """Take up the run that was found, or plan a new one.
 
     Raises RunError where the output cannot be written; a plan that breaks off on the way is no run.
     """
     filesystem, root = open_filesystem(checked.settings.output)
     with _output_errors(checked.settings):
-        content = checked.found or _plan_run(filesystem, root, checked)
-        attempt = 1 + len(_ls(filesystem, f"{root}/_runs/{content['run_id']}/attempts"))
+        content = checked.found or _plan_run(filesystem, root, checked, images_per_shard)
+        attempt = 1 + len(list_folder(filesystem, f"{root}/_runs/{content['run_id']}/attempts"))
     plan = {**content["plan"], "files": tuple(PlanFile(**file) for file in content["plan"]["files"])}
     return Run(content["run_id"], checked.settings, checked.model, content["fingerprint"], PlanSummary(**plan), attempt)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _output_errors(settings: Settings) -> Iterator[None]:
     try:
         yield
@@ -176,6 +178,22 @@ def _output_errors(settings: Settings) -> Iterator[None]:
         raise RunError(f"--output {settings.output} may not be used: {one_line(error)}") from None
     except STORE_ERRORS as error:
         raise RunError(f"--output {settings.output} cannot be used: {one_line(error)}") from None
+
+
+def _with_whole_paths(settings: Settings) -> Settings:
+    """Local paths made absolute, once: actors have working directories of their own."""
+
+    def whole(given: str) -> str:
+        filesystem, path = open_filesystem(given)
+        return path if is_local(filesystem) else given
+
+    is_folder = "://" not in settings.model and Path(settings.model).expanduser().is_dir()  # else it may be a hub id
+    return replace(
+        settings,
+        input=whole(settings.input),
+        output=whole(settings.output),
+        model=whole(settings.model) if is_folder else settings.model,
+    )
 
 
 def _check_places(settings: Settings) -> None:
@@ -205,32 +223,46 @@ def _check_schema_version(filesystem: fsspec.AbstractFileSystem, root: str) -> N
 
 
 def _find_run(
-    filesystem: fsspec.AbstractFileSystem, root: str, run_id: str | None, identity: dict[str, Any]
+    filesystem: fsspec.AbstractFileSystem,
+    root: str,
+    run_id: str | None,
+    identity: dict[str, Any],
+    results: dict[str, Any],
 ) -> dict[str, Any] | None:
     """run.json of the run to go on with: the named one, or the newest unfinished one of the same identity."""
     if run_id is not None:
         found = _read_json(filesystem, f"{root}/_runs/{run_id}/run.json")
-        if found is not None:
-            different = [f"{k} ({found[k]!r} there, {v!r} here)" for k, v in identity.items() if found[k] != v]
-            if different:
-                raise RunError(f"--run-id {run_id} exists with other settings: {', '.join(different)}")
+        if found is not None and any(found[key] != value for key, value in identity.items()):
+            there, here = {**found["results"], **found}, {**results, **identity}
+            del here["fingerprint"]  # says that something differs, not what
+            different = [f"{k} ({there.get(k)!r} there, {v!r} here)" for k, v in here.items() if there.get(k) != v]
+            raise RunError(f"--run-id {run_id} exists with other settings: {', '.join(different) or 'other weights'}")
         return found
-    for folder in sorted(_ls(filesystem, f"{root}/_runs"), reverse=True):
-        found = _read_json(filesystem, f"{folder}/run.json")
-        if found is None or any(found[key] != value for key, value in identity.items()):
-            continue
-        if not filesystem.exists(f"{folder}/report.json"):
-            return found
-    return None
+    unfinished = []
+    for folder in list_folder(filesystem, f"{root}/_runs"):
+        if not filesystem.exists(f"{folder}/report.json"):  # first, because run.json is large and nights are many
+            found = _read_json(filesystem, f"{folder}/run.json")
+            if found is not None and all(found[key] == value for key, value in identity.items()):
+                unfinished.append(found)
+    return max(unfinished, key=lambda found: (found["created"], found["run_id"]), default=None)
 
 
-def _plan_run(filesystem: fsspec.AbstractFileSystem, root: str, checked: Checked) -> dict[str, Any]:
+def _plan_run(
+    filesystem: fsspec.AbstractFileSystem, root: str, checked: Checked, images_per_shard: int
+) -> dict[str, Any]:
     settings, model = checked.settings, checked.model
     images = itertools.islice(list_images(settings.input), settings.limit)
     now = datetime.now(timezone.utc)
     run_id = settings.run_id or f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    shards = group_into_shards(images, max_images=settings.images_per_shard, max_bytes=settings.shard_mib * 2**20)
-    plan = write_plan(shards, filesystem, f"{root}/_runs/{run_id}/plan")
+    shards = group_into_shards(images, max_images=images_per_shard, max_bytes=settings.shard_mib * 2**20)
+    folder = f"{root}/_runs/{run_id}/plan"
+    try:
+        plan = write_plan(shards, filesystem, folder)
+    except BaseException:
+        # Half a plan is no run; nothing of it stays.
+        with contextlib.suppress(*STORE_ERRORS):
+            filesystem.rm(f"{root}/_runs/{run_id}", recursive=True)
+        raise
     run_json = {
         "schema_version": SCHEMA_VERSION,
         "run_id": run_id,
@@ -265,10 +297,3 @@ def _read_json(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, An
     except ValueError as error:
         raise RunError(f"--output holds a damaged {path}: {one_line(error)}") from None
     return content
-
-
-def _ls(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[str]:
-    try:
-        return [str(name) for name in filesystem.ls(folder, detail=False)]
-    except FileNotFoundError:
-        return []

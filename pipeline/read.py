@@ -8,14 +8,23 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
-from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    Retrying,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from pipeline.errors import ErrorCode, ImageError
 from pipeline.schema import FETCHED, pack_shard, unpack_shard
-from pipeline.storage import is_local, is_s3, local_etag, one_line, open_filesystem, path_of
+from pipeline.storage import check_visible, is_local, is_s3, local_etag, one_line, open_filesystem, path_of
 
 READ_THREADS = 16  # one object of 100 KB takes 20-50 ms from S3, so this many in flight are 300-800 images/s
 _READ_ATTEMPTS = 4  # on top of the client's own; for what clients do not repeat: cut bodies, wrong checksums
+_READ_SECONDS = 300  # and no new one after these
+# Larger objects are no images: a film or an archive below the prefix would fill the worker's memory.
+MAX_OBJECT_BYTES = 512 * 2**20
 
 _MD5_ETAG = re.compile("[0-9a-f]{32}")  # a single-part upload; multipart ETags end in -N and are no digest
 
@@ -24,10 +33,11 @@ class FetchImages:
     """CPU actor: adds `data` (encoded bytes) to every image of a shard, or an error code and message."""
 
     def __init__(self, input_uri: str):
-        self.filesystem, _ = open_filesystem(input_uri)
+        self.filesystem, self.root = open_filesystem(input_uri)
         self.threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="fetch")
 
     def __call__(self, row: pa.Table) -> pa.Table:
+        check_visible(self.filesystem, self.root, "--input")
         shard, images = unpack_shard(row)
         planned = images.select(["image_key", "etag", "size_bytes"]).to_pylist()
         results = list(self.threads.map(lambda image: self.fetch(**image), planned))
@@ -46,11 +56,14 @@ class FetchImages:
     def fetch(self, image_key: str, etag: str, size_bytes: int) -> bytes | ImageError:
         """The object's bytes, or why there are none.
 
-        Error codes: not_found, access_denied, changed (replaced since the plan), corrupt_in_transit, read_failed.
+        Error codes: too_large, not_found, access_denied, changed (replaced since the plan), corrupt_in_transit,
+        read_failed.
         """
+        if size_bytes > MAX_OBJECT_BYTES:
+            return ImageError(ErrorCode.TOO_LARGE, f"{size_bytes} bytes; objects over {MAX_OBJECT_BYTES} are not read")
         try:
             for attempt in Retrying(
-                stop=stop_after_attempt(_READ_ATTEMPTS),
+                stop=stop_after_attempt(_READ_ATTEMPTS) | stop_after_delay(_READ_SECONDS),
                 wait=wait_random_exponential(multiplier=0.25, max=10),
                 retry=retry_if_not_exception_type((FileNotFoundError, PermissionError, _ChangedError)),
                 reraise=True,

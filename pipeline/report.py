@@ -31,7 +31,7 @@ def print_summary(report: Report, settings: Settings) -> None:
     for code, count in report.failed_by_code.items():
         table.add_row(f"  {code}", f"{count:,}")
     table.add_row("segments", f"{report.num_segments:,}")
-    table.add_row("shards", f"{report.shards:,} ({report.shards_done_before:,} done before)")
+    table.add_row("shards", f"{report.num_shards:,} ({report.num_shards_done_before:,} done before)")
     table.add_row("images/s", f"{report.images_per_second:,.2f} in {report.seconds:,.1f} s, model load excluded")
     # Highlighting off and no wrapping: a job's log is read by people and by grep.
     console = Console(highlight=False, soft_wrap=True)

@@ -3,10 +3,12 @@
 `build_dataset` is the program: every stage that a shard passes, in order.
 """
 
+import contextlib
 import logging
 import re
 import signal
 import socket
+import threading
 import warnings
 from collections.abc import Iterator
 from types import FrameType
@@ -17,7 +19,6 @@ import ray.data
 from ray._private.log import PlainRayHandler
 from ray.data import ActorPoolStrategy, Datasource, ReadTask
 from ray.data.block import BlockMetadata
-from ray.exceptions import RayError
 
 from pipeline.books import Clock, Report, close_books, utc_now
 from pipeline.cluster import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, Allotment, allot, connect
@@ -31,13 +32,15 @@ from pipeline.progress import Progress
 from pipeline.read import FetchImages
 from pipeline.schema import pack_shard, unpack_shard
 from pipeline.segment import SegmentImages, SegmentSpec
-from pipeline.storage import open_filesystem
+from pipeline.storage import STORE_ERRORS, one_line, open_filesystem
 from pipeline.write import ShardWriter
 
 logger = logging.getLogger(__name__)
 
 # Ray keeps 0.7-4 KB per block in the driver and frees it only with the dataset (ray#66016).
 SHARDS_PER_ROUND = 50_000
+# A shard is what a dying worker loses and what progress moves by: minutes of work on either device.
+SHARD_IMAGES_GPU, SHARD_IMAGES_CPU = 512, 16
 
 
 def segment_bucket(settings: Settings) -> Report:
@@ -46,7 +49,8 @@ def segment_bucket(settings: Settings) -> Report:
     for warning in checked.model.warnings:
         logger.warning(warning)
     allotment = allot(settings, connect())
-    return execute(prepare(checked), allotment)
+    per_shard = settings.images_per_shard or (SHARD_IMAGES_GPU if allotment.device == "cuda" else SHARD_IMAGES_CPU)
+    return execute(prepare(checked, per_shard), allotment)
 
 
 def execute(run: Run, allotment: Allotment) -> Report:
@@ -74,6 +78,7 @@ def execute(run: Run, allotment: Allotment) -> Report:
     clock = Clock()
     with (
         _stop_on_sigterm(),
+        _store_errors(run),
         Progress(run.plan.num_images, totals, run.settings.progress_seconds) as progress,
         Committer(run.journal) as committer,
     ):
@@ -88,6 +93,7 @@ def execute(run: Run, allotment: Allotment) -> Report:
 def build_dataset(run: Run, allotment: Allotment, shards: "list[tuple[PlanFile, list[int]]]") -> ray.data.Dataset:
     """The graph: plan -> fetch -> segment -> encode and write -> receipts. One row is one shard is one block."""
     settings = run.settings
+    num_shards = sum(len(pending) for _, pending in shards)
     _set_ray_data_options()
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "max_restarts": -1, "max_task_retries": 8}
     return (
@@ -97,7 +103,7 @@ def build_dataset(run: Run, allotment: Allotment, shards: "list[tuple[PlanFile, 
         .map_batches(
             FetchImages,
             fn_constructor_args=(settings.input,),
-            compute=_pool(allotment.helpers),
+            compute=_pool(allotment.helpers, num_shards),
             num_cpus=FETCH_CPUS,
             **one_shard,
         )
@@ -108,7 +114,8 @@ def build_dataset(run: Run, allotment: Allotment, shards: "list[tuple[PlanFile, 
             # above 1.75 or Ray never adds an actor.
             compute=_pool(
                 allotment.model_actors,
-                initial_size=allotment.model_actors_at_start,
+                num_shards,
+                initial_size=min(allotment.model_actors_at_start, num_shards),
                 max_tasks_in_flight_per_actor=4,
                 max_concurrent_calls_per_actor=2,
                 enable_true_multi_threading=True,
@@ -123,7 +130,7 @@ def build_dataset(run: Run, allotment: Allotment, shards: "list[tuple[PlanFile, 
                 EncodeSpec(run.run_id, run.fingerprint, run.attempt, run.model.labels.categories),
                 ShardWriter(settings.output, run.run_id),
             ),
-            compute=_pool(allotment.helpers),
+            compute=_pool(allotment.helpers, num_shards),
             num_cpus=WRITE_CPUS,
             **one_shard,
         )
@@ -165,6 +172,7 @@ class EncodeAndWrite:
         warm_up()
 
     def __call__(self, row: pa.Table) -> pa.Table:
+        self.writer.check_visible()
         shard, images = unpack_shard(row)
         tables = encode_shard(shard, images, self.encode)
         receipt = self.writer.write(shard, tables, started=row.column("started")[0].as_py())
@@ -175,10 +183,10 @@ def _stream_receipts(run: Run, allotment: Allotment, done: set[int]) -> Iterator
     for shards in _rounds(run.plan.files, set(done)):
         dataset = build_dataset(run, allotment, shards)
         try:
-            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 assert isinstance(batch, pa.Table)
                 yield from map(Receipt.from_json, batch.column("receipt").to_pylist())
-        except RayError as error:
+        except Exception as error:  # Ray's own, and of Ray Data not all of them are RayErrors
             raise BrokenRunError(f"run {run.run_id} broke: {_innermost(str(error))}") from error
 
 
@@ -220,8 +228,10 @@ def _segment_spec(run: Run, allotment: Allotment) -> SegmentSpec:
     )
 
 
-def _pool(actors: tuple[int, int], **options: Any) -> ActorPoolStrategy:
-    return ActorPoolStrategy(min_size=actors[0], max_size=actors[1], **options)
+def _pool(actors: tuple[int, int], num_shards: int, **options: Any) -> ActorPoolStrategy:
+    """A pool of `actors` (min, max), but never more than there are shards for."""
+    least, most = (min(number, num_shards) for number in actors)
+    return ActorPoolStrategy(min_size=least, max_size=most, **options)
 
 
 def _set_ray_data_options() -> None:
@@ -243,21 +253,29 @@ def _set_ray_data_options() -> None:
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 
 
-class _stop_on_sigterm:  # noqa: N801 - used like a function in a with statement
-    """`ray job stop` and a leaving node send SIGTERM: leave through the finally blocks, which commit what is done.
+@contextlib.contextmanager
+def _store_errors(run: Run) -> Iterator[None]:
+    try:
+        yield
+    except STORE_ERRORS as error:
+        raise BrokenRunError(f"run {run.run_id} broke: --output cannot be written: {one_line(error)}") from error
 
-    Installed after ray.init, which sets a handler of its own.
+
+@contextlib.contextmanager
+def _stop_on_sigterm() -> Iterator[None]:
+    """`ray job stop` and a leaving node send SIGTERM: leave through the exits of the `with`, which commit what is done.
+
+    Entered after ray.init, which sets a handler of its own. Outside of the main thread whoever runs us handles signals.
     """
 
-    def __enter__(self) -> None:
-        def stop(number: int, frame: FrameType | None) -> None:
-            raise SystemExit(128 + number)
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
 
-        try:
-            self.before = signal.signal(signal.SIGTERM, stop)
-        except ValueError:  # not the main thread: whoever runs us there handles signals
-            self.before = None
-
-    def __exit__(self, *exc: object) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

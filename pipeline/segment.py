@@ -5,6 +5,7 @@ what single images give, to float rounding. Decoding runs in threads ahead of th
 calls the actor for the next shard while this one is on the device.
 """
 
+import os
 import socket
 import threading
 import time
@@ -18,14 +19,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from m2f_core.checkpoint import load_checkpoint, read_preprocessor_config
+from m2f_core.checkpoint import CheckpointError, load_checkpoint, read_preprocessor_config
 from m2f_core.geometry import ImageGeometry
 from m2f_core.image_processor import ImageProcessor
 from m2f_core.image_size import ImageSize
 from m2f_core.rle import LabelRuns, label_runs
 from m2f_core.segments import PanopticSettings, SegmentInfo, panoptic_segments, warm_up
 from pipeline.decode import decode_image, measure_image
-from pipeline.errors import ErrorCode, ImageError, RunError
+from pipeline.errors import ErrorCode, ImageError, RunError, StoreUnavailableError
 from pipeline.schema import SEGMENTED, pack_shard, unpack_shard
 from pipeline.storage import one_line
 from pipeline.weights import stage_model
@@ -77,6 +78,8 @@ class Segmenter:
     def __init__(self, spec: SegmentSpec):
         self.spec = spec
         self.device = torch.device(spec.device)
+        # "fp32" means it: PyTorch's default lets convolutions drop to TF32, 10 bits of mantissa.
+        torch.backends.cudnn.allow_tf32 = spec.precision != "fp32"
         if self.device.type == "cpu":
             torch.set_num_threads(spec.threads)
         elif not torch.cuda.is_available():
@@ -121,9 +124,11 @@ class Segmenter:
     def _prepare(self, data: bytes) -> PreparedImage | ImageError:
         try:
             image = decode_image(data, max_pixels=self.spec.max_image_pixels, apply_exif=self.spec.exif)
+            return PreparedImage(self.processor.resize(image), self.processor.geometry(image.height, image.width))
         except ImageError as error:
             return error
-        return PreparedImage(self.processor.resize(image), self.processor.geometry(image.height, image.width))
+        except MemoryError:
+            return ImageError(ErrorCode.TOO_LARGE, "the machine has no memory to decode it")
 
     def _prepare_ahead(self, batches: Sequence[Sequence[Any]]) -> Iterator[list[PreparedImage | ImageError]]:
         def submit(batch: Sequence[Any]) -> list[Future[PreparedImage | ImageError]]:
@@ -139,9 +144,26 @@ class Segmenter:
         try:
             return self._forward(images)
         except Exception as error:
-            if len(images) == 1:
-                return [ImageError(ErrorCode.INFERENCE_FAILED, f"{type(error).__name__}: {one_line(error)}")]
-            return [result for image in images for result in self._infer([image])]
+            self._exit_if_device_is_lost()
+            failure = ImageError(ErrorCode.INFERENCE_FAILED, f"{type(error).__name__}: {one_line(error)}")
+        # Outside of the handler, whose traceback holds the failed batch's tensors: after an out-of-memory error the
+        # single images need that memory.
+        if len(images) == 1:
+            return [failure]
+        return [result for image in images for result in self._infer([image])]
+
+    def _exit_if_device_is_lost(self) -> None:
+        """An illegal access or a bus error poisons CUDA for the whole process: every later image would fail at once.
+
+        Ray then gives the shard to a fresh process.
+        """
+        if self.device.type == "cuda":
+            try:
+                torch.zeros(1, device=self.device).add_(1).cpu()
+            except torch.OutOfMemoryError:
+                pass
+            except RuntimeError:
+                os._exit(1)
 
     def _forward(self, images: Sequence[PreparedImage]) -> list[SegmentedImage | ImageError]:
         padded_hw = images[0].geometry.padded_hw
@@ -152,28 +174,26 @@ class Segmenter:
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
                 output = self.model(pixels_B3HW)
             logits_BQK1, masks_BQhw = output.pred_logits.float(), output.pred_masks.float()
-            if self.device.type != "cpu":
-                return [self._reduce(*each) for each in zip(images, logits_BQK1, masks_BQhw, strict=True)]
-        # On a CPU the reduction needs no lock: the next batch may have the model meanwhile.
-        with torch.inference_mode():
-            return [self._reduce(*each) for each in zip(images, logits_BQK1, masks_BQhw, strict=True)]
-
-    def _reduce(
-        self, image: PreparedImage, logits_QK1: torch.Tensor, masks_Qhw: torch.Tensor
-    ) -> SegmentedImage | ImageError:
-        result = panoptic_segments(logits_QK1, masks_Qhw, image.geometry, self.spec.panoptic)
-        height, width = image.geometry.original_hw
-        return SegmentedImage(height, width, label_runs(result.label_map_HW), result.infos)
+            reduced = [
+                panoptic_segments(logits_QK1, masks_Qhw, image.geometry, self.spec.panoptic)
+                for image, logits_QK1, masks_Qhw in zip(images, logits_BQK1, masks_BQhw, strict=True)
+            ]
+        return [
+            SegmentedImage(*image.geometry.original_hw, label_runs(result.label_map_HW), result.infos)
+            for image, result in zip(images, reduced, strict=True)
+        ]
 
 
 class SegmentImages:
     """Model actor: one shard in, one shard out; encoded bytes are replaced by runs."""
 
     def __init__(self, spec: SegmentSpec):
-        self.broken: RunError | None = None
+        self.broken: Exception | None = None
         try:
             self.segmenter = Segmenter(spec)
-        except RunError as error:
+        except StoreUnavailableError:
+            raise  # may pass: Ray repeats the constructor
+        except (RunError, CheckpointError) as error:
             # It will not pass, and Ray would repeat the constructor a hundred times: the first call ends the run.
             self.broken = error
 

@@ -5,6 +5,8 @@ or logs them.
 """
 
 import os
+import re
+import socket
 import uuid
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,8 @@ def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     store (profile, endpoint) cannot be used.
     """
     protocol = uri.split("://", 1)[0] if "://" in uri else "file"
+    if re.match("[a-z0-9]+:/(?!/)", uri):
+        raise RunError(f"{uri} is neither a path nor a URI; did you mean {uri.replace(':/', '://', 1)}?")
     options = _S3_OPTIONS if protocol in ("s3", "s3a") else {}
     try:
         filesystem = fsspec.filesystem(protocol, **options)
@@ -54,7 +58,8 @@ def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def path_of(filesystem: fsspec.AbstractFileSystem, uri: str) -> str:
     """The path of `uri` in its file system: the inverse of `uri_of`. Keys may hold `#`, `?`, `%` and spaces."""
     if is_local(filesystem):
-        return os.path.abspath(uri.removeprefix("file://"))  # noqa: PTH100 - keeps symbolic links as written
+        # Not Path.resolve: symbolic links stay as written.
+        return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))  # noqa: PTH100, PTH111
     if is_s3(filesystem):
         return uri.split("://", 1)[1]  # _strip_protocol would cut the slash off a key that ends in one
     return str(filesystem._strip_protocol(uri))
@@ -74,9 +79,26 @@ def is_s3(filesystem: fsspec.AbstractFileSystem) -> bool:
     return hasattr(filesystem, "call_s3")
 
 
+def check_visible(filesystem: fsspec.AbstractFileSystem, path: str, flag: str) -> None:
+    """Raise RunError where `path` is local and this machine has it not: a path that only the driver's machine knows."""
+    if is_local(filesystem) and not Path(path).exists():
+        raise RunError(
+            f"{flag} {path} does not exist on {socket.gethostname()}; "
+            "on a cluster name a URI or a folder that all nodes share"
+        )
+
+
 def local_etag(stat: os.stat_result) -> str:
     """What stands for an ETag where there is no store to give one: time of change in ns and size, in hex."""
     return f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
+
+
+def list_folder(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    """Paths directly below `folder`, sorted; none where there is no such folder."""
+    try:
+        return sorted(str(path) for path in filesystem.ls(folder, detail=False))
+    except FileNotFoundError:
+        return []
 
 
 def put_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:

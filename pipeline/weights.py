@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from m2f_core.checkpoint import weights_sha256
-from pipeline.errors import RunError
+from pipeline.errors import RunError, StoreUnavailableError
 from pipeline.storage import STORE_ERRORS, one_line, open_filesystem
 
 # What a checkpoint needs; a folder may hold pickles and training states beside it, which are never fetched or opened.
@@ -52,7 +52,7 @@ def _fetch(uri: str) -> Path:
     except FileNotFoundError:
         raise RunError(f"--model {uri} does not exist") from None
     except STORE_ERRORS as error:
-        raise RunError(f"--model {uri} cannot be read: {one_line(error)}") from None
+        raise StoreUnavailableError(f"--model {uri} cannot be read: {one_line(error)}") from None
     wanted = sorted(
         (info for info in listed if any(Path(info["name"]).match(pattern) for pattern in _PATTERNS)),
         key=lambda info: str(info["name"]),
@@ -70,7 +70,7 @@ def _fetch(uri: str) -> Path:
                     filesystem.get_file(info["name"], str(temporary / Path(info["name"]).name))
                 temporary.rename(target)
             except STORE_ERRORS as error:
-                raise RunError(f"--model {uri} cannot be fetched: {one_line(error)}") from None
+                raise StoreUnavailableError(f"--model {uri} cannot be fetched: {one_line(error)}") from None
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     return target
@@ -92,5 +92,8 @@ def _fetch_from_hub(hub_id: str) -> Path:
 def _cache_root() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     root = base / "m2f-pipeline" / "models"
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"no place to keep a fetched checkpoint: {one_line(error)}; set XDG_CACHE_HOME") from None
     return root

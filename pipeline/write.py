@@ -1,7 +1,7 @@
 """Tables of a shard -> Parquet parts under names known beforehand -> receipt.
 
-A part is one atomic PUT under `<table>/run=<run_id>/shard-000042.parquet`. Writing a shard again writes the same bytes
-to the same names, so nothing is ever there twice.
+A part is one atomic PUT under `<table>/run=<run_id>/shard-000042.parquet`. Writing a shard again writes the same names
+(and within one attempt the same bytes), so nothing is ever there twice.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.journal import PartRecord, Receipt
 from pipeline.schema import TABLES
-from pipeline.storage import open_filesystem, put_object
+from pipeline.storage import check_visible, open_filesystem, put_object
 
 
 def part_path(table: str, run_id: str, shard: int) -> str:
@@ -35,6 +35,11 @@ class ShardWriter:
 
     output: str
     run_id: str
+
+    def check_visible(self) -> None:
+        """Raise RunError where this machine has not the output that the driver planned in."""
+        filesystem, root = open_filesystem(self.output)
+        check_visible(filesystem, f"{root}/_runs/{self.run_id}", "--output")
 
     def write(self, shard: int, tables: dict[str, pa.Table], started: float) -> Receipt:
         """`tables` by name. `images` is written last: where it lies, the shard's segments lie too."""

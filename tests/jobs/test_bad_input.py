@@ -419,7 +419,7 @@ def test_an_output_with_a_damaged_version_file(refused, folder, output, tiny_che
 
 def test_a_run_id_of_other_settings(refused, folder, output, tiny_checkpoint, photographs):
     settings = Settings(str(folder), str(output), str(tiny_checkpoint), run_id="nightly", image_size="96:160")
-    prepare(check(settings))
+    prepare(check(settings), 512)
     before = tree(output)
     for source, args in (
         (folder, []),  # another image size

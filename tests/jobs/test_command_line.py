@@ -160,7 +160,7 @@ def test_defaults_are_the_documented_ones():
         exif=True,
         max_image_pixels=64_000_000,
         precision="fp32",
-        images_per_shard=512,
+        images_per_shard=None,
         shard_mib=128,
         batch_size=None,
         device="auto",

@@ -320,7 +320,7 @@ def test_objects_that_changed_or_went_after_the_plan_are_rows(bucket, small_phot
         bucket.client.upload_fileobj(io.BytesIO(large), BUCKET, f"changing/{name}", Config=parts)
     output = f"s3://{BUCKET}/changed"
     settings = Settings(source, output, str(tiny_checkpoint), image_size="96:160", device="cpu")
-    planned = prepare(check(settings))
+    planned = prepare(check(settings), 512)
     etags = {
         name: bucket.client.head_object(Bucket=BUCKET, Key=f"changing/{name}")["ETag"].strip('"') for name in names
     }

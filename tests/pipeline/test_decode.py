@@ -437,7 +437,15 @@ def test_zero_sized_images_are_decode_failures() -> None:
     fails_with(ErrorCode.DECODE_FAILED, b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IEND", b""))
 
 
-@pytest.mark.parametrize("raised", [MemoryError(), zlib.error("x"), struct.error("x"), AttributeError("x"), EOFError()])
+def test_a_machine_without_memory_says_nothing_about_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(image: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    assert "no memory" in fails_with(ErrorCode.TOO_LARGE, encoded(photo(), "PNG"))
+
+
+@pytest.mark.parametrize("raised", [OSError(), zlib.error("x"), struct.error("x"), AttributeError("x"), EOFError()])
 def test_whatever_pillow_raises_becomes_an_image_error(raised: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(image: Image.Image) -> None:
         raise raised

@@ -1,10 +1,13 @@
 """Receipts survive the journal, count once, and add up."""
 
+import time
+
 import fsspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.journal import Journal, PartRecord, Receipt, Totals
+from pipeline.journal import Committer, Journal, PartRecord, Receipt, Totals
 
 PARTS = st.builds(PartRecord, st.text(max_size=20), st.integers(0, 999), st.integers(0, 10**12), st.text(max_size=8))
 RECEIPTS = st.builds(
@@ -28,9 +31,9 @@ def test_a_receipt_is_its_json_line(receipt):
 def test_what_is_appended_is_read_also_by_the_next_driver(batches):
     filesystem = fsspec.filesystem("memory")
     filesystem.store.clear()
-    for batch in batches:
-        Journal(filesystem, "/run/journal").append(batch)  # a driver of its own each time
-    assert list(Journal(filesystem, "/run/journal").read()) == [r for batch in batches for r in batch]
+    for attempt, batch in enumerate(batches):  # a driver of its own each time
+        Journal(filesystem, "/run/journal", attempt).append(batch)
+    assert list(Journal(filesystem, "/run/journal", 99).read()) == [r for batch in batches for r in batch]
 
 
 @given(st.lists(RECEIPTS))
@@ -44,4 +47,49 @@ def test_totals_count_each_shard_once_and_the_first_receipt_wins(receipts):
 
 
 def test_a_journal_that_is_not_there_is_empty(tmp_path):
-    assert list(Journal(fsspec.filesystem("file"), str(tmp_path / "none")).read()) == []
+    assert list(Journal(fsspec.filesystem("file"), str(tmp_path / "none"), 1).read()) == []
+
+
+def test_a_driver_that_outlived_its_time_overwrites_nothing(tmp_path):
+    parts = {table: PartRecord("path", 1, 1, "") for table in ("images", "segments")}
+    old, new = (Journal(fsspec.filesystem("file"), str(tmp_path), attempt) for attempt in (1, 2))
+    for shard in range(3):
+        new.append([Receipt(shard, 1, {}, parts, 0, 0)])
+        old.append([Receipt(shard + 10, 1, {}, parts, 0, 0)])
+    assert sorted(receipt.shard for receipt in new.read()) == [0, 1, 2, 10, 11, 12]
+
+
+RECEIPT = Receipt(7, 1, {}, {table: PartRecord("path", 1, 1, "") for table in ("images", "segments")}, 0, 0)
+
+
+def test_a_receipt_is_committed_in_time_though_no_other_follows(tmp_path):
+    journal = Journal(fsspec.filesystem("file"), str(tmp_path), 1)
+    with Committer(journal, seconds=0.05) as committer:
+        committer.add(RECEIPT)
+        end = time.monotonic() + 10
+        while not list(journal.read()):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    assert list(journal.read()) == [RECEIPT]
+
+
+def test_receipts_are_committed_when_the_run_breaks(tmp_path):
+    journal = Journal(fsspec.filesystem("file"), str(tmp_path), 1)
+    with pytest.raises(SystemExit), Committer(journal, seconds=60) as committer:
+        committer.add(RECEIPT)
+        raise SystemExit(143)
+    assert list(journal.read()) == [RECEIPT]
+
+
+def test_a_journal_that_cannot_be_written_is_heard_of(tmp_path, monkeypatch):
+    journal = Journal(fsspec.filesystem("file"), str(tmp_path), 1)
+
+    def full(receipts):
+        if receipts:
+            raise OSError("disk full")
+
+    monkeypatch.setattr(journal, "append", full)
+    with pytest.raises(OSError, match="disk full"), Committer(journal, seconds=0.01) as committer:
+        committer.add(RECEIPT)
+        time.sleep(0.2)
+        committer.add(RECEIPT)

@@ -20,7 +20,7 @@ def settings(tmp_path, tiny_checkpoint):
 
 
 def planned(settings):
-    return prepare(check(settings))
+    return prepare(check(settings), 512)
 
 
 def mark(settings):
