@@ -164,9 +164,10 @@ def _check(allotment: Allotment, resources: Resources) -> None:
     room = resources.room_for(allotment.model_cpus, allotment.model_gpus)
     if most > room:
         each = f"{allotment.model_cpus:g} CPUs" + (" and a GPU" if allotment.model_gpus else "")
+        largest = max((group for group in resources.groups if group.count), key=lambda group: (group.gpus, group.cpus))
         raise RunError(
-            f"{most} model actors of {each} each do not fit: the nodes that the cluster has or can start hold {room}; "
-            "lower --gpu-actors or --cpus-per-actor"
+            f"{most} model actors of {each} each do not fit: the nodes that the cluster has or can start hold {room}, "
+            f"the largest has {largest.cpus:g} CPUs and {largest.gpus:g} GPUs; lower --gpu-actors or --cpus-per-actor"
         )
     needed = most * allotment.model_cpus + allotment.helpers[1] * _HELPER_CPUS + READ_PLAN_CPUS
     if needed > resources.cpus + 1e-6:
