@@ -9,6 +9,9 @@ from dataclasses import dataclass
 _WRITTEN = re.compile(r"([0-9]{1,6})([:x])([0-9]{1,6})")
 
 
+MAX_PIXELS_A_SIDE = 16_384  # a slip of the finger, not a wish: one image would be 3 GB
+
+
 @dataclass(frozen=True)
 class ImageSize:
     """A target size in pixels: either `edges` or `fixed_hw` is set.
@@ -25,6 +28,10 @@ class ImageSize:
             raise ValueError("an image size has either edges or a fixed height and width")
         if min(self.edges or self.fixed_hw or ()) < 1:
             raise ValueError(f"image size {self}: every length must be at least 1 pixel")
+        if max(self.fixed_hw or (self.edges or ())[:1]) > MAX_PIXELS_A_SIDE:
+            raise ValueError(
+                f"image size {self}: no network of this kind takes more than {MAX_PIXELS_A_SIDE} pixels a side"
+            )
         if self.edges is not None and self.edges[0] > self.edges[1]:
             raise ValueError(f"image size {self}: the shortest edge, written first, is longer than the longest edge")
 

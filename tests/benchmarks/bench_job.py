@@ -5,8 +5,8 @@
 The loop is what a competent user writes: transformers' processor, model and panoptic post-processing under
 `inference_mode`, then pycocotools for every segment. The job is `jobs/segment_bucket.py` as a process of its own, in
 the same mode of transformers (`hf`) and in the default one (`reference`). Both exclude start-up and loading the model;
-the job's time runs from the first shard on a model to the last receipt, so it includes reading, encoding, checking and
-writing the tables. The last line printed is one JSON document.
+the job's time runs from the first shard on a model to the last part written, so it includes encoding, checking and
+writing the tables, and reading all shards but the first. The last line printed is one JSON document.
 """
 
 import argparse
