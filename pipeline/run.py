@@ -64,17 +64,8 @@ def execute(run: Run, allotment: Allotment) -> Report:
         totals.add(receipt)
     done_before = len(totals.shards)
     run.put_object(f"attempts/{run.attempt:06d}.json", {"host": socket.gethostname(), "started": utc_now()})
-    logger.info(
-        "run %s: %d images in %d shards, %d shards done before, on %d x %s",
-        *(
-            run.run_id,
-            run.plan.num_images,
-            run.plan.num_shards,
-            done_before,
-            allotment.model_actors[1],
-            allotment.device,
-        ),
-    )
+    todo = f"{run.plan.num_images} images in {run.plan.num_shards} shards, {done_before} done before"
+    logger.info(f"run {run.run_id}: {todo}; at most {allotment.model_actors[1]} model actors on {allotment.device}")
     clock = Clock()
     with (
         _stop_on_sigterm(),
