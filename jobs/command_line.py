@@ -58,6 +58,8 @@ def with_config_file(settings_class: type, args: list[str]) -> list[str]:
             value = arg.partition("=")[2] if "=" in arg else next(iterator, "")
             if not value:
                 raise RunError("--config needs a file")
+            if config is not None:
+                raise RunError(f"--config is given twice, {config} and {value}")
             config = Path(value)
         else:
             rest.append(arg)

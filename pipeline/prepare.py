@@ -259,9 +259,9 @@ def _plan_run(
     try:
         plan = write_plan(shards, filesystem, folder)
     except BaseException:
-        # Half a plan is no run; nothing of it stays.
+        # Half a plan is no run; nothing of it stays. No more than that: a named run's folder may hold others' work.
         with contextlib.suppress(*STORE_ERRORS):
-            filesystem.rm(f"{root}/_runs/{run_id}", recursive=True)
+            filesystem.rm(folder, recursive=True)
         raise
     run_json = {
         "schema_version": SCHEMA_VERSION,

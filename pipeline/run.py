@@ -178,13 +178,13 @@ def _stream_receipts(run: Run, allotment: Allotment, done: set[int]) -> Iterator
                 assert isinstance(batch, pa.Table)
                 yield from map(Receipt.from_json, batch.column("receipt").to_pylist())
         except Exception as error:  # Ray's own, and of Ray Data not all of them are RayErrors
-            raise BrokenRunError(f"run {run.run_id} broke: {_innermost(str(error))}") from error
+            raise BrokenRunError(f"run {run.run_id} broke: {_innermost(error)}") from error
 
 
-def _innermost(stack: str) -> str:
+def _innermost(error: Exception) -> str:
     """The line of Ray's stack of stacks that says what was raised first, in the actor; else its last line."""
     raised = re.compile(r"(?!ray\.)[\w.]*(Error|Exception): ")
-    lines = [line.strip() for line in stack.splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return next((line for line in lines if raised.match(line)), lines[-1])
 
 

@@ -334,3 +334,7 @@ def test_messages_hold_no_remains_of_a_frame(capsys):
     """tyro draws boxes and rules; a job's log wants a sentence."""
     for args in (["--nonsense"], ["--batch-size", "x"], ["--batch-size"], ["--device", "tpu"]):
         assert not re.search(r"---|[╭╮╰╯│─]", refusal(capsys, *args))
+
+
+def test_two_config_files_are_refused_rather_than_one_ignored(tmp_path, capsys):
+    assert "given twice" in refusal(capsys, "--config", written(tmp_path, "limit: 1"), "--config", "other.yaml")

@@ -228,6 +228,7 @@ def test_every_odd_file_has_a_row_and_no_process_grows(shared_data, tiny_checkpo
     rows = read_table(tmp_path, "images")
     assert len(rows) == len(files) > 350
     assert {row["image_key"].replace(str(folder), str(folder.resolve())) for row in rows} == files
+    assert read_report(tmp_path)["num_shards"] == -(-len(files) // 16), "on CPUs a shard is 16 images by default"
     codes = {code.value for code in ErrorCode}
     for row in rows:
         if row["status"] == "ok":

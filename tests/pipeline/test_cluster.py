@@ -112,7 +112,11 @@ def test_what_the_autoscaler_can_start_counts(monkeypatch):
     before = connect()
     assert before.gpus == 0 and before.cpus == 4
     config = autoscaler_pb2.ClusterConfig()
-    for name, resources, count in (("gpu", {"CPU": 8, "GPU": 1}, 16), ("cpu", {"CPU": 4}, -1)):
+    for name, resources, count in (
+        ("spot", {"CPU": 8, "GPU": 1}, 12),
+        ("on-demand", {"CPU": 8, "GPU": 1}, 4),  # of the same shape: they add up
+        ("cpu", {"CPU": 4}, -1),
+    ):
         group = config.node_group_configs.add(name=name, max_count=count)
         group.resources.update(resources)
     monkeypatch.setattr(ray._private.state.state, "get_cluster_config", lambda: config)

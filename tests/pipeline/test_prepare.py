@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import RunError
+from pipeline.plan import ListedImage
 from pipeline.prepare import check, check_model, prepare, resolved_results
 
 
@@ -131,3 +132,38 @@ def test_run_json_says_what_the_run_is(settings, tmp_path):
     assert content["model"]["weights_sha256"] == run.model.weights_sha256
     assert content["versions"]["ray"] and content["versions"]["torch"]
     assert content["results"]["label_ids_to_fuse"] == [5, 6, 7]  # the demo checkpoint's stuff
+
+
+def test_local_paths_are_made_whole_before_actors_elsewhere_see_them(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checked = check(dataclasses.replace(settings, input="in", output="out"))
+    assert (checked.settings.input, checked.settings.output) == (settings.input, settings.output)
+
+
+@pytest.mark.parametrize("name", ["input", "output"])
+def test_a_uri_with_one_slash_is_no_folder(settings, name):
+    with pytest.raises(RunError, match="did you mean s3://bucket"):
+        check(dataclasses.replace(settings, **{name: "s3:/bucket"}))
+
+
+def test_a_named_run_with_another_setting_says_which(settings):
+    first = planned(settings)
+    with pytest.raises(RunError, match=r"exif \(True there, False here\)"):
+        planned(dataclasses.replace(settings, exif=False, run_id=first.run_id))
+
+
+def test_a_listing_that_breaks_off_leaves_no_plan(settings, tmp_path, monkeypatch):
+    def breaks_off(uri):
+        yield from (ListedImage(f"file:///{number}", "e", 1) for number in range(200))
+        raise RunError("the store went away")
+
+    monkeypatch.setattr("pipeline.prepare.list_images", breaks_off)
+    with pytest.raises(RunError, match="went away"):
+        prepare(check(settings), 1)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_a_repair_that_changes_results_is_another_fingerprint(settings, monkeypatch):
+    before = mark(settings)
+    monkeypatch.setattr("pipeline.config.RESULTS_VERSION", 2)
+    assert mark(settings) != before

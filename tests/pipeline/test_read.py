@@ -8,7 +8,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tenacity import wait_none
 
 from pipeline import read
-from pipeline.errors import ErrorCode, ImageError
+from pipeline.errors import ErrorCode, ImageError, RunError
 from pipeline.plan import list_images
 from pipeline.read import FetchImages
 from pipeline.schema import FETCHED, PLANNED, pack_shard, unpack_shard
@@ -138,3 +138,18 @@ def test_a_shard_keeps_its_order_and_every_image_has_bytes_or_an_error(tmp_path)
     for index, row in enumerate(images.to_pylist()):
         expected = (None, "not_found") if index == 7 else (b"x" * index, None)
         assert (row["data"], row["error_code"]) == expected
+
+
+def test_an_object_too_large_for_an_image_is_not_read():
+    store = FakeStore(DATA)
+    result = fetch(store, size_bytes=read.MAX_OBJECT_BYTES + 1)
+    assert isinstance(result, ImageError) and result.code is ErrorCode.TOO_LARGE
+    assert store.reads == 0
+
+
+def test_a_node_that_has_not_the_input_ends_the_run_and_calls_no_image_missing(tmp_path):
+    stage = FetchImages(str(tmp_path / "only on the driver"))
+    planned = [{"image_key": "file:///a", "etag": "e", "size_bytes": 1, "reason": "new"}]
+    row = pack_shard(0, pa.Table.from_pylist(planned, schema=pa.schema(PLANNED)))
+    with pytest.raises(RunError, match=r"--input .* does not exist on "):
+        stage(row)

@@ -1,6 +1,7 @@
 """Batching and look-ahead as plain functions; the actor's answer to bad images and to a failing model."""
 
 import io
+import weakref
 
 import numpy as np
 import pytest
@@ -8,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from m2f_core.checkpoint import weights_sha256
+from m2f_core.checkpoint import CheckpointError, weights_sha256
 from m2f_core.segments import PanopticSettings
-from pipeline.errors import ErrorCode, ImageError, RunError
-from pipeline.segment import SegmentedImage, Segmenter, SegmentSpec, look_ahead, plan_batches
+from pipeline.errors import ErrorCode, ImageError, RunError, StoreUnavailableError
+from pipeline.segment import SegmentedImage, Segmenter, SegmentImages, SegmentSpec, look_ahead, plan_batches
 
 SIZES = st.lists(st.one_of(st.none(), st.sampled_from([(32, 32), (32, 64), (64, 32)])), max_size=40)
 
@@ -115,3 +116,44 @@ def test_other_weights_than_the_drivers_are_refused(spec):
 def test_bf16_gives_segments_too(spec):
     [result] = Segmenter(small(spec, precision="bf16")).segment([encoded(seed=1)])
     assert isinstance(result, SegmentedImage)
+
+
+def test_the_memory_of_a_failed_batch_is_free_when_its_images_are_tried_alone(spec, monkeypatch):
+    """Or a batch that ran out of memory would take the same memory from each of its images."""
+    segmenter = Segmenter(small(spec, batch_size=2))
+    forward, batches, alive = segmenter.model.forward, [], []
+
+    def out_of_memory(pixels):
+        if len(pixels) > 1:
+            batches.append(weakref.ref(pixels))
+            raise MemoryError
+        alive.append(batches[0]() is not None)
+        return forward(pixels)
+
+    monkeypatch.setattr(segmenter.model, "forward", out_of_memory)
+    results = segmenter.segment([encoded(seed=1), encoded(seed=2)])
+    assert all(isinstance(result, SegmentedImage) for result in results)
+    assert alive == [False, False]
+
+
+@pytest.mark.parametrize("lasting", [RunError("other weights"), CheckpointError("cut off")])
+def test_what_will_not_pass_is_raised_by_the_call_so_that_ray_does_not_repeat_the_constructor(
+    spec, monkeypatch, lasting
+):
+    monkeypatch.setattr("pipeline.segment.Segmenter", raises(lasting))
+    actor = SegmentImages(spec)
+    with pytest.raises(type(lasting), match=str(lasting)):
+        actor(None)
+
+
+def test_a_store_that_does_not_answer_is_tried_again_by_ray(spec, monkeypatch):
+    monkeypatch.setattr("pipeline.segment.Segmenter", raises(StoreUnavailableError("503")))
+    with pytest.raises(StoreUnavailableError):
+        SegmentImages(spec)
+
+
+def raises(error):
+    def constructor(spec):
+        raise error
+
+    return constructor

@@ -6,8 +6,10 @@ import os
 import fsspec
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from pipeline.encode import encode_shard
+from pipeline.errors import RunError
 from pipeline.schema import SCHEMA_VERSION, TABLES
 from pipeline.segment import segmented_table
 from pipeline.storage import put_object
@@ -65,6 +67,14 @@ def test_a_write_that_dies_leaves_nothing_to_read(tmp_path, monkeypatch):
         raise AssertionError("the write did not fail")
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["part.parquet"]
+
+
+def test_a_node_that_has_not_the_output_does_not_write_parts_that_nobody_finds(tmp_path):
+    writer = ShardWriter(str(tmp_path), "run1")
+    with pytest.raises(RunError, match=r"--output .* does not exist on "):
+        writer.check_visible()
+    (tmp_path / "_runs" / "run1").mkdir(parents=True)
+    writer.check_visible()
 
 
 def _stored(data):
