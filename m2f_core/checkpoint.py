@@ -1,4 +1,7 @@
-"""Checkpoints: Hugging Face folders of config.json and safetensors, read and written.
+"""Checkpoints: Hugging Face folders, read and written, and pickles of the original code, read.
+
+A checkpoint is named by its path: a folder of config.json and safetensors; a `.pkl` file as Mask2Former's authors
+published them; or a folder without a config.json that holds one `model_final*.pkl` (nothing else in it counts).
 
 The functions about files alone (`read_config`, `weights_files`, `weights_sha256`) do not import torch.
 """
@@ -7,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2f_core.config import ConfigError, Mask2FormerConfig
-from m2f_core.weight_names import IGNORED, hugging_face_names
+from m2f_core.stored_weights import CheckpointError as CheckpointError
+from m2f_core.stored_weights import Source, StoredTensor, match_weights, read_weight
+from m2f_core.weight_names import IGNORED, detectron2_names, hugging_face_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,33 +30,27 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 INDEX_FILE = "model.safetensors.index.json"
+PICKLES = "model_final*.pkl"  # the original code's name for what training ends with
 HASH_BLOCK_BYTES = 1 << 20
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file and what to do."""
+def load_checkpoint(path: str | Path) -> Mask2Former:
+    """The model of a checkpoint, in eval mode, on the CPU, in float32.
 
-
-def load_checkpoint(folder: str | Path) -> Mask2Former:
-    """The model of a checkpoint folder, in eval mode, on the CPU, in float32.
-
-    Weights that are missing, superfluous or of another shape than config.json says are refused by name. The file is
-    mapped and copied tensor by tensor, so there is never more than one tensor in memory twice.
+    Weights that are missing, superfluous or of another shape than expected are refused by name. The file is mapped and
+    copied tensor by tensor, so there is never more than one tensor in memory twice.
     """
-    folder = Path(folder)
-    model = _empty_model(folder)
     with ExitStack() as stack:
-        files = _open_weights(folder, stack)
-        sources = _match_weights(folder, model, files)
-        state = {name: _read_weight(files, *source) for name, source in sources.items()}
+        model, stored, sources = _match(Path(path), stack)
+        state = {name: read_weight(stored, source) for name, source in sources.items()}
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
 
-def check_checkpoint(folder: str | Path) -> None:
+def check_checkpoint(path: str | Path) -> None:
     """Raise the CheckpointError that `load_checkpoint` would, from names and shapes alone: no weight is read."""
     with ExitStack() as stack:
-        _match_weights(Path(folder), _empty_model(Path(folder)), _open_weights(Path(folder), stack))
+        _match(Path(path), stack)
 
 
 def save_checkpoint(model: Mask2Former, folder: str | Path, label_map: LabelMap | None = None) -> None:
@@ -67,14 +66,14 @@ def save_checkpoint(model: Mask2Former, folder: str | Path, label_map: LabelMap 
     weights: dict[str, Tensor] = {}
     thirds: dict[str, dict[int, Tensor]] = {}
     for our_name, tensor in model.state_dict().items():
-        names, _, third = hugging_face_names(our_name)
-        if third is not None:
-            thirds.setdefault(names[0], {})[third] = tensor
-        elif len(names) > 1:
+        hub, _ = hugging_face_names(our_name)
+        if hub.third is not None:
+            thirds.setdefault(hub.names[0], {})[hub.third] = tensor
+        elif len(hub.names) > 1:
             # Cloned, because safetensors refuses tensors that share memory.
-            weights.update((n, part.clone()) for n, part in zip(names, tensor.chunk(len(names)), strict=True))
+            weights.update((n, part.clone()) for n, part in zip(hub.names, tensor.chunk(len(hub.names)), strict=True))
         else:
-            weights[names[0]] = tensor.contiguous()
+            weights[hub.names[0]] = tensor.contiguous()
     for name, parts in thirds.items():
         weights[name] = torch.cat([parts[third] for third in range(3)])
 
@@ -90,34 +89,58 @@ def save_checkpoint(model: Mask2Former, folder: str | Path, label_map: LabelMap 
     part.replace(folder / CONFIG_FILE)
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """The config.json of a checkpoint folder as it stands."""
-    return _read_json(Path(folder) / CONFIG_FILE)
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The config.json of a checkpoint folder as it stands; of a pickle, what its config.json would hold."""
+    pickled = find_pickle(path)
+    if pickled is None:
+        return _read_json(Path(path) / CONFIG_FILE)
+    from m2f_core.detectron2_checkpoint import open_pickle
+
+    return open_pickle(pickled).config_dict()
 
 
-def read_preprocessor_config(folder: str | Path) -> dict[str, Any] | None:
-    """The preprocessor_config.json of a checkpoint folder as it stands; None where there is none."""
-    path = Path(folder) / PREPROCESSOR_FILE
-    return _read_json(path) if path.is_file() else None
+def read_preprocessor_config(path: str | Path) -> dict[str, Any] | None:
+    """The preprocessor_config.json of a checkpoint folder as it stands; None where there is none, as for a pickle."""
+    file = Path(path) / PREPROCESSOR_FILE
+    return _read_json(file) if file.is_file() and find_pickle(path) is None else None
 
 
-def load_config(folder: str | Path) -> Mask2FormerConfig:
-    """The configuration of a checkpoint folder."""
+def load_config(path: str | Path) -> Mask2FormerConfig:
+    """The configuration of a checkpoint."""
     try:
-        return Mask2FormerConfig.from_dict(read_config(folder))
+        return Mask2FormerConfig.from_dict(read_config(path))
     except ConfigError as error:
-        raise CheckpointError(f"{Path(folder) / CONFIG_FILE}: {error}") from error
+        raise CheckpointError(f"{find_pickle(path) or Path(path) / CONFIG_FILE}: {error}") from error
 
 
-def weights_files(folder: str | Path) -> list[Path]:
-    """The safetensors files that hold the weights: one, or those that the index of a sharded checkpoint names."""
-    folder = Path(folder)
+def find_pickle(path: str | Path) -> Path | None:
+    """The `.pkl` file of the checkpoint at `path`; None where it is a Hugging Face folder (or nothing)."""
+    path = Path(path)
+    if path.suffix == ".pkl" and not path.is_dir():
+        return path
+    if any(path.glob("*.safetensors")) or (path / CONFIG_FILE).is_file():
+        return None
+    pickles = sorted(path.glob(PICKLES))
+    if len(pickles) > 1:
+        names = ", ".join(pickle.name for pickle in pickles)
+        raise CheckpointError(f"{path}: holds several checkpoints, {names}; name one of these files")
+    return pickles[0] if pickles else None
+
+
+def weights_files(path: str | Path) -> list[Path]:
+    """The files that hold the weights: safetensors (one, or those that a checkpoint's index names) or the pickle."""
+    if (pickled := find_pickle(path)) is not None:
+        return [pickled]
+    folder = Path(path)
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
     if not (folder / INDEX_FILE).is_file():
         pickles = sorted(path.name for suffix in ("bin", "pkl", "pth", "pt") for path in folder.glob(f"*.{suffix}"))
         if pickles:
-            raise CheckpointError(f"{folder / pickles[0]}: a pickle can run code; convert it to {WEIGHTS_FILE} first")
+            raise CheckpointError(
+                f"{folder / pickles[0]}: a pickle can run code; convert it to {WEIGHTS_FILE} first "
+                f"(or name it, if it is a {PICKLES} of the original code)"
+            )
         raise CheckpointError(f"{folder}: no {WEIGHTS_FILE} and no {INDEX_FILE}; is this a checkpoint's folder?")
     weight_map = _read_json(folder / INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -131,22 +154,22 @@ def weights_files(folder: str | Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def weights_sha256(folder: str | Path) -> str:
+def weights_sha256(path: str | Path) -> str:
     """Identity of a checkpoint: a hash over its JSON files and its weights, their names and sizes included.
 
     preprocessor_config.json counts where it exists, because it changes what the model sees.
     """
     digest = hashlib.sha256()
-    preprocessor = Path(folder) / PREPROCESSOR_FILE
-    optional = [preprocessor] if preprocessor.is_file() else []
-    for path in [Path(folder) / CONFIG_FILE, *optional, *weights_files(folder)]:
+    optional = Path(path) / PREPROCESSOR_FILE
+    described_by = [Path(path) / CONFIG_FILE, *([optional] if optional.is_file() else [])]
+    for file in [*(described_by if find_pickle(path) is None else []), *weights_files(path)]:
         try:
-            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-            with path.open("rb") as file:
-                while block := file.read(HASH_BLOCK_BYTES):
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+            with file.open("rb") as stream:
+                while block := stream.read(HASH_BLOCK_BYTES):
                     digest.update(block)
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+            raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
     return digest.hexdigest()
 
 
@@ -162,71 +185,51 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Every tensor name of the checkpoint, with the open (mapped) safetensors file that holds it."""
-    from safetensors import SafetensorError, safe_open
+def _match(path: Path, stack: ExitStack) -> tuple[Mask2Former, dict[str, StoredTensor], dict[str, Source]]:
+    """The model without values, what the files hold (while `stack` keeps them open), and what to make of it."""
+    if (pickled := find_pickle(path)) is not None:
+        from m2f_core.detectron2_checkpoint import open_pickle
 
-    holder: dict[str, Any] = {}
-    for path in weights_files(folder):
-        try:
-            file = stack.enter_context(safe_open(path, framework="pt"))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: not a whole safetensors file ({error}); download it again") from error
-        holder.update(dict.fromkeys(file.keys(), file))
-    return holder
+        checkpoint = open_pickle(pickled)
+        model, stored = _empty_model(checkpoint.config()), checkpoint.stored_tensors()
+        return model, stored, match_weights(model, stored, detectron2_names, IGNORED, path, "the model they describe")
+    model, stored = _empty_model(load_config(path)), _open_safetensors(path, stack)
+
+    def source_of(our_name: str) -> Source:
+        hub, in_memory = hugging_face_names(our_name)
+        return in_memory if any(name in stored for name in in_memory.names) else hub
+
+    return model, stored, match_weights(model, stored, source_of, IGNORED, path, CONFIG_FILE)
 
 
-def _empty_model(folder: Path) -> Mask2Former:
-    """The model that config.json describes, with shapes only: every value comes from the files."""
+def _empty_model(config: Mask2FormerConfig) -> Mask2Former:
+    """The model with shapes only: every value comes from the files."""
     import torch
 
     from m2f_core.model import build_model
 
     with torch.device("meta"):
-        return build_model(load_config(folder))
+        return build_model(config)
 
 
-def _match_weights(
-    folder: Path, model: Mask2Former, files: dict[str, Any]
-) -> dict[str, tuple[tuple[str, ...], int | None]]:
-    """For each of our tensors the names in the files to make it of. Refuses everything that does not fit, at once."""
-    sources: dict[str, tuple[tuple[str, ...], int | None]] = {}
-    missing, misshapen, mistyped, used = set(), set(), set(), set()
-    for our_name, tensor in model.state_dict().items():
-        shape = list(tensor.shape)
-        hub, in_memory, third = hugging_face_names(our_name)
-        names = in_memory if any(name in files for name in in_memory) else hub
-        length = shape[0] * 3 if third is not None else shape[0] // len(names)
-        for name in names:
-            used.add(name)
-            if name not in files:
-                missing.add(name)
-                continue
-            header = files[name].get_slice(name)
-            if header.get_shape() != [length, *shape[1:]]:
-                misshapen.add(f"{name} (is {header.get_shape()}, config.json says {[length, *shape[1:]]})")
-            if not header.get_dtype().startswith(("F", "BF")):
-                mistyped.add(f"{name} ({header.get_dtype()})")
-        sources[our_name] = names, third
-    unexpected = {name for name in files if name not in used and not IGNORED.fullmatch(name)}
-    problems = [*_name_some("missing", missing), *_name_some("unexpected", unexpected)]
-    problems += [*_name_some("of another shape", misshapen), *_name_some("not floating-point", mistyped)]
-    if problems:
-        raise CheckpointError(f"{folder}: the weights do not fit config.json: {'; '.join(problems)}")
-    return sources
+def _open_safetensors(folder: Path, stack: ExitStack) -> dict[str, StoredTensor]:
+    """Every tensor of the checkpoint by name; values can be read while `stack` keeps the (mapped) files open."""
+    from safetensors import SafetensorError, safe_open
 
-
-def _name_some(what: str, names: set[str], limit: int = 3) -> Iterator[str]:
-    if names:
-        more = f" and {len(names) - limit} more" if len(names) > limit else ""
-        yield f"{len(names)} {what}: {', '.join(sorted(names)[:limit])}{more}"
-
-
-def _read_weight(files: dict[str, Any], names: tuple[str, ...], third: int | None) -> Tensor:
-    """One of our tensors, float32, in memory of its own: the file may vanish afterwards."""
-    import torch
-
-    parts = [files[name].get_tensor(name) for name in names]
-    if third is not None:
-        parts = [parts[0].chunk(3)[third]]
-    return (torch.cat(parts) if len(parts) > 1 else parts[0].clone()).float()
+    stored: dict[str, StoredTensor] = {}
+    for path in weights_files(folder):
+        try:
+            file = stack.enter_context(safe_open(path, framework="pt"))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: not a whole safetensors file ({error}); download it again") from error
+        for name in file.keys():  # noqa: SIM118  not a dictionary
+            header = file.get_slice(name)
+            dtype = header.get_dtype()
+            stored[name] = StoredTensor(
+                shape=tuple(header.get_shape()),
+                dtype=dtype,
+                is_float=dtype.startswith(("F", "BF")),
+                is_integer=dtype.startswith(("I", "U")),
+                read=partial(file.get_tensor, name),
+            )
+    return stored

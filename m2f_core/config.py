@@ -3,128 +3,33 @@
 Field names are those of a Hugging Face `config.json`, so that a checkpoint's file and this class read side by side.
 Only what inference needs is here. This module does not import torch: the driver of a run reads the configuration of a
 checkpoint without paying for it.
-
-Only the Swin backbone exists so far. Another one gets a configuration class of its own, a row in `BACKBONES`, and a
-branch in `model.build_backbone`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-ACTIVATIONS = ("relu", "gelu")
+from m2f_core.backbone_config import BACKBONES, BackboneConfig
+from m2f_core.backbone_config import ResNetConfig as ResNetConfig
+from m2f_core.backbone_config import SwinConfig as SwinConfig
+from m2f_core.config_fields import ConfigError as ConfigError
+from m2f_core.config_fields import (
+    check_activation,
+    check_booleans,
+    check_count_tuple,
+    check_counts,
+    check_divisible,
+    is_count,
+    known_fields,
+)
+
 GROUP_NORM_GROUPS = 32  # of the pixel decoder; a constant of the architecture, not a field
+PAPER_DROP_PATH_RATE = 0.3  # of every published Swin model in training
 
 # Other names under which transformers has written, and still reads, the same field.
 LEGACY_NAMES = {"hidden_size": "hidden_dim", "num_hidden_layers": "decoder_layers"}
-
-
-class ConfigError(ValueError):
-    """A model configuration that cannot be built; the message names the field."""
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _check_counts(config: object, names: tuple[str, ...]) -> None:
-    for name in names:
-        if not _is_count(getattr(config, name)):
-            raise ConfigError(f"{name} must be a whole number of at least 1, not {getattr(config, name)!r}")
-
-
-def _check_booleans(config: object, names: tuple[str, ...]) -> None:
-    for name in names:
-        if not isinstance(getattr(config, name), bool):
-            raise ConfigError(f"{name} must be true or false, not {getattr(config, name)!r}")
-
-
-def _check_count_tuple(config: object, name: str, length: int) -> None:
-    values = getattr(config, name)
-    if not isinstance(values, tuple) or len(values) != length or not all(map(_is_count, values)):
-        raise ConfigError(f"{name} must be {length} whole numbers of at least 1, not {values!r}")
-
-
-def _check_divisible(what: str, value: int, by_what: str, by: int) -> None:
-    if value % by:
-        raise ConfigError(f"{what} must be divisible by {by_what}: {value} is not divisible by {by}")
-
-
-def _known_fields(cls: type, json_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of `json_dict` that are fields of dataclass `cls`; JSON lists become tuples, null means default."""
-    names = {f.name for f in fields(cls)}
-    known = {name: value for name, value in json_dict.items() if name in names and value is not None}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
-
-
-@dataclass(frozen=True)
-class SwinConfig:
-    """A Swin Transformer as Mask2Former uses it: four stages, each of which is an output.
-
-    Widths of the stages are `embed_dim * (1, 2, 4, 8)`, their strides `patch_size * (1, 2, 4, 8)` pixels.
-    """
-
-    embed_dim: int = 96
-    depths: tuple[int, ...] = (2, 2, 6, 2)
-    num_heads: tuple[int, ...] = (3, 6, 12, 24)
-    window_size: int = 7
-    patch_size: int = 4
-    num_channels: int = 3
-    mlp_ratio: float = 4.0
-    qkv_bias: bool = True
-    hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        _check_counts(self, ("embed_dim", "window_size", "patch_size", "num_channels"))
-        _check_count_tuple(self, "depths", 4)
-        _check_count_tuple(self, "num_heads", 4)
-        _check_booleans(self, ("qkv_bias",))
-        for stage, (width, heads) in enumerate(zip(self.feature_channels, self.num_heads, strict=True), start=1):
-            _check_divisible(f"the width of Swin stage {stage}", width, "its entry of num_heads", heads)
-        if self.num_channels != 3:
-            raise ConfigError(f"num_channels must be 3 (RGB), not {self.num_channels!r}")
-        for name in ("mlp_ratio", "layer_norm_eps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-                raise ConfigError(f"{name} must be a positive number, not {value!r}")
-        if self.hidden_act not in ACTIVATIONS:
-            raise ConfigError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, not {self.hidden_act!r}")
-
-    @property
-    def feature_channels(self) -> tuple[int, ...]:
-        """Channels of the four feature maps, highest resolution first."""
-        return tuple(self.embed_dim * 2**stage for stage in range(4))
-
-    @property
-    def feature_strides(self) -> tuple[int, ...]:
-        """Pixels per cell of the four feature maps, highest resolution first."""
-        return tuple(self.patch_size * 2**stage for stage in range(4))
-
-    @classmethod
-    def from_dict(cls, json_dict: Mapping[str, Any]) -> SwinConfig:
-        """Read the `backbone_config` of a Hugging Face config.json."""
-        known = _known_fields(cls, json_dict)
-        patch_size = known.get("patch_size")
-        if isinstance(patch_size, tuple) and len(set(patch_size)) == 1:
-            known["patch_size"] = patch_size[0]  # older files write [4, 4]
-        if json_dict.get("use_absolute_embeddings"):
-            raise ConfigError("use_absolute_embeddings=true is not supported: no published Mask2Former has it")
-        stages = [f"stage{number}" for number in range(1, 5)]
-        if json_dict.get("out_features") not in (None, stages):
-            raise ConfigError(f"out_features must be {stages}, not {json_dict['out_features']!r}")
-        return cls(**known)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A `backbone_config` that transformers can read."""
-        own = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        outputs = {"out_features": [f"stage{number}" for number in range(1, 5)], "out_indices": [1, 2, 3, 4]}
-        return {"model_type": "swin", "use_absolute_embeddings": False, **own, **outputs}
-
-
-BACKBONES = {"swin": SwinConfig}
 
 
 def _numbered_labels(num_labels: int) -> dict[int, str]:
@@ -136,7 +41,7 @@ def read_id2label(json_dict: Mapping[str, Any]) -> dict[int, str]:
     raw = json_dict.get("id2label")
     if raw is None:
         num_labels = json_dict.get("num_labels", 2)  # transformers' default, of no use but theirs
-        if not _is_count(num_labels):
+        if not is_count(num_labels):
             raise ConfigError(f"num_labels must be a whole number of at least 1, not {num_labels!r}")
         return _numbered_labels(num_labels)
     if not isinstance(raw, Mapping):
@@ -152,7 +57,9 @@ def read_id2label(json_dict: Mapping[str, Any]) -> dict[int, str]:
 class Mask2FormerConfig:
     """The whole model. `decoder_layers` counts predictions: 10 means 9 layers and one prediction before the first."""
 
-    backbone_config: SwinConfig = field(default_factory=lambda: SwinConfig(depths=(2, 2, 18, 2)))
+    backbone_config: BackboneConfig = field(
+        default_factory=lambda: SwinConfig(depths=(2, 2, 18, 2), drop_path_rate=PAPER_DROP_PATH_RATE)
+    )
     feature_size: int = 256
     mask_feature_size: int = 256
     hidden_dim: int = 256
@@ -170,15 +77,15 @@ class Mask2FormerConfig:
     id2label: dict[int, str] = field(default_factory=lambda: _numbered_labels(2), hash=False)
 
     def __post_init__(self) -> None:
-        _check_counts(self, ("feature_size", "mask_feature_size", "hidden_dim", "encoder_layers"))
-        _check_counts(self, ("encoder_feedforward_dim", "decoder_layers", "num_attention_heads", "dim_feedforward"))
-        _check_counts(self, ("common_stride", "num_queries"))
-        _check_booleans(self, ("pre_norm", "enforce_input_projection"))
-        _check_count_tuple(self, "feature_strides", 4)
+        check_counts(self, ("feature_size", "mask_feature_size", "hidden_dim", "encoder_layers"))
+        check_counts(self, ("encoder_feedforward_dim", "decoder_layers", "num_attention_heads", "dim_feedforward"))
+        check_counts(self, ("common_stride", "num_queries"))
+        check_booleans(self, ("pre_norm", "enforce_input_projection"))
+        check_count_tuple(self, "feature_strides", 4)
         for name in ("feature_size", "hidden_dim"):
-            _check_divisible(name, getattr(self, name), "num_attention_heads", self.num_attention_heads)
-            _check_divisible(name, getattr(self, name), "the four parts of a 2D sine code", 4)
-        _check_divisible("feature_size", self.feature_size, "the groups of its GroupNorm", GROUP_NORM_GROUPS)
+            check_divisible(name, getattr(self, name), "num_attention_heads", self.num_attention_heads)
+            check_divisible(name, getattr(self, name), "the four parts of a 2D sine code", 4)
+        check_divisible("feature_size", self.feature_size, "the groups of its GroupNorm", GROUP_NORM_GROUPS)
         if self.feature_strides != self.backbone_config.feature_strides:
             raise ConfigError(
                 f"feature_strides must be the backbone's {list(self.backbone_config.feature_strides)}, "
@@ -187,10 +94,7 @@ class Mask2FormerConfig:
         # Any other value would need another number of FPN levels; the original has exactly one.
         if self.common_stride != self.feature_strides[0]:
             raise ConfigError(f"common_stride must be {self.feature_strides[0]}, not {self.common_stride}")
-        if self.activation_function not in ACTIVATIONS:
-            raise ConfigError(
-                f"activation_function must be one of {', '.join(ACTIVATIONS)}, not {self.activation_function!r}"
-            )
+        check_activation(self, "activation_function")
         if not self.id2label or sorted(self.id2label) != list(range(len(self.id2label))):
             raise ConfigError("id2label must name the classes 0, 1, 2, ... without a gap, and at least one")
 
@@ -206,7 +110,7 @@ class Mask2FormerConfig:
         if model_type != "mask2former":
             raise ConfigError(f'model_type must be "mask2former", not {model_type!r}: this is another architecture')
         legacy = {name: json_dict[old] for old, name in LEGACY_NAMES.items() if old in json_dict}
-        known = _known_fields(cls, {**legacy, **json_dict})
+        known = known_fields(cls, {**legacy, **json_dict})
         known.pop("backbone_config", None)
         return cls(**{**known, **_read_backbone(json_dict), "id2label": read_id2label(json_dict)})
 
@@ -228,21 +132,28 @@ class Mask2FormerConfig:
         cls, num_labels: int = 133, id2label: dict[int, str] | None = None, num_queries: int = 100
     ) -> Mask2FormerConfig:
         """47.4 M parameters with 133 classes."""
-        return cls._published(SwinConfig(), num_labels, id2label, num_queries)
+        return cls._published(SwinConfig(drop_path_rate=PAPER_DROP_PATH_RATE), num_labels, id2label, num_queries)
 
     @classmethod
     def swin_small(
         cls, num_labels: int = 133, id2label: dict[int, str] | None = None, num_queries: int = 100
     ) -> Mask2FormerConfig:
         """68.8 M parameters with 133 classes."""
-        return cls._published(SwinConfig(depths=(2, 2, 18, 2)), num_labels, id2label, num_queries)
+        backbone = SwinConfig(depths=(2, 2, 18, 2), drop_path_rate=PAPER_DROP_PATH_RATE)
+        return cls._published(backbone, num_labels, id2label, num_queries)
 
     @classmethod
     def swin_base(
         cls, num_labels: int = 133, id2label: dict[int, str] | None = None, num_queries: int = 100
     ) -> Mask2FormerConfig:
         """106.9 M parameters with 133 classes; the published ones were pre-trained at 384 pixels, hence window 12."""
-        backbone = SwinConfig(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32), window_size=12)
+        backbone = SwinConfig(
+            embed_dim=128,
+            depths=(2, 2, 18, 2),
+            num_heads=(4, 8, 16, 32),
+            window_size=12,
+            drop_path_rate=PAPER_DROP_PATH_RATE,
+        )
         return cls._published(backbone, num_labels, id2label, num_queries)
 
     @classmethod
@@ -250,8 +161,28 @@ class Mask2FormerConfig:
         cls, num_labels: int = 133, id2label: dict[int, str] | None = None, num_queries: int = 200
     ) -> Mask2FormerConfig:
         """215.5 M parameters with 133 classes; most published ones have 200 queries."""
-        backbone = SwinConfig(embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48), window_size=12)
+        backbone = SwinConfig(
+            embed_dim=192,
+            depths=(2, 2, 18, 2),
+            num_heads=(6, 12, 24, 48),
+            window_size=12,
+            drop_path_rate=PAPER_DROP_PATH_RATE,
+        )
         return cls._published(backbone, num_labels, id2label, num_queries)
+
+    @classmethod
+    def resnet50(
+        cls, num_labels: int = 133, id2label: dict[int, str] | None = None, num_queries: int = 100
+    ) -> Mask2FormerConfig:
+        """44.0 M parameters with 133 classes, frozen batch norms included."""
+        return cls._published(ResNetConfig(), num_labels, id2label, num_queries)
+
+    @classmethod
+    def resnet101(
+        cls, num_labels: int = 133, id2label: dict[int, str] | None = None, num_queries: int = 100
+    ) -> Mask2FormerConfig:
+        """63.0 M parameters with 133 classes, frozen batch norms included."""
+        return cls._published(ResNetConfig(depths=(3, 4, 23, 3)), num_labels, id2label, num_queries)
 
     @classmethod
     def tiny(
@@ -259,7 +190,7 @@ class Mask2FormerConfig:
     ) -> Mask2FormerConfig:
         """Every kind of layer, also a shifted window, at 1.6 M parameters: for tests and demonstrations."""
         return cls(
-            backbone_config=SwinConfig(embed_dim=32, depths=(1, 2, 1, 1), num_heads=(2, 2, 4, 4)),
+            backbone_config=SwinConfig(embed_dim=32, depths=(1, 2, 1, 1), num_heads=(2, 2, 4, 4), drop_path_rate=0.0),
             feature_size=64,
             mask_feature_size=64,
             hidden_dim=64,
@@ -274,12 +205,12 @@ class Mask2FormerConfig:
 
     @classmethod
     def _published(
-        cls, backbone: SwinConfig, num_labels: int, id2label: dict[int, str] | None, num_queries: int
+        cls, backbone: BackboneConfig, num_labels: int, id2label: dict[int, str] | None, num_queries: int
     ) -> Mask2FormerConfig:
         return cls(backbone_config=backbone, num_queries=num_queries, id2label=id2label or _numbered_labels(num_labels))
 
 
-def _read_backbone(json_dict: Mapping[str, Any]) -> dict[str, SwinConfig]:
+def _read_backbone(json_dict: Mapping[str, Any]) -> dict[str, BackboneConfig]:
     """The `backbone_config` entry as a keyword argument; empty where the file leaves it to the default."""
     backbone = json_dict.get("backbone_config")
     if backbone is None:

@@ -1,28 +1,33 @@
 """Which dataset category each class of a model stands for.
 
 A model counts its classes 0, 1, 2, ... (`class_id`); a dataset has ids of its own (`category_id`), with gaps. Mixing
-the two is a classic bug, so the translation is an object, made once from the checkpoint's config.json.
+the two is a classic bug, so the translation is an object, made once: from the checkpoint's config.json, from the name
+of a dataset that we know (`m2f_core/datasets`, described in its README), or from the categories of a COCO file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from m2f_core.config import ConfigError, read_id2label
 
-# COCO numbers its things 1 to 90 with gaps, and the 53 stuff categories of its panoptic task 92 to 200 with gaps.
-COCO_THING_IDS = tuple(i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
-COCO_STUFF_IDS = (
-    *(92, 93, 95, 100, 107, 109, 112, 118, 119, 122, 125, 128, 130, 133, 138, 141, 144, 145, 147, 148, 149, 151, 154),
-    *(155, 156, 159, 161, 166, 168, 171, 175, 176, 177, 178, 180, 181, *range(184, 201)),
-)
+# Names for users -> files. A dataset has all its classes in its panoptic and semantic models, its things in the others.
+DATASET_FILES = {
+    "coco": "coco.json",
+    "ade20k": "ade20k.json",
+    "cityscapes": "cityscapes.json",
+    "mapillary": "mapillary_vistas.json",
+}
+TASKS = ("panoptic", "semantic", "instance")
 
-# Names by which COCO's order of classes is recognised; no other dataset has them at these places.
-COCO_THING_LANDMARKS = {0: "person", 1: "bicycle", 10: "fire hydrant", 23: "giraffe", 79: "toothbrush"}
-COCO_STUFF_LANDMARKS = {80: "banner", 81: "blanket", 100: "road"}
+# So many of a checkpoint's names must be a dataset's, each at its place. A fine-tuned model may have renamed a few.
+SHARE_OF_NAMES = 0.95
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,11 @@ class LabelMap:
         """Classes without instances (sky, road): their segments are merged into one."""
         return frozenset(category.class_id for category in self.categories if not category.isthing)
 
+    @property
+    def class_id_of_category(self) -> dict[int, int]:
+        """The way back, for annotations: category_id -> class_id."""
+        return {category.category_id: category.class_id for category in self.categories}
+
     def with_stuff(self, class_ids: Collection[int]) -> LabelMap:
         """The same categories, where exactly `class_ids` are stuff."""
         categories = tuple(replace(c, isthing=c.class_id not in class_ids) for c in self.categories)
@@ -58,24 +68,100 @@ class LabelMap:
 
     @classmethod
     def from_config_dict(cls, config_json: Mapping[str, Any]) -> LabelMap:
-        """In this order: the file's own `categories`, COCO recognised by its names, or a guess.
+        """In this order: the file's own `categories`, a dataset recognised by the names of its classes, or a guess.
 
-        The guess is that categories are numbered as classes and all of them are things.
+        The guess is that categories are numbered as classes and all of them are things. Names stay the file's.
         """
         names = [name for _, name in sorted(read_id2label(config_json).items())]
         if config_json.get("categories") is not None:
             return cls(tuple(_read_categories(config_json["categories"], len(names))))
-        if len(names) == 133 and _has_names(names, COCO_THING_LANDMARKS | COCO_STUFF_LANDMARKS):
-            ids = chain(COCO_THING_IDS, COCO_STUFF_IDS)
-        elif len(names) == 80 and _has_names(names, COCO_THING_LANDMARKS):
-            ids = chain(COCO_THING_IDS)
-        else:
-            return cls(tuple(Category(i, i, name, True) for i, name in enumerate(names)), known=False)
-        return cls(tuple(Category(i, k, name, i < 80) for i, (k, name) in enumerate(zip(ids, names, strict=True))))
+        for label_map, name_of_spelling in _known_orders():
+            if _is_order_of(label_map, name_of_spelling, names):
+                pairs = zip(label_map.categories, names, strict=True)
+                return cls(tuple(replace(category, name=name) for category, name in pairs))
+        return cls(tuple(Category(i, i, name, True) for i, name in enumerate(names)), known=False)
+
+    @classmethod
+    def of_dataset(cls, name: str) -> LabelMap:
+        """The classes of the published models of `dataset-task`, for example coco-panoptic or ade20k-instance."""
+        dataset, _, task = name.rpartition("-")
+        if dataset not in DATASET_FILES or task not in TASKS:
+            raise ValueError(
+                f"{name!r} is no dataset with classes known here: give one of {', '.join(DATASET_FILES)}, "
+                f"a dash and one of {', '.join(TASKS)}"
+            )
+        categories, _ = _read_dataset(dataset)
+        return _things_of(categories) if task == "instance" else cls(categories)
+
+    @classmethod
+    def of_num_labels(cls, num_labels: int) -> LabelMap | None:
+        """The one dataset and task with so many classes, or None: for detectron2's checkpoints, which hold no names.
+
+        `known` is false, for a number proves little.
+        """
+        for label_map, _ in _known_orders():
+            if len(label_map.categories) == num_labels:
+                return replace(label_map, known=False)
+        return None
+
+    @classmethod
+    def from_coco_categories(cls, entries: object) -> LabelMap:
+        """Number the `categories` of a COCO annotation file: things by ascending id, then stuff by ascending id.
+
+        That is detectron2's order for COCO, and the only one there is without stuff; categories without `isthing` (an
+        instance file) are things. ADE20K's and Mapillary's published models mix things and stuff: `of_dataset` knows
+        their order, this method does not. Raises ConfigError.
+        """
+        if not isinstance(entries, list) or not entries:
+            raise ConfigError("categories must be a list of at least one category, each with id, name and isthing")
+        if not any(isinstance(entry, Mapping) and "isthing" in entry for entry in entries):
+            entries = [{**entry, "isthing": 1} if isinstance(entry, Mapping) else entry for entry in entries]
+        categories = _read_categories(entries, len(entries))
+        return cls(_numbered(sorted(categories, key=lambda category: (not category.isthing, category.category_id))))
 
 
-def _has_names(names: list[str], landmarks: dict[int, str]) -> bool:
-    return all(names[class_id].strip().lower().startswith(name) for class_id, name in landmarks.items())
+def _known_orders() -> Iterator[tuple[LabelMap, Mapping[str, str]]]:
+    """Every order of classes that is known, no two of one length, and what the dataset's spellings stand for."""
+    for dataset in DATASET_FILES:
+        categories, name_of_spelling = _read_dataset(dataset)
+        yield LabelMap(categories), name_of_spelling
+        yield _things_of(categories), name_of_spelling
+
+
+@cache
+def _read_dataset(dataset: str) -> tuple[tuple[Category, ...], Mapping[str, str]]:
+    """The categories in class order, and the name that each spelling stands for."""
+    path = files("m2f_core") / "datasets" / DATASET_FILES[dataset]
+    entries = json.loads(path.read_text(encoding="utf-8"))["categories"]
+    spellings = {_spelling(name): e["name"] for e in entries for name in [e["name"], *e.get("also", [])]}
+    return tuple(_read_categories(entries, len(entries))), spellings
+
+
+def _things_of(categories: Sequence[Category]) -> LabelMap:
+    return LabelMap(_numbered([category for category in categories if category.isthing]))
+
+
+def _numbered(categories: Sequence[Category]) -> tuple[Category, ...]:
+    return tuple(replace(category, class_id=class_id) for class_id, category in enumerate(categories))
+
+
+def _spelling(name: str) -> str:
+    """What spellings of one name share: "Building, edifice", "building" and COCO's "building-other-merged" are one."""
+    first_synonym = name.split(",")[0].strip().lower()
+    without_suffix = re.sub(r"(-(other|merged|stuff))+$", "", first_synonym)
+    return "".join(filter(str.isalnum, without_suffix))
+
+
+def _is_order_of(label_map: LabelMap, name_of_spelling: Mapping[str, str], names: Sequence[str]) -> bool:
+    """Whether `names` are these categories in this order, but for a few names that the dataset does not have.
+
+    A single name that belongs to another of its categories says that the order is another one.
+    """
+    if len(names) != len(label_map.categories):
+        return False
+    pairs = [(name_of_spelling.get(_spelling(n)), c.name) for n, c in zip(names, label_map.categories, strict=True)]
+    num_right = sum(meant == expected for meant, expected in pairs)
+    return num_right >= SHARE_OF_NAMES * len(names) and all(meant in (None, expected) for meant, expected in pairs)
 
 
 def _read_categories(entries: object, num_labels: int) -> list[Category]:

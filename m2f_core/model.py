@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m2f_core.config import Mask2FormerConfig, SwinConfig
+from m2f_core.backbone_config import BackboneConfig, ResNetConfig
+from m2f_core.config import Mask2FormerConfig
 from m2f_core.pixel_decoder import PixelDecoder
+from m2f_core.resnet import ResNet
 from m2f_core.swin import SwinTransformer
 from m2f_core.transformer_decoder import TransformerDecoder
 
@@ -65,8 +67,16 @@ class Mask2Former(nn.Module):
         )
 
 
-def build_backbone(config: SwinConfig) -> SwinTransformer:
+def build_backbone(config: BackboneConfig) -> SwinTransformer | ResNet:
     """An image -> four feature maps, with `config.feature_channels` and `config.feature_strides`."""
+    if isinstance(config, ResNetConfig):
+        return ResNet(
+            embedding_size=config.embedding_size,
+            hidden_sizes=config.hidden_sizes,
+            depths=config.depths,
+            downsample_in_bottleneck=config.downsample_in_bottleneck,
+            activation=ACTIVATIONS[config.hidden_act],
+        )
     return SwinTransformer(
         embed_dim=config.embed_dim,
         depths=config.depths,
@@ -76,6 +86,7 @@ def build_backbone(config: SwinConfig) -> SwinTransformer:
         mlp_ratio=config.mlp_ratio,
         qkv_bias=config.qkv_bias,
         layer_norm_eps=config.layer_norm_eps,
+        drop_path_rate=config.drop_path_rate,
         activation=ACTIVATIONS[config.hidden_act],
     )
 

@@ -100,8 +100,29 @@ class FeedForward(nn.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., 2016): in training, a branch is zero for a share `rate` of the images.
+
+    What is kept is scaled up, so that the mean over many draws is the branch itself. Does nothing in eval mode.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch_BHWC: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return branch_BHWC
+        keep = 1 - self.rate
+        draw_B111 = torch.rand((len(branch_BHWC), 1, 1, 1), dtype=branch_BHWC.dtype, device=branch_BHWC.device)
+        return branch_BHWC / keep * (draw_B111 + keep).floor()
+
+
 class SwinBlock(nn.Module):
-    """Window attention and a feed-forward network, both residual and pre-normalised."""
+    """Window attention and a feed-forward network, both residual and pre-normalised.
+
+    `drop_path_rate` holds for both, as in the original; transformers drops the attention only.
+    """
 
     def __init__(
         self,
@@ -112,6 +133,7 @@ class SwinBlock(nn.Module):
         mlp_ratio: float,
         qkv_bias: bool,
         layer_norm_eps: float,
+        drop_path_rate: float,
         activation: Callable[[Tensor], Tensor],
     ) -> None:
         super().__init__()
@@ -121,6 +143,7 @@ class SwinBlock(nn.Module):
         self.attention = WindowAttention(dim, num_heads, window_size, qkv_bias)
         self.mlp_norm = nn.LayerNorm(dim, eps=layer_norm_eps)
         self.mlp = FeedForward(dim, int(mlp_ratio * dim), activation)
+        self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x_BHWC: Tensor, mask_V1NN: Tensor | None) -> Tensor:
         """mask_V1NN: the mask for this map's size, needed by a block with a shift only."""
@@ -135,8 +158,8 @@ class SwinBlock(nn.Module):
         y_BHWC = join_windows(windows, self.window_size, padded_height, padded_width)
         if self.shift:
             y_BHWC = y_BHWC.roll((self.shift, self.shift), dims=(1, 2))
-        x_BHWC = x_BHWC + y_BHWC[:, :height, :width]
-        return x_BHWC + self.mlp(self.mlp_norm(x_BHWC))
+        x_BHWC = x_BHWC + self.drop_path(y_BHWC[:, :height, :width])
+        return x_BHWC + self.drop_path(self.mlp(self.mlp_norm(x_BHWC)))
 
 
 class PatchMerging(nn.Module):
@@ -170,17 +193,17 @@ class PatchEmbedding(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks at one resolution; every second one sees windows shifted by half a window."""
+    """Blocks at one resolution, one for each of `drop_path_rates`; every second one sees windows shifted by half."""
 
     def __init__(
         self,
         dim: int,
-        depth: int,
         num_heads: int,
         window_size: int,
         mlp_ratio: float,
         qkv_bias: bool,
         layer_norm_eps: float,
+        drop_path_rates: tuple[float, ...],
         activation: Callable[[Tensor], Tensor],
         downsample: bool,
     ) -> None:
@@ -196,9 +219,10 @@ class SwinStage(nn.Module):
                 mlp_ratio=mlp_ratio,
                 qkv_bias=qkv_bias,
                 layer_norm_eps=layer_norm_eps,
+                drop_path_rate=rate,
                 activation=activation,
             )
-            for index in range(depth)
+            for index, rate in enumerate(drop_path_rates)
         )
         self.downsample = PatchMerging(dim) if downsample else nn.Identity()
 
@@ -227,24 +251,28 @@ class SwinTransformer(nn.Module):
         mlp_ratio: float,
         qkv_bias: bool,
         layer_norm_eps: float,
+        drop_path_rate: float,
         activation: Callable[[Tensor], Tensor],
     ) -> None:
         super().__init__()
         num_stages = len(depths)
+        last = max(sum(depths) - 1, 1)
+        # The deeper a block, the likelier it is dropped.
+        rates = [drop_path_rate * index / last for index in range(sum(depths))]
         self.patch_embedding = PatchEmbedding(patch_size, embed_dim)
         self.stages = nn.ModuleList(
             SwinStage(
                 embed_dim * 2**index,
-                depth,
                 heads,
                 window_size,
                 mlp_ratio,
                 qkv_bias,
                 layer_norm_eps,
+                tuple(rates[sum(depths[:index]) : sum(depths[: index + 1])]),
                 activation,
                 downsample=index < num_stages - 1,
             )
-            for index, (depth, heads) in enumerate(zip(depths, num_heads, strict=True))
+            for index, heads in enumerate(num_heads)
         )
         self.output_norms = nn.ModuleDict(
             {f"stage{index + 1}": nn.LayerNorm(embed_dim * 2**index) for index in range(num_stages)}

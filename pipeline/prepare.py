@@ -25,9 +25,10 @@ from typing import Any
 
 import fsspec
 
-from m2f_core.checkpoint import check_checkpoint, read_config, read_preprocessor_config, weights_sha256
+from m2f_core.checkpoint import check_checkpoint, find_pickle, read_config, read_preprocessor_config, weights_sha256
 from m2f_core.image_processor import ImageProcessor
 from m2f_core.labels import LabelMap
+from m2f_core.licenses import is_of_zoo, model_license
 from m2f_core.segments import PanopticSettings
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import RunError
@@ -43,6 +44,7 @@ class Model:
     """A checkpoint as the run uses it; checked, not loaded."""
 
     name: str
+    license: str  # as its files state it
     weights_sha256: str
     labels: LabelMap
     panoptic: PanopticSettings
@@ -91,17 +93,25 @@ def check_model(settings: Settings) -> Model:
 
     Raises RunError. The weights are matched by name and shape, not loaded.
     """
-    folder = stage_model(settings.model)
+    path = stage_model(settings.model)
     try:
-        check_checkpoint(folder)
-        labels = LabelMap.from_config_dict(read_config(folder))
+        check_checkpoint(path)
+        labels = LabelMap.from_config_dict(read_config(path))
         processor = ImageProcessor.from_preprocessor_config(
-            read_preprocessor_config(folder), settings.preprocess, settings.parsed_image_size()
+            read_preprocessor_config(path), settings.preprocess, settings.parsed_image_size()
         )
-        identity = weights_sha256(folder)
+        identity = weights_sha256(path)
+        license_name = model_license(path, settings.model)
+        pickled = find_pickle(path)
     except (ValueError, OSError) as error:  # CheckpointError and ConfigError are ValueErrors
         raise RunError(f"--model {settings.model}: {one_line(error)}") from None
     warnings = list(processor.warnings())
+    if pickled is not None and labels.known and not is_of_zoo(pickled):
+        warnings.append(
+            f"{pickled.name} holds no names of classes: its {len(labels.categories)} are taken to be "
+            f"{labels.categories[0].name}, {labels.categories[1].name}, ..., {labels.categories[-1].name}, because a "
+            "dataset has as many"
+        )
     fuse = settings.label_ids_to_fuse
     if fuse is None:
         fuse = tuple(sorted(labels.stuff_class_ids))
@@ -122,7 +132,7 @@ def check_model(settings: Settings) -> Model:
         panoptic = replace(PanopticSettings.defaults(settings.postprocess, frozenset(fuse)), **thresholds)
     except ValueError as error:
         raise RunError(one_line(error)) from None
-    return Model(settings.model, identity, labels.with_stuff(fuse), panoptic, tuple(warnings))
+    return Model(settings.model, license_name, identity, labels.with_stuff(fuse), panoptic, tuple(warnings))
 
 
 def resolved_results(settings: Settings, model: Model) -> dict[str, Any]:
@@ -187,12 +197,12 @@ def _with_whole_paths(settings: Settings) -> Settings:
         filesystem, path = open_filesystem(given)
         return path if is_local(filesystem) else given
 
-    is_folder = "://" not in settings.model and Path(settings.model).expanduser().is_dir()  # else it may be a hub id
+    is_local_model = "://" not in settings.model and Path(settings.model).expanduser().exists()  # or is it a hub id?
     return replace(
         settings,
         input=whole(settings.input),
         output=whole(settings.output),
-        model=whole(settings.model) if is_folder else settings.model,
+        model=whole(settings.model) if is_local_model else settings.model,
     )
 
 
@@ -270,6 +280,7 @@ def _plan_run(
         **checked.identity,
         "settings": settings.to_dict(),
         "results": checked.results,
+        "model_license": model.license,
         "model": {"name": model.name, "weights_sha256": model.weights_sha256, "categories": model.labels.to_list()},
         "plan": asdict(plan),
         "versions": _versions(),

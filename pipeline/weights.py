@@ -1,4 +1,4 @@
-"""A checkpoint's name -> a folder on this machine, fetched at most once per node and checked by hash."""
+"""A checkpoint's name -> its path on this machine, fetched at most once per node and checked by hash."""
 
 import hashlib
 import os
@@ -7,58 +7,59 @@ import shutil
 import socket
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
-from m2f_core.checkpoint import weights_sha256
+from m2f_core.checkpoint import PICKLES, weights_sha256
 from pipeline.errors import RunError, StoreUnavailableError
 from pipeline.storage import STORE_ERRORS, one_line, open_filesystem
 
-# What a checkpoint needs; a folder may hold pickles and training states beside it, which are never fetched or opened.
-_PATTERNS = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
+# What a checkpoint needs, and the card that states its licence; a folder may hold pickles and training states beside
+# it, which are never fetched or opened.
+_PATTERNS = ("config.json", "preprocessor_config.json", "README.md", "*.safetensors", "*.safetensors.index.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def stage_model(model: str, expected_sha256: str | None = None) -> Path:
-    """The local folder of checkpoint `model`: a folder, a URI or a hub id.
+    """The local path of checkpoint `model`: a folder, a `.pkl` file, a URI of either or a hub id.
 
     With `expected_sha256` (the driver's) the weights are checked, so that every actor of a run has the same ones.
     Raises RunError naming what is missing and what to do.
     """
-    folder = _locate(model)
-    if expected_sha256 is not None and (found := weights_sha256(folder)) != expected_sha256:
+    path = _locate(model)
+    if expected_sha256 is not None and (found := weights_sha256(path)) != expected_sha256:
         raise RunError(
-            f"the weights in {folder} on {socket.gethostname()} have sha256 {found[:16]}…, the run was started with "
+            f"the weights in {path} on {socket.gethostname()} have sha256 {found[:16]}…, the run was started with "
             f"{expected_sha256[:16]}…; give every node the same checkpoint (a URI does)"
         )
-    return folder
+    return path
 
 
 def _locate(model: str) -> Path:
     if "://" in model:
         return _fetch(model)
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if _HUB_ID.fullmatch(model) and not folder.is_absolute():
+    path = Path(model).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".pkl"):
+        return path
+    if _HUB_ID.fullmatch(model) and not path.is_absolute() and path.suffix != ".pkl":
         return _fetch_from_hub(model)
-    raise RunError(f"--model {model}: no such folder on {socket.gethostname()}")
+    raise RunError(f"--model {model}: no such folder or .pkl file on {socket.gethostname()}")
 
 
 def _fetch(uri: str) -> Path:
     filesystem, root = open_filesystem(uri.rstrip("/"))
+    is_pickle = root.endswith(".pkl")
     try:
-        listed = [info for info in filesystem.ls(root, detail=True) if info["type"] == "file"]
+        listed = [filesystem.info(root)] if is_pickle else filesystem.ls(root, detail=True)
     except FileNotFoundError:
         raise RunError(f"--model {uri} does not exist") from None
     except STORE_ERRORS as error:
         raise StoreUnavailableError(f"--model {uri} cannot be read: {one_line(error)}") from None
-    wanted = sorted(
-        (info for info in listed if any(Path(info["name"]).match(pattern) for pattern in _PATTERNS)),
-        key=lambda info: str(info["name"]),
-    )
-    if not wanted:
-        raise RunError(f"--model {uri} holds no checkpoint: no config.json or *.safetensors there")
+    files = sorted((info for info in listed if info["type"] == "file"), key=lambda info: str(info["name"]))
+    if is_pickle and not files:
+        raise RunError(f"--model {uri} is no file; a name that ends in .pkl must be one")
+    wanted = files if is_pickle else _wanted(files, uri)
     # Keyed by content as the store names it, so a replaced checkpoint is fetched anew and an old one stays usable.
     identity = "".join(f"{i['name']}{i.get('ETag') or i.get('etag') or i.get('mtime')}{i['size']}" for i in wanted)
     target = _cache_root() / hashlib.sha256(f"{uri}{identity}".encode()).hexdigest()[:32]
@@ -73,7 +74,24 @@ def _fetch(uri: str) -> Path:
                 raise StoreUnavailableError(f"--model {uri} cannot be fetched: {one_line(error)}") from None
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-    return target
+    return target / Path(root).name if is_pickle else target
+
+
+def _wanted(files: list[dict[str, Any]], uri: str) -> list[dict[str, Any]]:
+    """The files of a folder that are its checkpoint: in Hugging Face format, or else the one pickle of the original."""
+
+    def matching(*patterns: str) -> list[dict[str, Any]]:
+        return [info for info in files if any(Path(info["name"]).match(pattern) for pattern in patterns)]
+
+    wanted, pickles = matching(*_PATTERNS), matching(PICKLES)
+    if matching("config.json", "*.safetensors"):
+        return wanted
+    if len(pickles) == 1:
+        return pickles
+    if pickles:
+        names = ", ".join(Path(info["name"]).name for info in pickles)
+        raise RunError(f"--model {uri} holds several checkpoints, {names}; name one of these files")
+    raise RunError(f"--model {uri} holds no checkpoint: no config.json, *.safetensors or {PICKLES} there")
 
 
 def _fetch_from_hub(hub_id: str) -> Path:

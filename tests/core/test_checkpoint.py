@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from m2f_core import weight_names
 from m2f_core.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -17,11 +19,12 @@ from m2f_core.checkpoint import (
     weights_files,
     weights_sha256,
 )
-from m2f_core.config import Mask2FormerConfig
+from m2f_core.config import Mask2FormerConfig, ResNetConfig, SwinConfig
 from m2f_core.labels import LabelMap
 from m2f_core.model import Mask2Former, build_model
 from m2f_core.seeded import seeded_model
-from m2f_core.weight_names import RULES, hugging_face_names
+from m2f_core.stored_weights import Source
+from m2f_core.weight_names import detectron2_names, hugging_face_names
 
 CLASSES = "class_predictor.weight"
 QUERY = "model.pixel_level_module.encoder.encoder.layers.0.blocks.0.attention.self.query.weight"
@@ -83,18 +86,30 @@ def test_weights_outlive_their_file(folder: Path) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in again.state_dict().items())
 
 
-def test_every_name_is_used_once_and_every_rule_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over all weights of a model with every optional part, in both spellings."""
+def names_of_every_part() -> list[str]:
+    """Our names of the weights of models with every optional part, with either backbone."""
+    configs = [
+        Mask2FormerConfig(backbone_config=b, enforce_input_projection=True) for b in (SwinConfig(), ResNetConfig())
+    ]
     with torch.device("meta"):
-        state = build_model(Mask2FormerConfig(enforce_input_projection=True)).state_dict()
-    expected = [hugging_face_names(our_name) for our_name in state]
-    for spelling in (0, 1):
-        names = [(name, third) for *spellings, third in expected for name in spellings[spelling]]
-        assert len(names) == len(set(names))
-    for rule in RULES:
-        monkeypatch.setattr("m2f_core.weight_names.RULES", [other for other in RULES if other is not rule])
+        return sorted({name for config in configs for name in build_model(config).state_dict()})
+
+
+@pytest.mark.parametrize(("table", "look_up"), [("RULES", hugging_face_names), ("DETECTRON2_RULES", detectron2_names)])
+def test_every_name_is_used_once_and_every_rule_is_needed(
+    monkeypatch: pytest.MonkeyPatch, table: str, look_up: Callable
+) -> None:
+    """In every spelling."""
+    names = names_of_every_part()
+    expected = [look_up(our_name) for our_name in names]
+    for spelling in zip(*expected, strict=True) if table == "RULES" else [expected]:
+        theirs = [(name, source.third) for source in spelling for name in source.names]
+        assert len(theirs) == len(set(theirs))
+    rules = getattr(weight_names, table)
+    for rule in rules:
+        monkeypatch.setattr(weight_names, table, [other for other in rules if other is not rule])
         try:
-            needed = [hugging_face_names(our_name) for our_name in state] != expected
+            needed = [look_up(our_name) for our_name in names] != expected
         except AssertionError:
             needed = True
         assert needed, rule.ours
@@ -103,14 +118,16 @@ def test_every_name_is_used_once_and_every_rule_is_needed(monkeypatch: pytest.Mo
 def test_literal_names() -> None:
     """A few, spelled out: the table must not be judged by itself alone."""
     block = "model.pixel_level_module.encoder.{}layers.2.blocks.5.attention.{}.bias"
-    hub, in_memory, third = hugging_face_names("backbone.stages.2.blocks.5.attention.qkv.bias")
-    assert hub == tuple(block.format("encoder.", f"self.{name}") for name in ("query", "key", "value"))
-    assert in_memory == tuple(block.format("swin.encoder.", f"{name}_proj") for name in "qkv")
-    assert third is None
+    hub, in_memory = hugging_face_names("backbone.stages.2.blocks.5.attention.qkv.bias")
+    assert hub == Source(tuple(block.format("encoder.", f"self.{name}") for name in ("query", "key", "value")))
+    assert in_memory == Source(tuple(block.format("swin.encoder.", f"{name}_proj") for name in "qkv"))
     fused = "model.transformer_module.decoder.layers.7.cross_attn.in_proj_weight"
     ours = "transformer_decoder.layers.7.cross_attention.{}_proj.weight"
-    assert [hugging_face_names(ours.format(name))[::2] for name in "qkv"] == [((fused,), i) for i in range(3)]
-    assert hugging_face_names("pixel_decoder.level_embed")[0] == ("model.pixel_level_module.decoder.level_embed",)
+    assert [hugging_face_names(ours.format(name))[0] for name in "qkv"] == [Source((fused,), i) for i in range(3)]
+    level_embed = Source(("model.pixel_level_module.decoder.level_embed",))
+    assert hugging_face_names("pixel_decoder.level_embed") == (level_embed, level_embed)
+    norm = "model.pixel_level_module.encoder.encoder.stages.2.layers.5.layer.1.normalization.running_var"
+    assert hugging_face_names("backbone.stages.2.5.spatial.norm.running_var")[0] == Source((norm,))
 
 
 def test_what_nothing_reads_is_ignored(model: Mask2Former, folder: Path) -> None:

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from m2f_core.config import ConfigError, Mask2FormerConfig, SwinConfig
+from m2f_core.config import ConfigError, Mask2FormerConfig, ResNetConfig, SwinConfig
 
-VARIANTS = ["swin_tiny", "swin_small", "swin_base", "swin_large", "tiny"]
+VARIANTS = ["swin_tiny", "swin_small", "swin_base", "swin_large", "resnet50", "resnet101", "tiny"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -23,8 +23,12 @@ def test_published_numbers() -> None:
     assert large.backbone_config.window_size == 12
     assert (large.num_queries, large.num_labels) == (200, 133)
     assert Mask2FormerConfig.swin_tiny().backbone_config == SwinConfig(
-        embed_dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24), window_size=7
+        embed_dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24), window_size=7, drop_path_rate=0.3
     )
+    deep = Mask2FormerConfig.resnet101().backbone_config
+    assert deep == ResNetConfig(hidden_sizes=(256, 512, 1024, 2048), depths=(3, 4, 23, 3))
+    assert deep.feature_channels == (256, 512, 1024, 2048)
+    assert deep.feature_strides == (4, 8, 16, 32)
 
 
 def test_unknown_keys_are_ignored_and_missing_ones_have_transformers_defaults() -> None:
@@ -67,7 +71,7 @@ def test_classes_are_ordered_by_number_not_by_text() -> None:
     [
         ({"model_type": "maskformer"}, "model_type"),
         ({"model_type": None}, "model_type"),
-        ({"backbone_config": {"model_type": "resnet"}}, "backbone_config.model_type"),
+        ({"backbone_config": {"model_type": "convnext"}}, "backbone_config.model_type"),
         ({"backbone_config": {"model_type": "maskformer-swin"}}, "backbone_config.model_type"),
         ({"backbone_config": "swin"}, "backbone_config"),
         ({"backbone": "microsoft/swin-tiny"}, "backbone"),
@@ -82,6 +86,17 @@ def test_classes_are_ordered_by_number_not_by_text() -> None:
         ({"backbone_config": {"model_type": "swin", "hidden_act": "mish"}}, "hidden_act"),
         ({"backbone_config": {"model_type": "swin", "mlp_ratio": -1}}, "mlp_ratio"),
         ({"backbone_config": {"model_type": "swin", "qkv_bias": "yes"}}, "qkv_bias"),
+        ({"backbone_config": {"model_type": "swin", "drop_path_rate": 1}}, "drop_path_rate"),
+        ({"backbone_config": {"model_type": "swin", "drop_path_rate": "0.1"}}, "drop_path_rate"),
+        ({"backbone_config": {"model_type": "resnet", "layer_type": "basic"}}, "layer_type"),
+        ({"backbone_config": {"model_type": "resnet", "downsample_in_first_stage": True}}, "downsample_in_first_stage"),
+        ({"backbone_config": {"model_type": "resnet", "downsample_in_bottleneck": 1}}, "downsample_in_bottleneck"),
+        ({"backbone_config": {"model_type": "resnet", "depths": [3, 4, 6]}}, "depths"),
+        ({"backbone_config": {"model_type": "resnet", "hidden_sizes": [256, 512, 1024, 2047]}}, "ResNet stage 4"),
+        ({"backbone_config": {"model_type": "resnet", "embedding_size": 0}}, "embedding_size"),
+        ({"backbone_config": {"model_type": "resnet", "num_channels": 1}}, "num_channels"),
+        ({"backbone_config": {"model_type": "resnet", "hidden_act": "silu"}}, "hidden_act"),
+        ({"backbone_config": {"model_type": "resnet", "out_features": ["stage4"]}}, "out_features"),
         ({"num_queries": 0}, "num_queries"),
         ({"num_queries": True}, "num_queries"),
         ({"num_queries": 10.5}, "num_queries"),

@@ -1,19 +1,58 @@
+"""Label maps: the known datasets, how a checkpoint's order of classes is recognised, categories of COCO files."""
+
 import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from m2f_core.config import ConfigError
-from m2f_core.labels import COCO_STUFF_IDS, COCO_THING_IDS, Category, LabelMap
+from m2f_core.labels import DATASET_FILES, SHARE_OF_NAMES, TASKS, Category, LabelMap
 
-COCO_FILE = Path(__file__).parents[2].parent / "shared" / "data" / "panoptic_coco_categories.json"
+# (classes, things) of every order that is known.
+SIZES = {
+    "coco-panoptic": (133, 80),
+    "coco-instance": (80, 80),
+    "ade20k-panoptic": (150, 100),
+    "ade20k-instance": (100, 100),
+    "cityscapes-panoptic": (19, 8),
+    "cityscapes-instance": (8, 8),
+    "mapillary-panoptic": (65, 37),
+    "mapillary-instance": (37, 37),
+}
+
+# (class_id, category_id, name, isthing), read off the datasets' own publications.
+LANDMARKS = {
+    "coco-panoptic": [(0, 1, "person", True), (79, 90, "toothbrush", True), (80, 92, "banner", False)],
+    "coco-instance": [(11, 13, "stop sign", True), (79, 90, "toothbrush", True)],
+    "ade20k-panoptic": [(0, 0, "wall", False), (7, 7, "bed", True), (12, 12, "person", True), (149, 149, "flag", True)],
+    "ade20k-instance": [(0, 7, "bed", True), (1, 8, "windowpane", True), (99, 149, "flag", True)],
+    "cityscapes-panoptic": [(0, 7, "road", False), (2, 11, "building", False), (11, 24, "person", True)],
+    "cityscapes-instance": [(0, 24, "person", True), (5, 31, "train", True), (7, 33, "bicycle", True)],
+    "mapillary-panoptic": [(0, 1, "Bird", True), (2, 3, "Curb", False), (64, 65, "Ego Vehicle", False)],
+    "mapillary-instance": [(0, 1, "Bird", True), (2, 9, "Crosswalk - Plain", True), (36, 63, "Wheeled Slow", True)],
+}
+
+# Names by class_id where published files spell them in another way than the data files do.
+OTHER_SPELLINGS = {
+    "coco-instance": [  # Hugging Face's label file of mmdetection's names, in the published instance models
+        {3: "motorbike", 4: "aeroplane", 57: "sofa", 58: "pottedplant", 60: "diningtable", 62: "tvmonitor"}
+    ],
+    "coco-panoptic": [{86: "door", 93: "mirror", 113: "water", 116: "tree", 119: "sky", 129: "building", 131: "wall"}],
+    "ade20k-panoptic": [
+        {1: "building, edifice", 7: "bed ", 8: "windowpane, window ", 37: "bathtub, bathing tub, bath, tub"},
+        {6: "road, route", 8: "window ", 37: "tub", 38: "rail", 87: "street lamp", 89: "tv", 90: "plane"},
+        {92: "clothes", 109: "pool", 113: "falls", 138: "trash can"},
+    ],
+    "cityscapes-panoptic": [{6: "Traffic Light", 7: "traffic_sign", 17: "Motorcycle"}],
+    "mapillary-panoptic": [{1: "ground-animal", 8: "Crosswalk Plain", 49: "Traffic Sign Back"}],
+}
 
 
 @pytest.fixture
-def coco_in_class_order() -> list[dict]:
-    if not COCO_FILE.is_file():
-        pytest.skip(f"no COCO categories at {COCO_FILE}")
-    categories = json.loads(COCO_FILE.read_text(encoding="utf-8"))
+def coco_in_class_order(shared_data: Path) -> list[dict]:
+    categories = json.loads((shared_data / "panoptic_coco_categories.json").read_text(encoding="utf-8"))
     return sorted(categories, key=lambda category: (not category["isthing"], category["id"]))
 
 
@@ -38,9 +77,131 @@ def test_coco_instances(coco_in_class_order: list[dict]) -> None:
     assert label_map.stuff_class_ids == frozenset()
 
 
-def test_coco_ids_are_as_many_as_its_classes() -> None:
-    assert (len(COCO_THING_IDS), len(COCO_STUFF_IDS)) == (80, 53)
-    assert list(COCO_THING_IDS + COCO_STUFF_IDS) == sorted({*COCO_THING_IDS, *COCO_STUFF_IDS})
+# The data files
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_datasets(name: str) -> None:
+    num_classes, num_things = SIZES[name]
+    label_map = LabelMap.of_dataset(name)
+    assert label_map.known
+    assert len(label_map.categories) == num_classes
+    assert [c.class_id for c in label_map.categories] == list(range(num_classes))
+    assert (
+        len({c.category_id for c in label_map.categories}) == len({c.name for c in label_map.categories}) == num_classes
+    )
+    assert num_classes - len(label_map.stuff_class_ids) == num_things
+    for landmark in LANDMARKS[name]:
+        assert label_map.categories[landmark[0]] == Category(*landmark)
+    assert label_map.class_id_of_category == {c.category_id: c.class_id for c in label_map.categories}
+
+
+def test_these_are_all_datasets_there_are() -> None:
+    assert {f"{dataset}-{task}" for dataset in DATASET_FILES for task in TASKS if task != "semantic"} == set(SIZES)
+    for dataset in DATASET_FILES:
+        assert LabelMap.of_dataset(f"{dataset}-semantic") == LabelMap.of_dataset(f"{dataset}-panoptic")
+        things = [c for c in LabelMap.of_dataset(f"{dataset}-panoptic").categories if c.isthing]
+        instances = LabelMap.of_dataset(f"{dataset}-instance").categories
+        assert [(c.category_id, c.name) for c in instances] == [(c.category_id, c.name) for c in things]
+
+
+def test_the_data_files_are_in_the_package() -> None:
+    """A line of pyproject.toml that misses them shows only in an installed wheel."""
+    root = Path(__file__).parents[2]
+    declared = (root / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'package-data = { m2f_core = ["datasets/*.json"] }' in declared
+    assert {f.name for f in (root / "m2f_core" / "datasets").glob("*.json")} == set(DATASET_FILES.values())
+
+
+@pytest.mark.parametrize("dataset", DATASET_FILES)
+def test_no_spelling_stands_for_two_categories(dataset: str) -> None:
+    """Each spelling of a category, at its place, leaves the dataset recognised; at any other place it does not."""
+    root = Path(__file__).parents[2] / "m2f_core" / "datasets"
+    entries = json.loads((root / DATASET_FILES[dataset]).read_text(encoding="utf-8"))["categories"]
+    names = [e["name"] for e in entries]
+    assert LabelMap.from_config_dict({"id2label": id2label(names)}).known
+    for place, entry in enumerate(entries):
+        for spelling in [entry["name"], *entry.get("also", [])]:
+            respelled = [spelling if i == place else name for i, name in enumerate(names)]
+            assert LabelMap.from_config_dict({"id2label": id2label(respelled)}).known, spelling
+            misplaced = [spelling if i == (place - 1) % len(names) else name for i, name in enumerate(names)]
+            assert not LabelMap.from_config_dict({"id2label": id2label(misplaced)}).known, spelling
+
+
+@pytest.mark.parametrize("name", ["coco", "coco-", "-panoptic", "coco-detection", "COCO-panoptic", "lvis-instance", ""])
+def test_unknown_datasets_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="coco, ade20k, cityscapes, mapillary"):
+        LabelMap.of_dataset(name)
+
+
+def test_number_of_labels() -> None:
+    for name, (num_classes, _) in SIZES.items():
+        label_map = LabelMap.of_num_labels(num_classes)
+        assert label_map is not None and not label_map.known  # a count is no proof
+        assert label_map.categories == LabelMap.of_dataset(name).categories
+    sizes = {num_classes for num_classes, _ in SIZES.values()}
+    assert all(LabelMap.of_num_labels(n) is None for n in range(1000) if n not in sizes)
+
+
+# Recognising the order of a checkpoint
+
+
+@pytest.mark.parametrize(
+    ("name", "spellings"), [(name, s) for name, variants in OTHER_SPELLINGS.items() for s in variants], ids=str
+)
+def test_published_spellings(name: str, spellings: dict[int, str]) -> None:
+    expected = LabelMap.of_dataset(name)
+    names = [spellings.get(c.class_id, c.name) for c in expected.categories]
+    label_map = LabelMap.from_config_dict({"id2label": id2label(names)})
+    assert label_map.known
+    assert [(c.category_id, c.isthing) for c in label_map.categories] == [
+        (c.category_id, c.isthing) for c in expected.categories
+    ]
+    assert [c.name for c in label_map.categories] == names
+
+
+@st.composite
+def written_differently(draw: st.DrawFn, name: str) -> str:
+    case = draw(st.sampled_from([str, str.upper, str.title]))
+    dash = draw(st.sampled_from([" ", "-", "_", ""]))
+    end = draw(st.sampled_from(["", " ", ", another synonym"]))
+    return case(name.replace(" ", dash)) + end
+
+
+@given(st.sampled_from(sorted(SIZES)), st.data())
+def test_case_dashes_and_synonyms_do_not_matter(name: str, data: st.DataObject) -> None:
+    expected = LabelMap.of_dataset(name)
+    names = [c.name for c in expected.categories]
+    for place in data.draw(st.sets(st.integers(0, len(names) - 1), max_size=10)):
+        names[place] = data.draw(written_differently(names[place]))
+    label_map = LabelMap.from_config_dict({"id2label": id2label(names)})
+    assert label_map.known
+    assert [c.category_id for c in label_map.categories] == [c.category_id for c in expected.categories]
+
+
+@given(st.sampled_from(sorted(SIZES)), st.data())
+def test_two_classes_swapped_are_another_order(name: str, data: st.DataObject) -> None:
+    names = [c.name for c in LabelMap.of_dataset(name).categories]
+    a, b = data.draw(st.lists(st.integers(0, len(names) - 1), min_size=2, max_size=2, unique=True))
+    names[a], names[b] = names[b], names[a]
+    assert not LabelMap.from_config_dict({"id2label": id2label(names)}).known
+
+
+@given(st.sampled_from(sorted(SIZES)), st.data())
+def test_a_few_renamed_classes_are_tolerated_and_more_are_not(name: str, data: st.DataObject) -> None:
+    names = [c.name for c in LabelMap.of_dataset(name).categories]
+    renamed = data.draw(st.sets(st.integers(0, len(names) - 1), max_size=20))
+    for place in renamed:
+        names[place] = f"something of ours {place}"
+    label_map = LabelMap.from_config_dict({"id2label": id2label(names)})
+    assert label_map.known == (len(names) - len(renamed) >= SHARE_OF_NAMES * len(names))
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_one_class_more_or_less_is_another_dataset(name: str) -> None:
+    names = [c.name for c in LabelMap.of_dataset(name).categories]
+    assert not LabelMap.from_config_dict({"id2label": id2label(names[:-1])}).known
+    assert not LabelMap.from_config_dict({"id2label": id2label([*names, "one more"])}).known
 
 
 @pytest.mark.parametrize("num_labels", [2, 80, 133])
@@ -83,3 +244,41 @@ GOOD = {"id": 7, "name": "cat", "isthing": 1}
 def test_broken_categories_are_refused(entries: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LabelMap.from_config_dict({"num_labels": 2, "categories": entries})
+
+
+# Categories of COCO annotation files
+
+
+def test_coco_files_give_the_order_of_the_published_models(shared_data: Path, coco_in_class_order: list[dict]) -> None:
+    by_name = sorted(coco_in_class_order, key=lambda category: category["name"])
+    assert LabelMap.from_coco_categories(by_name) == LabelMap.of_dataset("coco-panoptic")
+    instances = json.loads((shared_data / "coco_things" / "instances.json").read_text(encoding="utf-8"))
+    assert LabelMap.from_coco_categories(instances["categories"]) == LabelMap.of_dataset("coco-instance")
+
+
+def test_categories_are_numbered_things_first() -> None:
+    sky, cat, dog = {"id": 2, "name": "sky", "isthing": 0}, {**GOOD, "id": 9}, {"id": 4, "name": "dog", "isthing": 1}
+    label_map = LabelMap.from_coco_categories([sky, cat, dog])
+    assert label_map.known
+    assert [(c.class_id, c.name, c.isthing) for c in label_map.categories] == [
+        (0, "dog", True),
+        (1, "cat", True),
+        (2, "sky", False),
+    ]
+    assert label_map.class_id_of_category == {4: 0, 9: 1, 2: 2}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([], "at least one"),
+        ({"categories": [GOOD]}, "at least one"),
+        ([GOOD, {"id": 8, "name": "sky"}], r"categories\[1\].isthing"),
+        ([{"id": 8, "name": "sky"}, "tree"], r"categories\[1\]"),
+        ([GOOD, GOOD], "different ids"),
+    ],
+    ids=str,
+)
+def test_broken_coco_categories_are_refused(entries: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LabelMap.from_coco_categories(entries)

@@ -211,8 +211,8 @@ def another_architecture(model):
 
 
 def another_backbone(model):
-    change_config(model, backbone_config={"model_type": "resnet"})
-    return "resnet"
+    change_config(model, backbone_config={"model_type": "convnext"})
+    return "convnext"
 
 
 def another_width(model):

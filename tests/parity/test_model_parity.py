@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from m2f_core.checkpoint import load_checkpoint, save_checkpoint
 from m2f_core.config import Mask2FormerConfig
-from m2f_core.model import Mask2Former
+from m2f_core.model import Mask2Former, build_model
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle of these tests")
 
@@ -34,14 +34,15 @@ SWIN = {
     "swin_tiny": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7},
     "swin_base": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12},
 }
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
 SIZES = [(64, 96), (100, 140), (161, 203)]  # the last two are not multiples of the patch, window or stride
 
 
 class Oracle:
     """transformers' model, ours with its weights, and a record of what each of its modules got and gave."""
 
-    def __init__(self, variant: str, folder: Path) -> None:
-        self.theirs = jittered_model(SWIN[variant])
+    def __init__(self, theirs: nn.Module, folder: Path) -> None:
+        self.theirs = theirs
         self.theirs.save_pretrained(folder)
         self.ours = load_checkpoint(folder)
         self.folder = folder
@@ -73,7 +74,11 @@ class Oracle:
 
 def jittered_model(swin: dict, **fields: object) -> nn.Module:
     """A transformers model whose every parameter differs from its initial value, with activations of order one."""
-    backbone = transformers.SwinConfig(**swin, out_features=["stage1", "stage2", "stage3", "stage4"])
+    return jittered(transformers.SwinConfig(**swin, out_features=STAGES), **fields)
+
+
+def jittered(backbone: transformers.PreTrainedConfig, **fields: object) -> nn.Module:
+    """The same with any backbone; where it has batch norms, their statistics are those of a photograph, jittered."""
     config = transformers.Mask2FormerConfig(backbone_config=backbone, **{"num_labels": 133, **fields})
     torch.manual_seed(0)
     model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
@@ -82,6 +87,14 @@ def jittered_model(swin: dict, **fields: object) -> nn.Module:
         for parameter in model.parameters():
             scale = 0.1 if parameter.dim() < 2 else 0.5 * parameter[0].numel() ** -0.5
             parameter += scale * torch.randn(parameter.shape, generator=generator)
+        encoder = model.model.pixel_level_module.encoder.train()
+        for module in encoder.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None  # the mean over all calls, of which there is one
+        encoder(image_batch(64, 64, batch=2))
+        for name, buffer in encoder.eval().named_buffers():
+            if "running" in name:
+                buffer *= 1 + 0.1 * torch.randn(buffer.shape, generator=generator).clamp(-3, 3)
     return model
 
 
@@ -110,7 +123,7 @@ def one_thread_no_grad():
 
 @pytest.fixture(scope="module", params=list(SWIN))
 def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
-    return Oracle(request.param, tmp_path_factory.mktemp(request.param))
+    return Oracle(jittered_model(SWIN[request.param]), tmp_path_factory.mktemp(request.param))
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -286,3 +299,22 @@ def test_missing_fields_have_their_defaults() -> None:
     assert Mask2FormerConfig.from_dict({"model_type": "mask2former"}) == Mask2FormerConfig.from_dict(
         transformers.Mask2FormerConfig().to_dict()
     )
+
+
+def test_stochastic_depth_is_drawn_as_theirs() -> None:
+    """The same rates for the same blocks, and the same images for the same seed. Ours drops the feed-forward too."""
+    theirs = jittered_model(SMALL_SWIN | {"drop_path_rate": 0.4}, **SMALL).train()
+    ours = build_model(Mask2FormerConfig.from_dict(theirs.config.to_dict())).train()
+    their_blocks = [
+        layer for stage in theirs.model.pixel_level_module.encoder.swin.encoder.layers for layer in stage.blocks
+    ]
+    our_blocks = [block for stage in ours.backbone.stages for block in stage.blocks]
+    expected = [getattr(block.drop_path, "drop_prob", 0.0) for block in their_blocks]
+    assert [block.drop_path.rate for block in our_blocks] == expected
+    assert expected[-1] == 0.4
+    branch = torch.randn(64, 2, 3, 4)
+    for mine, their in zip(our_blocks, their_blocks, strict=True):
+        torch.manual_seed(5)
+        dropped = their.drop_path(branch)
+        torch.manual_seed(5)
+        assert torch.equal(mine.drop_path(branch), dropped)

@@ -1,0 +1,52 @@
+"""What the fields of a configuration may hold: one check for each kind, with one message each. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+ACTIVATIONS = ("relu", "gelu")
+
+
+class ConfigError(ValueError):
+    """A model configuration that cannot be built; the message names the field."""
+
+
+def is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def check_counts(config: object, names: tuple[str, ...]) -> None:
+    for name in names:
+        if not is_count(getattr(config, name)):
+            raise ConfigError(f"{name} must be a whole number of at least 1, not {getattr(config, name)!r}")
+
+
+def check_booleans(config: object, names: tuple[str, ...]) -> None:
+    for name in names:
+        if not isinstance(getattr(config, name), bool):
+            raise ConfigError(f"{name} must be true or false, not {getattr(config, name)!r}")
+
+
+def check_count_tuple(config: object, name: str, length: int) -> None:
+    values = getattr(config, name)
+    if not isinstance(values, tuple) or len(values) != length or not all(map(is_count, values)):
+        raise ConfigError(f"{name} must be {length} whole numbers of at least 1, not {values!r}")
+
+
+def check_activation(config: object, name: str) -> None:
+    if getattr(config, name) not in ACTIVATIONS:
+        raise ConfigError(f"{name} must be one of {', '.join(ACTIVATIONS)}, not {getattr(config, name)!r}")
+
+
+def check_divisible(what: str, value: int, by_what: str, by: int) -> None:
+    if value % by:
+        raise ConfigError(f"{what} must be divisible by {by_what}: {value} is not divisible by {by}")
+
+
+def known_fields(cls: type, json_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `json_dict` that are fields of dataclass `cls`; JSON lists become tuples, null means default."""
+    names = {f.name for f in fields(cls)}
+    known = {name: value for name, value in json_dict.items() if name in names and value is not None}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
