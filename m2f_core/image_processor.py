@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from m2f_core import targets
 from m2f_core.geometry import ImageGeometry
 from m2f_core.image_size import PAPER_EDGES, PAPER_SIZE, ImageSize
 
@@ -152,6 +153,9 @@ class ImageProcessor:
             pixels_3HW[:, height:] = 0  # the buffer's zeros were normalised like black pixels
             pixels_3HW[:, :, width:] = 0
         return pixels_B3HW
+
+    # A training batch of images and their segmentation maps.
+    encode_inputs = targets.encode_inputs
 
     def _normalized_values(self) -> np.ndarray:
         """float32 [3, 256]: the normalised value of each uint8, computed in the mode's own order of operations."""

@@ -1,0 +1,260 @@
+"""Training targets: from what annotators drew to the masks and classes that a loss compares predictions with.
+
+Three kinds of ground truth: a segmentation map whose values are classes or instances (as transformers' image processor
+takes it), COCO panoptic (a PNG of segment ids and `segments_info`) and COCO instances (polygons or RLE, which may
+overlap). In all of them a pixel without annotation (void, ignored, of a crowd) belongs to no mask, and an object
+without a pixel is no target.
+
+Masks are bool, one byte a pixel: N * H * W bytes an image, a quarter of transformers' float32; the loss casts them.
+
+Legend: N targets of one image; B images; H W pixels of the map or, after padding, of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from m2f_core import rle
+from m2f_core.geometry import ImageGeometry
+from m2f_core.polygons import fill_polygons
+
+if TYPE_CHECKING:
+    from m2f_core.image_processor import ImageProcessor
+
+PANOPTIC_VOID = 0  # the id of pixels without a segment in COCO panoptic PNGs
+
+
+class Targets(NamedTuple):
+    """What is to be found in one image."""
+
+    mask_labels: torch.Tensor  # bool [N, H, W]
+    class_labels: torch.Tensor  # int64 [N], the model's class ids
+
+
+def map_targets(
+    segmentation_map: ArrayLike,
+    instance_id_to_semantic_id: Mapping[int, int] | None = None,
+    ignore_index: int | None = None,
+    do_reduce_labels: bool = False,
+) -> Targets:
+    """One mask for each value of an integer map [H, W] (or [1, H, W]) but `ignore_index`, in ascending order.
+
+    A value is the class itself, or an instance whose class the mapping names; so two instances of one class stay two
+    masks. `do_reduce_labels` is for maps with 0 as background and classes from 1: 0 becomes `ignore_index`, which must
+    be given, and every other value and class one less; the mapping is read with the values and classes as they were.
+    All this is transformers' `convert_segmentation_map_to_binary_masks`. Raises ValueError.
+    """
+    map_HW = _checked_map(segmentation_map)
+    if do_reduce_labels:
+        if ignore_index is None:
+            raise ValueError("do_reduce_labels needs an ignore_index, the value that the background (0) gets")
+        map_HW = np.where(map_HW == 0, np.int64(ignore_index), map_HW.astype(np.int64) - 1)
+    values_N = np.unique(map_HW)
+    if ignore_index is not None:
+        values_N = values_N[values_N != ignore_index]
+    offset = int(do_reduce_labels)
+    class_ids = [_class_of(int(value) + offset, instance_id_to_semantic_id) - offset for value in values_N]
+    if class_ids and min(class_ids) < 0:
+        raise ValueError(
+            f"the segmentation map asks for class {min(class_ids)}, and classes count from 0: "
+            "give the value of pixels without a class as ignore_index"
+        )
+    return _targets(map_HW[None] == values_N[:, None, None], class_ids)
+
+
+def panoptic_ids(png_HW3: ArrayLike) -> NDArray[np.int32]:
+    """Segment ids [H, W] of a COCO panoptic PNG: red + 256 green + 65536 blue."""
+    rgb_HW3 = np.asarray(png_HW3)
+    if rgb_HW3.ndim != 3 or rgb_HW3.shape[2] != 3 or rgb_HW3.dtype != np.uint8:
+        raise ValueError(f"a panoptic PNG is uint8 of shape [H, W, 3], got {rgb_HW3.dtype} of shape {rgb_HW3.shape}")
+    return rgb_HW3.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+
+
+def panoptic_map(
+    png_HW3: ArrayLike, segments_info: Sequence[Mapping[str, Any]], class_id_of_category: Mapping[int, int]
+) -> tuple[NDArray[np.int32], dict[int, int]]:
+    """A COCO panoptic annotation as a map of segment ids [H, W] and the class of each segment.
+
+    Pixels of crowds become void, so that `map_targets` and `encode_inputs` can take both, with ignore_index =
+    PANOPTIC_VOID. The PNG may be a crop. Raises ValueError where PNG, segments and categories do not fit together.
+    """
+    ids_HW = panoptic_ids(png_HW3)
+    segments = {int(_field(segment, "id", "a segment")): segment for segment in segments_info}
+    if len(segments) != len(segments_info) or PANOPTIC_VOID in segments:
+        raise ValueError(f"the ids in segments_info must differ, and none may be {PANOPTIC_VOID}, which is void")
+    if unknown := sorted(set(np.unique(ids_HW).tolist()) - segments.keys() - {PANOPTIC_VOID}):
+        raise ValueError(f"the panoptic PNG has pixels of segment {unknown[0]}, which is not in segments_info")
+    crowds = [segment_id for segment_id, segment in segments.items() if segment.get("iscrowd", 0)]
+    ids_HW[np.isin(ids_HW, crowds)] = PANOPTIC_VOID
+    class_ids = {
+        segment_id: _class_of_category(segment, class_id_of_category, f"segment {segment_id}")
+        for segment_id, segment in segments.items()
+        if segment_id not in crowds
+    }
+    return ids_HW, class_ids
+
+
+def panoptic_targets(
+    png_HW3: ArrayLike, segments_info: Sequence[Mapping[str, Any]], class_id_of_category: Mapping[int, int]
+) -> Targets:
+    """The segments of a COCO panoptic annotation that have pixels, without crowds, in ascending order of id."""
+    return map_targets(*panoptic_map(png_HW3, segments_info, class_id_of_category), ignore_index=PANOPTIC_VOID)
+
+
+def instance_targets(
+    annotations: Sequence[Mapping[str, Any]], height: int, width: int, class_id_of_category: Mapping[int, int]
+) -> Targets:
+    """The objects of one image of a COCO instance file in the order of `annotations`, without crowds; may overlap.
+
+    Raises ValueError that names the annotation.
+    """
+    masks, class_ids = [], []
+    for annotation in annotations:
+        if annotation.get("iscrowd", 0):
+            continue
+        name = f"annotation {annotation.get('id', '(without id)')}"
+        class_id = _class_of_category(annotation, class_id_of_category, name)
+        try:
+            mask_HW = annotation_mask(_field(annotation, "segmentation", name), height, width)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        if mask_HW.any():
+            masks.append(mask_HW)
+            class_ids.append(class_id)
+    return _targets(np.stack(masks) if masks else np.zeros((0, height, width), np.bool_), class_ids)
+
+
+def annotation_mask(segmentation: object, height: int, width: int) -> NDArray[np.bool_]:
+    """Boolean mask [H, W] of a COCO `segmentation`: polygons, RLE as a list of run lengths, or compressed RLE."""
+    if isinstance(segmentation, (list, tuple)) and segmentation:
+        return fill_polygons(segmentation, height, width)
+    if not isinstance(segmentation, Mapping) or "counts" not in segmentation or "size" not in segmentation:
+        raise ValueError(
+            f"a segmentation is a list of polygons or an object with size and counts, not {segmentation!r:.80}"
+        )
+    size, counts = segmentation["size"], segmentation["counts"]
+    if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
+        raise ValueError(f"the RLE has size {size!r:.80}, the image has [{height}, {width}] (height, width)")
+    if isinstance(counts, (list, tuple)):
+        if not all(isinstance(length, int) for length in counts):
+            raise ValueError("the counts of an uncompressed RLE are whole numbers")
+        counts = rle.encode_counts(np.array(counts, np.int64))
+    if not isinstance(counts, (str, bytes)):
+        raise ValueError(f"the counts of an RLE are a list, a string or bytes, not a {type(counts).__name__}")
+    return rle.decode(counts.encode() if isinstance(counts, str) else counts, height, width)
+
+
+def pad_masks(masks_NHW: torch.Tensor, padded_hw: tuple[int, int]) -> torch.Tensor:
+    """Masks enlarged to the right and to the bottom by pixels that belong to no target.
+
+    transformers pads with `ignore_index` instead, which puts 255 into masks of 0 and 1 that its loss takes as targets.
+    """
+    height, width = masks_NHW.shape[1:]
+    assert height <= padded_hw[0] and width <= padded_hw[1]
+    return F.pad(masks_NHW, (0, padded_hw[1] - width, 0, padded_hw[0] - height))
+
+
+def encode_inputs(
+    processor: ImageProcessor,
+    images: Sequence[Image.Image],
+    segmentation_maps: Sequence[ArrayLike] | None = None,
+    instance_id_to_semantic_id: Mapping[int, int] | Sequence[Mapping[int, int]] | None = None,
+    ignore_index: int | None = None,
+    do_reduce_labels: bool = False,
+) -> dict[str, Any]:
+    """A training batch of RGB images and their segmentation maps, as `map_targets` takes them.
+
+    Images and maps get the processor's size, maps by Pillow's nearest neighbour, and are padded to the batch's maximum.
+    Returns `pixel_values` float32 [B, 3, H, W] and `pixel_mask` bool [B, H, W] (true where there is image) and, with
+    maps, the lists `mask_labels` of bool [N, H, W] and `class_labels` of int64 [N]. In mode `hf` their values are those
+    of transformers' `Mask2FormerImageProcessorPil`, but for the padding of the masks. A mapping may be given for each
+    image. Raises ValueError.
+    """
+    if not images:
+        raise ValueError("there are no images to encode")
+    geometries = [processor.geometry(image.height, image.width) for image in images]
+    padded_hw = (max(g.padded_hw[0] for g in geometries), max(g.padded_hw[1] for g in geometries))
+    pixels_B3HW = processor.to_batch([processor.resize(image) for image in images], padded_hw)
+    pixel_mask_BHW = torch.zeros((len(images), *padded_hw), dtype=torch.bool)
+    for mask_HW, geometry in zip(pixel_mask_BHW, geometries, strict=True):
+        mask_HW[: geometry.resized_hw[0], : geometry.resized_hw[1]] = True
+    inputs: dict[str, Any] = {"pixel_values": pixels_B3HW, "pixel_mask": pixel_mask_BHW}
+    if segmentation_maps is not None:
+        mappings = _one_for_each(instance_id_to_semantic_id, len(images))
+        if not len(images) == len(segmentation_maps) == len(mappings):
+            counts = f"{len(images)} images, {len(segmentation_maps)} maps and {len(mappings)} mappings"
+            raise ValueError(f"every image needs its segmentation map, and its mapping where a list is given: {counts}")
+        inputs |= {"mask_labels": [], "class_labels": []}
+        for index, (map_, geometry, mapping) in enumerate(zip(segmentation_maps, geometries, mappings, strict=True)):
+            try:
+                resized_map = _resize_map(_checked_map(map_), geometry)
+                targets = map_targets(resized_map, mapping, ignore_index, do_reduce_labels)
+            except ValueError as error:
+                raise ValueError(f"segmentation map {index}: {error}") from None
+            inputs["mask_labels"].append(pad_masks(targets.mask_labels, padded_hw))
+            inputs["class_labels"].append(targets.class_labels)
+    return inputs
+
+
+def _one_for_each(
+    mapping: Mapping[int, int] | Sequence[Mapping[int, int]] | None, num_images: int
+) -> Sequence[Mapping[int, int] | None]:
+    return [mapping] * num_images if mapping is None or isinstance(mapping, Mapping) else mapping
+
+
+def _targets(masks_NHW: NDArray[np.bool_], class_ids: Sequence[int]) -> Targets:
+    return Targets(torch.from_numpy(masks_NHW), torch.tensor(class_ids, dtype=torch.int64))
+
+
+def _checked_map(segmentation_map: ArrayLike) -> NDArray[np.integer]:
+    map_HW = np.asarray(segmentation_map)
+    if map_HW.ndim == 3 and map_HW.shape[0] == 1:
+        map_HW = map_HW[0]
+    if map_HW.ndim != 2 or map_HW.size == 0 or map_HW.dtype.kind not in "iu":
+        raise ValueError(
+            f"a segmentation map holds integers and has shape [H, W], got {map_HW.dtype} of shape {map_HW.shape}; "
+            "of a COCO panoptic PNG, panoptic_ids makes one"
+        )
+    info = np.iinfo(np.int32)
+    if map_HW.dtype.itemsize >= 4 and (map_HW.min() < info.min or map_HW.max() > info.max):
+        raise ValueError("the values of a segmentation map must fit into int32")
+    return map_HW
+
+
+def _resize_map(map_HW: NDArray[np.integer], geometry: ImageGeometry) -> NDArray[np.integer]:
+    if map_HW.shape != geometry.original_hw:
+        raise ValueError(f"it has {map_HW.shape} pixels (height, width), its image {geometry.original_hw}")
+    pixels = Image.fromarray(map_HW.astype(np.int32))
+    height, width = geometry.resized_hw
+    return np.asarray(pixels.resize((width, height), Image.Resampling.NEAREST))
+
+
+def _class_of(value: int, instance_id_to_semantic_id: Mapping[int, int] | None) -> int:
+    if instance_id_to_semantic_id is None:
+        return value
+    if value not in instance_id_to_semantic_id:
+        raise ValueError(
+            f"instance {value} is not in instance_id_to_semantic_id; "
+            "give the value of pixels without an instance as ignore_index"
+        )
+    return int(instance_id_to_semantic_id[value])
+
+
+def _class_of_category(entry: Mapping[str, Any], class_id_of_category: Mapping[int, int], name: str) -> int:
+    category_id = _field(entry, "category_id", name)
+    if category_id not in class_id_of_category:
+        raise ValueError(f"{name} has category {category_id}, which is none of the model's")
+    return class_id_of_category[category_id]
+
+
+def _field(entry: Mapping[str, Any], field: str, name: str) -> Any:
+    if field not in entry:
+        raise ValueError(f"{name} has no {field}")
+    return entry[field]
