@@ -1,4 +1,4 @@
-"""docs/command-line.md is made from the settings dataclass: `python -m tests.command_line_page` writes it."""
+"""docs/command-line.md is made from the settings dataclasses: `python -m tests.command_line_page` writes it."""
 
 import dataclasses
 from pathlib import Path
@@ -7,12 +7,14 @@ from typing import Any, get_args, get_origin
 import docstring_parser
 
 from pipeline.config import Settings
+from pipeline.evaluation_config import EvaluationSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "command-line.md"
 
-HEAD = """# Command line of jobs/segment_bucket.py
+HEAD = """# Command line
 
-Made from `pipeline/config.py`; do not edit (`python -m tests.command_line_page` writes it, a test compares).
+Made from `pipeline/config.py` and `pipeline/evaluation_config.py`; do not edit (`python -m tests.command_line_page`
+writes it, a test compares).
 
 Every flag may stand in a YAML file, without its dashes, and be given as `--config FILE`; flags win.
 
@@ -23,6 +25,11 @@ model: s3://my-bucket/models/swin-large
 image_size: "800:1333"
 label_ids_to_fuse: [80, 81, 82]
 ```
+"""
+
+JOBS = {"segment_bucket.py": Settings, "evaluate.py": EvaluationSettings}
+TABLE_HEAD = """
+## jobs/{job}
 
 | flag | values | default | |
 |---|---|---|---|
@@ -54,15 +61,20 @@ def default_of(field: dataclasses.Field) -> str:
     return "" if field.default is None else str(field.default)
 
 
-def page() -> str:
-    """The whole page."""
-    help_texts = field_help(Settings)
+def table(settings_class: type) -> str:
+    """One row a flag."""
+    help_texts = field_help(settings_class)
     rows = []
-    for field in dataclasses.fields(Settings):
+    for field in dataclasses.fields(settings_class):
         name = field.name.replace("_", "-")
         flag = f"`--{name}`, `--no-{name}`" if field.type is bool else f"`--{name}`"
         rows.append(f"| {flag} | {values_of(field.type)} | {default_of(field)} | {help_texts[field.name]} |")
-    return HEAD + "\n".join(rows) + "\n"
+    return "\n".join(rows) + "\n"
+
+
+def page() -> str:
+    """The whole page."""
+    return HEAD + "".join(TABLE_HEAD.format(job=job) + table(settings_class) for job, settings_class in JOBS.items())
 
 
 if __name__ == "__main__":

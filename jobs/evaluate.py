@@ -1,0 +1,36 @@
+"""Score a finished run against ground truth: `python jobs/evaluate.py --tables ... --panoptic-gt panoptic.json`.
+
+Exit code 0: done; 2: it could not be done, for the one reason given.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from jobs.command_line import fail, parse
+from pipeline.errors import RunError
+from pipeline.evaluation_config import EvaluationSettings
+
+PROG = "evaluate.py"
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    settings = parse(EvaluationSettings, sys.argv[1:] if args is None else args, prog=PROG)
+    # Only now: --help should not wait for pyarrow and numba.
+    from pipeline.evaluate import evaluate, write_report
+    from pipeline.evaluation_report import print_evaluation
+
+    try:
+        report = evaluate(settings)
+        print_evaluation(report)
+        if settings.report is not None:
+            write_report(settings.report, report)
+    except RunError as error:
+        fail(PROG, str(error))
+    except KeyboardInterrupt:
+        print(f"{PROG}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
