@@ -75,7 +75,7 @@ class Instance:
     mask: rle.Rle  # at least one pixel; its label is 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class InstanceResult:
     """Instances of one image, by descending score (reference), or in transformers' order, which follows no rule."""
 
