@@ -1,8 +1,7 @@
 """What a Mask2Former is made of: every number of the architecture, checked.
 
 Field names are those of a Hugging Face `config.json`, so that a checkpoint's file and this class read side by side.
-Only what inference needs is here. This module does not import torch: the driver of a run reads the configuration of a
-checkpoint without paying for it.
+This module does not import torch: the driver of a run reads the configuration of a checkpoint without paying for it.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from m2f_core.config_fields import (
     check_count_tuple,
     check_counts,
     check_divisible,
+    check_numbers,
     is_count,
     known_fields,
 )
@@ -30,6 +30,16 @@ PAPER_DROP_PATH_RATE = 0.3  # of every published Swin model in training
 
 # Other names under which transformers has written, and still reads, the same field.
 LEGACY_NAMES = {"hidden_size": "hidden_dim", "num_hidden_layers": "decoder_layers"}
+
+LOSS_WEIGHTS = ("class_weight", "mask_weight", "dice_weight")
+FLOATS = (
+    *LOSS_WEIGHTS,
+    "no_object_weight",
+    "oversample_ratio",
+    "importance_sample_ratio",
+    "init_std",
+    "init_xavier_std",
+)
 
 
 def _numbered_labels(num_labels: int) -> dict[int, str]:
@@ -55,7 +65,14 @@ def read_id2label(json_dict: Mapping[str, Any]) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class Mask2FormerConfig:
-    """The whole model. `decoder_layers` counts predictions: 10 means 9 layers and one prediction before the first."""
+    """The whole model and its loss.
+
+    `decoder_layers` counts predictions: 10 means 9 layers and one prediction before the first. `use_auxiliary_loss`
+    asks for the loss of all of them, `output_auxiliary_logits` puts the earlier ones into the model's output.
+
+    `dropout`, `ignore_value`, `init_std` and `init_xavier_std` are kept for transformers; nothing here reads them. The
+    original has no dropout, and transformers itself reads no `ignore_value`.
+    """
 
     backbone_config: BackboneConfig = field(
         default_factory=lambda: SwinConfig(depths=(2, 2, 18, 2), drop_path_rate=PAPER_DROP_PATH_RATE)
@@ -74,6 +91,19 @@ class Mask2FormerConfig:
     feature_strides: tuple[int, ...] = (4, 8, 16, 32)
     num_queries: int = 100
     activation_function: str = "relu"
+    dropout: float = 0.0
+    ignore_value: int = 255
+    no_object_weight: float = 0.1
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    train_num_points: int = 12544
+    oversample_ratio: float = 3.0
+    importance_sample_ratio: float = 0.75
+    init_std: float = 0.02
+    init_xavier_std: float = 1.0
+    use_auxiliary_loss: bool = True
+    output_auxiliary_logits: bool | None = None
     id2label: dict[int, str] = field(default_factory=lambda: _numbered_labels(2), hash=False)
 
     def __post_init__(self) -> None:
@@ -95,8 +125,25 @@ class Mask2FormerConfig:
         if self.common_stride != self.feature_strides[0]:
             raise ConfigError(f"common_stride must be {self.feature_strides[0]}, not {self.common_stride}")
         check_activation(self, "activation_function")
+        self._check_training()
         if not self.id2label or sorted(self.id2label) != list(range(len(self.id2label))):
             raise ConfigError("id2label must name the classes 0, 1, 2, ... without a gap, and at least one")
+
+    def _check_training(self) -> None:
+        check_counts(self, ("train_num_points",))
+        check_booleans(self, ("use_auxiliary_loss",))
+        if self.output_auxiliary_logits is not None:
+            check_booleans(self, ("output_auxiliary_logits",))
+        if isinstance(self.ignore_value, bool) or not isinstance(self.ignore_value, int):
+            raise ConfigError(f"ignore_value must be a whole number, not {self.ignore_value!r}")
+        check_numbers(self, (*LOSS_WEIGHTS, "no_object_weight", "init_std", "init_xavier_std"))
+        check_numbers(self, ("oversample_ratio",), least=1)
+        check_numbers(self, ("importance_sample_ratio", "dropout"), most=1)
+        if not any(getattr(self, name) for name in LOSS_WEIGHTS):
+            raise ConfigError(f"{', '.join(LOSS_WEIGHTS)} must not all be 0: there would be no loss")
+        # The mean over an image without objects divides by it.
+        if self.no_object_weight == 0:
+            raise ConfigError("no_object_weight must be above 0")
 
     @property
     def num_labels(self) -> int:
@@ -117,6 +164,8 @@ class Mask2FormerConfig:
     def to_dict(self) -> dict[str, Any]:
         """A config.json that transformers can read; `from_dict` of it is this configuration."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
+        # Where transformers says float it refuses a whole number.
+        own |= {name: float(own[name]) for name in FLOATS}
         return {
             "architectures": ["Mask2FormerForUniversalSegmentation"],
             "model_type": "mask2former",
@@ -186,9 +235,12 @@ class Mask2FormerConfig:
 
     @classmethod
     def tiny(
-        cls, num_labels: int = 8, id2label: dict[int, str] | None = None, num_queries: int = 20
+        cls, num_labels: int = 8, id2label: dict[int, str] | None = None, num_queries: int = 20, **others: Any
     ) -> Mask2FormerConfig:
-        """Every kind of layer, also a shifted window, at 1.6 M parameters: for tests and demonstrations."""
+        """Every kind of layer, also a shifted window, at 1.6 M parameters: for tests and demonstrations.
+
+        `others` are fields that do not change the architecture, such as `train_num_points`.
+        """
         return cls(
             backbone_config=SwinConfig(embed_dim=32, depths=(1, 2, 1, 1), num_heads=(2, 2, 4, 4), drop_path_rate=0.0),
             feature_size=64,
@@ -201,6 +253,7 @@ class Mask2FormerConfig:
             dim_feedforward=128,
             num_queries=num_queries,
             id2label=id2label or _numbered_labels(num_labels),
+            **others,
         )
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -27,6 +28,16 @@ def check_booleans(config: object, names: tuple[str, ...]) -> None:
     for name in names:
         if not isinstance(getattr(config, name), bool):
             raise ConfigError(f"{name} must be true or false, not {getattr(config, name)!r}")
+
+
+def check_numbers(config: object, names: tuple[str, ...], least: float = 0, most: float = math.inf) -> None:
+    """Each a finite number from `least` to `most`, whole or not."""
+    for name in names:
+        value = getattr(config, name)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value != math.inf
+        if not is_number or not least <= value <= most:
+            bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise ConfigError(f"{name} must be a number {bounds}, not {value!r}")
 
 
 def check_count_tuple(config: object, name: str, length: int) -> None:

@@ -21,7 +21,8 @@ from m2f_core.pixel_decoder import NUM_LEVELS, sine_position_encoding
 class QueryPrediction(NamedTuple):
     """What the queries say after some layer."""
 
-    queries: Tensor  # [B, Q, D] normalised states, for the class head
+    states: Tensor  # [B, Q, D] what the layer gave
+    queries: Tensor  # [B, Q, D] the same normalised, for the class head
     mask_logits: Tensor  # [B, Q, h, w]
 
 
@@ -164,15 +165,17 @@ class TransformerDecoder(nn.Module):
         batch = mask_features_BChw.shape[0]
         x_BQD = self.query_features.expand(batch, -1, -1)
         position_1QD = self.query_positions.unsqueeze(0)
-        states = [self.output_norm(x_BQD)]
+        states, queries = [x_BQD], [self.output_norm(x_BQD)]
         for index, layer in enumerate(self.layers):
             level = index % NUM_LEVELS
-            may_attend_BQS = self.attended_cells(states[-1], mask_features_BCS[level])
+            may_attend_BQS = self.attended_cells(queries[-1], mask_features_BCS[level])
             x_BQD = layer(x_BQD, position_1QD, keys[level], values[level], may_attend_BQS)
-            states.append(self.output_norm(x_BQD))
+            states.append(x_BQD)
+            queries.append(self.output_norm(x_BQD))
+        wanted = slice(None) if every_prediction else slice(-1, None)
         return [
-            QueryPrediction(state, self.predict_masks(state, mask_features_BChw))
-            for state in (states if every_prediction else states[-1:])
+            QueryPrediction(state_BQD, queries_BQD, self.predict_masks(queries_BQD, mask_features_BChw))
+            for state_BQD, queries_BQD in zip(states[wanted], queries[wanted], strict=True)
         ]
 
     def predict_masks(self, queries_BQD: Tensor, mask_features_BChw: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def test_round_trip_is_exact(model: Mask2Former, folder: Path) -> None:
     assert all(torch.equal(state[name], expected[name]) for name in expected)
     pixel_values = torch.randn(1, 3, 40, 52)
     with torch.inference_mode():
-        assert torch.equal(again(pixel_values).pred_masks, model(pixel_values).pred_masks)
+        assert torch.equal(again(pixel_values).masks_queries_logits, model(pixel_values).masks_queries_logits)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 

@@ -17,6 +17,31 @@ def test_json_round_trip(variant: str) -> None:
     assert Mask2FormerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_training_fields_are_read_and_written() -> None:
+    """Under transformers' names; whole numbers become what transformers takes for numbers."""
+    given = {
+        "dropout": 0.1,
+        "ignore_value": 0,
+        "no_object_weight": 1,
+        "class_weight": 3,
+        "mask_weight": 0.5,
+        "dice_weight": 0,
+        "train_num_points": 112,
+        "oversample_ratio": 2,
+        "importance_sample_ratio": 1,
+        "init_std": 0.01,
+        "init_xavier_std": 2,
+        "use_auxiliary_loss": False,
+        "output_auxiliary_logits": True,
+    }
+    config = Mask2FormerConfig.from_dict({"model_type": "mask2former", **given})
+    written = json.loads(json.dumps(config.to_dict()))
+    assert {name: written[name] for name in given} == given
+    assert all(type(written[name]) is float for name in ("class_weight", "dice_weight", "oversample_ratio"))
+    assert Mask2FormerConfig.from_dict(written) == config
+    assert Mask2FormerConfig.tiny(train_num_points=112, dice_weight=1.0).train_num_points == 112
+
+
 def test_published_numbers() -> None:
     large = Mask2FormerConfig.swin_large()
     assert large.backbone_config.feature_channels == (192, 384, 768, 1536)
@@ -107,6 +132,23 @@ def test_classes_are_ordered_by_number_not_by_text() -> None:
         ({"common_stride": 8}, "common_stride"),
         ({"feature_strides": [4, 8, 16]}, "feature_strides"),
         ({"activation_function": "swish"}, "activation_function"),
+        ({"train_num_points": 0}, "train_num_points"),
+        ({"train_num_points": 112.5}, "train_num_points"),
+        ({"class_weight": -1}, "class_weight"),
+        ({"mask_weight": "5"}, "mask_weight"),
+        ({"dice_weight": float("nan")}, "dice_weight"),
+        ({"class_weight": 0, "mask_weight": 0, "dice_weight": 0}, "class_weight, mask_weight, dice_weight"),
+        ({"no_object_weight": 0}, "no_object_weight"),
+        ({"oversample_ratio": 0.5}, "oversample_ratio"),
+        ({"oversample_ratio": float("inf")}, "oversample_ratio"),
+        ({"importance_sample_ratio": 1.5}, "importance_sample_ratio"),
+        ({"importance_sample_ratio": True}, "importance_sample_ratio"),
+        ({"dropout": 2}, "dropout"),
+        ({"init_std": -0.1}, "init_std"),
+        ({"init_xavier_std": [1]}, "init_xavier_std"),
+        ({"ignore_value": 0.5}, "ignore_value"),
+        ({"use_auxiliary_loss": 1}, "use_auxiliary_loss"),
+        ({"output_auxiliary_logits": "no"}, "output_auxiliary_logits"),
         ({"id2label": {"0": "a", "2": "b"}}, "id2label"),
         ({"id2label": {"a": "0"}}, "id2label"),
         ({"id2label": {}}, "id2label"),

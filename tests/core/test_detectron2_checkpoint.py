@@ -136,7 +136,7 @@ def test_the_weights_are_those_it_was_made_of(tmp_path: Path, variant: str, stat
     assert_same_weights(loaded, source)
     pixel_values = torch.randn(1, 3, 40, 52)
     with torch.inference_mode():
-        assert torch.equal(loaded(pixel_values).pred_masks, source(pixel_values).pred_masks)
+        assert torch.equal(loaded(pixel_values).masks_queries_logits, source(pixel_values).masks_queries_logits)
 
 
 def test_frozen_batch_norms_have_counted_nothing(tmp_path: Path) -> None:

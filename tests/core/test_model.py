@@ -35,6 +35,10 @@ def predict(model: Mask2Former, pixel_values: Tensor) -> Mask2FormerOutput:
         return model(pixel_values)
 
 
+def logits(output: Mask2FormerOutput) -> tuple[Tensor, Tensor]:
+    return output.class_queries_logits, output.masks_queries_logits
+
+
 def random_images(batch: int, height: int, width: int) -> Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height + width))
 
@@ -42,10 +46,10 @@ def random_images(batch: int, height: int, width: int) -> Tensor:
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (64, 64), (97, 33), (128, 224)], ids=str)
 def test_any_size_of_image(model: Mask2Former, size: tuple[int, int]) -> None:
     output = predict(model, random_images(1, *size))
-    assert output.pred_logits.shape == (1, 20, 9)
-    assert output.pred_masks.shape == (1, 20, -(-size[0] // 4), -(-size[1] // 4))
-    assert output.pred_logits.isfinite().all()
-    assert output.pred_masks.isfinite().all()
+    assert output.class_queries_logits.shape == (1, 20, 9)
+    assert output.masks_queries_logits.shape == (1, 20, -(-size[0] // 4), -(-size[1] // 4))
+    assert output.class_queries_logits.isfinite().all()
+    assert output.masks_queries_logits.isfinite().all()
 
 
 def test_a_batch_is_its_images_one_by_one(model: Mask2Former) -> None:
@@ -54,9 +58,10 @@ def test_a_batch_is_its_images_one_by_one(model: Mask2Former) -> None:
     together = predict(model, images)
     for index in range(3):
         alone = predict(model, images[index : index + 1])
-        torch.testing.assert_close(together.pred_logits[index], alone.pred_logits[0], rtol=0, atol=1e-3)
-        torch.testing.assert_close(together.pred_masks[index], alone.pred_masks[0], rtol=0, atol=1e-3)
-    assert not torch.allclose(together.pred_masks[0], together.pred_masks[1], atol=0.1), "the images must differ"
+        for got, expected in zip(logits(together), logits(alone), strict=True):
+            torch.testing.assert_close(got[index], expected[0], rtol=0, atol=1e-3)
+    first, second, _ = together.masks_queries_logits
+    assert not torch.allclose(first, second, atol=0.1), "the images must differ"
 
 
 def test_bfloat16_autocast_is_close_to_float32(model: Mask2Former) -> None:
@@ -64,12 +69,12 @@ def test_bfloat16_autocast_is_close_to_float32(model: Mask2Former) -> None:
     exact = predict(model, images)
     with torch.autocast(device_type="cpu", dtype=torch.bfloat16):
         rounded = predict(model, images)
-    for got, expected in [(rounded.pred_logits, exact.pred_logits), (rounded.pred_masks, exact.pred_masks)]:
+    for got, expected in zip(logits(rounded), logits(exact), strict=True):
         assert got.dtype == torch.float32
         assert got.isfinite().all()
         # Some attention cells flip, so single cells may be far off; the bulk may not.
         assert (got - expected).abs().mean() < 0.03 * expected.std()
-    flipped = (rounded.pred_masks >= 0) != (exact.pred_masks >= 0)
+    flipped = (rounded.masks_queries_logits >= 0) != (exact.masks_queries_logits >= 0)
     assert flipped.float().mean() < 0.01
 
 
@@ -142,29 +147,39 @@ def test_published_sizes(variant: str, millions: float) -> None:
 
 
 def test_gradients_reach_every_parameter() -> None:
-    """Training is to come: nothing of the network may be cut off from the loss."""
-    model = seeded_model(Mask2FormerConfig.tiny(), seed=0).train()
-    output = model(random_images(1, 64, 64))
-    (output.pred_logits.square().mean() + output.pred_masks.square().mean()).backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    """Nothing of the network may be cut off from the loss: neither that of the last prediction nor that of all."""
+    model = seeded_model(Mask2FormerConfig.tiny(train_num_points=128), seed=0).train()
+    masks = F.interpolate(random_images(1, 4, 4), size=(64, 64))[0] > 0
+
+    def without_gradient(loss: Tensor) -> list[str]:
+        model.zero_grad()
+        loss.backward()
+        return [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+
+    assert without_gradient(sum(x.square().mean() for x in logits(model(random_images(1, 64, 64))))) == []
+    assert without_gradient(model(random_images(1, 64, 64), [masks], [torch.tensor([0, 3, 7])]).loss) == []
 
 
-def test_export_gives_the_same_answer(model: Mask2Former) -> None:
-    """The forward pass has no branch that depends on values."""
-    images = random_images(1, 64, 96)
+def test_what_is_not_asked_for_is_not_there(model: Mask2Former) -> None:
+    images, targets = random_images(1, 64, 64), ([torch.ones(1, 64, 64, dtype=torch.bool)], [torch.tensor([0])])
+    plain = predict(model, images)
+    extras = {name for name in vars(plain) if not name.endswith("_queries_logits")}
+    assert all(getattr(plain, name) is None for name in extras)
+    with torch.inference_mode():
+        asked = model(images, *targets, output_hidden_states=True, output_auxiliary_logits=True)
+    assert all(getattr(asked, name) is not None for name in extras)
+    # Labels and options take nothing from the answer.
+    assert all(torch.equal(got, expected) for got, expected in zip(logits(asked), logits(plain), strict=True))
+    with pytest.raises(ValueError, match="together"):
+        model(images, mask_labels=targets[0])
 
-    class Tensors(torch.nn.Module):
-        def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-            output = model(pixel_values)
-            return output.pred_logits, output.pred_masks
 
-    with torch.no_grad():
-        wrapped = Tensors()
-        wrapped.model = model
-        logits, masks = torch.export.export(wrapped, (images,)).module()(images)
-    expected = predict(model, images)
-    torch.testing.assert_close(logits, expected.pred_logits, rtol=0, atol=1e-4)
-    torch.testing.assert_close(masks, expected.pred_masks, rtol=0, atol=1e-4)
+def test_the_configuration_may_ask_for_auxiliary_logits() -> None:
+    model = seeded_model(Mask2FormerConfig.tiny(output_auxiliary_logits=True), seed=0)
+    images = random_images(1, 64, 64)
+    assert len(predict(model, images).auxiliary_logits) == model.config.decoder_layers - 1
+    with torch.inference_mode():
+        assert model(images, output_auxiliary_logits=False).auxiliary_logits is None
 
 
 def test_a_seed_is_repeatable_and_leaves_the_global_state_alone() -> None:
@@ -191,11 +206,12 @@ def normalised_photo(name: str, short_side: int = 256) -> Tensor:
 
 def panoptic_segments(output: Mask2FormerOutput, size: tuple[int, int]) -> list[tuple[int, int]]:
     """(class_id, area) by the rule of the original, in the plainest form."""
-    scores, classes = output.pred_logits[0].softmax(-1).max(-1)
-    kept = ((classes < output.pred_logits.shape[-1] - 1) & (scores > 0.8)).nonzero()[:, 0]
+    scores, classes = output.class_queries_logits[0].softmax(-1).max(-1)
+    kept = ((classes < output.class_queries_logits.shape[-1] - 1) & (scores > 0.8)).nonzero()[:, 0]
     if len(kept) == 0:
         return []
-    masks = F.interpolate(output.pred_masks[:, kept], size=size, mode="bilinear", align_corners=False)[0].sigmoid()
+    logits = output.masks_queries_logits[:, kept]
+    masks = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].sigmoid()
     winner = (masks * scores[kept, None, None]).argmax(0)
     segments = []
     for index, query in enumerate(kept):

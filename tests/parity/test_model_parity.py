@@ -34,6 +34,8 @@ SWIN = {
     "swin_tiny": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7},
     "swin_base": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12},
 }
+# Of the output's hidden states
+PARTS = {"encoder": TOLERANCE, "pixel_decoder": TOLERANCE, "transformer_decoder": END_TO_END_TOLERANCE}
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 SIZES = [(64, 96), (100, 140), (161, 203)]  # the last two are not multiples of the patch, window or stride
 
@@ -138,8 +140,8 @@ def test_modules_and_model_agree(oracle: Oracle, size: tuple[int, int]) -> None:
     assert_close(oracle.ours.class_predictor(queries), logits, TOLERANCE, "class predictor")
 
     ours = oracle.ours(pixel_values)
-    assert_close(ours.pred_logits, theirs.class_queries_logits, END_TO_END_TOLERANCE, "end to end, classes")
-    assert_close(ours.pred_masks, theirs.masks_queries_logits, END_TO_END_TOLERANCE, "end to end, masks")
+    assert_close(ours.class_queries_logits, theirs.class_queries_logits, END_TO_END_TOLERANCE, "end to end, classes")
+    assert_close(ours.masks_queries_logits, theirs.masks_queries_logits, END_TO_END_TOLERANCE, "end to end, masks")
 
 
 def check_backbone(ours: Mask2Former, pixel_values: Tensor, calls: dict) -> None:
@@ -202,17 +204,23 @@ def check_mask_predictor(ours: Mask2Former, calls: dict) -> None:
     assert partly_on / rows > 0.3, "masks that are all on or all off test little"
 
 
-def test_auxiliary_predictions_agree(oracle: Oracle) -> None:
-    pixel_values = image_batch(*SIZES[0])
-    theirs, _ = oracle.run(pixel_values)
-    predictions = oracle.ours.transformer_decoder(
-        *oracle.ours.pixel_decoder(oracle.ours.backbone(pixel_values)), every_prediction=True
-    )
-    assert len(predictions) == len(theirs.auxiliary_logits) + 1 == 10
-    for index, (mine, expected) in enumerate(zip(predictions[:-1], theirs.auxiliary_logits, strict=True)):
-        logits = oracle.ours.class_predictor(mine.queries)
-        assert_close(logits, expected["class_queries_logits"], END_TO_END_TOLERANCE, f"auxiliary classes {index}")
-        assert_close(mine.mask_logits, expected["masks_queries_logits"], END_TO_END_TOLERANCE, f"masks {index}")
+def test_auxiliary_logits_and_hidden_states_agree(oracle: Oracle) -> None:
+    """As many of each, in the same order and shape, where transformers returns them."""
+    pixel_values = image_batch(*SIZES[0], batch=2)
+    asked = {"output_hidden_states": True, "output_auxiliary_logits": True}
+    theirs, ours = oracle.theirs(pixel_values, **asked), oracle.ours(pixel_values, **asked)
+    assert len(theirs.auxiliary_logits) == 9
+    for index, (mine, expected) in enumerate(zip(ours.auxiliary_logits, theirs.auxiliary_logits, strict=True)):
+        assert mine.keys() == expected.keys()
+        for name in expected:
+            assert_close(mine[name], expected[name], END_TO_END_TOLERANCE, f"auxiliary {name} {index}")
+    for part, tolerance in PARTS.items():
+        name = f"{part}_last_hidden_state"
+        assert_close(getattr(ours, name), getattr(theirs, name), tolerance, name)
+        mine, expected = (getattr(output, f"{part}_hidden_states") for output in (ours, theirs))
+        assert type(mine) is type(expected) is tuple
+        for index, (state, their_state) in enumerate(zip(mine, expected, strict=True)):
+            assert_close(state, their_state, tolerance, f"{part}_hidden_states {index}")
 
 
 SMALL_SWIN = {"embed_dim": 32, "depths": [1, 2, 1, 1], "num_heads": [2, 2, 4, 4], "window_size": 7}
@@ -236,8 +244,8 @@ def test_rare_fields_agree(tmp_path: Path, fields: dict) -> None:
     theirs.save_pretrained(tmp_path)
     pixel_values = image_batch(70, 90)
     expected, ours = theirs(pixel_values), load_checkpoint(tmp_path)(pixel_values)
-    assert_close(ours.pred_logits, expected.class_queries_logits, END_TO_END_TOLERANCE, "classes")
-    assert_close(ours.pred_masks, expected.masks_queries_logits, END_TO_END_TOLERANCE, "masks")
+    assert_close(ours.class_queries_logits, expected.class_queries_logits, END_TO_END_TOLERANCE, "classes")
+    assert_close(ours.masks_queries_logits, expected.masks_queries_logits, END_TO_END_TOLERANCE, "masks")
 
 
 def test_every_layout_loads_to_the_same_weights(tmp_path: Path) -> None:
@@ -261,11 +269,13 @@ def test_every_layout_loads_to_the_same_weights(tmp_path: Path) -> None:
 
     pixel_values = image_batch(*SIZES[0])
     expected = load_checkpoint(tmp_path / "hub")(pixel_values)
-    assert_close(expected.pred_masks, theirs(pixel_values).masks_queries_logits, END_TO_END_TOLERANCE, "masks")
+    assert_close(
+        expected.masks_queries_logits, theirs(pixel_values).masks_queries_logits, END_TO_END_TOLERANCE, "masks"
+    )
     for layout in ("memory", "shards"):
         output = load_checkpoint(tmp_path / layout)(pixel_values)
-        assert torch.equal(output.pred_logits, expected.pred_logits)
-        assert torch.equal(output.pred_masks, expected.pred_masks)
+        assert torch.equal(output.class_queries_logits, expected.class_queries_logits)
+        assert torch.equal(output.masks_queries_logits, expected.masks_queries_logits)
 
 
 def test_transformers_loads_what_we_save(tmp_path: Path) -> None:

@@ -60,9 +60,9 @@ def test_modules_and_model_agree(oracle: Oracle, size: tuple[int, int]) -> None:
     assert_close(oracle.ours.class_predictor(queries), logits, TOLERANCE, "class predictor")
 
     ours = oracle.ours(pixel_values)
-    assert ours.pred_logits.shape[1] == 200
-    assert_close(ours.pred_logits, theirs.class_queries_logits, END_TO_END_TOLERANCE, "end to end, classes")
-    assert_close(ours.pred_masks, theirs.masks_queries_logits, END_TO_END_TOLERANCE, "end to end, masks")
+    assert ours.class_queries_logits.shape[1] == 200
+    assert_close(ours.class_queries_logits, theirs.class_queries_logits, END_TO_END_TOLERANCE, "end to end, classes")
+    assert_close(ours.masks_queries_logits, theirs.masks_queries_logits, END_TO_END_TOLERANCE, "end to end, masks")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (33, 65), (70, 90), (161, 203)], ids=str)
@@ -78,8 +78,8 @@ def test_every_field_agrees(tmp_path: Path, fields: dict, size: tuple[int, int])
     expected, calls = oracle.run(pixel_values)
     check_backbone(oracle.ours, pixel_values, calls)
     output = oracle.ours(pixel_values)
-    assert_close(output.pred_logits, expected.class_queries_logits, END_TO_END_TOLERANCE, "classes")
-    assert_close(output.pred_masks, expected.masks_queries_logits, END_TO_END_TOLERANCE, "masks")
+    assert_close(output.class_queries_logits, expected.class_queries_logits, END_TO_END_TOLERANCE, "classes")
+    assert_close(output.masks_queries_logits, expected.masks_queries_logits, END_TO_END_TOLERANCE, "masks")
 
 
 @pytest.mark.parametrize("size", [(70, 90), (161, 203)], ids=str)
