@@ -24,6 +24,7 @@ lint: $(VENV)/.ready-test
 
 bench: $(VENV)/.ready-test  ## speed against transformers + pycocotools, as ratios
 	$(BIN)/python tests/benchmarks/bench_postprocess.py
+	$(BIN)/python tests/benchmarks/bench_tasks.py
 	$(BIN)/python tests/benchmarks/bench_job.py
 
 clean:

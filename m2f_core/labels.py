@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal, get_args
 
 from m2f_core.config import ConfigError, read_id2label
 
@@ -24,7 +24,8 @@ DATASET_FILES = {
     "cityscapes": "cityscapes.json",
     "mapillary": "mapillary_vistas.json",
 }
-TASKS = ("panoptic", "semantic", "instance")
+Task = Literal["panoptic", "instance", "semantic"]
+TASKS: tuple[Task, ...] = get_args(Task)
 
 # So many of a checkpoint's names must be a dataset's, each at its place. A fine-tuned model may have renamed a few.
 SHARE_OF_NAMES = 0.95
@@ -46,6 +47,10 @@ class LabelMap:
 
     categories: tuple[Category, ...]
     known: bool = True
+
+    @property
+    def class_ids(self) -> frozenset[int]:
+        return frozenset(category.class_id for category in self.categories)
 
     @property
     def stuff_class_ids(self) -> frozenset[int]:

@@ -9,25 +9,11 @@ import re
 from pathlib import Path
 
 from m2f_core.checkpoint import CONFIG_FILE, find_pickle, read_config
+from m2f_core.zoo import PUBLISHED_ON_HUB, zoo_task
 
 UNKNOWN = "unknown"
 ZOO_LICENSE = "CC BY-NC 4.0"  # of every checkpoint that Mask2Former's authors have published, in either format
 CARD_FILE = "README.md"
-PUBLISHED_ON_HUB = "facebook/mask2former-"
-
-# The six digits in model_final_*.pkl of Mask2Former's model zoo, images only; docs/checkpoints.md says which is which.
-_COCO = "94dc52 b807bd 9fd0ae a407fd 9d7f02 54b88a f07440 3c8ec9 eba159 86143f 1e7f22 f6e0f6 83d103 e5f453"
-_CITYSCAPES = "4ab90c 04d286 ceba0f 23efb7 fa840f 064788 01a8ed c2b8c8 6a63f8 974824 7a3b6d dfa862"
-_CITYSCAPES_SEMANTIC = "cc1b1f 257ce8 2d58d4 fa26ae 1c6b65 17c1ee"
-_ADE20K = "5c90d4 e0c58e 67e945 92dae9 500878 0d68be 5274a6 011c6d 503e96 7e47bf 6b4a3a"
-_MAPILLARY = "4e9874 132c71 6c66d0 90ee2d"
-ZOO_FILES = frozenset(" ".join((_COCO, _CITYSCAPES, _CITYSCAPES_SEMANTIC, _ADE20K, _MAPILLARY)).split())
-
-
-def is_of_zoo(pickled: Path) -> bool:
-    """Whether a `.pkl` has the name of a published one."""
-    digits = re.fullmatch(r"model_final_([0-9a-f]{6})\.pkl", pickled.name)
-    return digits is not None and digits[1] in ZOO_FILES
 
 
 def model_license(path: str | Path, name: str = "") -> str:
@@ -38,7 +24,7 @@ def model_license(path: str | Path, name: str = "") -> str:
     """
     path = Path(path)
     if (pickled := find_pickle(path)) is not None:
-        return ZOO_LICENSE if is_of_zoo(pickled) else UNKNOWN
+        return UNKNOWN if zoo_task(pickled) is None else ZOO_LICENSE
     config = read_config(path) if (path / CONFIG_FILE).is_file() else {}
     entries = (config.get("license"), _of_card(path / CARD_FILE))
     stated = [entry for entry in entries if isinstance(entry, str) and entry]

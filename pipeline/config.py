@@ -11,14 +11,20 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from m2f_core.image_size import ImageSize
+from m2f_core.labels import TASKS, Task
 from pipeline.errors import RunError
 
-# Settings that change what is written for an image. Together with the weights they make the fingerprint; two runs with
-# equal fingerprints give equal tables (to float rounding of the batch size).
-CHANGES_RESULTS = {"changes_results": True}
+# Settings that change what is written for an image, and in which tasks. Together with the weights they make the
+# fingerprint; two runs with equal fingerprints give equal tables (to float rounding of the batch size).
+CHANGES_RESULTS = {"changes_results": TASKS}
 
 # Goes up when the same weights and settings give other rows than before, after a repair for example.
 RESULTS_VERSION = 1
+
+
+def changes_results_of(*tasks: Task) -> dict[str, tuple[Task, ...]]:
+    """Metadata of a setting that only these tasks know; given with another, it is refused rather than ignored."""
+    return {"changes_results": tasks}
 
 
 @dataclass(frozen=True)
@@ -34,20 +40,22 @@ class Settings:
     """Folder or URI prefix for the tables and the run's journal; must not lie inside the input."""
     model: str = field(metadata=CHANGES_RESULTS)
     """Checkpoint in Hugging Face format: a folder, a URI or (with the extra `hub`) a hub id."""
-    task: Literal["panoptic"] = field(default="panoptic", metadata=CHANGES_RESULTS)
-    """What to segment."""
+    task: Task = field(default="panoptic", metadata=CHANGES_RESULTS)
+    """Things and stuff without overlap (panoptic), things that may overlap, or one class for every pixel."""
     preprocess: Literal["reference", "hf"] = field(default="reference", metadata=CHANGES_RESULTS)
     """reference: the paper's resize and zero padding; hf: what transformers does, exactly."""
     postprocess: Literal["reference", "hf"] = field(default="reference", metadata=CHANGES_RESULTS)
-    """reference: the paper's panoptic inference; hf: what transformers does, bit for bit."""
-    score_threshold: float | None = field(default=None, metadata=CHANGES_RESULTS)
-    """Keep queries whose class score is above this. Default: that of --postprocess (reference 0.8, hf 0.5)."""
-    overlap_threshold: float | None = field(default=None, metadata=CHANGES_RESULTS)
-    """Drop a segment of which less than this share is left visible. Default: that of --postprocess (0.8)."""
-    mask_threshold: float | None = field(default=None, metadata=CHANGES_RESULTS)
-    """A pixel belongs to a mask from this probability on. Default: that of --postprocess (0.5)."""
-    label_ids_to_fuse: tuple[int, ...] | None = field(default=None, metadata=CHANGES_RESULTS)
-    """Class ids whose segments become one. Default: the stuff classes of the checkpoint's label map."""
+    """reference: the paper's inference; hf: what transformers does, bit for bit."""
+    score_threshold: float | None = field(default=None, metadata=changes_results_of("panoptic", "instance"))
+    """Score that a query (panoptic) or an instance needs. Default, reference/hf: panoptic 0.8/0.5, instance 0.0/0.5."""
+    overlap_threshold: float | None = field(default=None, metadata=changes_results_of("panoptic"))
+    """panoptic: drop a segment of which less than this share is left visible. Default: 0.8."""
+    mask_threshold: float | None = field(default=None, metadata=changes_results_of("panoptic"))
+    """panoptic: a pixel belongs to a mask from this probability on. Default: 0.5."""
+    label_ids_to_fuse: tuple[int, ...] | None = field(default=None, metadata=changes_results_of("panoptic"))
+    """panoptic: class ids whose segments become one. Default: the stuff classes of the checkpoint's label map."""
+    top_k: int | None = field(default=None, metadata=changes_results_of("instance"))
+    """instance: look at so many pairs of query and class, the best. Default: reference 100, hf as many as queries."""
     image_size: str | None = field(default=None, metadata=CHANGES_RESULTS)
     """SHORTEST:LONGEST edge (800:1333) or HEIGHTxWIDTH (384x384). Default: what the checkpoint's files say."""
     exif: bool = field(default=True, metadata=CHANGES_RESULTS)
@@ -90,6 +98,7 @@ class Settings:
             ("batch_size", 1, 4096),
             ("cpus_per_actor", 1, 1024),
             ("max_image_pixels", 1, 2**31 - 1),  # run lengths are 32 bit
+            ("top_k", 1, 1_000_000),
             ("limit", 1, 2**62),
             ("progress_seconds", 0.1, 86400.0),
         ):
@@ -102,8 +111,15 @@ class Settings:
             raise RunError(f"--run-id {self.run_id!r} may hold letters, digits, '.', '_', '-' only, at most 64")
         if any(class_id < 0 for class_id in self.label_ids_to_fuse or ()):
             raise RunError(f"--label-ids-to-fuse holds a negative id: {sorted(self.label_ids_to_fuse or ())}")
+        self._check_flags_of_task()
         self.gpu_actors_range()
         self.parsed_image_size()
+
+    def _check_flags_of_task(self) -> None:
+        for f in fields(self):
+            tasks = f.metadata.get("changes_results", TASKS)
+            if self.task not in tasks and getattr(self, f.name) is not None:
+                raise RunError(f"--{f.name.replace('_', '-')} belongs to --task {' and '.join(tasks)}, not {self.task}")
 
     def gpu_actors_range(self) -> tuple[int, int] | None:
         """(min, max) of --gpu-actors, or None where it was not given."""
@@ -131,8 +147,8 @@ class Settings:
         return {**asdict(self), "label_ids_to_fuse": _list_or_none(self.label_ids_to_fuse)}
 
     def results_dict(self) -> dict[str, Any]:
-        """The settings that change results, by name."""
-        names = {f.name for f in fields(self) if f.metadata.get("changes_results")}
+        """The settings that change the results of this task, by name."""
+        names = {f.name for f in fields(self) if self.task in f.metadata.get("changes_results", ())}
         return {name: value for name, value in self.to_dict().items() if name in names}
 
 

@@ -1,4 +1,4 @@
-"""Runs -> rows of the tables: COCO RLE, area, box, the dataset's categories; checked before anything is written."""
+"""Segments -> rows of the tables, with the dataset's categories; checked before anything is written."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from m2f_core.labels import Category
-from m2f_core.rle import LabelRuns, counts_area, counts_bbox_xywh, decode_counts, encode_runs, label_runs
+from m2f_core.labels import Category, Task
+from m2f_core.rle import counts_area, counts_bbox_xywh, decode_counts, encode_mask
 from pipeline.errors import InvalidResultError
 from pipeline.schema import IMAGES, SEGMENTS
 
@@ -20,13 +20,13 @@ class EncodeSpec:
     run_id: str
     fingerprint: str
     attempt: int
+    task: Task
     categories: tuple[Category, ...]  # by class_id
 
 
 def warm_up() -> None:
-    """Compile what encoding and checking compile on their first call, before a shard waits for it."""
-    for rle in encode_runs(label_runs(np.eye(2, dtype=np.uint8)), 2, 2):
-        counts_bbox_xywh(rle.counts, 2, 2)
+    """Compile what checking compiles on its first call, before a shard waits for it."""
+    counts_bbox_xywh(encode_mask(np.eye(2, dtype=bool)), 2, 2)
 
 
 def encode_shard(shard: int, images: pa.Table, spec: EncodeSpec) -> dict[str, pa.Table]:
@@ -36,13 +36,8 @@ def encode_shard(shard: int, images: pa.Table, spec: EncodeSpec) -> dict[str, pa
     """
     segment_rows: list[dict[str, Any]] = []
     num_segments = []
-    # Runs stay Arrow: as Python lists they would be the most expensive part of this stage.
-    runs_of = [images.column(name).combine_chunks() for name in ("run_values", "run_lengths")]
-    for index, image in enumerate(images.drop_columns(["run_values", "run_lengths"]).to_pylist()):
-        rows = []
-        if image["error_code"] is None:
-            values, lengths = (column[index].values.to_numpy() for column in runs_of)
-            rows = _segment_rows(image, LabelRuns(values, lengths), spec)
+    for image in images.to_pylist():
+        rows = _segment_rows(image, spec) if image["error_code"] is None else []
         num_segments.append(len(rows))
         segment_rows.extend({**row, "run_id": spec.run_id, "shard": shard} for row in rows)
     n = images.num_rows
@@ -60,68 +55,66 @@ def encode_shard(shard: int, images: pa.Table, spec: EncodeSpec) -> dict[str, pa
         "images": pa.table([columns[name] for name in IMAGES.names], schema=IMAGES),
         "segments": pa.Table.from_pylist(segment_rows, schema=SEGMENTS),
     }
-    check_tables(images, tables)
+    check_tables(images, tables, spec.task)
     return tables
 
 
-def _segment_rows(image: dict[str, Any], runs: LabelRuns, spec: EncodeSpec) -> list[dict[str, Any]]:
-    height, width = image["height"], image["width"]
-    rles = {rle.label: rle for rle in encode_runs(runs, height, width)}
-    listed = {info["segment_id"] for info in image["segments"]}
-    if listed != set(rles):
-        raise InvalidResultError(
-            f"{image['image_key']}: segments {sorted(listed)} are listed, {sorted(rles)} are in the map"
-        )
+def _segment_rows(image: dict[str, Any], spec: EncodeSpec) -> list[dict[str, Any]]:
+    size = [image["height"], image["width"]]
     rows = []
-    for info in image["segments"]:
-        rle = rles[info["segment_id"]]
-        category = spec.categories[info["class_id"]]
+    for segment in image["segments"]:
+        mask, category = image["masks"][segment["mask"]], spec.categories[segment["class_id"]]
         rows.append(
             {
                 "image_key": image["image_key"],
-                "segment_id": info["segment_id"],
+                "segment_id": segment["segment_id"],
                 "category_id": category.category_id,
                 "category_name": category.name,
                 "isthing": category.isthing,
-                "score": info["score"],
-                "area": rle.area,
-                "bbox": list(rle.bbox_xywh),
-                "segmentation": {"size": [height, width], "counts": rle.counts.decode("ascii")},
+                "score": segment["score"],
+                "area": mask["area"],
+                "bbox": mask["bbox"],
+                "segmentation": {"size": size, "counts": mask["counts"]},
             }
         )
     return rows
 
 
-def check_tables(planned: pa.Table, tables: dict[str, pa.Table]) -> None:
+def check_tables(planned: pa.Table, tables: dict[str, pa.Table], task: Task) -> None:
     """The invariants of design and documentation, computed a second way from what is about to be written.
 
-    Every image of the shard has one row; `num_segments` add up; area and box recomputed from the RLE agree; panoptic
-    segments are disjoint and inside the image. Raises InvalidResultError.
+    Every image of the shard has one row; `num_segments` add up; area and box recomputed from the RLE agree; one id is
+    one mask; masks are disjoint, unless they are of instances, and cover the image, if they are of semantic
+    segmentation. Raises InvalidResultError.
     """
-    images, segments = tables["images"], tables["segments"]
-    if images.column("image_key").to_pylist() != planned.column("image_key").to_pylist():
+    images = tables["images"].to_pylist()
+    rows_of: dict[str, list[dict[str, Any]]] = {image["image_key"]: [] for image in images}
+    if [image["image_key"] for image in images] != planned.column("image_key").to_pylist():
         raise InvalidResultError("the rows of `images` are not the images of the shard")
-    sizes = dict(
-        zip(
-            images.column("image_key").to_pylist(),
-            zip(images.column("height").to_pylist(), images.column("width").to_pylist(), strict=True),
-            strict=True,
-        )
-    )
-    if len(sizes) != images.num_rows:
+    if len(rows_of) != len(images):
         raise InvalidResultError("an image has two rows")
-    counts_of: dict[str, dict[int, bytes]] = {key: {} for key in sizes}
-    num_segments = dict.fromkeys(sizes, 0)
-    for row in segments.to_pylist():
-        key, counts = row["image_key"], row["segmentation"]["counts"].encode("ascii")
-        num_segments[key] += 1
-        counts_of[key][row["segment_id"]] = counts
-        _check_mask(row, counts, *sizes[key])
-    for key, by_segment in counts_of.items():
-        if _overlap(list(by_segment.values())):
-            raise InvalidResultError(f"{key}: two segments share pixels")
-    if list(num_segments.values()) != images.column("num_segments").to_pylist():
-        raise InvalidResultError("num_segments does not add up to the rows of `segments`")
+    for row in tables["segments"].to_pylist():
+        rows_of[row["image_key"]].append(row)
+    for image in images:
+        rows = rows_of[image["image_key"]]
+        if len(rows) != image["num_segments"]:
+            raise InvalidResultError("num_segments does not add up to the rows of `segments`")
+        _check_image(image, rows, task)
+
+
+def _check_image(image: dict[str, Any], rows: list[dict[str, Any]], task: Task) -> None:
+    counts_of: dict[int, bytes] = {}
+    for row in rows:
+        counts = row["segmentation"]["counts"].encode("ascii")
+        _check_mask(row, counts, image["height"], image["width"])
+        if counts_of.setdefault(row["segment_id"], counts) != counts:
+            raise InvalidResultError(f"{image['image_key']}: segment {row['segment_id']} has two masks")
+    if task != "instance" and _overlap(list(counts_of.values())):
+        raise InvalidResultError(f"{image['image_key']}: two segments share pixels")
+    if task == "semantic" and image["status"] == "ok":
+        covered, num_pixels = sum(row["area"] for row in rows), image["height"] * image["width"]
+        if covered != num_pixels:
+            raise InvalidResultError(f"{image['image_key']}: segments cover {covered} of {num_pixels} pixels")
 
 
 def _check_mask(row: dict[str, Any], counts: bytes, height: int, width: int) -> None:

@@ -28,10 +28,17 @@ import fsspec
 from m2f_core.checkpoint import check_checkpoint, find_pickle, read_config, read_preprocessor_config, weights_sha256
 from m2f_core.image_processor import ImageProcessor
 from m2f_core.labels import LabelMap
-from m2f_core.licenses import is_of_zoo, model_license
-from m2f_core.segments import PanopticSettings
+from m2f_core.licenses import model_license
+from m2f_core.zoo import trained_task, zoo_task
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import RunError
+from pipeline.inference_settings import (
+    InferenceSettings,
+    inference_settings,
+    results_of,
+    task_warnings,
+    with_given_stuff,
+)
 from pipeline.journal import Journal
 from pipeline.plan import PlanFile, PlanSummary, group_into_shards, list_images, write_plan
 from pipeline.schema import SCHEMA_VERSION, TABLES
@@ -47,7 +54,7 @@ class Model:
     license: str  # as its files state it
     weights_sha256: str
     labels: LabelMap
-    panoptic: PanopticSettings
+    inference: InferenceSettings
     warnings: tuple[str, ...]
 
 
@@ -105,45 +112,25 @@ def check_model(settings: Settings) -> Model:
         pickled = find_pickle(path)
     except (ValueError, OSError) as error:  # CheckpointError and ConfigError are ValueErrors
         raise RunError(f"--model {settings.model}: {one_line(error)}") from None
-    warnings = list(processor.warnings())
-    if pickled is not None and labels.known and not is_of_zoo(pickled):
-        warnings.append(
+    trained_for = trained_task(path, settings.model, labels)
+    warnings = [*processor.warnings(), *_names_warning(pickled, labels), *task_warnings(settings, labels, trained_for)]
+    labels = with_given_stuff(settings, labels)
+    inference = inference_settings(settings, labels, trained_for)
+    return Model(settings.model, license_name, identity, labels, inference, tuple(warnings))
+
+
+def _names_warning(pickled: Path | None, labels: LabelMap) -> Iterator[str]:
+    if pickled is not None and labels.known and zoo_task(pickled) is None:
+        yield (
             f"{pickled.name} holds no names of classes: its {len(labels.categories)} are taken to be "
             f"{labels.categories[0].name}, {labels.categories[1].name}, ..., {labels.categories[-1].name}, because a "
             "dataset has as many"
         )
-    fuse = settings.label_ids_to_fuse
-    if fuse is None:
-        fuse = tuple(sorted(labels.stuff_class_ids))
-        if not labels.known:
-            warnings.append(
-                "the checkpoint does not say which of its classes are stuff, so none is fused and all count as things; "
-                "name them with --label-ids-to-fuse"
-            )
-    if unknown := sorted(set(fuse) - {category.class_id for category in labels.categories}):
-        last = len(labels.categories) - 1
-        raise RunError(f"--label-ids-to-fuse holds {unknown}, the checkpoint has classes 0 .. {last}")
-    thresholds = {
-        name: getattr(settings, name)
-        for name in ("score_threshold", "overlap_threshold", "mask_threshold")
-        if getattr(settings, name) is not None
-    }
-    try:
-        panoptic = replace(PanopticSettings.defaults(settings.postprocess, frozenset(fuse)), **thresholds)
-    except ValueError as error:
-        raise RunError(one_line(error)) from None
-    return Model(settings.model, license_name, identity, labels.with_stuff(fuse), panoptic, tuple(warnings))
 
 
 def resolved_results(settings: Settings, model: Model) -> dict[str, Any]:
     """The settings that change results with their defaults filled in, so that a spelled-out default is no change."""
-    return {
-        **settings.results_dict(),
-        "score_threshold": model.panoptic.score_threshold,
-        "overlap_threshold": model.panoptic.overlap_threshold,
-        "mask_threshold": model.panoptic.mask_threshold,
-        "label_ids_to_fuse": sorted(model.panoptic.fuse_class_ids),
-    }
+    return {**settings.results_dict(), **results_of(model.inference)}
 
 
 def check(settings: Settings) -> Checked:

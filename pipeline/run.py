@@ -118,7 +118,7 @@ def build_dataset(run: Run, allotment: Allotment, shards: "list[tuple[PlanFile, 
         .map_batches(
             EncodeAndWrite,
             fn_constructor_args=(
-                EncodeSpec(run.run_id, run.fingerprint, run.attempt, run.model.labels.categories),
+                EncodeSpec(run.run_id, run.fingerprint, run.attempt, settings.task, run.model.labels.categories),
                 ShardWriter(settings.output, run.run_id),
             ),
             compute=_pool(allotment.helpers, num_shards),
@@ -211,7 +211,7 @@ def _segment_spec(run: Run, allotment: Allotment) -> SegmentSpec:
         image_size=settings.parsed_image_size(),
         exif=settings.exif,
         max_image_pixels=settings.max_image_pixels,
-        panoptic=run.model.panoptic,
+        inference=run.model.inference,
         precision=settings.precision,
         device=allotment.device,
         threads=allotment.model_threads,

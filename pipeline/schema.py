@@ -28,8 +28,21 @@ _ERROR = [
 ]
 # data: encoded bytes; null after an error
 FETCHED = pa.schema([*PLANNED, *_ERROR, pa.field("data", pa.large_binary())])
-SEGMENT_INFO = pa.struct(
-    [("segment_id", pa.int32()), ("class_id", pa.int32()), ("score", pa.float32())]  # id in the label map, from 1
+# A mask of an image as COCO RLE, once, also where several segments have it.
+MASK = pa.struct(
+    [
+        ("counts", pa.string()),  # compressed
+        ("area", pa.int64()),  # pixels
+        ("bbox", pa.list_(pa.float32())),  # x, y, width, height in pixels
+    ]
+)
+FOUND_SEGMENT = pa.struct(
+    [
+        ("segment_id", pa.int32()),  # from 1; what it means in which task is in docs/table-format.md
+        ("class_id", pa.int32()),
+        ("score", pa.float32()),
+        ("mask", pa.int32()),  # place in `masks`, from 0
+    ]
 )
 SEGMENTED = pa.schema(
     [
@@ -37,10 +50,8 @@ SEGMENTED = pa.schema(
         *_ERROR,
         pa.field("height", pa.int32()),  # pixels, EXIF orientation applied; null where the image was not decoded
         pa.field("width", pa.int32()),
-        # The label map as maximal runs in column-major order (COCO's): segment id (0 = void) and length in pixels.
-        pa.field("run_values", pa.list_(pa.int32())),
-        pa.field("run_lengths", pa.list_(pa.uint32())),
-        pa.field("segments", pa.list_(SEGMENT_INFO)),
+        pa.field("masks", pa.list_(MASK)),
+        pa.field("segments", pa.list_(FOUND_SEGMENT)),
     ]
 )
 
@@ -68,7 +79,7 @@ IMAGES = pa.schema(
 SEGMENTS = pa.schema(
     [
         pa.field("image_key", pa.string(), nullable=False),
-        pa.field("segment_id", pa.int32(), nullable=False),  # id in the panoptic map, from 1
+        pa.field("segment_id", pa.int32(), nullable=False),  # from 1, in its image
         pa.field("category_id", pa.int32(), nullable=False),  # the dataset's id
         pa.field("category_name", pa.string(), nullable=False),
         pa.field("isthing", pa.bool_(), nullable=False),

@@ -23,10 +23,11 @@ from m2f_core.checkpoint import CheckpointError, load_checkpoint, read_preproces
 from m2f_core.geometry import ImageGeometry
 from m2f_core.image_processor import ImageProcessor
 from m2f_core.image_size import ImageSize
-from m2f_core.rle import LabelRuns, label_runs
-from m2f_core.segments import PanopticSettings, SegmentInfo, panoptic_segments, warm_up
+from m2f_core.rle import Rle
 from pipeline.decode import decode_image, measure_image
-from pipeline.errors import ErrorCode, ImageError, RunError, StoreUnavailableError
+from pipeline.errors import ErrorCode, ImageError, InvalidResultError, RunError, StoreUnavailableError
+from pipeline.inference_settings import InferenceSettings
+from pipeline.reduce import FoundSegment, found_segments, infer, warm_up
 from pipeline.schema import SEGMENTED, pack_shard, unpack_shard
 from pipeline.storage import one_line
 from pipeline.weights import stage_model
@@ -47,7 +48,7 @@ class SegmentSpec:
     image_size: ImageSize | None
     exif: bool
     max_image_pixels: int
-    panoptic: PanopticSettings
+    inference: InferenceSettings
     precision: str  # fp32 | bf16
     device: str  # cuda | cpu
     threads: int  # decoding threads; on a CPU also those of the model
@@ -60,8 +61,7 @@ class SegmentedImage:
 
     height: int
     width: int
-    runs: LabelRuns
-    infos: tuple[SegmentInfo, ...]
+    segments: tuple[FoundSegment, ...]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Segmenter:
         self.processor = ImageProcessor.from_preprocessor_config(
             read_preprocessor_config(folder), spec.preprocess, spec.image_size
         )
-        warm_up(spec.panoptic)
+        warm_up(spec.inference)
         self.decoders = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
         # Ray may call from several threads at once, so that one shard decodes while another is on the device.
         self.device_lock = threading.Lock()
@@ -143,6 +143,8 @@ class Segmenter:
             return []
         try:
             return self._forward(images)
+        except InvalidResultError:
+            raise  # a bug of ours, not of the image
         except Exception as error:
             self._exit_if_device_is_lost()
             failure = ImageError(ErrorCode.INFERENCE_FAILED, f"{type(error).__name__}: {one_line(error)}")
@@ -173,19 +175,19 @@ class Segmenter:
             pixels_B3HW = self.processor.to_batch([i.pixels_hw3 for i in images], padded_hw, self.device)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
                 output = self.model(pixels_B3HW)
-            logits_BQK1, masks_BQhw = output.pred_logits.float(), output.pred_masks.float()
+            logits_BQK1, masks_BQhw = output.class_queries_logits.float(), output.masks_queries_logits.float()
             reduced = [
-                panoptic_segments(logits_QK1, masks_Qhw, image.geometry, self.spec.panoptic)
+                infer(logits_QK1, masks_Qhw, image.geometry, self.spec.inference)
                 for image, logits_QK1, masks_Qhw in zip(images, logits_BQK1, masks_BQhw, strict=True)
             ]
         return [
-            SegmentedImage(*image.geometry.original_hw, label_runs(result.label_map_HW), result.infos)
+            SegmentedImage(*image.geometry.original_hw, found_segments(result))
             for image, result in zip(images, reduced, strict=True)
         ]
 
 
 class SegmentImages:
-    """Model actor: one shard in, one shard out; encoded bytes are replaced by runs."""
+    """Model actor: one shard in, one shard out; encoded bytes are replaced by segments."""
 
     def __init__(self, spec: SegmentSpec):
         self.broken: Exception | None = None
@@ -224,15 +226,27 @@ def segmented_table(images: pa.Table, results: Sequence[SegmentedImage | ImageEr
         "error_message": messages,
         "height": [r and r.height for r in done],
         "width": [r and r.width for r in done],
-        "run_values": [r and r.runs.values for r in done],
-        "run_lengths": [r and r.runs.lengths for r in done],
-        "segments": [
-            r and [{"segment_id": s.segment_id, "class_id": s.class_id, "score": s.score} for s in r.infos]
-            for r in done
-        ],
+        "masks": [r and [_mask_row(mask) for mask in _distinct_masks(r)] for r in done],
+        "segments": [r and _segment_rows(r) for r in done],
     }
     planned = {name: images.column(name) for name in images.column_names if name not in columns}
     return pa.table({**planned, **columns}, schema=SEGMENTED)
+
+
+def _distinct_masks(image: SegmentedImage) -> list[Rle]:
+    return list(dict.fromkeys(segment.mask for segment in image.segments))
+
+
+def _mask_row(mask: Rle) -> dict[str, Any]:
+    return {"counts": mask.counts.decode("ascii"), "area": mask.area, "bbox": mask.bbox_xywh}
+
+
+def _segment_rows(image: SegmentedImage) -> list[dict[str, Any]]:
+    places = {mask: place for place, mask in enumerate(_distinct_masks(image))}
+    return [
+        {"segment_id": s.segment_id, "class_id": s.class_id, "score": s.score, "mask": places[s.mask]}
+        for s in image.segments
+    ]
 
 
 def plan_batches(padded_hws: Sequence[tuple[int, int] | None], batch_size: int) -> list[list[int]]:

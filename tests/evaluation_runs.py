@@ -6,7 +6,7 @@ Legend: H, W pixels of an image.
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from m2f_core.rle import counts_bbox_xywh, encode_mask
+from m2f_core.rle import counts_bbox_xywh, decode, encode_mask
 from pipeline.journal import Journal
 from pipeline.schema import IMAGES, SCHEMA_VERSION, SEGMENTS
 from pipeline.storage import open_filesystem, put_object
 from pipeline.write import ShardWriter
+from tests.tables import read_table
 
 # Two things and two stuff classes; ids with gaps and not in order, as datasets have them.
 CATEGORIES = (
@@ -157,6 +158,34 @@ def _tables(place: Place, images: Sequence[MadeImage], shard: int, run_id: str, 
         "images": pa.Table.from_pylist(image_rows, schema=IMAGES),
         "segments": pa.Table.from_pylist(segment_rows, schema=SEGMENTS),
     }
+
+
+def found_by_run(output: Path, folder: Path) -> tuple[list[dict[str, Any]], list[MadeImage]]:
+    """The categories of the one run below `output`, and what it found in each image of `folder`, as its truth too."""
+    found: dict[str, list[Segment]] = {}
+    for row in read_table(output, "segments"):
+        mask = decode(row["segmentation"]["counts"].encode(), *row["segmentation"]["size"])
+        name = row["image_key"].removeprefix(f"file://{folder}/")
+        found.setdefault(name, []).append(Segment(mask, row["category_id"], row["score"]))
+    [run_json] = (output / "_runs").glob("*/run.json")
+    categories = json.loads(run_json.read_text())["model"]["categories"]
+    return categories, [MadeImage(name, segs[0].mask.shape, segs, segs) for name, segs in found.items()]
+
+
+def bitten(rng: np.random.Generator, images: Iterable[MadeImage]) -> list[MadeImage]:
+    """The images with a band of columns taken out of each segment of their truth."""
+    return [
+        replace(image, truth=[replace(s, mask=m) for s in image.truth if (m := s.mask & _bite(rng, s.mask)).any()])
+        for image in images
+    ]
+
+
+def _bite(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
+    """False in a band of columns."""
+    keep = np.ones_like(mask)
+    first = rng.integers(0, mask.shape[1])
+    keep[:, first : first + mask.shape[1] // 3] = False
+    return keep
 
 
 # --- ground truth files -----------------------------------------------------------------------------------------------

@@ -1,12 +1,9 @@
 import json
-import re
 from pathlib import Path
 
 import pytest
 
-from m2f_core.licenses import UNKNOWN, ZOO_FILES, ZOO_LICENSE, model_license
-
-CHECKPOINTS_PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
+from m2f_core.licenses import UNKNOWN, ZOO_LICENSE, model_license
 
 
 def folder_with(folder: Path, config: dict, card: str | None = None) -> Path:
@@ -73,10 +70,3 @@ def test_published_pickles_are_known_by_their_file_name(tmp_path: Path, name: st
     assert model_license(tmp_path / name) == expected
     if name.startswith("model_final"):
         assert model_license(tmp_path) == expected
-
-
-def test_the_page_lists_the_published_pickles() -> None:
-    page = CHECKPOINTS_PAGE.read_text(encoding="utf-8")
-    listed = re.findall(r"\| `([0-9a-f]{6})` \|", page)
-    assert sorted(listed) == sorted(ZOO_FILES)
-    assert len(ZOO_FILES) == 47

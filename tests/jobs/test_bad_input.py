@@ -132,6 +132,14 @@ def objects(server) -> dict[str, str]:
         (["--device", "tpu"], ["--device", "tpu"]),
         (["--label-ids-to-fuse", "-1"], ["--label-ids-to-fuse", "-1"]),
         (["--label-ids-to-fuse", "99"], ["--label-ids-to-fuse", "99", "0 .. 7"]),
+        (["--task", "depth"], ["--task", "depth", "panoptic", "instance", "semantic"]),
+        (["--task", "instance", "--top-k", "0"], ["--top-k", "0", "1 .. "]),
+        (["--top-k", "50"], ["--top-k", "--task instance", "panoptic"]),
+        (["--task", "semantic", "--score-threshold", "0"], ["--score-threshold", "--task panoptic and instance"]),
+        (["--task", "semantic", "--top-k", "50"], ["--top-k", "--task instance", "semantic"]),
+        (["--task", "instance", "--overlap-threshold", "0.8"], ["--overlap-threshold", "--task panoptic", "instance"]),
+        (["--task", "instance", "--mask-threshold", "0.5"], ["--mask-threshold", "--task panoptic", "instance"]),
+        (["--task", "instance", "--label-ids-to-fuse"], ["--label-ids-to-fuse", "--task panoptic", "instance"]),
         (["--config", "/no/such/file.yaml"], ["--config", "/no/such/file.yaml"]),
         (["--output", ""], ["--output", "empty"]),
     ],
@@ -263,6 +271,13 @@ def a_preprocessor_of_noise(model):
 def test_a_checkpoint_that_does_not_fit(refused, folder, output, model, break_it):
     what = break_it(model)
     refused(folder, output, model, named=("--model", model, what))
+    assert not output.exists()
+
+
+def test_instances_of_a_checkpoint_without_things(refused, folder, output, model):
+    categories = json.loads((model / "config.json").read_text())["categories"]
+    change_config(model, categories=[{**category, "isthing": 0} for category in categories])
+    refused(folder, output, model, "--task", "instance", named=("--task instance", "8 classes", "--model", "stuff"))
     assert not output.exists()
 
 

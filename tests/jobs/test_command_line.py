@@ -10,6 +10,7 @@ import pytest
 
 from jobs.command_line import parse
 from jobs.segment_bucket import PROG, main
+from m2f_core.instances import InstanceSettings
 from m2f_core.segments import PanopticSettings
 from pipeline.config import Settings
 from tests.command_line_page import PAGE, field_help, page
@@ -43,6 +44,7 @@ FLAGS = (
     "--score-threshold",
     "--shard-mib",
     "--task",
+    "--top-k",
 )
 
 
@@ -134,13 +136,20 @@ def test_help_names_config_and_its_order(shown_help):
     assert "--config FILE reads any of these from YAML; flags win." in shown_help
 
 
-@pytest.mark.parametrize("mode", ["reference", "hf"])
-@pytest.mark.parametrize("name", ["score_threshold", "overlap_threshold", "mask_threshold"])
-def test_default_thresholds_in_help_are_the_real_ones(mode, name):
-    [default] = re.findall(r"Default: that of --postprocess \((.*?)\)", field_help(Settings)[name])
-    by_mode = dict(part.split() for part in default.split(", ")) if "," in default else {"reference": default}
-    stated = float(by_mode.get(mode) or by_mode["reference"])
-    assert stated == getattr(PanopticSettings.defaults(mode), name)
+def test_default_numbers_in_help_are_the_real_ones():
+    help_texts = field_help(Settings)
+
+    def defaults(settings_class, name):
+        return [getattr(settings_class.defaults(mode), name) for mode in ("reference", "hf")]
+
+    for task, settings_class in (("panoptic", PanopticSettings), ("instance", InstanceSettings)):
+        [stated] = re.findall(rf"{task} (\d\.\d)/(\d\.\d)", help_texts["score_threshold"])
+        assert [float(number) for number in stated] == defaults(settings_class, "score_threshold")
+    for name in ("overlap_threshold", "mask_threshold"):
+        [stated] = re.findall(r"Default: ([\d.]+)\.$", help_texts[name])
+        assert [float(stated)] * 2 == defaults(PanopticSettings, name)
+    [stated] = re.findall(r"reference (\d+), hf as many as queries", help_texts["top_k"])
+    assert [int(stated), None] == defaults(InstanceSettings, "top_k")
 
 
 def test_defaults_are_the_documented_ones():
@@ -156,6 +165,7 @@ def test_defaults_are_the_documented_ones():
         overlap_threshold=None,
         mask_threshold=None,
         label_ids_to_fuse=None,
+        top_k=None,
         image_size=None,
         exif=True,
         max_image_pixels=64_000_000,
@@ -231,6 +241,7 @@ def test_flags_win_wherever_the_file_is_named(tmp_path, form, place):
         (["--label-ids-to-fuse"], "label_ids_to_fuse: []", "label_ids_to_fuse", ()),
         (["--label-ids-to-fuse", "None"], "label_ids_to_fuse: null", "label_ids_to_fuse", None),
         (["--score-threshold", "None"], "score_threshold:", "score_threshold", None),
+        (["--task", "instance", "--top-k", "9"], "task: instance\ntop_k: 9", "top_k", 9),
         (["--image-size=800:1333"], "image_size: 800:1333", "image_size", "800:1333"),
         (["--run-id", "7"], "run_id: 7", "run_id", "7"),
         (["--max_image_pixels", "9"], "max-image-pixels: 9", "max_image_pixels", 9),
@@ -243,6 +254,12 @@ def test_a_flag_and_a_line_of_yaml_mean_the_same(tmp_path, args, yaml, name, val
 
 def test_an_empty_file_changes_nothing(tmp_path):
     assert settings("--config", written(tmp_path, "# all commented out\n")) == settings()
+
+
+def test_a_flag_of_another_task_is_refused_wherever_it_comes_from(tmp_path, capsys):
+    for name in ("score_threshold", "overlap_threshold", "mask_threshold"):
+        line = refusal(capsys, "--task", "semantic", "--config", written(tmp_path, f"{name}: 0.5"))
+        assert f"{flag_of(name)} belongs to --task panoptic" in line and line.endswith("not semantic")
 
 
 def test_no_fusing_and_the_default_are_different_settings():
@@ -309,7 +326,7 @@ def test_a_file_of_bytes_is_refused(tmp_path, capsys):
         (["--batch-size"], ["--batch-size"]),
         (["--batch-size", "x"], ["--batch-size", "x"]),
         (["--device", "tpu"], ["--device", "tpu", "auto"]),
-        (["--task", "semantic"], ["--task", "semantic", "panoptic"]),
+        (["--task", "depth"], ["--task", "depth", "panoptic"]),
         (["--exif", "false"], ["false"]),
         (["--score-threshold", "nan"], ["--score-threshold", "nan"]),
         (["--progress-seconds", "inf"], ["--progress-seconds", "inf"]),

@@ -15,7 +15,6 @@ import pytest
 from jobs import segment_bucket
 from jobs.command_line import parse
 from jobs.evaluate import PROG, main
-from m2f_core.rle import decode
 from pipeline.evaluation_config import EvaluationSettings
 from tests.command_line_page import PAGE, field_help, page
 from tests.evaluation_oracles import coco_api, coco_results, panoptic_counts
@@ -24,13 +23,14 @@ from tests.evaluation_runs import (
     MadeImage,
     Place,
     Segment,
+    bitten,
     coco_instances,
+    found_by_run,
     png_bytes,
     write_labels,
     write_panoptic,
     write_run,
 )
-from tests.tables import read_table
 
 ROOT = Path(__file__).parents[2]
 FLAGS = (
@@ -210,15 +210,8 @@ def test_a_run_of_segment_bucket_is_scored(photographs, tiny_checkpoint, tmp_pat
     flags = ["--input", folder, "--output", output, "--model", tiny_checkpoint, "--image-size", "160:267"]
     assert segment_bucket.main([*map(str, flags), "--images-per-shard", "2", "--max-failure-rate", "1"]) == 0
 
-    found: dict[str, list[Segment]] = {}
-    for row in read_table(output, "segments"):
-        mask = decode(row["segmentation"]["counts"].encode(), *row["segmentation"]["size"])
-        name = row["image_key"].removeprefix(f"file://{folder}/")
-        found.setdefault(name, []).append(Segment(mask, row["category_id"], row["score"]))
-    [run_json] = (output / "_runs").glob("*/run.json")
-    categories = json.loads(run_json.read_text())["model"]["categories"]
+    categories, made = found_by_run(output, folder)
     place = Place(str(tmp_path), categories=categories)
-    made = [MadeImage(name, segments[0].mask.shape, segments, segments) for name, segments in found.items()]
     assert len(made) == 3 and len({s.category_id for i in made for s in i.truth}) > 1
 
     def scored(truth: list[MadeImage]) -> dict:
@@ -233,27 +226,15 @@ def test_a_run_of_segment_bucket_is_scored(photographs, tiny_checkpoint, tmp_pat
     assert scored([*made, MadeImage("notes.jpg", (4, 4))])["ground_truth"]["panoptic"]["images"]["failed_by_code"] == {
         "unsupported": 1
     }
-    rng = np.random.default_rng(0)
-    bitten = [
-        replace(image, truth=[replace(s, mask=m) for s in image.truth if (m := s.mask & _bite(rng, s.mask)).any()])
-        for image in made
-    ]
-    report = scored(bitten)
-    counts = panoptic_counts(bitten)
+    truth = bitten(np.random.default_rng(0), made)
+    report = scored(truth)
+    counts = panoptic_counts(truth)
     for entry in report["panoptic"]["per_class"]:
         expected = counts.get(entry["category_id"], {"tp": 0, "fp": 0, "fn": 0, "iou_sum": 0})
         assert {name: entry[name] for name in expected} == pytest.approx(expected)
     things = [category["id"] for category in categories if category["isthing"]]
-    expected = coco_api(coco_instances(bitten, categories), coco_results(bitten, things), "segm")
+    expected = coco_api(coco_instances(truth, categories), coco_results(truth, things), "segm")
     assert report["segm"]["AP"] == pytest.approx(expected["AP"], abs=1e-9) and 0 < expected["AP"] < 1
-
-
-def _bite(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
-    """False in a band of columns."""
-    keep = np.ones_like(mask)
-    first = rng.integers(0, mask.shape[1])
-    keep[:, first : first + mask.shape[1] // 3] = False
-    return keep
 
 
 def test_tables_ground_truth_and_report_may_lie_in_a_bucket(s3, tmp_path, capsys):

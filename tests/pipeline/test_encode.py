@@ -1,4 +1,6 @@
-"""Rows of the tables: what the runs say, checked against pycocotools; broken rows stop the run."""
+"""Rows of the tables: what the segments say, checked against pycocotools; broken rows stop the run."""
+
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -9,15 +11,16 @@ from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
 from m2f_core.labels import Category
-from m2f_core.rle import encode_mask, label_runs
-from m2f_core.segments import SegmentInfo
+from m2f_core.rle import Rle, counts_area, counts_bbox_xywh, encode_mask
+from m2f_core.segments import PanopticResult, SegmentInfo
 from pipeline.encode import EncodeSpec, _overlap, check_tables, encode_shard
 from pipeline.errors import ErrorCode, ImageError, InvalidResultError
+from pipeline.reduce import FoundSegment, found_segments
 from pipeline.schema import FETCHED, IMAGES, SEGMENTED, SEGMENTS
 from pipeline.segment import SegmentedImage, segmented_table
 
 CATEGORIES = tuple(Category(i, 10 * i + 1, f"c{i}", i % 2 == 0) for i in range(4))
-SPEC = EncodeSpec("run1", "f00d", 1, CATEGORIES)
+SPEC = EncodeSpec("run1", "f00d", 1, "panoptic", CATEGORIES)
 MAPS = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 4))
 
 
@@ -38,7 +41,22 @@ def fetched(count, errors=None):
 
 def segmented(label_map):
     infos = tuple(SegmentInfo(int(i), int(i) % 4, 0.5) for i in np.unique(label_map) if i)
-    return SegmentedImage(*label_map.shape, label_runs(np.asfortranarray(label_map)), infos)
+    return SegmentedImage(*label_map.shape, found_segments(PanopticResult(label_map, infos, len(infos))))
+
+
+def of_masks(*masks, ids=None):
+    """An image of given masks [H, W], all of class 0."""
+    rles = []
+    for mask in masks:
+        counts = encode_mask(mask)
+        rles.append(Rle(1, counts, counts_area(counts), counts_bbox_xywh(counts, *mask.shape)))
+    numbers = ids or range(1, len(masks) + 1)
+    segments = tuple(FoundSegment(n, 0, 0.5, rle) for n, rle in zip(numbers, rles, strict=True))
+    return SegmentedImage(*masks[0].shape, segments)
+
+
+def segment_rows(image, task="panoptic"):
+    return encode_shard(0, segmented_table(fetched(1), [image]), replace(SPEC, task=task))["segments"].to_pylist()
 
 
 @given(st.lists(MAPS, min_size=1, max_size=4))
@@ -91,18 +109,45 @@ def test_a_shard_where_everything_failed_has_an_empty_segments_table_with_the_sc
 
 
 def test_repeated_ids_of_hf_mode_give_a_row_each():
-    label_map = np.asfortranarray(np.ones((2, 2), np.uint8))
-    result = SegmentedImage(2, 2, label_runs(label_map), (SegmentInfo(1, 0, 0.9), SegmentInfo(1, 3, 0.6)))
-    rows = encode_shard(0, segmented_table(fetched(1), [result]), SPEC)["segments"].to_pylist()
+    infos = (SegmentInfo(1, 0, 0.9), SegmentInfo(1, 3, 0.6))
+    segments = found_segments(PanopticResult(np.ones((2, 2), np.uint8), infos, 2))
+    rows = segment_rows(SegmentedImage(2, 2, segments))
     assert [(r["segment_id"], r["category_id"]) for r in rows] == [(1, 1), (1, 31)]
     assert rows[0]["segmentation"] == rows[1]["segmentation"]
 
 
-def test_a_listed_segment_without_pixels_is_a_bug():
-    label_map = np.asfortranarray(np.ones((2, 2), np.uint8))
-    result = SegmentedImage(2, 2, label_runs(label_map), (SegmentInfo(1, 0, 0.9), SegmentInfo(2, 0, 0.9)))
-    with pytest.raises(InvalidResultError, match="are in the map"):
-        encode_shard(0, segmented_table(fetched(1), [result]), SPEC)
+LEFT, ALL, RIGHT = (np.array([row] * 2, bool) for row in ([1, 0, 0], [1, 1, 1], [0, 1, 1]))
+
+
+def test_a_mask_travels_once_however_many_segments_have_it():
+    image = segmented_table(fetched(1), [of_masks(LEFT, ALL, LEFT, LEFT)])
+    assert len(image.column("masks")[0]) == 2
+    rows = encode_shard(0, image, replace(SPEC, task="instance"))["segments"].to_pylist()
+    assert [coco.decode(row["segmentation"]).tolist() for row in rows] == [m.tolist() for m in (LEFT, ALL, LEFT, LEFT)]
+
+
+def test_only_instances_may_overlap():
+    assert [row["area"] for row in segment_rows(of_masks(LEFT, ALL), "instance")] == [2, 6]
+    for task in ("panoptic", "semantic"):
+        assert [row["area"] for row in segment_rows(of_masks(LEFT, RIGHT), task)] == [2, 4]
+        with pytest.raises(InvalidResultError, match="share pixels"):
+            segment_rows(of_masks(LEFT, ALL), task)
+
+
+def test_a_semantic_map_has_no_holes():
+    """Also where everything is one hole, but not where the image has failed."""
+    for image in (of_masks(RIGHT), SegmentedImage(2, 3, ())):
+        assert len(segment_rows(image, "panoptic")) == len(image.segments)
+        with pytest.raises(InvalidResultError, match=r"cover \d of 6 pixels"):
+            segment_rows(image, "semantic")
+    failed = segmented_table(fetched(1, {0: "not_found"}), [None])
+    assert encode_shard(0, failed, replace(SPEC, task="semantic"))["segments"].num_rows == 0
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_two_masks_of_one_id_are_a_bug(task):
+    with pytest.raises(InvalidResultError, match="segment 1 has two masks"):
+        segment_rows(of_masks(LEFT, RIGHT, ids=[1, 1]), task)
 
 
 def broken(tables, table, column, value):
@@ -120,14 +165,15 @@ def broken(tables, table, column, value):
         ("segments", "area", 5, "area"),
         ("segments", "bbox", [0.0, 0.0, 2.0, 1.0], "area"),
         ("segments", "segmentation", {"size": [2, 2], "counts": "11"}, "runs add up to"),
+        ("segments", "segmentation", {"size": [1, 4], "counts": "04"}, "has size"),
     ],
 )
 def test_broken_rows_are_refused(table, column, value, message):
     images = segmented_table(fetched(1), [segmented(np.ones((2, 2), np.uint8))])
     tables = encode_shard(0, images, SPEC)
-    check_tables(images, tables)
+    check_tables(images, tables, "panoptic")
     with pytest.raises(InvalidResultError, match=message):
-        check_tables(images, broken(tables, table, column, value))
+        check_tables(images, broken(tables, table, column, value), "panoptic")
 
 
 @given(MAPS, st.integers(0, 3))

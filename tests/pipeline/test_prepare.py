@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -32,14 +33,20 @@ def mark(settings):
 RESULTS = {
     "preprocess": "hf",
     "postprocess": "hf",
-    "score_threshold": 0.7,
-    "overlap_threshold": 0.7,
-    "mask_threshold": 0.6,
-    "label_ids_to_fuse": (1,),
     "image_size": "64:128",
     "exif": False,
     "max_image_pixels": 1000,
     "precision": "bf16",
+}
+RESULTS_OF_TASK = {
+    "panoptic": {
+        "score_threshold": 0.7,
+        "overlap_threshold": 0.7,
+        "mask_threshold": 0.6,
+        "label_ids_to_fuse": (1,),
+    },
+    "instance": {"score_threshold": 0.7, "top_k": 10},
+    "semantic": {},
 }
 NO_RESULTS = {
     "images_per_shard": 2,
@@ -51,17 +58,20 @@ NO_RESULTS = {
     "max_failure_rate": 0.5,
     "progress_seconds": 1.0,
 }
+OF_TASKS = [(task, name, value) for task, changes in RESULTS_OF_TASK.items() for name, value in changes.items()]
+CHANGES = [*OF_TASKS, *((task, name, value) for task in RESULTS_OF_TASK for name, value in RESULTS.items())]
 
 
 def test_every_setting_is_known_to_change_results_or_not():
     of_the_run = {"input", "output", "limit", "run_id", "task", "model"}
     names = {field.name for field in dataclasses.fields(Settings)}
-    assert names == set(RESULTS) | set(NO_RESULTS) | of_the_run
+    assert names == set(RESULTS) | {name for _, name, _ in OF_TASKS} | set(NO_RESULTS) | of_the_run
 
 
-@pytest.mark.parametrize("name", RESULTS)
-def test_settings_that_change_results_change_the_fingerprint(settings, name):
-    assert mark(dataclasses.replace(settings, **{name: RESULTS[name]})) != mark(settings)
+@pytest.mark.parametrize(("task", "name", "value"), CHANGES)
+def test_settings_that_change_results_change_the_fingerprint(settings, task, name, value):
+    settings = dataclasses.replace(settings, task=task)
+    assert mark(dataclasses.replace(settings, **{name: value})) != mark(settings)
 
 
 @pytest.mark.parametrize("name", NO_RESULTS)
@@ -69,23 +79,45 @@ def test_settings_that_change_no_results_do_not(settings, name):
     assert mark(dataclasses.replace(settings, **{name: NO_RESULTS[name]})) == mark(settings)
 
 
-def test_a_default_that_is_spelled_out_is_no_change(settings):
-    spelled_out = dataclasses.replace(
-        settings, score_threshold=0.8, overlap_threshold=0.8, mask_threshold=0.5, label_ids_to_fuse=(7, 5, 6)
-    )
-    assert mark(spelled_out) == mark(settings)
+def test_tasks_are_different_runs(settings):
+    assert len({mark(dataclasses.replace(settings, task=task)) for task in RESULTS_OF_TASK}) == 3
+
+
+@pytest.mark.parametrize(
+    ("task", "spelled_out"),
+    [
+        (
+            "panoptic",
+            {
+                "score_threshold": 0.8,
+                "overlap_threshold": 0.8,
+                "mask_threshold": 0.5,
+                "label_ids_to_fuse": (7, 5, 6),
+            },
+        ),
+        ("instance", {"score_threshold": 0.0, "top_k": 100}),
+    ],
+)
+def test_a_default_that_is_spelled_out_is_no_change(settings, task, spelled_out):
+    assert set(spelled_out) == set(RESULTS_OF_TASK[task])
+    default = dataclasses.replace(settings, task=task)
+    assert mark(dataclasses.replace(default, **spelled_out)) == mark(default)
+
+
+@pytest.mark.parametrize("task", RESULTS_OF_TASK)
+def test_a_run_is_known_by_the_settings_of_its_task(settings, task):
+    settings = dataclasses.replace(settings, task=task)
+    known = set(resolved_results(settings, check_model(settings)))
+    assert known - {"semantic_resize"} == {"model", "task", *RESULTS, *RESULTS_OF_TASK[task]}
+    assert ("semantic_resize" in known) == (task == "semantic")
 
 
 def test_the_same_weights_in_another_folder_are_the_same_model(settings, tmp_path, tiny_checkpoint):
-    import shutil
-
     shutil.copytree(tiny_checkpoint, tmp_path / "copy")
     assert mark(dataclasses.replace(settings, model=str(tmp_path / "copy"))) == mark(settings)
 
 
 def test_another_preprocessor_file_is_another_model(settings, tmp_path, tiny_checkpoint):
-    import shutil
-
     shutil.copytree(tiny_checkpoint, tmp_path / "copy")
     (tmp_path / "copy" / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 384, "width": 384}}))
     changed = dataclasses.replace(settings, model=str(tmp_path / "copy"))
@@ -167,3 +199,76 @@ def test_a_repair_that_changes_results_is_another_fingerprint(settings, monkeypa
     before = mark(settings)
     monkeypatch.setattr("pipeline.config.RESULTS_VERSION", 2)
     assert mark(settings) != before
+
+
+# --- what a checkpoint was trained for --------------------------------------------------------------------------------
+
+
+def with_classes(folder, settings, *isthing):
+    """The settings with a copy of their checkpoint whose 8 classes are things or not."""
+    shutil.copytree(settings.model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["categories"] = [
+        {**c, "isthing": int(thing)} for c, thing in zip(config["categories"], isthing, strict=True)
+    ]
+    (folder / "config.json").write_text(json.dumps(config))
+    return dataclasses.replace(settings, model=str(folder))
+
+
+def warnings_of(settings, task):
+    return check_model(dataclasses.replace(settings, task=task)).warnings
+
+
+def test_a_panoptic_checkpoint_does_all_tasks_without_a_warning(settings):
+    assert [warnings_of(settings, task) for task in RESULTS_OF_TASK] == [(), (), ()]
+
+
+@pytest.mark.parametrize(("isthing", "trained_for"), [(True, "instance"), (False, "semantic")])
+@pytest.mark.parametrize("task", RESULTS_OF_TASK)
+def test_a_checkpoint_that_is_asked_for_what_it_has_not_learned(settings, tmp_path, isthing, trained_for, task):
+    settings = with_classes(tmp_path / "one_kind", settings, *[isthing] * 8)
+    if (task, trained_for) == ("instance", "semantic"):
+        with pytest.raises(RunError, match="all 8 classes of --model are stuff"):
+            warnings_of(settings, task)
+        settings = dataclasses.replace(settings, postprocess="hf")  # transformers keeps stuff
+    warnings = warnings_of(settings, task)
+    if task == trained_for:
+        assert warnings == ()
+    else:
+        [warning] = warnings
+        assert f"trained for {trained_for} segmentation" in warning and f"--task {task}, and use --task" in warning
+
+
+def test_stuff_that_is_named_makes_panoptic_segmentation_of_things_sensible(settings, tmp_path):
+    settings = with_classes(tmp_path / "things", settings, *[True] * 8)
+    model = check_model(dataclasses.replace(settings, label_ids_to_fuse=(7,)))
+    assert model.warnings == () and model.inference.fuse_class_ids == model.labels.stuff_class_ids == {7}
+
+
+@pytest.mark.parametrize("task", RESULTS_OF_TASK)
+def test_classes_that_the_checkpoint_does_not_describe_count_as_things(settings, tmp_path, task):
+    settings = with_classes(tmp_path / "guess", settings, *[True] * 8)
+    config = json.loads((tmp_path / "guess" / "config.json").read_text())
+    del config["categories"]
+    (tmp_path / "guess" / "config.json").write_text(json.dumps(config))
+    [warning] = warnings_of(settings, task)
+    assert "does not say which of its classes are stuff" in warning
+    assert ("--label-ids-to-fuse" in warning) == (task == "panoptic")
+
+
+def test_instances_are_those_of_things_unless_transformers_is_followed(settings):
+    settings = dataclasses.replace(settings, task="instance")
+    assert check_model(settings).inference.thing_class_ids == {0, 1, 2, 3, 4}
+    assert check_model(dataclasses.replace(settings, postprocess="hf")).inference.thing_class_ids is None
+
+
+def test_semantic_checkpoints_resize_scores_and_others_masks(settings, tmp_path):
+    """As the original; which a checkpoint is, is known by its name."""
+    settings = dataclasses.replace(settings, task="semantic")
+    name = tmp_path / "mask2former-swin-tiny-ade-semantic"
+    shutil.copytree(settings.model, name)
+    semantic = dataclasses.replace(settings, model=str(name))
+    assert check_model(settings).inference.resize == "masks"
+    assert check_model(semantic).inference.resize == "scores"
+    assert check_model(dataclasses.replace(settings, postprocess="hf")).inference.resize == "scores"
+    assert mark(semantic) != mark(settings)

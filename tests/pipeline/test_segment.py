@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from m2f_core.checkpoint import CheckpointError, weights_sha256
+from m2f_core.instances import InstanceSettings
+from m2f_core.rle import decode
 from m2f_core.segments import PanopticSettings
-from pipeline.errors import ErrorCode, ImageError, RunError, StoreUnavailableError
+from m2f_core.semantic import SemanticSettings
+from pipeline.errors import ErrorCode, ImageError, InvalidResultError, RunError, StoreUnavailableError
 from pipeline.segment import SegmentedImage, Segmenter, SegmentImages, SegmentSpec, look_ahead, plan_batches
 
 SIZES = st.lists(st.one_of(st.none(), st.sampled_from([(32, 32), (32, 64), (64, 32)])), max_size=40)
@@ -56,7 +59,7 @@ def spec(tiny_checkpoint):
         image_size=None,
         exif=True,
         max_image_pixels=1_000_000,
-        panoptic=PanopticSettings.defaults("reference"),
+        inference=PanopticSettings.defaults("reference"),
         precision="fp32",
         device="cpu",
         threads=1,
@@ -86,7 +89,7 @@ def test_every_image_has_one_outcome_in_its_place(spec):
     ]
     assert results[2].code is ErrorCode.UNSUPPORTED and results[4].code is ErrorCode.DECODE_FAILED
     assert (results[3].height, results[3].width) == (90, 50)
-    assert int(results[0].runs.lengths.sum()) == 60 * 80
+    assert all(decode(s.mask.counts, 60, 80).sum() == s.mask.area for s in results[0].segments)
 
 
 def test_an_image_that_breaks_the_model_takes_no_neighbour_with_it(spec, monkeypatch):
@@ -106,6 +109,25 @@ def test_an_image_that_breaks_the_model_takes_no_neighbour_with_it(spec, monkeyp
     assert isinstance(results[0], SegmentedImage) and isinstance(results[2], SegmentedImage)
     assert results[1].code is ErrorCode.INFERENCE_FAILED
     assert "the device says no" in results[1].message
+
+
+def test_a_result_that_cannot_be_is_no_fault_of_the_image(spec, monkeypatch):
+    """A bug of ours stops the run; the image does not fail for it."""
+
+    def impossible(result):
+        raise InvalidResultError("segments [1] are listed, [] are in the map")
+
+    monkeypatch.setattr("pipeline.segment.found_segments", impossible)
+    with pytest.raises(InvalidResultError, match="are in the map"):
+        Segmenter(small(spec)).segment([encoded(seed=1)])
+
+
+@pytest.mark.parametrize(
+    "inference", [InstanceSettings.defaults("reference", frozenset(range(5))), SemanticSettings.defaults("reference")]
+)
+def test_every_task_gives_segments(spec, inference):
+    [result] = Segmenter(small(spec, inference=inference)).segment([encoded(seed=1)])
+    assert isinstance(result, SegmentedImage) and result.segments
 
 
 def test_other_weights_than_the_drivers_are_refused(spec):

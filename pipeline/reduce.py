@@ -1,0 +1,67 @@
+"""Decoder outputs of one image -> its segments, each with its mask as COCO RLE: one form for the results of all tasks.
+
+In two steps, because the first needs the device and the second does not.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from m2f_core import instances, segments, semantic
+from m2f_core.geometry import ImageGeometry
+from m2f_core.rle import Rle, encode_runs, label_runs
+from pipeline.errors import InvalidResultError
+from pipeline.inference_settings import InferenceSettings
+
+InferenceResult = segments.PanopticResult | instances.InstanceResult | semantic.SemanticResult
+
+
+@dataclass(frozen=True)
+class FoundSegment:
+    """A row to be. Segments of one image may have one mask in common, and where the task says so, overlap."""
+
+    segment_id: int
+    class_id: int
+    score: float
+    mask: Rle
+
+
+def infer(
+    logits_QC1: torch.Tensor, masks_Qhw: torch.Tensor, geometry: ImageGeometry, settings: InferenceSettings
+) -> InferenceResult:
+    """The core's inference for the task that the settings are of."""
+    if isinstance(settings, segments.PanopticSettings):
+        return segments.panoptic_segments(logits_QC1, masks_Qhw, geometry, settings)
+    if isinstance(settings, instances.InstanceSettings):
+        return instances.instance_segments(logits_QC1, masks_Qhw, geometry, settings)
+    return semantic.semantic_segments(logits_QC1, masks_Qhw, geometry, settings)
+
+
+def found_segments(result: InferenceResult) -> tuple[FoundSegment, ...]:
+    """The segments in the result's order. Instances, which have no ids, are numbered in it from 1."""
+    if isinstance(result, instances.InstanceResult):
+        return tuple(FoundSegment(n, i.class_id, i.score, i.mask) for n, i in enumerate(result.instances, 1))
+    return _segments_of_map(result.label_map_HW, result.infos)
+
+
+def warm_up(settings: InferenceSettings) -> None:
+    """Compile what the functions above compile on their first call, before images wait for it."""
+    if isinstance(settings, segments.PanopticSettings):
+        segments.warm_up(settings)
+    elif isinstance(settings, instances.InstanceSettings):
+        instances.warm_up(settings)
+    else:
+        semantic.warm_up(settings)
+    encode_runs(label_runs(np.eye(2, dtype=np.uint8)), 2, 2)
+
+
+def _segments_of_map(
+    label_map_HW: NDArray[np.unsignedinteger], infos: tuple[segments.SegmentInfo, ...]
+) -> tuple[FoundSegment, ...]:
+    masks = {rle.label: rle for rle in encode_runs(label_runs(label_map_HW), *label_map_HW.shape)}
+    listed = {info.segment_id for info in infos}
+    if listed != set(masks):
+        raise InvalidResultError(f"segments {sorted(listed)} are listed, {sorted(masks)} are in the map")
+    return tuple(FoundSegment(i.segment_id, i.class_id, i.score, masks[i.segment_id]) for i in infos)
