@@ -87,6 +87,28 @@ class ImageProcessor:
             size_source="argument" if image_size else "file" if file_size else "default",
         )
 
+    def to_preprocessor_config(self) -> dict[str, Any]:
+        """A `preprocessor_config.json` that transformers can read; `from_preprocessor_config` of it gives this back."""
+        if self.size.edges is not None:
+            size = {"shortest_edge": self.size.edges[0], "longest_edge": self.size.edges[1]}
+        else:
+            assert self.size.fixed_hw is not None
+            size = {"height": self.size.fixed_hw[0], "width": self.size.fixed_hw[1]}
+        return {
+            "image_processor_type": "Mask2FormerImageProcessor",
+            "do_resize": True,
+            "size": size,
+            "size_divisor": self.size_divisor,
+            "resample": self.resample,
+            "do_rescale": True,
+            "rescale_factor": self.rescale_factor,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "ignore_index": 255,
+            "do_reduce_labels": False,
+        }
+
     def warnings(self) -> list[str]:
         """What a user should be told before images are processed in this way, one sentence each."""
         if self.size_source == "file" and self.size.fixed_hw:

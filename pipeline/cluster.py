@@ -83,19 +83,28 @@ class Allotment:
         return max(1, int(self.model_cpus))
 
 
-def connect() -> Resources:
-    """Join the cluster of this job, or start Ray on this machine; say what there is to use."""
+def connect(log_to_driver: bool = True) -> Resources:
+    """Join the cluster of this job, or start Ray on this machine; say what there is to use.
+
+    `log_to_driver`: what workers print appears here, with their names before it.
+    """
     if not ray.is_initialized():
         if joins_a_cluster():
             try:
-                ray.init(logging_level=logging.WARNING)
+                ray.init(logging_level=logging.WARNING, log_to_driver=log_to_driver)
             except (OSError, RuntimeError, ValueError, RayError) as error:
                 address = os.environ["RAY_ADDRESS"]
                 raise RunError(f"cannot join the Ray cluster at {address} (RAY_ADDRESS): {one_line(error)}") from None
         else:
             # Ray's own count knows a container's limits. One more, because fetching and writing mostly wait.
             num_cpus = int(ray._private.utils.get_num_cpus()) + 1
-            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.WARNING)
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                log_to_driver=log_to_driver,
+            )
     now = Counter(_shape(node["Resources"]) for node in ray.nodes() if node["Alive"])
     may_start: Counter[tuple[float, float]] = Counter()
     config = ray._private.state.state.get_cluster_config()  # what the autoscaler may start; None without one

@@ -39,9 +39,8 @@ class GroundTruth:
     categories: tuple[dict[str, Any], ...]  # id, name; with `isthing` where panoptic
 
 
-def read_panoptic(place: str, pngs: str | None) -> GroundTruth:
+def read_panoptic(place: str, pngs: str | None, flag: str = "--panoptic-gt") -> GroundTruth:
     """COCO panoptic: the images that have an entry in `annotations`, as in panopticapi."""
-    flag = "--panoptic-gt"
     content = _read_coco(flag, place, ("image_id", "file_name", "segments_info"), ("id", "name", "isthing"))
     folder = (place.removesuffix(".json") if pngs is None else pngs).rstrip("/")
     known = {category["id"] for category in content["categories"]}
@@ -63,9 +62,8 @@ def read_panoptic(place: str, pngs: str | None) -> GroundTruth:
     return GroundTruth(flag, place, tuple(images), tuple(content["categories"]))
 
 
-def read_instances(place: str) -> GroundTruth:
+def read_instances(place: str, flag: str = "--instances-gt") -> GroundTruth:
     """COCO instances: every image of the file, also those without annotations."""
-    flag = "--instances-gt"
     needed = ("id", "image_id", "category_id", "segmentation", "area", "bbox")
     content = _read_coco(flag, place, needed, ("id", "name"))
     _check_categories(content["annotations"], {c["id"] for c in content["categories"]}, f"{flag} {place}")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m2f_core.rle import LabelRuns, encode_counts, encode_runs, label_runs, runs_to_label_map
+from m2f_core.targets import panoptic_ids
 from pipeline.errors import RunError
 from pipeline.ground_truth import GtImage
 from pipeline.read_object import read_bytes
@@ -22,12 +23,17 @@ IGNORED_LABEL = 255  # the same, as it stands in a label PNG
 VOID = 0  # segment id of a pixel in no segment
 
 
+def read_panoptic_pixels(image: GtImage) -> NDArray[np.uint8]:
+    """The PNG of segment ids as it stands, uint8 [H, W, 3]. RunError where its size is not that of the JSON."""
+    pixels_HW3 = _read_png(image, ("RGB",), "an RGB image of segment ids")
+    if pixels_HW3.shape[:2] != image.size:
+        raise RunError(f"{image.png} is {pixels_HW3.shape[:2]} (height, width), the JSON says {image.size}")
+    return pixels_HW3
+
+
 def read_panoptic_png(image: GtImage) -> LabelRuns:
-    """Runs of segment ids; an id is R + 256 G + 256² B. RunError where ids or size are not those of the JSON."""
-    pixels = _read_png(image, ("RGB",), "an RGB image of segment ids")
-    if pixels.shape[:2] != image.size:
-        raise RunError(f"{image.png} is {pixels.shape[:2]} (height, width), the JSON says {image.size}")
-    runs = label_runs(pixels.astype(np.int32) @ np.array([1, 256, 256**2], np.int32))
+    """Runs of segment ids. RunError where ids or size are not those of the JSON."""
+    runs = label_runs(panoptic_ids(read_panoptic_pixels(image)))
     unknown = set(np.unique(runs.values).tolist()) - {segment["id"] for segment in image.annotations} - {VOID}
     if unknown:
         raise RunError(f"{image.png} holds segment {min(unknown)}, which is not in its segments_info")

@@ -78,7 +78,7 @@ class Sums:
 
 
 @dataclass
-class _Records:
+class Records:
     """What hotcoco compares: images, segments of the ground truth and of the run, as COCO writes them."""
 
     images: list[Record] = field(default_factory=list)
@@ -100,7 +100,7 @@ def score_part(spec: ScoreSpec, task: PartTask) -> Sums:
     Masks are kept as RLE until the part is done; of pixels, one image at a time is in memory.
     """
     sums = Sums.zero(spec)
-    panoptic, instances = _Records(), _Records()
+    panoptic, instances = Records(), Records()
     segments = _segments_by_image(spec.tables, task)
     for image in task.images:
         rows = segments.get(image.image_key, [])
@@ -127,7 +127,7 @@ def score_part(spec: ScoreSpec, task: PartTask) -> Sums:
     return sums
 
 
-def _instance_states(records: _Records, categories: tuple[Category, ...]) -> dict[str, list[bytes]]:
+def _instance_states(records: Records, categories: tuple[Category, ...]) -> dict[str, list[bytes]]:
     try:
         return {
             kind: [instance_state(kind, records.images, records.truth, records.predicted, categories)]

@@ -8,13 +8,15 @@ import docstring_parser
 
 from pipeline.config import Settings
 from pipeline.evaluation_config import EvaluationSettings
+from pipeline.finetune_config import FinetuneSettings
+from pipeline.scenes_config import ScenesSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "command-line.md"
 
 HEAD = """# Command line
 
-Made from `pipeline/config.py` and `pipeline/evaluation_config.py`; do not edit (`python -m tests.command_line_page`
-writes it, a test compares).
+Made from `config.py`, `finetune_config.py`, `evaluation_config.py` and `scenes_config.py` of `pipeline/`; do not edit
+(`python -m tests.command_line_page` writes it, a test compares).
 
 Every flag may stand in a YAML file, without its dashes, and be given as `--config FILE`; flags win.
 
@@ -27,7 +29,12 @@ label_ids_to_fuse: [80, 81, 82]
 ```
 """
 
-JOBS = {"segment_bucket.py": Settings, "evaluate.py": EvaluationSettings}
+JOBS = {
+    "segment_bucket.py": Settings,
+    "finetune.py": FinetuneSettings,
+    "evaluate.py": EvaluationSettings,
+    "make_scenes.py": ScenesSettings,
+}
 TABLE_HEAD = """
 ## jobs/{job}
 

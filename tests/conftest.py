@@ -30,7 +30,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """A seeded tiny Mask2Former with 5 things and 3 stuff classes, as a Hugging Face folder."""
-    from jobs.demo import make_model
+    from tests.inputs import make_model
 
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     make_model(folder)
@@ -40,7 +40,7 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory) -> Path:
     """The eleven photographs of the scikit-image wheel."""
-    from jobs.demo import gather_photographs
+    from tests.inputs import gather_photographs
 
     folder = tmp_path_factory.mktemp("photographs")
     gather_photographs(folder)

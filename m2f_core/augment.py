@@ -1,0 +1,76 @@
+"""Large-scale jitter: the augmentation that the paper trains with (Ghiasi et al. 2021, "Simple Copy-Paste").
+
+An image is flipped or not, resized to fit `scale` times the crop, then cropped at random, or padded at the right and
+at the bottom, to exactly the crop. The original's `coco_panoptic_new_baseline_dataset_mapper.py` does so with
+detectron2's RandomFlip, ResizeScale and FixedSizeCrop. Padding is grey (128) in the image, before it is normalised.
+
+Legend: H, W pixels of the image; h, w of the crop; N masks.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+IMAGE_PADDING = 128
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """One draw: what happens to one image and to all that is annotated in it."""
+
+    flip: bool
+    resized_hw: tuple[int, int]
+    offset_yx: tuple[int, int]  # of the crop in the resized image
+    crop_hw: tuple[int, int]
+
+    def image(self, image: Image.Image) -> NDArray[np.uint8]:
+        """An RGB image as uint8 [h, w, 3]."""
+        pixels = np.asarray(self._resize(image, Image.Resampling.BILINEAR))
+        out_hw3 = np.full((*self.crop_hw, 3), IMAGE_PADDING, np.uint8)
+        return self._paste(pixels, out_hw3)
+
+    def map(self, map_HW: NDArray[np.integer], padding: int) -> NDArray[np.int32]:
+        """An integer map, by nearest neighbour, as int32 [h, w]."""
+        resized = self._resize(Image.fromarray(map_HW.astype(np.int32)), Image.Resampling.NEAREST)
+        return self._paste(np.asarray(resized), np.full(self.crop_hw, padding, np.int32))
+
+    def masks(self, masks_NHW: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Masks, by nearest neighbour, as bool [N, h, w]; padding belongs to none."""
+        out_Nhw = np.zeros((len(masks_NHW), *self.crop_hw), np.bool_)
+        for mask_HW, out_hw in zip(masks_NHW, out_Nhw, strict=True):
+            self._paste(np.asarray(self._resize(Image.fromarray(mask_HW), Image.Resampling.NEAREST)), out_hw)
+        return out_Nhw
+
+    def _resize(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
+        if self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        height, width = self.resized_hw
+        return image.resize((width, height), resample)
+
+    def _paste(self, resized: NDArray, out: NDArray) -> NDArray:
+        y, x = self.offset_yx
+        cropped = resized[y : y + self.crop_hw[0], x : x + self.crop_hw[1]]
+        out[: cropped.shape[0], : cropped.shape[1]] = cropped
+        return out
+
+
+@dataclass(frozen=True)
+class LargeScaleJitter:
+    """The distribution that `Jitter`s are drawn from."""
+
+    crop_hw: tuple[int, int]
+    min_scale: float
+    max_scale: float
+    flip: bool  # half of the images, left to right
+
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> Jitter:
+        """For an image of `height` x `width` pixels."""
+        flip = self.flip and bool(rng.random() < 0.5)
+        scale = rng.uniform(self.min_scale, self.max_scale)
+        ratio = scale * min(self.crop_hw[0] / height, self.crop_hw[1] / width)
+        resized_hw = max(1, round(height * ratio)), max(1, round(width * ratio))
+        room_yx = (max(0, length - crop) for length, crop in zip(resized_hw, self.crop_hw, strict=True))
+        y, x = (round(room * rng.random()) for room in room_yx)
+        return Jitter(flip, resized_hw, (y, x), self.crop_hw)

@@ -1,0 +1,91 @@
+"""The model that a training starts from, and the files that a trained one is saved as."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from m2f_core.checkpoint import (
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    check_checkpoint,
+    load_checkpoint,
+    read_config,
+    read_preprocessor_config,
+    save_checkpoint,
+)
+from m2f_core.config import Mask2FormerConfig
+from m2f_core.image_processor import ImageProcessor
+from m2f_core.initial_weights import initial_model, new_class_predictor
+from m2f_core.labels import LabelMap
+from m2f_core.model import Mask2Former
+from pipeline.errors import RunError
+from pipeline.finetune_config import FinetuneSettings
+from pipeline.read_object import parse_json_object, read_bytes
+from pipeline.storage import one_line, open_filesystem
+from pipeline.weights import stage_model
+
+ARCHITECTURES = {
+    "swin-tiny": Mask2FormerConfig.swin_tiny,
+    "swin-small": Mask2FormerConfig.swin_small,
+    "swin-base": Mask2FormerConfig.swin_base,
+    "swin-large": Mask2FormerConfig.swin_large,
+}
+
+
+def check_start(settings: FinetuneSettings) -> ImageProcessor:
+    """Find out what is wrong with --model or --architecture without building it. RunError; else how images are seen."""
+    try:
+        if settings.model is None:
+            _architecture(settings, LabelMap(()))
+            return ImageProcessor.from_preprocessor_config(None, "reference", settings.parsed_image_size())
+        path = stage_model(settings.model)
+        check_checkpoint(path)
+        return ImageProcessor.from_preprocessor_config(
+            read_preprocessor_config(path), "reference", settings.parsed_image_size()
+        )
+    except (ValueError, OSError) as error:  # CheckpointError and ConfigError are ValueErrors
+        raise RunError(f"{_source(settings)}: {one_line(error)}") from None
+
+
+def starting_model(settings: FinetuneSettings, labels: LabelMap) -> tuple[Mask2Former, bool]:
+    """A model for the classes of `labels`, in training mode, and whether its class head is new."""
+    if settings.model is None:
+        return initial_model(_architecture(settings, labels), settings.seed), True
+    path = stage_model(settings.model)
+    model = load_checkpoint(path)
+    of_model = LabelMap.from_config_dict(read_config(path))
+    same = [(c.name, c.isthing) for c in of_model.categories] == [(c.name, c.isthing) for c in labels.categories]
+    model.config = replace(model.config, id2label=_names(labels))
+    if not same:
+        new_class_predictor(model, len(labels.categories), settings.seed)
+    return model.train(), not same
+
+
+def save_model(model: Mask2Former, folder: Path, labels: LabelMap, processor: ImageProcessor) -> None:
+    """A Hugging Face folder: config.json with the data set's categories, weights, and how images are prepared."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = json.dumps(processor.to_preprocessor_config(), indent=2)
+    (folder / PREPROCESSOR_FILE).write_text(config + "\n", encoding="utf-8")
+    save_checkpoint(model, folder, labels)
+
+
+def _architecture(settings: FinetuneSettings, labels: LabelMap) -> Mask2FormerConfig:
+    """--architecture with the classes of `labels`. ConfigError, or RunError where there is no such thing."""
+    assert settings.architecture is not None
+    names = _names(labels) or {0: "any"}
+    if settings.architecture in ARCHITECTURES:
+        return ARCHITECTURES[settings.architecture](id2label=names)
+    if not settings.architecture.endswith(".json"):
+        known = ", ".join(ARCHITECTURES)
+        raise RunError(f"--architecture {settings.architecture} is none of {known}, and no {CONFIG_FILE} either")
+    filesystem, path = open_filesystem(settings.architecture)
+    content = parse_json_object(read_bytes(filesystem, path, "--architecture"), path, "--architecture")
+    return replace(Mask2FormerConfig.from_dict(content), id2label=names)
+
+
+def _names(labels: LabelMap) -> dict[int, str]:
+    return {category.class_id: category.name for category in labels.categories}
+
+
+def _source(settings: FinetuneSettings) -> str:
+    return f"--model {settings.model}" if settings.model is not None else f"--architecture {settings.architecture}"

@@ -1,0 +1,60 @@
+"""What a training has said so far: rows of losses and validations, as JSON lines, as a line of text, as a plot."""
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+LOG_FILE = "log.jsonl"
+PLOT_FILE = "loss.png"
+
+Row = dict[str, Any]
+
+# Validation figures by their key in a row, with the title of the plot's axis.
+FIGURES = {"PQ": "PQ", "PQ_things": "PQ things", "PQ_stuff": "PQ stuff", "AP": "AP of masks"}
+
+
+def to_lines(rows: Sequence[Row]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def from_lines(data: bytes) -> list[Row]:
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def as_text(row: Row, num_iterations: int) -> str:
+    """`1,200/20,000  loss 14.203 (class 0.412 mask 0.301 dice 0.633)  lr 1.0e-04  4.1 it/s`"""
+    parts = [f"{row['iteration']:,}/{num_iterations:,}"]
+    if "loss" in row:
+        terms = " ".join(f"{name.removeprefix('loss_')} {row[name]:.3f}" for name in row if name.startswith("loss_"))
+        parts += [f"loss {row['loss']:.3f} ({terms})", f"lr {row['learning_rate']:.1e}"]
+        parts += [f"{row['iterations_per_second']:.2f} it/s"]
+    figures = [f"{title} {100 * row[name]:.2f}" for name, title in FIGURES.items() if row.get(name) is not None]
+    return "  ".join([*parts, *figures])
+
+
+def plot(rows: Sequence[Row]) -> bytes:
+    """PNG: the loss by iteration and, below, the validation's figures where there are any."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # not pyplot, which has global state and looks for a display
+
+    validated = [row for row in rows if any(row.get(name) is not None for name in FIGURES)]
+    figure = Figure(figsize=(8, 7 if validated else 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2 if validated else 1, 1, sharex=True, squeeze=False)[:, 0]
+    trained = [row for row in rows if "loss" in row]
+    axes[0].plot([row["iteration"] for row in trained], [row["loss"] for row in trained], linewidth=0.8)
+    axes[0].set(ylabel="loss (all predictions)", yscale="log")
+    if validated:
+        for name, title in FIGURES.items():
+            points = [(row["iteration"], 100 * row[name]) for row in validated if row.get(name) is not None]
+            if points:
+                axes[1].plot(*zip(*points, strict=True), marker=".", label=title)
+        axes[1].set(ylabel="validation, percent", ylim=(0, 100))
+        axes[1].legend(loc="upper left")
+    axes[-1].set(xlabel="iteration")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=120)
+    return png.getvalue()

@@ -1,0 +1,88 @@
+"""Figures of a model in training on annotated images: PQ, or AP where the ground truth is of instances.
+
+The model's inference and the metrics are those of a run and of `jobs/evaluate.py`; only the tables in between are left
+out. Each worker takes every `num_workers`-th image; sums are added up afterwards.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from m2f_core.image_processor import ImageProcessor
+from m2f_core.instances import InstanceSettings, instance_segments
+from m2f_core.labels import LabelMap
+from m2f_core.model import Mask2Former
+from m2f_core.rle import encode_runs, label_runs
+from m2f_core.segments import PanopticSettings, panoptic_segments
+from pipeline.ground_truth_png import panoptic_records, read_panoptic_png
+from pipeline.metrics import Record, instance_state, instance_summary, panoptic_summary, panoptic_sums
+from pipeline.score import Records
+from pipeline.training_data import AnnotatedImages
+
+# Puts together what every worker has: a list with one entry a worker, the same on all of them.
+Gather = Callable[[Any], list[Any]]
+
+
+def validate(
+    model: Mask2Former,
+    data: AnnotatedImages,
+    labels: LabelMap,
+    processor: ImageProcessor,
+    share: range,
+    gather: Gather,
+) -> dict[str, float | None]:
+    """PQ, PQ_things and PQ_stuff, or AP, as fractions; None where there is nothing to find.
+
+    `share` are the indices of this worker's images. The model is in training mode again afterwards.
+    """
+    records = Records()
+    model.eval()
+    with torch.inference_mode():
+        for index in share:
+            predicted = _predict(model, data, labels, processor, index)
+            image = data.ground_truth.images[index]
+            truth = panoptic_records(image, read_panoptic_png(image)) if data.panoptic else image.annotations
+            records.add(image, truth, predicted)
+    model.train()
+    categories = data.ground_truth.categories
+    if data.panoptic:
+        own = panoptic_sums(records.images, records.truth, records.predicted, categories)
+        sums = np.sum(gather(own), axis=0)
+        summary = panoptic_summary(sums, categories)
+        return {
+            "PQ": summary["all"]["PQ"],
+            "PQ_things": summary["things"]["PQ"],
+            "PQ_stuff": summary["stuff"]["PQ"],
+        }
+    state = instance_state("segm", records.images, records.truth, records.predicted, categories)
+    return {"AP": instance_summary(gather(state), categories)["AP"]}
+
+
+def _predict(
+    model: Mask2Former, data: AnnotatedImages, labels: LabelMap, processor: ImageProcessor, index: int
+) -> list[Record]:
+    image = data.image(index)
+    geometry = processor.geometry(image.height, image.width)
+    device = next(model.parameters()).device
+    output = model(processor.to_batch([processor.resize(image)], geometry.padded_hw, device))
+    logits, masks = output.class_queries_logits[0], output.masks_queries_logits[0]
+    size = [image.height, image.width]
+    if data.panoptic:
+        panoptic = panoptic_segments(
+            logits, masks, geometry, PanopticSettings.defaults("reference", labels.stuff_class_ids)
+        )
+        rles = {rle.label: rle for rle in encode_runs(label_runs(panoptic.label_map_HW), *size)}
+        found = [(info.class_id, info.score, rles[info.segment_id]) for info in panoptic.infos]
+    else:
+        instances = instance_segments(logits, masks, geometry, InstanceSettings.defaults("reference"))
+        found = [(instance.class_id, instance.score, instance.mask) for instance in instances.instances]
+    return [
+        {
+            "category_id": labels.categories[class_id].category_id,
+            "score": score,
+            "segmentation": {"size": size, "counts": rle.counts.decode("ascii")},
+        }
+        for class_id, score, rle in found
+    ]

@@ -1,0 +1,232 @@
+"""jobs/finetune.py as a user runs it: what it writes, that it goes on after `kill -9`, what it refuses."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jobs import finetune
+from m2f_core.checkpoint import load_checkpoint
+from m2f_core.config import Mask2FormerConfig
+from tests.coco_folders import CATEGORIES, CocoFolder, write_coco_folder
+
+ROOT = Path(__file__).parents[2]
+STEPS = 160
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> CocoFolder:
+    return write_coco_folder(tmp_path_factory.mktemp("coco") / "set", [(64, 64), (64, 80), (48, 64), (64, 48)])
+
+
+@pytest.fixture(scope="module")
+def architecture(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("architecture") / "tiny.json"
+    path.write_text(json.dumps(Mask2FormerConfig.tiny(train_num_points=128).to_dict()))
+    return path
+
+
+def flags_of(folder: CocoFolder, output: Path, **others) -> list[str]:
+    values = {
+        "images": folder.images,
+        "panoptic-gt": folder.panoptic_gt,
+        "output": output,
+        "iterations": STEPS,
+        "batch-size": 2,
+        "cpus-per-worker": 1,
+        "crop-size": "64x64",
+        "image-size": "64:96",
+        "learning-rate": 1e-3,
+        "log-every": 8,
+        "save-every": 8,
+        "evaluate-every": STEPS,
+        **{name.replace("_", "-"): value for name, value in others.items()},
+    }
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
+def job(flags: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "jobs/finetune.py", *flags],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def wait_for_checkpoint(output: Path, process: subprocess.Popen, seconds: float = 200) -> None:
+    deadline = time.monotonic() + seconds
+    while not list(output.glob("train/checkpoint_*/training.json")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, architecture, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    validation = {"val_images": folder.images, "val_gt": folder.panoptic_gt}
+    said = finish(job(flags_of(folder, output, architecture=architecture, **validation)))
+    assert f"{STEPS}/{STEPS}  loss" in said and "PQ" in said
+    return output
+
+
+def test_the_model_is_a_checkpoint_for_everyone(undisturbed):
+    model = load_checkpoint(undisturbed / "model")
+    config = json.loads((undisturbed / "model" / "config.json").read_text())
+    assert [c["id"] for c in config["categories"]] == [17, 90, 3]  # things first
+    from transformers import Mask2FormerForUniversalSegmentation
+
+    theirs = Mask2FormerForUniversalSegmentation.from_pretrained(undisturbed / "model").eval()
+    pixels = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found, expected = model(pixels), theirs(pixels)
+    assert torch.allclose(found.class_queries_logits, expected.class_queries_logits, atol=1e-4)
+    assert torch.allclose(found.masks_queries_logits, expected.masks_queries_logits, atol=1e-4)
+
+
+def test_log_and_plot_lie_beside_it(undisturbed):
+    rows = [json.loads(line) for line in (undisturbed / "log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == STEPS // 8
+    assert losses[-1] < losses[0]
+    assert {"PQ", "PQ_things", "PQ_stuff"} <= rows[-1].keys()
+    assert (undisturbed / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_training_is_left_as_it_is(folder, architecture, undisturbed, capsys):
+    with pytest.raises(SystemExit) as stop:
+        finetune.main(
+            flags_of(
+                folder, undisturbed, architecture=architecture, val_images=folder.images, val_gt=folder.panoptic_gt
+            )
+        )
+    assert stop.value.code == 2
+    assert "holds a finished training" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("victim", ["driver", "worker"])
+def test_a_killed_training_ends_with_the_same_weights(folder, architecture, undisturbed, tmp_path, victim):
+    """kill -9 at a random moment after the first checkpoint. A dead worker is replaced within the run; after a dead
+    driver the same command goes on.
+    """
+    output = tmp_path / "out"
+    flags = flags_of(
+        folder, output, architecture=architecture, val_images=folder.images, val_gt=folder.panoptic_gt
+    )  # fmt: skip
+    process = job(flags)
+    wait_for_checkpoint(output, process)
+    time.sleep(random.uniform(0, 0.5))
+    if victim == "driver":
+        assert process.poll() is None, "the training was over before it could be killed"
+        process.kill()
+        process.communicate()
+        assert not (output / "model").exists()
+        process = job(flags)
+    else:
+        os.kill(worker_of(process.pid), signal.SIGKILL)
+    said = finish(process)
+    assert "going on after step" in said
+    expected = load_file(undisturbed / "model" / "model.safetensors")
+    found = load_file(output / "model" / "model.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    rows = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows if "loss" in row] == list(range(8, STEPS + 1, 8))
+
+
+def worker_of(driver: int) -> int:
+    """Ray's worker process that trains; a grandchild of the driver."""
+    found = subprocess.run(["pgrep", "-f", "ray::RayTrainWorker"], capture_output=True, text=True).stdout.split()
+    [worker] = [int(pid) for pid in found if driver in ancestors(int(pid))]
+    return worker
+
+
+def ancestors(pid: int) -> list[int]:
+    parents = []
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        parents.append(pid)
+    return parents
+
+
+def test_two_workers_on_instance_data(folder, architecture, tmp_path):
+    output = tmp_path / "out"
+    flags = [
+        flag for flag in flags_of(folder, output, iterations=8, architecture=architecture) if "panoptic" not in flag
+    ]
+    flags += [f"--instances-gt={folder.instances_gt}", "--workers=2", "--evaluate-every=8"]
+    said = finish(job([*flags, f"--val-images={folder.images}", f"--val-gt={folder.instances_gt}"]))
+    assert "training on 2 workers" in said and "8/8  AP of masks" in said
+    config = json.loads((output / "model" / "config.json").read_text())
+    assert config["id2label"] == {"0": "block", "1": "bar"}
+
+
+def test_a_start_from_a_checkpoint_keeps_or_replaces_the_class_head(folder, undisturbed, tmp_path):
+    """Of the same classes the head stays; a step of nothing shows it. Others get a new one, and keep the rest."""
+    same, other = tmp_path / "same", tmp_path / "other"
+    nothing = {"iterations": 1, "save_every": 1, "evaluate_every": 1, "learning_rate": 1e-12, "weight_decay": 0}
+    finish(job(flags_of(folder, same, model=undisturbed / "model", **nothing)))
+    flags = [flag for flag in flags_of(folder, other, model=undisturbed / "model", **nothing) if "panoptic" not in flag]
+    finish(job([*flags, f"--instances-gt={folder.instances_gt}"]))
+    start = load_file(undisturbed / "model" / "model.safetensors")
+    of_same, of_other = (load_file(path / "model" / "model.safetensors") for path in (same, other))
+    for name, weight in start.items():
+        assert torch.allclose(of_same[name], weight, atol=1e-6), name
+        if name.startswith("class_predictor."):
+            assert of_other[name].shape[0] == len(CATEGORIES) and weight.shape[0] == len(CATEGORIES) + 1
+        else:
+            assert torch.allclose(of_other[name], weight, atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"panoptic_gt": "missing.json"}, "--panoptic-gt .*missing.json does not exist"),
+        ({"architecture": "swin-huge"}, "--architecture swin-huge is none of swin-tiny"),
+        ({"model": "missing/checkpoint.pkl"}, "give either --model or --architecture"),
+        ({"crop_size": "64:64"}, "--crop-size is '64:64'"),
+        ({"batch_size": 3, "workers": 2}, "--batch-size 3 cannot be shared equally by 2 --workers"),
+        ({"evaluate_every": 12}, "--evaluate-every 12 is no multiple of --save-every 8"),
+        ({"val_images": "images"}, "--val-images and --val-gt belong together"),
+        ({"min_scale": 3.0}, "--min-scale 3.0 is above --max-scale 2.0"),
+        ({"workers": 1000, "batch_size": 1000}, "1000 workers with 1 CPUs each do not fit"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(folder, architecture, tmp_path, capsys, changed, message):
+    output = tmp_path / "out"
+    flags = flags_of(folder, output, **{"architecture": architecture, **changed})
+    with pytest.raises(SystemExit) as stop:
+        finetune.main(flags)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    import re
+
+    assert re.search(message, error), error
+    assert not output.exists()
+
+
+def test_another_trainings_folder_is_refused(folder, architecture, undisturbed, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        finetune.main(flags_of(folder, undisturbed, architecture=architecture, seed=5))
+    assert "holds a training with other settings" in capsys.readouterr().err
+    (tmp_path / "photograph.jpg").write_bytes(b"")
+    with pytest.raises(SystemExit):
+        finetune.main(flags_of(folder, tmp_path, architecture=architecture))
+    assert "is not empty and holds no training" in capsys.readouterr().err

@@ -1,0 +1,114 @@
+"""Training batches: targets lie on their pixels, and what a batch holds depends on its number alone."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from m2f_core.augment import LargeScaleJitter
+from m2f_core.labels import LabelMap
+from pipeline.errors import RunError
+from pipeline.training_data import AnnotatedImages, EndlessOrder, TrainingSamples, WorkerShare, load_batches
+from tests.coco_folders import CATEGORIES, colour_of, write_coco_folder
+
+SIZES = [(40, 64), (64, 40), (32, 32), (50, 70), (33, 47)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_coco_folder(tmp_path_factory.mktemp("coco") / "set", SIZES)
+
+
+def samples_of(folder, panoptic: bool, jitter=None, seed=0) -> TrainingSamples:
+    gt = folder.panoptic_gt if panoptic else folder.instances_gt
+    data = AnnotatedImages.read(str(folder.images), str(gt), None, panoptic, "--gt")
+    labels = LabelMap.from_coco_categories(list(data.ground_truth.categories))
+    jitter = jitter or LargeScaleJitter((48, 48), 0.5, 1.5, True)
+    return TrainingSamples(data, labels.class_id_of_category, jitter, seed)
+
+
+@pytest.mark.parametrize("panoptic", [True, False])
+def test_targets_lie_on_their_pixels(folder, panoptic):
+    """The colour in the middle of a mask is that of a segment of the mask's class. Things are numbered before stuff."""
+    samples = samples_of(folder, panoptic)
+    names = ["block", "bar", "ground"] if panoptic else ["block", "bar"]
+    category_of = {c["name"]: (segment_id, c["id"]) for segment_id, c in enumerate(CATEGORIES, 1)}
+    found = set()
+    for n in range(40):
+        pixels, targets = samples[n]
+        assert pixels.shape == (48, 48, 3)
+        assert targets.mask_labels.dtype == torch.bool and targets.mask_labels.shape[1:] == (48, 48)
+        for mask, class_id in zip(targets.mask_labels.numpy(), targets.class_labels.tolist(), strict=True):
+            assert mask.any()
+            colour = np.median(pixels[mask], axis=0)
+            assert np.abs(colour - colour_of(*category_of[names[class_id]])).max() < 60
+            found.add(names[class_id])
+    assert found == set(names)
+
+
+def test_both_ground_truths_give_the_same_things(folder):
+    panoptic, instances = samples_of(folder, True), samples_of(folder, False)
+    for n in range(10):
+        from_panoptic, from_instances = panoptic[n][1], instances[n][1]
+        things = from_panoptic.class_labels < 2
+        assert torch.equal(from_panoptic.mask_labels[things], from_instances.mask_labels)
+        assert torch.equal(from_panoptic.class_labels[things], from_instances.class_labels)
+
+
+@given(st.integers(1, 9), st.integers(0, 2**20))
+def test_every_epoch_has_every_image_once(num_images, seed):
+    order = EndlessOrder(num_images, seed)
+    for epoch in (0, 1, 5, 0):  # also backwards
+        places = [order[epoch * num_images + i] for i in range(num_images)]
+        assert sorted(places) == list(range(num_images))
+    assert EndlessOrder(num_images, seed)[7] == order[7]
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 1000))
+def test_shares_of_the_workers_are_the_batch(num_workers, per_worker, iteration):
+    size = num_workers * per_worker
+    shares = [n for r in range(num_workers) for n in WorkerShare(size, r, num_workers).sample_numbers(iteration)]
+    assert shares == list(range(iteration * size, (iteration + 1) * size))
+
+
+def test_a_batch_is_the_same_wherever_loading_starts(folder):
+    whole = list(load_batches(samples_of(folder, True), WorkerShare(4, 0, 1), range(6), 0))
+    late = list(load_batches(samples_of(folder, True), WorkerShare(4, 0, 1), range(4, 6), 0))
+    second = list(load_batches(samples_of(folder, True), WorkerShare(4, 1, 2), range(6), 0))
+    assert len(whole) == 6
+    for batch, again in zip(whole[4:], late, strict=True):
+        assert torch.equal(batch.pixels_Bhw3, again.pixels_Bhw3)
+        assert all(map(torch.equal, batch.mask_labels, again.mask_labels))
+    for batch, half in zip(whole, second, strict=True):
+        assert torch.equal(batch.pixels_Bhw3[2:], half.pixels_Bhw3)
+    assert not torch.equal(whole[0].pixels_Bhw3, whole[1].pixels_Bhw3)
+
+
+def test_processes_load_the_same_batches(folder):
+    here = list(load_batches(samples_of(folder, True), WorkerShare(2, 0, 1), range(2), 0))
+    there = list(load_batches(samples_of(folder, True), WorkerShare(2, 0, 1), range(2), 1))
+    assert all(torch.equal(a.pixels_Bhw3, b.pixels_Bhw3) for a, b in zip(here, there, strict=True))
+
+
+def test_what_cannot_be_used_is_named(tmp_path):
+    folder = write_coco_folder(tmp_path / "set", [(32, 32)])
+    image = folder.images / "001.png"
+    Image.new("RGB", (31, 32)).save(image)
+    with pytest.raises(RunError, match=r"001\.png is 32 x 31 .* its ground truth says \(32, 32\)"):
+        samples_of(folder, True)[0]
+    image.write_bytes(b"no image")
+    with pytest.raises(RunError, match=r"001\.png cannot be used"):
+        samples_of(folder, True)[0]
+    image.unlink()
+    with pytest.raises(RunError, match=r"001\.png does not exist"):
+        samples_of(folder, True)[0]
+    content = json.loads(folder.instances_gt.read_text())
+    content["annotations"][0]["segmentation"] = [[1, 2, 3]]
+    folder.instances_gt.write_text(json.dumps(content))
+    Image.new("RGB", (32, 32)).save(image)
+    with pytest.raises(RunError, match=r"the ground truth of 001\.png cannot be used: annotation 1"):
+        samples_of(folder, False)[0]
