@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from m2f_core.image_processor import ImageProcessor
-from m2f_core.instances import InstanceSettings, instance_segments
+from m2f_core.instances import InstanceSettings
 from m2f_core.labels import LabelMap
 from m2f_core.model import Mask2Former
-from m2f_core.rle import encode_runs, label_runs
-from m2f_core.segments import PanopticSettings, panoptic_segments
+from m2f_core.segments import PanopticSettings
 from pipeline.ground_truth_png import panoptic_records, read_panoptic_png
 from pipeline.metrics import Record, instance_state, instance_summary, panoptic_summary, panoptic_sums
+from pipeline.reduce import found_segments, infer
 from pipeline.score import Records
 from pipeline.training_data import AnnotatedImages
 
@@ -67,22 +67,18 @@ def _predict(
     geometry = processor.geometry(image.height, image.width)
     device = next(model.parameters()).device
     output = model(processor.to_batch([processor.resize(image)], geometry.padded_hw, device))
-    logits, masks = output.class_queries_logits[0], output.masks_queries_logits[0]
+    settings = (
+        PanopticSettings.defaults("reference", labels.stuff_class_ids)
+        if data.panoptic
+        else InstanceSettings.defaults("reference")
+    )
+    result = infer(output.class_queries_logits[0], output.masks_queries_logits[0], geometry, settings)
     size = [image.height, image.width]
-    if data.panoptic:
-        panoptic = panoptic_segments(
-            logits, masks, geometry, PanopticSettings.defaults("reference", labels.stuff_class_ids)
-        )
-        rles = {rle.label: rle for rle in encode_runs(label_runs(panoptic.label_map_HW), *size)}
-        found = [(info.class_id, info.score, rles[info.segment_id]) for info in panoptic.infos]
-    else:
-        instances = instance_segments(logits, masks, geometry, InstanceSettings.defaults("reference"))
-        found = [(instance.class_id, instance.score, instance.mask) for instance in instances.instances]
     return [
         {
-            "category_id": labels.categories[class_id].category_id,
-            "score": score,
-            "segmentation": {"size": size, "counts": rle.counts.decode("ascii")},
+            "category_id": labels.categories[found.class_id].category_id,
+            "score": found.score,
+            "segmentation": {"size": size, "counts": found.mask.counts.decode("ascii")},
         }
-        for class_id, score, rle in found
+        for found in found_segments(result)
     ]
