@@ -1,8 +1,10 @@
-"""Large-scale jitter: the augmentation that the paper trains with (Ghiasi et al. 2021, "Simple Copy-Paste").
+"""What happens to an image and its annotations before they are trained with.
 
-An image is flipped or not, resized to fit `scale` times the crop, then cropped at random, or padded at the right and
-at the bottom, to exactly the crop. The original's `coco_panoptic_new_baseline_dataset_mapper.py` does so with
-detectron2's RandomFlip, ResizeScale and FixedSizeCrop. Padding is grey (128) in the image, before it is normalised.
+`LargeScaleJitter` is what the paper does (Ghiasi et al. 2021, "Simple Copy-Paste"): an image is flipped or not, resized
+to fit `scale` times the crop, then cropped at random, or padded at the right and at the bottom, to exactly the crop.
+The original's `coco_panoptic_new_baseline_dataset_mapper.py` does so with detectron2's RandomFlip, ResizeScale and
+FixedSizeCrop. `WholeImages` shows each image as inference will. Padding is grey (128) in the image, before it is
+normalised.
 
 Legend: H, W pixels of the image; h, w of the crop; N masks.
 """
@@ -12,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from m2f_core.image_processor import ImageProcessor
 
 IMAGE_PADDING = 128
 
@@ -74,3 +78,17 @@ class LargeScaleJitter:
         room_yx = (max(0, length - crop) for length, crop in zip(resized_hw, self.crop_hw, strict=True))
         y, x = (round(room * rng.random()) for room in room_yx)
         return Jitter(flip, resized_hw, (y, x), self.crop_hw)
+
+
+@dataclass(frozen=True)
+class WholeImages:
+    """Nothing but the size and the padding that `processor` gives an image in inference."""
+
+    processor: ImageProcessor
+    flip: bool  # half of the images, left to right
+
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> Jitter:
+        """For an image of `height` x `width` pixels."""
+        flip = self.flip and bool(rng.random() < 0.5)
+        geometry = self.processor.geometry(height, width)
+        return Jitter(flip, geometry.resized_hw, (0, 0), geometry.padded_hw)

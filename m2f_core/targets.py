@@ -23,12 +23,11 @@ from PIL import Image
 
 from m2f_core import rle
 from m2f_core.geometry import ImageGeometry
+from m2f_core.panoptic_png import PANOPTIC_VOID, panoptic_ids
 from m2f_core.polygons import fill_polygons
 
 if TYPE_CHECKING:
     from m2f_core.image_processor import ImageProcessor
-
-PANOPTIC_VOID = 0  # the id of pixels without a segment in COCO panoptic PNGs
 
 
 class Targets(NamedTuple):
@@ -67,14 +66,6 @@ def map_targets(
             "give the value of pixels without a class as ignore_index"
         )
     return _targets(map_HW[None] == values_N[:, None, None], class_ids)
-
-
-def panoptic_ids(png_HW3: ArrayLike) -> NDArray[np.int32]:
-    """Segment ids [H, W] of a COCO panoptic PNG: red + 256 green + 65536 blue."""
-    rgb_HW3 = np.asarray(png_HW3)
-    if rgb_HW3.ndim != 3 or rgb_HW3.shape[2] != 3 or rgb_HW3.dtype != np.uint8:
-        raise ValueError(f"a panoptic PNG is uint8 of shape [H, W, 3], got {rgb_HW3.dtype} of shape {rgb_HW3.shape}")
-    return rgb_HW3.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
 
 
 def panoptic_map(

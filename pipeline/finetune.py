@@ -22,7 +22,7 @@ import ray.train.torch
 import torch
 from ray.util.queue import Empty, Queue
 
-from m2f_core.augment import LargeScaleJitter
+from m2f_core.augment import LargeScaleJitter, WholeImages
 from m2f_core.checkpoint import CONFIG_FILE, load_checkpoint
 from m2f_core.image_processor import ImageProcessor
 from m2f_core.labels import LabelMap
@@ -33,7 +33,7 @@ from pipeline.read_object import parse_json_object, read_or_none
 from pipeline.starting_model import check_start, starting_model
 from pipeline.storage import STORE_ERRORS, is_local, list_folder, one_line, open_filesystem, put_object
 from pipeline.training import Training, training_files
-from pipeline.training_data import AnnotatedImages, TrainingSamples, WorkerShare, load_batches
+from pipeline.training_data import AnnotatedImages, Augmentation, TrainingSamples, WorkerShare, load_batches
 from pipeline.training_log import LOG_FILE, PLOT_FILE, as_text, plot, to_lines
 from pipeline.validate import validate
 
@@ -104,10 +104,8 @@ def train_on_worker(config: dict[str, Any]) -> None:
     if rank == 0:
         what = f"going on after step {training.iteration:,}" if training.iteration else "starting"
         lines.put(f"{what}; {sum(p.numel() for p in training.model.parameters()) / 1e6:.2f} M parameters")
-    crop_hw = settings.crop_hw()
-    assert crop_hw is not None
-    jitter = LargeScaleJitter(crop_hw, settings.min_scale, settings.max_scale, settings.flip)
-    samples = TrainingSamples(data, labels.class_id_of_category, jitter, settings.seed)
+    augmentation = _augmentation(settings, training.processor)
+    samples = TrainingSamples(data, labels.class_id_of_category, augmentation, settings.seed)
     share = WorkerShare(settings.batch_size, rank, num_workers)
     loaders = config["cpus"] if device.type == "cuda" else 0
     for batch in load_batches(samples, share, range(training.iteration, settings.iterations), loaders):
@@ -125,6 +123,13 @@ def train_on_worker(config: dict[str, Any]) -> None:
                 if rank == 0:
                     lines.put(as_text(training.log[-1], settings.iterations))
             _report(training, settings)
+
+
+def _augmentation(settings: FinetuneSettings, processor: ImageProcessor) -> Augmentation:
+    crop_hw = settings.crop_hw()
+    if crop_hw is None:
+        return WholeImages(processor, settings.flip)
+    return LargeScaleJitter(crop_hw, settings.min_scale, settings.max_scale, settings.flip)
 
 
 def _start_or_resume(settings: FinetuneSettings, labels: LabelMap, processor: ImageProcessor, rank: int) -> Training:

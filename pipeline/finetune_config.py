@@ -14,6 +14,8 @@ from pipeline.errors import RunError
 # May differ between the command that started a training and the one that goes on with it.
 _MAY_CHANGE = ("log_every", "save_every", "evaluate_every", "workers", "cpus_per_worker", "device", "max_failures")
 
+_WHOLE = "whole"  # value of --crop-size
+
 
 @dataclass(frozen=True)
 class FinetuneSettings:
@@ -61,7 +63,7 @@ class FinetuneSettings:
     warmup_iterations: int = 10
     """Steps over which the learning rate rises."""
     crop_size: str = "1024x1024"
-    """HEIGHTxWIDTH of a training image, in pixels."""
+    """HEIGHTxWIDTH of a training image, in pixels. Or `whole`: no jitter and no crop, each image as in inference."""
     min_scale: float = 0.1
     """Large-scale jitter: an image is resized to fit the crop times a random factor, at least this ..."""
     max_scale: float = 2.0
@@ -118,8 +120,8 @@ class FinetuneSettings:
             raise RunError(f"--batch-size {self.batch_size} cannot be shared equally by {self.workers} --workers")
         if self.evaluate_every is not None and self.evaluate_every % self.save_every:
             raise RunError(f"--evaluate-every {self.evaluate_every} is no multiple of --save-every {self.save_every}")
-        if self.crop_hw() is None:
-            raise RunError(f"--crop-size is {self.crop_size!r}; write HEIGHTxWIDTH, for example 1024x1024")
+        if self.crop_size != _WHOLE and self.crop_hw() is None:
+            raise RunError(f"--crop-size is {self.crop_size!r}; write HEIGHTxWIDTH, such as 1024x1024, or {_WHOLE}")
         self.parsed_image_size()
 
     def _check_places(self) -> None:
@@ -137,7 +139,7 @@ class FinetuneSettings:
                 raise RunError(f"{_flag(pngs)} belongs to panoptic ground truth, which is not given")
 
     def crop_hw(self) -> tuple[int, int] | None:
-        """--crop-size as (height, width) in pixels; None where it is not one."""
+        """--crop-size as (height, width) in pixels; None for whole images."""
         try:
             return ImageSize.parse(self.crop_size).fixed_hw
         except ValueError:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from m2f_core.panoptic_png import PANOPTIC_VOID, panoptic_ids
 from m2f_core.rle import LabelRuns, encode_counts, encode_runs, label_runs, runs_to_label_map
-from m2f_core.targets import panoptic_ids
 from pipeline.errors import RunError
 from pipeline.ground_truth import GtImage
 from pipeline.read_object import read_bytes
@@ -20,7 +20,6 @@ from pipeline.storage import one_line, open_filesystem
 
 IGNORED = -1  # class of a pixel that the ground truth leaves out
 IGNORED_LABEL = 255  # the same, as it stands in a label PNG
-VOID = 0  # segment id of a pixel in no segment
 
 
 def read_panoptic_pixels(image: GtImage) -> NDArray[np.uint8]:
@@ -34,7 +33,7 @@ def read_panoptic_pixels(image: GtImage) -> NDArray[np.uint8]:
 def read_panoptic_png(image: GtImage) -> LabelRuns:
     """Runs of segment ids. RunError where ids or size are not those of the JSON."""
     runs = label_runs(panoptic_ids(read_panoptic_pixels(image)))
-    unknown = set(np.unique(runs.values).tolist()) - {segment["id"] for segment in image.annotations} - {VOID}
+    unknown = set(np.unique(runs.values).tolist()) - {segment["id"] for segment in image.annotations} - {PANOPTIC_VOID}
     if unknown:
         raise RunError(f"{image.png} holds segment {min(unknown)}, which is not in its segments_info")
     return runs
@@ -54,7 +53,7 @@ def panoptic_records(image: GtImage, runs: LabelRuns) -> Iterator[dict[str, Any]
 def panoptic_classes(image: GtImage, runs: LabelRuns, class_of: dict[int, int]) -> NDArray[np.int32]:
     """[H, W] class of each pixel's segment, crowds included; void is IGNORED. `class_of`: category_id -> class."""
     assert image.size is not None
-    of_segment = {VOID: IGNORED, **{s["id"]: class_of[s["category_id"]] for s in image.annotations}}
+    of_segment = {PANOPTIC_VOID: IGNORED, **{s["id"]: class_of[s["category_id"]] for s in image.annotations}}
     ids, place = np.unique(runs.values, return_inverse=True)
     classes = np.array([of_segment[segment_id] for segment_id in ids.tolist()], np.int32)[place]
     return runs_to_label_map(LabelRuns(classes, runs.lengths), *image.size)

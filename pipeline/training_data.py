@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from m2f_core.augment import LargeScaleJitter
-from m2f_core.targets import PANOPTIC_VOID, Targets, instance_targets, map_targets, panoptic_map
+from m2f_core.augment import IMAGE_PADDING, LargeScaleJitter, WholeImages
+from m2f_core.panoptic_png import PANOPTIC_VOID
+from m2f_core.targets import Targets, instance_targets, map_targets, panoptic_map
 from pipeline.decode import decode_image
 from pipeline.errors import ImageError, RunError
 from pipeline.ground_truth import GroundTruth, read_instances, read_panoptic
@@ -23,6 +25,7 @@ from pipeline.ground_truth_png import read_panoptic_pixels
 from pipeline.read_object import read_bytes
 from pipeline.storage import open_filesystem
 
+Augmentation = LargeScaleJitter | WholeImages
 MAX_IMAGE_PIXELS = 2**31 - 1  # whoever trains knows the data
 
 
@@ -67,11 +70,11 @@ class TrainingSamples(Dataset[tuple[np.ndarray, Targets]]):
     """Sample n: an image, augmented, uint8 [h, w, 3], and its targets. Endless."""
 
     def __init__(
-        self, data: AnnotatedImages, class_id_of_category: dict[int, int], jitter: LargeScaleJitter, seed: int
+        self, data: AnnotatedImages, class_id_of_category: dict[int, int], augmentation: Augmentation, seed: int
     ) -> None:
         self.data = data
         self.class_id_of_category = class_id_of_category
-        self.jitter = jitter
+        self.augmentation = augmentation
         self.order = EndlessOrder(len(data.ground_truth.images), seed)
         self.seed = seed
 
@@ -79,7 +82,7 @@ class TrainingSamples(Dataset[tuple[np.ndarray, Targets]]):
         index = self.order[n]
         image = self.data.image(index)
         rng = np.random.default_rng([self.seed, n])
-        jitter = self.jitter.draw(image.height, image.width, rng)
+        jitter = self.augmentation.draw(image.height, image.width, rng)
         annotated = self.data.ground_truth.images[index]
         try:
             if self.data.panoptic:
@@ -156,7 +159,12 @@ class _Batches:
 
 
 def _collate(samples: Sequence[tuple[np.ndarray, Targets]]) -> Batch:
-    pixels, targets = zip(*samples, strict=True)
-    return Batch(
-        torch.from_numpy(np.stack(pixels)), [t.mask_labels for t in targets], [t.class_labels for t in targets]
-    )
+    """Whole images differ in size: all get that of the largest, and with it the pixels of their masks stay theirs."""
+    height, width = (max(pixels.shape[axis] for pixels, _ in samples) for axis in (0, 1))
+    pixels_Bhw3 = np.full((len(samples), height, width, 3), IMAGE_PADDING, np.uint8)
+    mask_labels = []
+    for padded_hw3, (pixels_hw3, targets) in zip(pixels_Bhw3, samples, strict=True):
+        h, w, _ = pixels_hw3.shape
+        padded_hw3[:h, :w] = pixels_hw3
+        mask_labels.append(F.pad(targets.mask_labels, (0, width - w, 0, height - h)))
+    return Batch(torch.from_numpy(pixels_Bhw3), mask_labels, [targets.class_labels for _, targets in samples])

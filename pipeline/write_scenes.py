@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from m2f_core.panoptic_png import panoptic_png
 from m2f_core.rle import encode_runs, label_runs
 from m2f_core.scenes import CATEGORIES, Scene, check_size, draw_scene
 from pipeline.errors import RunError
@@ -72,11 +73,6 @@ def _write_pictures(
 
 def file_name(index: int) -> str:
     return f"{index:06d}.png"
-
-
-def panoptic_png(ids_HW: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Pixels [H, W, 3] of a COCO panoptic PNG; `m2f_core.targets.panoptic_ids` is the inverse."""
-    return np.stack([ids_HW % 256, ids_HW // 256 % 256, ids_HW // 65536], axis=-1).astype(np.uint8)
 
 
 def _png(pixels_HW3: NDArray[np.uint8]) -> bytes:

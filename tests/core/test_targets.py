@@ -18,14 +18,13 @@ from m2f_core import rle
 from m2f_core.image_processor import MODES, ImageProcessor
 from m2f_core.image_size import ImageSize
 from m2f_core.labels import LabelMap
+from m2f_core.panoptic_png import PANOPTIC_VOID, panoptic_ids
 from m2f_core.targets import (
-    PANOPTIC_VOID,
     annotation_mask,
     encode_inputs,
     instance_targets,
     map_targets,
     pad_masks,
-    panoptic_ids,
     panoptic_map,
     panoptic_targets,
 )

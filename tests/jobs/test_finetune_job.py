@@ -20,6 +20,7 @@ from tests.coco_folders import CATEGORIES, CocoFolder, write_coco_folder
 
 ROOT = Path(__file__).parents[2]
 STEPS = 160
+SAVE_EVERY = 8
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,8 @@ def flags_of(folder: CocoFolder, output: Path, **others) -> list[str]:
         "crop-size": "64x64",
         "image-size": "64:96",
         "learning-rate": 1e-3,
-        "log-every": 8,
-        "save-every": 8,
+        "log-every": SAVE_EVERY,
+        "save-every": SAVE_EVERY,
         "evaluate-every": STEPS,
         **{name.replace("_", "-"): value for name, value in others.items()},
     }
@@ -57,7 +58,7 @@ def job(flags: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "jobs/finetune.py", *flags],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"},  # else 2 s a report
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -65,17 +66,34 @@ def job(flags: list[str]) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> str:
-    said, _ = process.communicate(timeout=300)
+    try:
+        said, _ = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(f"not done in time: {process.communicate()[0]}") from None
     assert process.returncode == 0, said
     return said
 
 
 def wait_for_checkpoint(output: Path, process: subprocess.Popen, seconds: float = 200) -> None:
+    """Until Ray Train knows of one. It hears of the first at the latest when the third is written, for a worker waits
+    until its last report but one was taken.
+    """
     deadline = time.monotonic() + seconds
-    while not list(output.glob("train/checkpoint_*/training.json")):
+    while max(map(iteration_of, output.glob("train/checkpoint_*/training.json")), default=0) < 3 * SAVE_EVERY:
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "no checkpoint in time"
+        if time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"no checkpoint in time: {process.communicate()[0]}")
         time.sleep(0.05)
+
+
+def iteration_of(place: Path) -> int:
+    """0 where the file is not whole, or was removed meanwhile."""
+    try:
+        return int(json.loads(place.read_text())["iteration"])
+    except (OSError, ValueError):
+        return 0
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +122,7 @@ def test_the_model_is_a_checkpoint_for_everyone(undisturbed):
 def test_log_and_plot_lie_beside_it(undisturbed):
     rows = [json.loads(line) for line in (undisturbed / "log.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
-    assert len(losses) == STEPS // 8
+    assert len(losses) == STEPS // SAVE_EVERY
     assert losses[-1] < losses[0]
     assert {"PQ", "PQ_things", "PQ_stuff"} <= rows[-1].keys()
     assert (undisturbed / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -147,7 +165,7 @@ def test_a_killed_training_ends_with_the_same_weights(folder, architecture, undi
     found = load_file(output / "model" / "model.safetensors")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     rows = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-    assert [row["iteration"] for row in rows if "loss" in row] == list(range(8, STEPS + 1, 8))
+    assert [row["iteration"] for row in rows if "loss" in row] == list(range(SAVE_EVERY, STEPS + 1, SAVE_EVERY))
 
 
 def worker_of(driver: int) -> int:

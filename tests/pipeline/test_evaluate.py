@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from m2f_core.rle import decode
+from m2f_core.scenes import CATEGORIES as DRAWN_CATEGORIES
+from m2f_core.scenes import draw_scene
 from pipeline.errors import RunError
 from pipeline.evaluate import evaluate
 from pipeline.evaluation_config import EvaluationSettings
+from pipeline.metrics import instance_state, instance_summary
 from tests.evaluation_oracles import (
     COCO_FIGURES,
     coco_api,
@@ -424,6 +427,67 @@ def test_the_settings_load_nothing_heavy():
     assert not modules_after("import jobs.evaluate") & {"torch", "ray", "numpy", "pyarrow", "hotcoco", "rich.console"}
 
 
+# --- drawn scenes -----------------------------------------------------------------------------------------------------
+
+
+def drawn_image(rng: np.random.Generator, seed: int, number: int) -> MadeImage:
+    """A scene with void and crowds, and a run that moved, grew, merged, mistook, lost and invented segments."""
+    scene = draw_scene(seed, number, 128, 128)
+    category_of = dict(scene.segments)
+    crowds = {category["id"] for category in DRAWN_CATEGORIES if category["isthing"] and rng.random() < 0.2}
+    truth = []
+    for segment_id, category_id in scene.segments:
+        if rng.random() < 0.9:
+            iscrowd = int(category_id in crowds)
+            crowds.discard(category_id)
+            truth.append(Segment(scene.ids_HW == segment_id, category_id, iscrowd=iscrowd))
+    found_HW = scene.ids_HW.copy()
+    for segment_id in category_of:
+        mask = found_HW == segment_id
+        found_HW[mask] = 0
+        fate = rng.choice(["kept", "kept", "moved", "grown", "merged", "lost"])
+        if fate == "moved":
+            mask = np.roll(mask, rng.integers(-5, 6, 2), (0, 1))
+        elif fate == "grown":
+            mask = np.logical_or.reduce(
+                [np.roll(mask, by, (0, 1)) for by in ((0, 0), (2, 0), (-2, 0), (0, 2), (0, -2))]
+            )
+        if fate != "lost":
+            found_HW[mask] = rng.choice(list(category_of)) if fate == "merged" else segment_id
+    if rng.random() < 0.2:
+        found_HW[_rectangles(rng, found_HW.shape, 1) > 0] = 99
+    ids = [category["id"] for category in DRAWN_CATEGORIES]
+    found = []
+    for label in np.unique(found_HW[found_HW > 0]).tolist():
+        category_id = category_of[label] if label != 99 and rng.random() < 0.85 else int(rng.choice(ids))
+        score = float(rng.choice([0.5, 0.8, 0.9]) if rng.random() < 0.5 else rng.random())
+        found.append(Segment(found_HW == label, category_id, score))
+    failed, missing = number % 10 == 3, number % 10 == 7
+    return MadeImage(f"{number}.png", found_HW.shape, truth, None if failed else found, missing=missing)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_drawn_scenes_with_perturbed_answers(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    images = [drawn_image(rng, seed, number) for number in range(20)]
+    place = Place(str(tmp_path), categories=DRAWN_CATEGORIES)
+    write_run(place, images)
+    things = [category for category in DRAWN_CATEGORIES if category["isthing"]]
+    thing_ids = [category["id"] for category in things]
+    seen = [replace(image, truth=[s for s in image.truth if s.category_id in thing_ids]) for image in images]
+    ground_truth = coco_instances(seen, things)
+    instances = place.put("instances.json", json.dumps(ground_truth).encode())
+    report = score(place, panoptic_gt=write_panoptic(place, images), instances_gt=instances)
+    assert_panoptic(report["panoptic"], images)
+    assert_semantic(report["semantic"], images, [category["id"] for category in DRAWN_CATEGORIES])
+    assert_instances(report, ground_truth, coco_results(images, thing_ids))
+    counts = report["ground_truth"]["panoptic"]["images"]
+    assert (counts["failed"], counts["missing"]) == (2, 2) and any(s.iscrowd for i in images for s in i.truth)
+    figures = [report["panoptic"][group]["PQ"] for group in ("all", "things", "stuff")]
+    assert all(0.2 < figure < 0.8 for figure in (*figures, report["semantic"]["mIoU"]))
+    assert all(0.05 < report["segm"][name] < 0.8 for name in ("AP", "AP50", "APs", "APm", "AR100"))
+
+
 # --- real photographs and real masks ----------------------------------------------------------------------------------
 
 
@@ -483,10 +547,7 @@ def test_coco_photographs_with_perturbed_answers(coco_things, tmp_path):
 
 
 def test_real_masks_of_the_coco_api_demo(shared_data, tmp_path):
-    """Its expected figures need val2014's annotations, which are not here: pycocotools says what is right instead.
-
-    The 734 masks are the ground truth; the answers are these masks moved by a few pixels, with the demo's scores.
-    """
+    """The 734 masks are the ground truth; the answers are these masks moved by a few pixels, with the demo's scores."""
     results = json.loads((shared_data / "coco_rle" / "instances_val2014_fakesegm100_results.json").read_text())
     ids = sorted({result["category_id"] for result in results})
     categories = [{"id": i, "name": f"category {i}", "isthing": 1} for i in ids]
@@ -506,3 +567,24 @@ def test_real_masks_of_the_coco_api_demo(shared_data, tmp_path):
     assert len(results) == 734 and len(images) == 99
     assert_instances(report, ground_truth, coco_results(images, ids))
     assert 0.2 < report["segm"]["AP"] < 0.9
+
+
+@pytest.mark.parametrize("kind", ["segm", "bbox"])
+def test_the_figures_that_the_coco_api_published_come_out(shared_data, kind):
+    """All twelve of its demo over 100 images of val2014, here from two states, each of half of the images."""
+    folder = shared_data / "coco_rle"
+    file = folder / "instances_val2014_100.json"
+    if not file.is_file():
+        pytest.skip(f"needs {file.name}, the annotations of the demo's images, in shared/data/coco_rle/")
+    published = (folder / "val2014_fake_eval_res.txt").read_text().split(f"type={kind}\n")[1].split("type=")[0]
+    expected = [line.split("= ")[-1] for line in published.splitlines() if line.startswith(" Average")]
+    truth = json.loads(file.read_text())
+    results = json.loads((folder / f"instances_val2014_fake{kind}100_results.json").read_text())
+    categories = tuple(truth["categories"])
+    states = []
+    for images in (truth["images"][::2], truth["images"][1::2]):
+        ids = {image["id"] for image in images}
+        known, found = ([r for r in records if r["image_id"] in ids] for records in (truth["annotations"], results))
+        states.append(instance_state(kind, images, known, found, categories))
+    figures = instance_summary(states, categories)
+    assert [f"{figures[name]:.3f}" for name in COCO_FIGURES] == expected

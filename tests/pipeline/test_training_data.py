@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from m2f_core.augment import LargeScaleJitter
+from m2f_core.augment import IMAGE_PADDING, LargeScaleJitter, WholeImages
+from m2f_core.image_processor import ImageProcessor
+from m2f_core.image_size import ImageSize
 from m2f_core.labels import LabelMap
 from pipeline.errors import RunError
 from pipeline.training_data import AnnotatedImages, EndlessOrder, TrainingSamples, WorkerShare, load_batches
@@ -29,6 +31,22 @@ def samples_of(folder, panoptic: bool, jitter=None, seed=0) -> TrainingSamples:
     labels = LabelMap.from_coco_categories(list(data.ground_truth.categories))
     jitter = jitter or LargeScaleJitter((48, 48), 0.5, 1.5, True)
     return TrainingSamples(data, labels.class_id_of_category, jitter, seed)
+
+
+def test_whole_images_are_what_inference_sees_and_are_padded_to_one_size(folder):
+    processor = ImageProcessor.from_preprocessor_config(None, "reference", ImageSize.parse("60:100"))
+    samples = samples_of(folder, True, WholeImages(processor, flip=False))
+    [batch] = load_batches(samples, WorkerShare(len(SIZES), 0, 1), range(1), 0)
+    assert batch.pixels_Bhw3.shape == (len(SIZES), 96, 96, 3)  # 94 x 60 and 60 x 96 in multiples of 32
+    for place, pixels in enumerate(batch.pixels_Bhw3.numpy()):
+        image = samples.data.image(samples.order[place])
+        expected = processor.resize(image)
+        h, w, _ = expected.shape
+        np.testing.assert_array_equal(pixels[:h, :w], expected)
+        assert (pixels[h:] == IMAGE_PADDING).all() and (pixels[:, w:] == IMAGE_PADDING).all()
+        masks = batch.mask_labels[place]
+        assert masks.shape[1:] == (96, 96) and not masks[:, h:].any() and not masks[:, :, w:].any()
+        assert masks[:, :h, :w].any(0).all()  # every pixel of these images is annotated
 
 
 @pytest.mark.parametrize("panoptic", [True, False])

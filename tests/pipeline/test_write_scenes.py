@@ -17,14 +17,15 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from m2f_core.labels import LabelMap
+from m2f_core.panoptic_png import panoptic_ids, panoptic_png
 from m2f_core.scenes import CATEGORIES, draw_scene
-from m2f_core.targets import instance_targets, panoptic_ids, panoptic_targets
+from m2f_core.targets import instance_targets, panoptic_targets
 from pipeline import write_scenes as module
 from pipeline.errors import RunError
 from pipeline.ground_truth import read_instances, read_panoptic
 from pipeline.ground_truth_png import read_panoptic_png
 from pipeline.scenes_config import MAX_SCENES, ScenesSettings
-from pipeline.write_scenes import panoptic_png, scene_annotations, write_scenes
+from pipeline.write_scenes import scene_annotations, write_scenes
 
 NUMBER, FIRST, SEED, SIZE_HW = 12, 30, 5, (48, 72)
 JSONS = ["instances.json", "panoptic.json"]
