@@ -18,11 +18,12 @@ from pipeline.storage import STORE_ERRORS, one_line, open_filesystem
 # What a checkpoint needs, and the card that states its licence; a folder may hold pickles and training states beside
 # it, which are never fetched or opened.
 _PATTERNS = ("config.json", "preprocessor_config.json", "README.md", "*.safetensors", "*.safetensors.index.json")
+_EMBEDDED = Path(__file__).parent / "models"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def stage_model(model: str, expected_sha256: str | None = None) -> Path:
-    """The local path of checkpoint `model`: a folder, a `.pkl` file, a URI of either or a hub id.
+    """The local path of checkpoint `model`: an embedded one, a folder, a `.pkl` file, a URI of either or a hub id.
 
     With `expected_sha256` (the driver's) the weights are checked, so that every actor of a run has the same ones.
     Raises RunError naming what is missing and what to do.
@@ -36,7 +37,14 @@ def stage_model(model: str, expected_sha256: str | None = None) -> Path:
     return path
 
 
+def is_embedded(model: str) -> bool:
+    """Whether `model` is the name of a checkpoint that comes with this package, and so lies on every node."""
+    return re.fullmatch(r"[\w-]+", model) is not None and (_EMBEDDED / model).is_dir()
+
+
 def _locate(model: str) -> Path:
+    if is_embedded(model):
+        return _EMBEDDED / model
     if "://" in model:
         return _fetch(model)
     path = Path(model).expanduser()

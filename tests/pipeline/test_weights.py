@@ -191,3 +191,14 @@ def test_saved_again_it_is_a_hugging_face_folder(pickled, tmp_path):
     (tmp_path / "converted" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError):
         load_checkpoint(tmp_path / "converted")
+
+
+def test_the_embedded_checkpoint_is_found_by_name_wherever_a_worker_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = stage_model("synthetic-scenes")
+    assert path.is_absolute() and (path / "model.safetensors").stat().st_size <= 10_000_000
+    (tmp_path / "synthetic-scenes").mkdir()
+    assert stage_model("synthetic-scenes") == path  # the same on every node; ./synthetic-scenes is the folder here
+    assert stage_model("./synthetic-scenes") != path
+    with pytest.raises(RunError):
+        stage_model("another-name")

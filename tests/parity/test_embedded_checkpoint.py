@@ -1,0 +1,31 @@
+"""The checkpoint that comes with the package: transformers reads it and gives the same logits."""
+
+import torch
+
+from m2f_core.checkpoint import load_checkpoint, read_preprocessor_config
+from m2f_core.image_processor import ImageProcessor
+from m2f_core.scenes import draw_scene
+from pipeline.weights import stage_model
+
+HELD_OUT_SEED = 2026
+
+
+def test_transformers_gives_the_same_logits():
+    from transformers import Mask2FormerForUniversalSegmentation
+
+    path = stage_model("synthetic-scenes")
+    processor = ImageProcessor.from_preprocessor_config(read_preprocessor_config(path), "reference")
+    scenes = [draw_scene(HELD_OUT_SEED, index, 128, 128).pixels_HW3 for index in range(4)]
+    pixels_B3HW = processor.to_batch(scenes, (128, 128))
+    ours, theirs = load_checkpoint(path), Mask2FormerForUniversalSegmentation.from_pretrained(path).eval()
+    with torch.inference_mode():
+        found, expected = ours(pixels_B3HW), theirs(pixels_B3HW)
+    for name in ("class_queries_logits", "masks_queries_logits"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-4)
+
+
+def test_it_is_small_and_says_where_it_comes_from():
+    path = stage_model("synthetic-scenes")
+    assert (path / "model.safetensors").stat().st_size <= 10_000_000
+    card = (path / "README.md").read_text()
+    assert "license: apache-2.0" in card and "--seed 1 " in card and f"--seed {HELD_OUT_SEED}" in card
