@@ -28,10 +28,11 @@ class Jitter:
     resized_hw: tuple[int, int]
     offset_yx: tuple[int, int]  # of the crop in the resized image
     crop_hw: tuple[int, int]
+    resample: Image.Resampling = Image.Resampling.BILINEAR  # of pixels; maps and masks keep their values
 
     def image(self, image: Image.Image) -> NDArray[np.uint8]:
         """An RGB image as uint8 [h, w, 3]."""
-        pixels = np.asarray(self._resize(image, Image.Resampling.BILINEAR))
+        pixels = np.asarray(self._resize(image, self.resample))
         out_hw3 = np.full((*self.crop_hw, 3), IMAGE_PADDING, np.uint8)
         return self._paste(pixels, out_hw3)
 
@@ -82,7 +83,7 @@ class LargeScaleJitter:
 
 @dataclass(frozen=True)
 class WholeImages:
-    """Nothing but the size and the padding that `processor` gives an image in inference."""
+    """Nothing but the size, the way of resizing and the padding that `processor` gives an image in inference."""
 
     processor: ImageProcessor
     flip: bool  # half of the images, left to right
@@ -91,4 +92,5 @@ class WholeImages:
         """For an image of `height` x `width` pixels."""
         flip = self.flip and bool(rng.random() < 0.5)
         geometry = self.processor.geometry(height, width)
-        return Jitter(flip, geometry.resized_hw, (0, 0), geometry.padded_hw)
+        resample = Image.Resampling(self.processor.resample)
+        return Jitter(flip, geometry.resized_hw, (0, 0), geometry.padded_hw, resample)

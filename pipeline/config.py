@@ -39,7 +39,7 @@ class Settings:
     output: str
     """Folder or URI prefix for the tables and the run's journal; must not lie inside the input."""
     model: str = field(metadata=CHANGES_RESULTS)
-    """Checkpoint in Hugging Face format: a folder, a URI or (with the extra `hub`) a hub id."""
+    """Checkpoint: a folder, an original .pkl, a URI of either, a hub id (extra `hub`), or synthetic-scenes, our own."""
     task: Task = field(default="panoptic", metadata=CHANGES_RESULTS)
     """Things and stuff without overlap (panoptic), things that may overlap, or one class for every pixel."""
     preprocess: Literal["reference", "hf"] = field(default="reference", metadata=CHANGES_RESULTS)

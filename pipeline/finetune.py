@@ -36,6 +36,7 @@ from pipeline.training import Training, training_files
 from pipeline.training_data import AnnotatedImages, Augmentation, TrainingSamples, WorkerShare, load_batches
 from pipeline.training_log import LOG_FILE, PLOT_FILE, as_text, plot, to_lines
 from pipeline.validate import validate
+from pipeline.weights import is_local_path
 
 logger = logging.getLogger(__name__)
 
@@ -243,7 +244,7 @@ def _with_whole_paths(settings: FinetuneSettings) -> FinetuneSettings:
     changed: dict[str, Any] = {name: whole(getattr(settings, name)) for name in names}
     for name in ("model", "architecture"):  # which may also be a hub id, or a name
         given = getattr(settings, name)
-        if given is not None and "://" not in given and Path(given).expanduser().exists():
+        if given is not None and is_local_path(given):
             changed[name] = whole(given)
     return replace(settings, **changed)
 

@@ -5,7 +5,7 @@ imported here, so that `--help` answers at once. Defaults are the paper's for CO
 `configs/coco`).
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from m2f_core.image_size import ImageSize
@@ -15,6 +15,7 @@ from pipeline.errors import RunError
 _MAY_CHANGE = ("log_every", "save_every", "evaluate_every", "workers", "cpus_per_worker", "device", "max_failures")
 
 _WHOLE = "whole"  # value of --crop-size
+_OF_JITTER = ("min_scale", "max_scale")
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,9 @@ class FinetuneSettings:
             raise RunError(f"--evaluate-every {self.evaluate_every} is no multiple of --save-every {self.save_every}")
         if self.crop_size != _WHOLE and self.crop_hw() is None:
             raise RunError(f"--crop-size is {self.crop_size!r}; write HEIGHTxWIDTH, such as 1024x1024, or {_WHOLE}")
+        for f in fields(self):
+            if self.crop_size == _WHOLE and f.name in _OF_JITTER and getattr(self, f.name) != f.default:
+                raise RunError(f"{_flag(f.name)} belongs to the jitter, which --crop-size {_WHOLE} leaves out")
         self.parsed_image_size()
 
     def _check_places(self) -> None:

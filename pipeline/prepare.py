@@ -43,7 +43,7 @@ from pipeline.journal import Journal
 from pipeline.plan import PlanFile, PlanSummary, group_into_shards, list_images, write_plan
 from pipeline.schema import SCHEMA_VERSION, TABLES
 from pipeline.storage import STORE_ERRORS, is_local, list_folder, one_line, open_filesystem, put_object, uri_of
-from pipeline.weights import stage_model
+from pipeline.weights import is_local_path, stage_model
 
 
 @dataclass(frozen=True)
@@ -184,12 +184,11 @@ def _with_whole_paths(settings: Settings) -> Settings:
         filesystem, path = open_filesystem(given)
         return path if is_local(filesystem) else given
 
-    is_local_model = "://" not in settings.model and Path(settings.model).expanduser().exists()  # or is it a hub id?
     return replace(
         settings,
         input=whole(settings.input),
         output=whole(settings.output),
-        model=whole(settings.model) if is_local_model else settings.model,
+        model=whole(settings.model) if is_local_path(settings.model) else settings.model,
     )
 
 

@@ -219,6 +219,7 @@ def test_a_start_from_a_checkpoint_keeps_or_replaces_the_class_head(folder, undi
         ({"architecture": "swin-huge"}, "--architecture swin-huge is none of swin-tiny"),
         ({"model": "missing/checkpoint.pkl"}, "give either --model or --architecture"),
         ({"crop_size": "64:64"}, "--crop-size is '64:64'"),
+        ({"crop_size": "whole", "max_scale": 3.0}, "--max-scale belongs to the jitter"),
         ({"batch_size": 3, "workers": 2}, "--batch-size 3 cannot be shared equally by 2 --workers"),
         ({"evaluate_every": 12}, "--evaluate-every 12 is no multiple of --save-every 8"),
         ({"val_images": "images"}, "--val-images and --val-gt belong together"),

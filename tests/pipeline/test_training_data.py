@@ -33,8 +33,10 @@ def samples_of(folder, panoptic: bool, jitter=None, seed=0) -> TrainingSamples:
     return TrainingSamples(data, labels.class_id_of_category, jitter, seed)
 
 
-def test_whole_images_are_what_inference_sees_and_are_padded_to_one_size(folder):
-    processor = ImageProcessor.from_preprocessor_config(None, "reference", ImageSize.parse("60:100"))
+@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
+def test_whole_images_are_what_inference_sees_and_are_padded_to_one_size(folder, resample):
+    config = {"resample": int(resample)}
+    processor = ImageProcessor.from_preprocessor_config(config, "reference", ImageSize.parse("60:100"))
     samples = samples_of(folder, True, WholeImages(processor, flip=False))
     [batch] = load_batches(samples, WorkerShare(len(SIZES), 0, 1), range(1), 0)
     assert batch.pixels_Bhw3.shape == (len(SIZES), 96, 96, 3)  # 94 x 60 and 60 x 96 in multiples of 32

@@ -18,7 +18,7 @@ from pipeline.config import Settings
 from pipeline.errors import RunError
 from pipeline.prepare import check, check_model, prepare
 from pipeline.segment import SegmentedImage, Segmenter, SegmentSpec
-from pipeline.weights import stage_model
+from pipeline.weights import is_local_path, stage_model
 from tests.detectron2_pickles import original_names, write_pickle
 
 BUCKET = "m2f-weights"
@@ -200,5 +200,6 @@ def test_the_embedded_checkpoint_is_found_by_name_wherever_a_worker_stands(tmp_p
     (tmp_path / "synthetic-scenes").mkdir()
     assert stage_model("synthetic-scenes") == path  # the same on every node; ./synthetic-scenes is the folder here
     assert stage_model("./synthetic-scenes") != path
+    assert is_local_path("./synthetic-scenes") and not is_local_path("synthetic-scenes")
     with pytest.raises(RunError):
         stage_model("another-name")
