@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-slow lint bench clean
 
-demo: $(VENV)/.ready-demo  ## set up and segment real photographs
+demo: $(VENV)/.ready-demo  ## set up, segment held-out scenes with the checkpoint of the package
 	$(BIN)/python jobs/demo.py
 
 test: $(VENV)/.ready-test lint  ## set up, lint, type-check and run the tests

@@ -1,30 +1,18 @@
-"""Segment the photographs that scikit-image ships, with a seeded random model, and query the tables.
+"""Draw synthetic scenes, segment them with the embedded checkpoint, score and picture the result, query the tables.
 
-Everything lies below .demo/ afterwards. The model is random: the pictures are real, the shard, the masks and the
-tables are what a real run makes, but the classes mean nothing.
+Everything lies below .demo/ afterwards. The scenes are of a series that the checkpoint was not trained on.
 """
 
 import shutil
 import sys
 from pathlib import Path
 
-from jobs import segment_bucket
+from jobs import evaluate, make_scenes, segment_bucket
 
 FOLDER = Path(".demo")
-PHOTOGRAPHS = (
-    "astronaut.png",
-    "camera.png",
-    "chelsea.png",
-    "coffee.png",
-    "coins.png",
-    "hubble_deep_field.jpg",
-    "ihc.png",
-    "motorcycle_left.png",
-    "motorcycle_right.png",
-    "retina.jpg",
-    "rocket.jpg",
-)
-SEED = 0
+HELD_OUT_SEED = 2026  # the checkpoint has seen scenes of seed 1 only
+NUM_SCENES = 48
+NUM_PICTURES = 12
 
 QUERY = """
 SELECT parse_filename(image_key) AS image, category_name, round(score, 2) AS score, area, bbox,
@@ -34,44 +22,51 @@ FROM read_parquet('{segments}') ORDER BY area DESC LIMIT 5
 
 
 def main() -> int:
-    photographs, model = FOLDER / "photographs", FOLDER / "model"
-    gather_photographs(photographs)
-    make_model(model)
-    print(f"photographs: {photographs} ({len(PHOTOGRAPHS)}, from scikit-image)")
-    print(f"model: {model}, SEEDED RANDOM WEIGHTS: segments are real masks of real pixels, their classes mean nothing")
-    output = FOLDER / "output"
-    code = segment_bucket.main(
-        ["--input", str(photographs), "--output", str(output), "--model", str(model), "--image-size", "320:533"]
-    )
-    run = max((output / "segments").glob("run=*"), key=lambda path: path.stat().st_mtime)
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    scenes, output = FOLDER / "scenes", FOLDER / "output"
+    make_scenes.main(["--output", str(scenes), "--number", str(NUM_SCENES), "--seed", str(HELD_OUT_SEED)])
+    code = segment_bucket.main(["--input", str(scenes / "images"), "--output", str(output)])
+    if code:
+        return code
+    code = evaluate.main(["--tables", str(output), "--panoptic-gt", str(scenes / "panoptic.json")])
+    if code:
+        return code
+    [run] = (output / "segments").glob("run=*")
+    picture = FOLDER / "pictures.png"
+    draw_pictures(output, run.name, picture)
+    print(f"\nA look at {NUM_PICTURES} of them: {picture} (scenes above, what was found in them below)")
     query = QUERY.format(segments=run / "*.parquet").strip()
     print(f"\nA query that works (python -m pip install duckdb):\n\n{query}\n")
     import duckdb
 
     print(duckdb.sql(query))
-    return code
+    return 0
 
 
-def gather_photographs(folder: Path) -> None:
-    """Copy the photographs of the installed scikit-image wheel into `folder`."""
-    import skimage
+def draw_pictures(output: Path, run: str, picture: Path) -> None:
+    """A sheet of the first scenes and, below each, its segments as the tables have them."""
+    import numpy as np
+    import pyarrow.dataset as ds
+    from PIL import Image
 
-    source = Path(skimage.__file__).parent / "data"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in PHOTOGRAPHS:
-        shutil.copyfile(source / name, folder / name)
+    from m2f_core.overlay import draw_segments
+    from m2f_core.rle import decode
 
-
-def make_model(folder: Path) -> None:
-    """Write a tiny Mask2Former with seeded random weights as a Hugging Face checkpoint."""
-    from m2f_core.checkpoint import save_checkpoint
-    from m2f_core.config import Mask2FormerConfig
-    from m2f_core.labels import Category, LabelMap
-    from m2f_core.seeded import seeded_model
-
-    categories = tuple(Category(i, i + 1, f"class {i + 1}", isthing=i < 5) for i in range(8))
-    config = Mask2FormerConfig.tiny(id2label={category.class_id: category.name for category in categories})
-    save_checkpoint(seeded_model(config, SEED), folder, LabelMap(categories))
+    images = ds.dataset(output / "images" / run).to_table().sort_by("image_key").to_pylist()[:NUM_PICTURES]
+    segments = ds.dataset(output / "segments" / run).to_table().to_pylist()
+    columns = []
+    for image in images:
+        with Image.open(image["image_key"].removeprefix("file://")) as opened:
+            pixels = np.asarray(opened.convert("RGB"))
+        masks = [
+            decode(row["segmentation"]["counts"].encode(), image["height"], image["width"])
+            for row in segments
+            if row["image_key"] == image["image_key"]
+        ]
+        columns.append(np.concatenate([pixels, draw_segments(pixels, masks)]))
+    half = len(columns) // 2
+    sheet = np.concatenate([np.concatenate(columns[:half], axis=1), np.concatenate(columns[half:], axis=1)])
+    Image.fromarray(sheet).save(picture)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ class Settings:
     """Folder or URI prefix; every object below it is an image of the run."""
     output: str
     """Folder or URI prefix for the tables and the run's journal; must not lie inside the input."""
-    model: str = field(metadata=CHANGES_RESULTS)
-    """Checkpoint: a folder, an original .pkl, a URI of either, a hub id (extra `hub`), or synthetic-scenes, our own."""
+    model: str = field(default="synthetic-scenes", metadata=CHANGES_RESULTS)
+    """Checkpoint: a folder, an original .pkl, a URI of either, a hub id (extra `hub`). Default: one to try it with."""
     task: Task = field(default="panoptic", metadata=CHANGES_RESULTS)
     """Things and stuff without overlap (panoptic), things that may overlap, or one class for every pixel."""
     preprocess: Literal["reference", "hf"] = field(default="reference", metadata=CHANGES_RESULTS)

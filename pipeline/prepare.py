@@ -43,7 +43,7 @@ from pipeline.journal import Journal
 from pipeline.plan import PlanFile, PlanSummary, group_into_shards, list_images, write_plan
 from pipeline.schema import SCHEMA_VERSION, TABLES
 from pipeline.storage import STORE_ERRORS, is_local, list_folder, one_line, open_filesystem, put_object, uri_of
-from pipeline.weights import is_local_path, stage_model
+from pipeline.weights import is_embedded, is_local_path, stage_model
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,20 @@ def check_model(settings: Settings) -> Model:
     except (ValueError, OSError) as error:  # CheckpointError and ConfigError are ValueErrors
         raise RunError(f"--model {settings.model}: {one_line(error)}") from None
     trained_for = trained_task(path, settings.model, labels)
-    warnings = [*processor.warnings(), *_names_warning(pickled, labels), *task_warnings(settings, labels, trained_for)]
+    warnings = [
+        *_scenes_warning(settings.model),
+        *processor.warnings(),
+        *_names_warning(pickled, labels),
+        *task_warnings(settings, labels, trained_for),
+    ]
     labels = with_given_stuff(settings, labels)
     inference = inference_settings(settings, labels, trained_for)
     return Model(settings.model, license_name, identity, labels, inference, tuple(warnings))
+
+
+def _scenes_warning(model: str) -> Iterator[str]:
+    if is_embedded(model):
+        yield f"{model} knows the scenes that jobs/make_scenes.py draws, nothing else; give --model for photographs"
 
 
 def _names_warning(pickled: Path | None, labels: LabelMap) -> Iterator[str]:

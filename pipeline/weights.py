@@ -39,16 +39,16 @@ def stage_model(model: str, expected_sha256: str | None = None) -> Path:
 
 def is_local_path(model: str) -> bool:
     """Whether `model` is a folder or file here; else it is the name of an embedded checkpoint, a URI or a hub id."""
-    return "://" not in model and not _is_embedded(model) and Path(model).expanduser().exists()
+    return "://" not in model and not is_embedded(model) and Path(model).expanduser().exists()
 
 
-def _is_embedded(model: str) -> bool:
+def is_embedded(model: str) -> bool:
     """Whether a checkpoint of this name comes with the package, and so lies on every node."""
     return re.fullmatch(r"[\w-]+", model) is not None and (_EMBEDDED / model).is_dir()
 
 
 def _locate(model: str) -> Path:
-    if _is_embedded(model):
+    if is_embedded(model):
         return _EMBEDDED / model
     if "://" in model:
         return _fetch(model)
