@@ -1,6 +1,6 @@
 """What people see at the end of an evaluation. Scores are percent here, fractions in the JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -12,10 +12,8 @@ def print_evaluation(report: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for kind, truth in report["ground_truth"].items():
         console.print(f"{kind} ground truth {truth['place']}: {_images(truth['images'])}", markup=False)
-    titles = {"panoptic": "panoptic quality", "semantic": "semantic", "segm": "masks", "bbox": "boxes"}
-    for kind, title in titles.items():
-        if kind in report:
-            console.print(_table(f"{title}, run {report['run_id']}", kind, report[kind]))
+    for table in _tables(report):
+        console.print(table)
 
 
 def _images(counts: dict[str, Any]) -> str:
@@ -33,25 +31,29 @@ def _images(counts: dict[str, Any]) -> str:
     return text
 
 
-def _table(title: str, kind: str, figures: dict[str, Any]) -> Table:
-    if kind == "panoptic":
-        rows = [(group, figures[group]) for group in ("all", "things", "stuff")]
-        return _grid(
-            title, ("", "PQ", "SQ", "RQ", "classes"), [(g, *_row(f, "PQ", "SQ", "RQ"), f["n"]) for g, f in rows]
+def _tables(report: dict[str, Any]) -> Iterator[Table]:
+    run = f"run {report['run_id']}"
+    if "panoptic" in report:
+        rows = {group: report["panoptic"][group] for group in ("all", "things", "stuff")}
+        yield _table(f"panoptic quality, {run}", ("PQ", "SQ", "RQ"), rows, count_classes=True)
+    if "semantic" in report:
+        yield _table(
+            f"semantic, {run}", ("mIoU", "fwIoU", "mAcc", "pAcc"), {"all": report["semantic"]}, count_classes=True
         )
-    if kind == "semantic":
-        names: Sequence[str] = ("mIoU", "fwIoU", "mAcc", "pAcc")
-        return _grid(title, (*names, "classes"), [(*_row(figures, *names), figures["n"])])
-    names = [name for name in figures if name != "per_class"]
-    return _grid(title, names, [_row(figures, *names)])
+    rows = {title: report[kind] for kind, title in (("segm", "masks"), ("bbox", "boxes")) if kind in report}
+    for title, letters in (("average precision", "AP"), ("average recall", "AR")):  # all in one are too wide for 80
+        if rows:
+            names = [name for name in next(iter(rows.values())) if name.startswith(letters)]
+            yield _table(f"{title}, {run}", names, rows)
 
 
-def _grid(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+def _table(title: str, names: Sequence[str], rows: dict[str, dict[str, Any]], count_classes: bool = False) -> Table:
+    """A line for each of `rows`, a column for each of `names`; `count_classes` adds of how many they are the mean."""
     table = Table(title=title, title_justify="left")
-    for name in head:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*map(str, row))
+    for head in ("", *names, *(["classes"] if count_classes else [])):
+        table.add_column(head, justify="right", no_wrap=True)
+    for name, figures in rows.items():
+        table.add_row(name, *_row(figures, *names), *([str(figures["n"])] if count_classes else []))
     return table
 
 

@@ -16,8 +16,9 @@ from jobs import segment_bucket
 from jobs.command_line import parse
 from jobs.evaluate import PROG, main
 from pipeline.evaluation_config import EvaluationSettings
+from pipeline.evaluation_report import print_evaluation
 from tests.command_line_page import PAGE, field_help, page
-from tests.evaluation_oracles import coco_api, coco_results, panoptic_counts
+from tests.evaluation_oracles import COCO_FIGURES, coco_api, coco_results, panoptic_counts
 from tests.evaluation_runs import (
     CATEGORIES,
     MadeImage,
@@ -168,6 +169,17 @@ def test_tables_are_printed_in_percent_and_written_as_fractions(place, capsys):
     assert f"{100 * miou:.2f}" in out
     assert "6 images, 5 with a result; 1 not in the run count as images in which nothing was found" in out
     assert "1 images of the run are not in it and were ignored" in out
+
+
+def test_every_figure_is_whole_on_a_terminal_of_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = COCO_FIGURES
+    figures = {kind: {name: (1 + n) / 12 for n, name in enumerate(names)} for kind in ("segm", "bbox")}
+    print_evaluation({"run_id": "20261123-020000-1a2b", "ground_truth": {}, **figures})
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80 and "…" not in out
+    for n, name in enumerate(names):
+        assert re.search(rf"\b{name}\b", out) and out.count(f" {100 * (1 + n) / 12:.2f} ") == 2, name
 
 
 def test_the_run_that_finished_last_is_scored_unless_another_is_named(place, capsys):
