@@ -1,0 +1,72 @@
+"""Instance and semantic inference in hf mode against transformers, pixel for pixel, over scenes and sizes."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import Mask2FormerImageProcessor
+from transformers.models.mask2former.modeling_mask2former import Mask2FormerForUniversalSegmentationOutput
+
+from m2f_core import instances, semantic
+from m2f_core.geometry import ImageGeometry
+from m2f_core.instances import InstanceSettings, instance_segments
+from m2f_core.semantic import SemanticSettings, semantic_segments
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
+from scenes import NUM_CLASSES, decoder_outputs
+
+torch.set_num_threads(1)
+
+THEIRS = Mask2FormerImageProcessor()
+SIZES = [(480, 640), (97, 113), (500, 31), (1, 60), (384, 384)]
+SCENES = [(0, 20, 0.5), (1, 5, 5.0), (2, 1, 0.0), (3, 0, 0.5)]  # seed, confident queries, noise
+
+
+def outputs_of(seed: int, num_kept: int, noise: float) -> tuple[torch.Tensor, torch.Tensor]:
+    return decoder_outputs(seed, (56, 72), num_kept, 40, noise)
+
+
+def their_form(logits: torch.Tensor, masks: torch.Tensor) -> Mask2FormerForUniversalSegmentationOutput:
+    return Mask2FormerForUniversalSegmentationOutput(
+        class_queries_logits=logits[None], masks_queries_logits=masks[None]
+    )
+
+
+def geometry_of(size: tuple[int, int]) -> ImageGeometry:
+    """hf mode knows no padding: what the image went through does not matter."""
+    return ImageGeometry(size, (224, 288), (224, 288))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scene", SCENES)
+def test_semantic_map(scene: tuple[int, int, float], size: tuple[int, int]) -> None:
+    logits, masks = outputs_of(*scene)
+    found = semantic.to_hf(semantic_segments(logits, masks, geometry_of(size), SemanticSettings.defaults("hf")))
+    [expected] = THEIRS.post_process_semantic_segmentation(their_form(logits, masks), target_sizes=[size])
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scene", SCENES)
+def test_instances(scene: tuple[int, int, float], size: tuple[int, int], threshold: float) -> None:
+    logits, masks = outputs_of(*scene)
+    chosen = replace(InstanceSettings.defaults("hf"), score_threshold=threshold)
+    result = instance_segments(logits, masks, geometry_of(size), chosen)
+    for binary_maps in (False, True):
+        found = instances.to_hf(result, return_binary_maps=binary_maps)
+        [expected] = THEIRS.post_process_instance_segmentation(
+            their_form(logits, masks), threshold=threshold, target_sizes=[size], return_binary_maps=binary_maps
+        )
+        assert found["segments_info"] == expected["segments_info"]
+        np.testing.assert_array_equal(np.asarray(found["segmentation"]), np.asarray(expected["segmentation"]))
+
+
+def test_the_scenes_have_something_to_find() -> None:
+    for seed, num_kept, noise in SCENES[:3]:
+        logits, masks = outputs_of(seed, num_kept, noise)
+        result = instance_segments(logits, masks, geometry_of(SIZES[0]), InstanceSettings.defaults("hf"))
+        assert len(result.instances) >= min(num_kept, 3) and logits.shape[1] == NUM_CLASSES + 1
