@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench overfit clean
 
 demo: $(VENV)/.ready-demo  ## set up, segment held-out scenes with the checkpoint of the package
 	$(BIN)/python jobs/demo.py
@@ -27,8 +27,11 @@ bench: $(VENV)/.ready-test  ## speed against transformers + pycocotools, as rati
 	$(BIN)/python tests/benchmarks/bench_tasks.py
 	$(BIN)/python tests/benchmarks/bench_job.py
 
+overfit: $(VENV)/.ready-test  ## two hours: 13 photographs of ../shared/data by heart
+	$(BIN)/python tests/training/overfit_photographs.py
+
 clean:
-	rm -rf $(VENV) .demo
+	rm -rf $(VENV) .demo .overfit
 
 $(VENV)/.ready-%: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python 3.10-3.12 found; name one: make PYTHON=/path/to/python3.11"; exit 1; }

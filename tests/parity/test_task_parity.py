@@ -49,6 +49,13 @@ def test_semantic_map(scene: tuple[int, int, float], size: tuple[int, int]) -> N
     assert torch.equal(found, expected)
 
 
+def test_of_equal_scores_the_class_is_the_same_too() -> None:
+    logits, masks = torch.zeros(3, 5), torch.ones(3, 8, 8)
+    found = semantic.to_hf(semantic_segments(logits, masks, geometry_of((9, 9)), SemanticSettings.defaults("hf")))
+    [expected] = THEIRS.post_process_semantic_segmentation(their_form(logits, masks), target_sizes=[(9, 9)])
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scene", SCENES)
