@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint bench overfit clean
+.PHONY: demo test test-slow lint bench overfit drill-kills clean
 
 demo: $(VENV)/.ready-demo  ## set up, segment held-out scenes with the checkpoint of the package
 	$(BIN)/python jobs/demo.py
@@ -30,11 +30,16 @@ bench: $(VENV)/.ready-test  ## speed against transformers + pycocotools, as rati
 overfit: $(VENV)/.ready-test  ## two hours: 13 photographs of ../shared/data by heart
 	$(BIN)/python tests/training/overfit_photographs.py
 
+drill-kills: $(VENV)/.ready-test  ## hundreds of kills, tables compared after each; KILLS=200 SEED=0
+	$(BIN)/python -m tests.reliability.campaign --kills $(or $(KILLS),200) --seed $(or $(SEED),0)
+
 clean:
 	rm -rf $(VENV) .demo .overfit
+
+EXTRAS_test := [test]
 
 $(VENV)/.ready-%: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python 3.10-3.12 found; name one: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(EXTRAS_$*)'
 	touch $@

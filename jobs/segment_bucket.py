@@ -35,6 +35,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{PROG}: interrupted; what is done is kept, the same command goes on", file=sys.stderr)
         return 130
+    if report is None:
+        return 0
     print_summary(report, settings)
     return report.exit_code(settings.max_failure_rate)
 

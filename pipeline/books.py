@@ -1,11 +1,11 @@
 """The books of a run: every planned image in exactly one row, or the run is not finished."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 from pipeline.errors import BrokenRunError
 from pipeline.journal import Receipt, Totals
-from pipeline.prepare import Run
+from pipeline.runs import Run
 
 
 @dataclass(frozen=True)
@@ -13,9 +13,12 @@ class Report:
     """The books of a run, as they stand in report.json."""
 
     run_id: str
-    num_images: int
+    created: str  # when it was planned, ISO 8601, UTC
+    num_images: int  # rows of the run: ok + failed + removed
     num_ok: int
     num_failed: int
+    num_removed: int
+    counts: dict[str, int]  # images by reason, also of those that were left out: see increments.Changes
     num_segments: int
     failed_by_code: dict[str, int]
     num_shards: int
@@ -23,6 +26,7 @@ class Report:
     seconds: float  # of this attempt, from the first shard on a model to the last receipt
     images_per_second: float  # of this attempt, model load excluded
     finished_at: str  # ISO 8601, UTC
+    table_versions: dict[str, int] = field(default_factory=dict)  # of the Delta tables, once published
 
     def exit_code(self, max_failure_rate: float) -> int:
         return 1 if self.num_failed > max_failure_rate * self.num_images else 0
@@ -41,18 +45,21 @@ class Clock:
 
 
 def close_books(run: Run, totals: Totals, done_before: int, clock: Clock) -> Report:
-    """Write report.json, which ends the run. BrokenRunError where an image or a shard has no receipt."""
+    """The report of the run. BrokenRunError where an image or a shard has no receipt."""
     if totals.shards != set(range(run.plan.num_shards)) or totals.num_images != run.plan.num_images:
         raise BrokenRunError(
             f"the books of run {run.run_id} do not close: {totals.num_images} of {run.plan.num_images} images and "
             f"{len(totals.shards)} of {run.plan.num_shards} shards have receipts"
         )
     seconds = max(clock.finished - clock.started, 0.0) if clock.num_images else 0.0
-    report = Report(
+    return Report(
         run_id=run.run_id,
+        created=run.created.isoformat(timespec="microseconds"),
         num_images=totals.num_images,
-        num_ok=totals.num_images - totals.num_failed,
+        num_ok=totals.num_images - totals.num_failed - totals.num_removed,
         num_failed=totals.num_failed,
+        num_removed=totals.num_removed,
+        counts=run.counts,
         num_segments=totals.num_segments,
         failed_by_code=dict(sorted(totals.failed_by_code.items())),
         num_shards=run.plan.num_shards,
@@ -61,8 +68,6 @@ def close_books(run: Run, totals: Totals, done_before: int, clock: Clock) -> Rep
         images_per_second=round(clock.num_images / seconds, 3) if seconds else 0.0,
         finished_at=utc_now(),
     )
-    run.put_object("report.json", vars(report))
-    return report
 
 
 def utc_now() -> str:

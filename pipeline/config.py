@@ -64,6 +64,10 @@ class Settings:
     """Images with more pixels get a row `too_large`; checked before a pixel is decoded."""
     precision: Literal["fp32", "bf16"] = field(default="fp32", metadata=CHANGES_RESULTS)
     """bf16: matrix products in bfloat16 (sampling, softmax and norms stay in fp32)."""
+    mode: Literal["incremental", "overwrite", "retry-failed"] = "incremental"
+    """incremental: new, changed, or done with another model or settings; overwrite: all; retry-failed: those only."""
+    tombstone_removed: bool = False
+    """Write a row `removed` for each image of earlier runs that is gone from the input."""
     images_per_shard: int | None = None
     """Images of a shard, the unit of retry and commit, at most. Default: 512 on GPUs, 16 on CPUs."""
     shard_mib: int = 128
@@ -82,6 +86,16 @@ class Settings:
     """Name of the run. Default: an unfinished run of the same settings is resumed, else a new name from the time."""
     max_failure_rate: float = 0.01
     """Exit code 1 when a larger share of the images failed."""
+    max_failures: int | None = None
+    """Stop as soon as more images than this have failed; what is done is kept."""
+    step_timeout: float = 600.0
+    """Seconds that one step of one image or batch may take; then its process ends and the shard is tried again."""
+    publish_every: float | None = None
+    """Minutes between publications of what is done so far. Default: the run is published once, when it is done."""
+    compact: bool = False
+    """After publishing, merge small files of the tables into large ones."""
+    lease_seconds: float = 60.0
+    """How long a driver that died keeps others off the output."""
     progress_seconds: float = 10.0
     """Seconds between progress lines where there is no terminal."""
 
@@ -101,6 +115,10 @@ class Settings:
             ("top_k", 1, 1_000_000),
             ("limit", 1, 2**62),
             ("progress_seconds", 0.1, 86400.0),
+            ("max_failures", 0, 2**62),
+            ("step_timeout", 1.0, 86400.0),
+            ("publish_every", 0.0, 10_000.0),
+            ("lease_seconds", 1.0, 86400.0),
         ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -111,6 +129,8 @@ class Settings:
             raise RunError(f"--run-id {self.run_id!r} may hold letters, digits, '.', '_', '-' only, at most 64")
         if any(class_id < 0 for class_id in self.label_ids_to_fuse or ()):
             raise RunError(f"--label-ids-to-fuse holds a negative id: {sorted(self.label_ids_to_fuse or ())}")
+        if self.tombstone_removed and (self.limit is not None or self.mode == "retry-failed"):
+            raise RunError("--tombstone-removed needs the whole listing; leave out --limit and --mode retry-failed")
         self._check_flags_of_task()
         self.gpu_actors_range()
         self.parsed_image_size()

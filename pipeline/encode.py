@@ -1,6 +1,7 @@
 """Segments -> rows of the tables, with the dataset's categories; checked before anything is written."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ class EncodeSpec:
     """What the rows of a run have in common."""
 
     run_id: str
+    run_created: datetime
     fingerprint: str
     attempt: int
     task: Task
@@ -37,16 +39,19 @@ def encode_shard(shard: int, images: pa.Table, spec: EncodeSpec) -> dict[str, pa
     segment_rows: list[dict[str, Any]] = []
     num_segments = []
     for image in images.to_pylist():
-        rows = _segment_rows(image, spec) if image["error_code"] is None else []
+        has_result = image["error_code"] is None and image["reason"] != "removed"
+        rows = _segment_rows(image, spec) if has_result else []
         num_segments.append(len(rows))
         segment_rows.extend({**row, "run_id": spec.run_id, "shard": shard} for row in rows)
     n = images.num_rows
-    status = pc.if_else(pc.is_null(images.column("error_code")), "ok", "failed")
+    done = pc.if_else(pc.is_null(images.column("error_code")), "ok", "failed")
+    status = pc.if_else(pc.equal(images.column("reason"), "removed"), "removed", done)
     columns = {
         **{name: images.column(name) for name in IMAGES.names if name in images.column_names},
         "status": status,
         "num_segments": pa.array(num_segments, pa.int32()),
         "run_id": pa.array([spec.run_id] * n, pa.string()),
+        "run_created": pa.array([spec.run_created] * n, IMAGES.field("run_created").type),
         "shard": pa.array([shard] * n, pa.int32()),
         "fingerprint": pa.array([spec.fingerprint] * n, pa.string()),
         "attempt": pa.array([spec.attempt] * n, pa.int32()),

@@ -21,6 +21,21 @@ class ErrorCode(str, Enum):
     UNSUPPORTED = "unsupported"  # not an image, or of a kind whose pixel values have no defined range
     # model
     INFERENCE_FAILED = "inference_failed"  # the model raised on this image alone
+    # any of them
+    TIMED_OUT = "timed_out"  # decoding or segmenting it, alone in a process, did not end in time
+    CRASHED_WORKER = "crashed_worker"  # decoding or segmenting it, alone in a process, killed that process
+
+
+# Failures of the store, not of the image: the next run tries these images again unasked.
+TRANSIENT = frozenset(
+    (
+        ErrorCode.NOT_FOUND,
+        ErrorCode.ACCESS_DENIED,
+        ErrorCode.READ_FAILED,
+        ErrorCode.CORRUPT_IN_TRANSIT,
+        ErrorCode.CHANGED,
+    )
+)
 
 
 class ImageError(Exception):

@@ -1,5 +1,6 @@
 """A finished run as a reader sees it: what it was, and its parts as the journal names them. Nothing is written."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
 from pipeline.journal import Journal, PartRecord
-from pipeline.read_object import parse_json_object, read_bytes, read_or_none
+from pipeline.read_object import read_bytes, read_json_or_none
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage import STORE_ERRORS, list_folder, one_line, open_filesystem
 
@@ -33,16 +34,16 @@ def find_finished_run(tables: str, run_id: str | None) -> FinishedRun:
     filesystem, root = open_filesystem(tables)
     name = run_id or _last_finished(filesystem, root)
     folder = f"{root}/_runs/{name}"
-    run = _read_json(filesystem, f"{folder}/run.json")
+    run = read_json_or_none(filesystem, f"{folder}/run.json", f"{_FLAG}:")
     if run is None:
         raise RunError(f"{_FLAG} {tables} holds no run {name}; there are {_some_runs(filesystem, root)}")
     if run["schema_version"] != SCHEMA_VERSION:
         raise RunError(
             f"run {name} has tables of schema version {run['schema_version']}, this program reads {SCHEMA_VERSION}"
         )
-    if _read_json(filesystem, f"{folder}/report.json") is None:
+    if read_json_or_none(filesystem, f"{folder}/report.json", f"{_FLAG}:") is None:
         raise RunError(f"run {name} is not finished; the command that started it goes on with it")
-    parts = _parts(Journal(filesystem, f"{folder}/journal", attempt=0), name, run["plan"]["num_shards"])
+    parts = _parts(Journal(filesystem, folder), name, run["plan"]["num_shards"])
     return FinishedRun(
         tables, name, run["results"]["task"], run["fingerprint"], tuple(run["model"]["categories"]), parts
     )
@@ -52,20 +53,16 @@ def read_part(tables: str, part: PartRecord, columns: list[str]) -> pa.Table:
     """Some columns of a part. RunError where it is gone, damaged or not the one that the journal names."""
     filesystem, root = open_filesystem(tables)
     data = read_bytes(filesystem, f"{root}/{part.path}", f"{_FLAG}: the part")
-    try:
-        table = pq.read_table(pa.BufferReader(data), columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise RunError(f"{_FLAG}: the part {part.path} is damaged: {one_line(error)}") from None
-    if table.num_rows != part.num_rows:
-        raise RunError(f"{_FLAG}: the part {part.path} has {table.num_rows} rows, the journal says {part.num_rows}")
-    return table
+    if hashlib.sha256(data).hexdigest() != part.sha256:
+        raise RunError(f"{_FLAG}: the part {part.path} is damaged: it has not the sha256 that the journal names")
+    return pq.read_table(pa.BufferReader(data), columns=columns)
 
 
 def _last_finished(filesystem: fsspec.AbstractFileSystem, root: str) -> str:
     folders = _run_folders(filesystem, root)
     if not folders:
         raise RunError(f"{_FLAG} {root} holds no run; give what was --output of the run")
-    reports = [_read_json(filesystem, f"{folder}/report.json") for folder in folders]
+    reports = [read_json_or_none(filesystem, f"{folder}/report.json", f"{_FLAG}:") for folder in folders]
     finished = [(report["finished_at"], report["run_id"]) for report in reports if report is not None]
     if not finished:
         raise RunError(f"{_FLAG} {root} holds no finished run; there are {_some_runs(filesystem, root)}")
@@ -86,17 +83,12 @@ def _some_runs(filesystem: fsspec.AbstractFileSystem, root: str) -> str:
     return ", ".join([*(["..."] if len(names) > 5 else []), *names[-5:]]) or "none"
 
 
-def _read_json(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
-    data = read_or_none(filesystem, path, f"{_FLAG}:")
-    return None if data is None else parse_json_object(data, path, f"{_FLAG}:")
-
-
 def _parts(journal: Journal, run_id: str, num_shards: int) -> tuple[dict[str, PartRecord], ...]:
-    """The parts of every shard, from its first receipt, which is the one that counts."""
+    """The parts of every shard."""
     by_shard: dict[int, dict[str, PartRecord]] = {}
     try:
         for receipt in journal.read():
-            by_shard.setdefault(receipt.shard, receipt.parts)
+            by_shard[receipt.shard] = receipt.parts
     except (*STORE_ERRORS, ValueError, TypeError, KeyError) as error:
         raise RunError(f"{_FLAG}: the journal of run {run_id} cannot be read: {one_line(error)}") from None
     if len(by_shard) != num_shards:

@@ -1,23 +1,36 @@
 """What is done: receipts of shards, appended in batches. One object a batch, one PUT: that PUT is the commit point.
 
 A shard counts when a receipt of it stands in the journal; files that happen to lie in the output count for nothing.
+
+Every driver that works on a run is an attempt with a number of its own. When it starts it writes down which journal
+objects of earlier attempts it has found, and from then on no others of theirs count: a driver that was thought dead and
+writes on is fenced off. So all readers, now and later, see the same receipts in the same order.
 """
 
 import json
+import os
+import re
+import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import fsspec
 
+from pipeline.conditional import create_object, supports_conditions
+from pipeline.kill_points import reached
+from pipeline.read_object import read_object
 from pipeline.storage import list_folder, put_object
 
 # Receipts of at most this many seconds are lost (and their shards done again) when the driver is killed.
 JOURNAL_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PartRecord:
     """One Parquet file as written. `path` is relative to the output."""
 
@@ -25,6 +38,8 @@ class PartRecord:
     num_rows: int
     size_bytes: int
     sha256: str
+    first_key: str | None  # least and greatest image_key; None where there are no rows
+    last_key: str | None
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,7 @@ class Receipt:
 
     shard: int
     num_images: int
+    num_removed: int  # of them, rows for images that are gone
     failed_by_code: dict[str, int]  # images with status `failed`, by error code
     parts: dict[str, PartRecord]  # by table
     started: float  # when a model actor took the shard, seconds since the epoch
@@ -46,7 +62,7 @@ class Receipt:
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
-    def from_json(cls, line: str) -> "Receipt":
+    def from_json(cls, line: str | bytes) -> "Receipt":
         values: dict[str, Any] = json.loads(line)
         values["parts"] = {table: PartRecord(**part) for table, part in values["parts"].items()}
         return cls(**values)
@@ -57,6 +73,7 @@ class Totals:
     """The books of a run, added up receipt by receipt: flat in the number of images."""
 
     num_images: int = 0
+    num_removed: int = 0
     num_segments: int = 0
     failed_by_code: dict[str, int] = field(default_factory=dict)
     shards: set[int] = field(default_factory=set)  # at most 200 k small ints at 100 M images
@@ -71,6 +88,7 @@ class Totals:
             return False
         self.shards.add(receipt.shard)
         self.num_images += receipt.num_images
+        self.num_removed += receipt.num_removed
         self.num_segments += receipt.parts["segments"].num_rows
         for code, count in receipt.failed_by_code.items():
             self.failed_by_code[code] = self.failed_by_code.get(code, 0) + count
@@ -78,30 +96,80 @@ class Totals:
 
 
 class Journal:
-    """The receipts of one run below `folder`: `000001-000000.jsonl`, by attempt and number.
+    """The receipts of the run in `run_folder`: `journal/000001-000000.jsonl`, by attempt and number."""
 
-    The attempt in the name keeps a driver that outlived its time from overwriting its successor's receipts.
-    """
-
-    def __init__(self, filesystem: fsspec.AbstractFileSystem, folder: str, attempt: int):
+    def __init__(self, filesystem: fsspec.AbstractFileSystem, run_folder: str, attempt: int = 0):
+        """`attempt`: of the driver that appends; readers need none."""
         self.filesystem = filesystem
-        self.folder = folder
+        self.folder = f"{run_folder}/journal"
+        self.attempts_folder = f"{run_folder}/attempts"
         self.attempt = attempt
         self.next_number = 0
+
+    @classmethod
+    def start_attempt(cls, filesystem: fsspec.AbstractFileSystem, run_folder: str) -> "Journal":
+        """The journal for a new driver to append to. From here on, earlier drivers cannot add to it."""
+        journal = cls(filesystem, run_folder)
+        journal.attempt = 1 + max(journal._attempts(), default=0)
+        while True:
+            accepted: dict[str, list[int]] = {}
+            for attempt, number, _ in journal._counted():
+                accepted.setdefault(str(attempt), []).append(number)
+            content = {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "accepted": accepted,
+            }
+            path = f"{journal.attempts_folder}/{journal.attempt:06d}.json"
+            if not supports_conditions(filesystem):
+                put_object(filesystem, path, json.dumps(content).encode())
+                break
+            if create_object(filesystem, path, json.dumps(content).encode()) is not None:
+                break
+            journal.attempt += 1
+        reached("attempt written")
+        return journal
 
     def append(self, receipts: Iterable[Receipt]) -> None:
         """Commit receipts: after this returns, their shards are never opened again."""
         lines = "".join(receipt.to_json() + "\n" for receipt in receipts)
         if lines:
+            reached("before journal")
             path = f"{self.folder}/{self.attempt:06d}-{self.next_number:06d}.jsonl"
+            self.next_number += 1  # also if the write fails: it may have arrived, and is not to be overwritten
             put_object(self.filesystem, path, lines.encode())
-            self.next_number += 1
+            reached("after journal")
 
     def read(self) -> Iterator[Receipt]:
-        """All receipts of all attempts, oldest first."""
+        """All receipts that count, each shard's once, in the order of their commit."""
+        seen: set[int] = set()
+        for _, _, path in self._counted():
+            for line in BytesIO(read_object(self.filesystem, path)):
+                receipt = Receipt.from_json(line)
+                if receipt.shard not in seen:
+                    seen.add(receipt.shard)
+                    yield receipt
+
+    def _attempts(self) -> dict[int, str]:
+        """Number of each attempt -> its object."""
+        paths = list_folder(self.filesystem, self.attempts_folder)
+        return {int(Path(path).stem): path for path in paths if re.fullmatch(r"\d+\.json", Path(path).name)}
+
+    def _counted(self) -> Iterator[tuple[int, int, str]]:
+        """(attempt, number, path) of every journal object that counts, in order."""
+        attempts = self._attempts()
+        latest = max(attempts, default=0)
+        accepted: dict[str, list[int]] = {}
+        if attempts:
+            accepted = json.loads(read_object(self.filesystem, attempts[latest]))["accepted"]
+        named = re.compile(r".*/(\d+)-(\d+)\.jsonl")
         for path in list_folder(self.filesystem, self.folder):
-            for line in self.filesystem.cat_file(path).decode().splitlines():
-                yield Receipt.from_json(line)
+            match = named.fullmatch(path)
+            if match is not None:
+                attempt, number = int(match[1]), int(match[2])
+                if attempt >= latest or number in accepted.get(str(attempt), ()):
+                    yield attempt, number, path
 
 
 class Committer:
@@ -111,8 +179,12 @@ class Committer:
     end.
     """
 
-    def __init__(self, journal: Journal, seconds: float = JOURNAL_SECONDS):
+    def __init__(
+        self, journal: Journal, seconds: float = JOURNAL_SECONDS, may_commit: Callable[[], None] = lambda: None
+    ):
+        """`may_commit` is called before each commit and raises where it must not be."""
         self.journal = journal
+        self.may_commit = may_commit
         self.seconds = seconds
         self.receipts: list[Receipt] = []
         self.lock = threading.Lock()
@@ -132,8 +204,10 @@ class Committer:
 
     def commit(self) -> None:
         with self.lock:
-            self.journal.append(self.receipts)
-            self.receipts = []
+            if self.receipts:
+                self.may_commit()
+                self.journal.append(self.receipts)
+                self.receipts = []
 
     def __exit__(self, *exc: object) -> None:
         self.ended.set()

@@ -1,4 +1,6 @@
-"""Bucket -> plan: list the images below the input and group them into shards.
+"""Bucket -> plan: list the images below the input, and group those that a run is to have into shards.
+
+`increments.compare` stands between the two: it says which those are, and why.
 
 The plan is streamed page by page into Parquet files below `_runs/<run_id>/plan/`; the driver holds one file's shards at
 a time. Each row group of a plan file is one shard.
@@ -16,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
+from pipeline.read_object import read_object
 from pipeline.schema import PLAN
 from pipeline.storage import STORE_ERRORS, is_local, is_s3, local_etag, one_line, open_filesystem, put_object, uri_of
 
@@ -26,11 +29,23 @@ SHARDS_PER_PLAN_FILE = 64  # 512 images a shard: 4 MB a file, and 100 M images a
 
 @dataclass(frozen=True)
 class ListedImage:
-    """One object of the listing; the fields are the columns of schema.PLAN."""
+    """One object of the listing."""
 
     image_key: str
     etag: str
     size_bytes: int
+
+
+@dataclass(frozen=True)
+class PlannedImage(ListedImage):
+    """An image that a run is to have; the fields are the columns of schema.PLAN, and mean what they mean there."""
+
+    reason: str
+
+    @property
+    def bytes_to_read(self) -> int:
+        """Encoded bytes; 0 where the image is gone and only its row is to be written."""
+        return 0 if self.reason == "removed" else self.size_bytes
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,7 @@ class PlanSummary:
     files: tuple[PlanFile, ...]
     num_images: int
     num_shards: int
-    size_bytes: int
+    size_bytes: int  # to be read
 
 
 def list_images(uri: str) -> Iterator[ListedImage]:
@@ -76,21 +91,29 @@ def list_images(uri: str) -> Iterator[ListedImage]:
         raise RunError(f"--input {uri} cannot be listed: {one_line(error)}") from None
 
 
-def group_into_shards(images: Iterable[ListedImage], *, max_images: int, max_bytes: int) -> Iterator[list[ListedImage]]:
-    """Consecutive images, at most `max_images` and `max_bytes` of them together; a larger image stands alone."""
-    shard: list[ListedImage] = []
+def refuse_empty(uri: str) -> None:
+    """RunError where there is nothing below `uri`: a wrong name, more likely than a bucket that lost everything."""
+    if next(list_images(uri), None) is None:
+        raise RunError(f"--input {uri} holds no objects")
+
+
+def group_into_shards(
+    images: Iterable[PlannedImage], *, max_images: int, max_bytes: int
+) -> Iterator[list[PlannedImage]]:
+    """Consecutive images, at most `max_images` and `max_bytes` to read of them together; a larger one stands alone."""
+    shard: list[PlannedImage] = []
     shard_bytes = 0
     for image in images:
-        if shard and (len(shard) == max_images or shard_bytes + image.size_bytes > max_bytes):
+        if shard and (len(shard) == max_images or shard_bytes + image.bytes_to_read > max_bytes):
             yield shard
             shard, shard_bytes = [], 0
         shard.append(image)
-        shard_bytes += image.size_bytes
+        shard_bytes += image.bytes_to_read
     if shard:
         yield shard
 
 
-def write_plan(shards: Iterable[list[ListedImage]], filesystem: fsspec.AbstractFileSystem, folder: str) -> PlanSummary:
+def write_plan(shards: Iterable[list[PlannedImage]], filesystem: fsspec.AbstractFileSystem, folder: str) -> PlanSummary:
     """Write the plan files; nothing is written where there are no shards. Shards are numbered from 0."""
     files: list[PlanFile] = []
     num_images = num_shards = size_bytes = 0
@@ -111,7 +134,7 @@ def write_plan(shards: Iterable[list[ListedImage]], filesystem: fsspec.AbstractF
         pending.append(_shard_table(num_shards, shard))
         num_shards += 1
         num_images += len(shard)
-        size_bytes += sum(image.size_bytes for image in shard)
+        size_bytes += sum(image.bytes_to_read for image in shard)
         if len(pending) == SHARDS_PER_PLAN_FILE:
             flush()
     if pending:
@@ -123,35 +146,22 @@ def read_plan_file(
     filesystem: fsspec.AbstractFileSystem, plan_file: PlanFile, shards: Iterable[int]
 ) -> Iterator[tuple[int, pa.Table]]:
     """(shard, its images without the column `shard`) for the wanted shards of one plan file."""
-    file = pq.ParquetFile(pa.BufferReader(filesystem.cat_file(plan_file.path)))
+    file = pq.ParquetFile(pa.BufferReader(read_object(filesystem, plan_file.path)))
     for shard in shards:
         yield shard, file.read_row_group(shard - plan_file.first_shard).drop_columns(["shard"])
 
 
-def _shard_table(shard: int, images: list[ListedImage]) -> pa.Table:
-    try:
-        keys = pa.array([image.image_key for image in images], pa.string())
-    except UnicodeEncodeError:
-        bad = next(i.image_key for i in images if not _is_utf8(i.image_key))
-        raise RunError(f"the file name {bad!r} is not UTF-8 and cannot stand in a table; rename it") from None
+def _shard_table(shard: int, images: list[PlannedImage]) -> pa.Table:
     return pa.table(
         {
             "shard": pa.array([shard] * len(images), pa.int32()),
-            "image_key": keys,
+            "image_key": [image.image_key for image in images],
             "etag": [image.etag for image in images],
             "size_bytes": [image.size_bytes for image in images],
-            "reason": ["new"] * len(images),
+            "reason": [image.reason for image in images],
         },
         schema=PLAN,
     )
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _list_folder(path: str) -> Iterator[ListedImage]:

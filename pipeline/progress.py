@@ -3,19 +3,31 @@
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from pipeline.journal import Totals
+from pipeline.under_way import UnderWay
+
+_STRAGGLER_SECONDS = 60.0  # a shard that is under way for longer is named
 
 
 class Progress:
     """Shows `totals` while it is entered; counts images, of all attempts of the run."""
 
-    def __init__(self, num_images: int, totals: Totals, interval_seconds: float):
+    def __init__(
+        self,
+        num_images: int,
+        totals: Totals,
+        interval_seconds: float,
+        oldest: Callable[[], UnderWay | None] = lambda: None,
+    ):
+        """`oldest`: gives the shard that is under way for longest, if there is one."""
         self.num_images = num_images
+        self.oldest = oldest
         self.totals = totals
         self.interval_seconds = interval_seconds
         self.started = time.monotonic()
@@ -57,7 +69,16 @@ class Progress:
 
     def _print_lines(self) -> None:
         while not self.ended.wait(self.interval_seconds):
-            print(f"{self.totals.num_images}/{self.num_images} images, {self.rest()}", file=sys.stderr, flush=True)
+            line = f"{self.totals.num_images}/{self.num_images} images, {self.rest()}{self.straggler()}"
+            print(line, file=sys.stderr, flush=True)
+
+    def straggler(self) -> str:
+        """`; shard 42 (from s3://b/x.jpg on) is segmenting on gpu-3 since 0:05:10`, where one takes so long."""
+        oldest = self.oldest()
+        if oldest is None or (seconds := time.time() - oldest.since) < _STRAGGLER_SECONDS:
+            return ""
+        where = f"is {oldest.stage} on {oldest.host} since {_hms(seconds)}"
+        return f"; shard {oldest.shard} (from {oldest.first_key} on) {where}"
 
 
 def _hms(seconds: float) -> str:

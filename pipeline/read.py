@@ -1,12 +1,18 @@
-"""Shard -> encoded bytes, checked against the plan. A failed read is a row, never an exception."""
+"""Shard -> encoded bytes, checked against the plan.
 
+A failed read is a row and no exception; where all of a shard fail, it is the store, which breaks the run.
+"""
+
+import asyncio
 import hashlib
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import fsspec.asyn
 import pyarrow as pa
 from tenacity import (
     Retrying,
@@ -16,15 +22,24 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from pipeline.errors import ErrorCode, ImageError
+from pipeline.errors import ErrorCode, ImageError, StoreUnavailableError
 from pipeline.schema import FETCHED, pack_shard, unpack_shard
 from pipeline.storage import check_visible, is_local, is_s3, local_etag, one_line, open_filesystem, path_of
+from pipeline.under_way import Tell, tell_nobody
+from pipeline.watchdog import TRIED_AGAIN, start_watchdog, watch
 
 READ_THREADS = 16  # one object of 100 KB takes 20-50 ms from S3, so this many in flight are 300-800 images/s
 _READ_ATTEMPTS = 4  # on top of the client's own; for what clients do not repeat: cut bodies, wrong checksums
-_READ_SECONDS = 300  # and no new one after these
+# Of --step-timeout: what one request may take, and after which no object is asked for again. An object is two requests
+# at most, so a store that does not answer gives rows (0.4 + 2 x 0.25 < 1), and the watchdog, which ends the process, is
+# for what cannot be cancelled: a disk that hangs.
+_REQUEST_SHARE, _READ_SHARE = 0.25, 0.4
 # Larger objects are no images: a film or an archive below the prefix would fill the worker's memory.
 MAX_OBJECT_BYTES = 512 * 2**20
+# Where so many images all fail for one of these reasons, no image is the reason: credentials that have run out, a
+# network that is gone. As rows they would be thousands, and a run that looks done.
+_STORE_FAILED = frozenset((ErrorCode.ACCESS_DENIED, ErrorCode.READ_FAILED))
+_SYSTEMIC_IMAGES = 8
 
 _MD5_ETAG = re.compile("[0-9a-f]{32}")  # a single-part upload; multipart ETags end in -N and are no digest
 
@@ -32,15 +47,22 @@ _MD5_ETAG = re.compile("[0-9a-f]{32}")  # a single-part upload; multipart ETags 
 class FetchImages:
     """CPU actor: adds `data` (encoded bytes) to every image of a shard, or an error code and message."""
 
-    def __init__(self, input_uri: str):
+    def __init__(self, input_uri: str, step_timeout: float = 600.0, watched: bool = False, tell: Tell = tell_nobody):
+        """`step_timeout` in seconds; `watched`: this process is ours, to be ended when a read hangs beyond it."""
         self.filesystem, self.root = open_filesystem(input_uri)
+        self.step_timeout = step_timeout
+        self.tell = tell
         self.threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="fetch")
+        if watched:
+            start_watchdog(step_timeout, TRIED_AGAIN)
 
     def __call__(self, row: pa.Table) -> pa.Table:
         check_visible(self.filesystem, self.root, "--input")
         shard, images = unpack_shard(row)
-        planned = images.select(["image_key", "etag", "size_bytes"]).to_pylist()
-        results = list(self.threads.map(lambda image: self.fetch(**image), planned))
+        planned = images.select(["image_key", "etag", "size_bytes", "reason"]).to_pylist()
+        self.tell(shard, "reading", planned[0]["image_key"])
+        results = list(self.threads.map(lambda image: self._fetch_planned(**image), planned))
+        _check_store(shard, [result for result in results if result is not None])
         errors = [result if isinstance(result, ImageError) else None for result in results]
         fetched = pa.Table.from_arrays(
             [
@@ -53,6 +75,13 @@ class FetchImages:
         )
         return pack_shard(shard, fetched)
 
+    def _fetch_planned(self, image_key: str, etag: str, size_bytes: int, reason: str) -> bytes | ImageError | None:
+        """None for an image that is gone from the input: its row only says so."""
+        if reason == "removed":
+            return None
+        with watch("reading", image_key):
+            return self.fetch(image_key, etag, size_bytes)
+
     def fetch(self, image_key: str, etag: str, size_bytes: int) -> bytes | ImageError:
         """The object's bytes, or why there are none.
 
@@ -63,13 +92,14 @@ class FetchImages:
             return ImageError(ErrorCode.TOO_LARGE, f"{size_bytes} bytes; objects over {MAX_OBJECT_BYTES} are not read")
         try:
             for attempt in Retrying(
-                stop=stop_after_attempt(_READ_ATTEMPTS) | stop_after_delay(_READ_SECONDS),
+                stop=stop_after_attempt(_READ_ATTEMPTS) | stop_after_delay(_READ_SHARE * self.step_timeout),
                 wait=wait_random_exponential(multiplier=0.25, max=10),
                 retry=retry_if_not_exception_type((FileNotFoundError, PermissionError, _ChangedError)),
                 reraise=True,
             ):
                 with attempt:
-                    return read_verified(self.filesystem, path_of(self.filesystem, image_key), etag, size_bytes)
+                    path = path_of(self.filesystem, image_key)
+                    return read_verified(self.filesystem, path, etag, size_bytes, self.step_timeout * _REQUEST_SHARE)
         except FileNotFoundError:
             return ImageError(ErrorCode.NOT_FOUND, "the object was listed but is gone")
         except PermissionError as error:
@@ -83,6 +113,16 @@ class FetchImages:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
 
+def _check_store(shard: int, results: Sequence[bytes | ImageError]) -> None:
+    """Raise StoreUnavailableError where it is the store that failed, and not some of its objects."""
+    errors = [result for result in results if isinstance(result, ImageError) and result.code in _STORE_FAILED]
+    if len(results) >= _SYSTEMIC_IMAGES and len(errors) == len(results):
+        raise StoreUnavailableError(
+            f"--input: none of the {len(results)} images of shard {shard} could be read, so it is the store, the "
+            f"network or the credentials; the first: {errors[0]}"
+        )
+
+
 class _CorruptError(Exception):
     """The bytes that came are not those the store says it holds."""
 
@@ -91,23 +131,48 @@ class _ChangedError(Exception):
     """The object is no longer the one that was planned."""
 
 
-def read_verified(filesystem: fsspec.AbstractFileSystem, path: str, etag: str, size_bytes: int) -> bytes:
+def read_verified(
+    filesystem: fsspec.AbstractFileSystem, path: str, etag: str, size_bytes: int, seconds: float
+) -> bytes:
     """The bytes of one object, checked by length and, where the ETag is an MD5 digest, by content.
 
-    Raises _ChangedError where the store now holds another object, _CorruptError where the bytes are wrong, and what
-    the file system raises.
+    Raises _ChangedError where the store now holds another object, _CorruptError where the bytes are wrong,
+    TimeoutError where a request takes longer than `seconds`, and what the file system raises.
     """
-    data: bytes = filesystem.cat_file(path)
+    data: bytes = _request(filesystem, "cat_file", path, seconds, path)
     if is_local(filesystem):
         if (now := local_etag(Path(path).stat())) != etag:
             raise _ChangedError(f"planned with modification time and size {etag}, now {now}")
         return data
     if len(data) == size_bytes and hashlib.md5(data, usedforsecurity=False).hexdigest() == etag:
         return data
-    return _ask_store(filesystem, path, etag, size_bytes, data)
+    return _ask_store(filesystem, path, etag, size_bytes, data, seconds)
 
 
-def _ask_store(filesystem: Any, path: str, etag: str, size_bytes: int, data: bytes) -> bytes:
+def _request(filesystem: Any, method: str, path: str, seconds: float, *args: Any, **kwargs: Any) -> Any:
+    """Call `method` of `filesystem`. Where it is asynchronous, as s3fs is, its request is cancelled after `seconds`.
+
+    fsspec's own time limit only stops waiting: the request, its connection and its memory would stay.
+    """
+    if not filesystem.async_impl:
+        return getattr(filesystem, method)(*args, **kwargs)
+
+    async def request() -> "asyncio.Future[Any] | None":
+        task = asyncio.ensure_future(getattr(filesystem, f"_{method}")(*args, **kwargs))
+        if (await asyncio.wait([task], timeout=seconds))[0]:
+            return task
+        task.cancel()
+        await asyncio.wait([task], timeout=1)  # it closes its connection
+        return None
+
+    # What was raised is taken out here, because fsspec would replace a TimeoutError by one of its own without a text.
+    done = fsspec.asyn.sync(filesystem.loop, request)
+    if done is None:
+        raise TimeoutError(f"{path} did not come within {seconds:g} s")
+    return done.result()
+
+
+def _ask_store(filesystem: Any, path: str, etag: str, size_bytes: int, data: bytes, seconds: float) -> bytes:
     """Ask the store what it holds: another object, one whose ETag is no digest, or the planned one read wrongly."""
     is_digest = _MD5_ETAG.fullmatch(etag) is not None
     if not is_s3(filesystem):
@@ -115,7 +180,7 @@ def _ask_store(filesystem: Any, path: str, etag: str, size_bytes: int, data: byt
             return data
         raise _CorruptError(f"{len(data)} bytes came where the listing said {size_bytes}")
     bucket, key = path.split("/", 1)
-    head = filesystem.call_s3("head_object", Bucket=bucket, Key=key)
+    head = _request(filesystem, "call_s3", path, seconds, "head_object", Bucket=bucket, Key=key)
     if head["ETag"].strip('"') != etag:
         raise _ChangedError(f"planned with ETag {etag}, now {head['ETag']}")
     # With KMS or customer keys the ETag is not the MD5 of the content; the client's own checksum has to do.

@@ -8,6 +8,8 @@ from rich.table import Table
 
 from pipeline.books import Report
 from pipeline.config import Settings
+from pipeline.increments import describe
+from pipeline.preview import Preview
 
 
 def show_log_lines() -> None:
@@ -25,11 +27,13 @@ def show_log_lines() -> None:
 def print_summary(report: Report, settings: Settings) -> None:
     """The books as a table, then where the tables lie."""
     table = Table(title=f"run {report.run_id}", show_header=False)
-    table.add_row("images", f"{report.num_images:,}")
+    table.add_row("images", f"{report.num_images:,} ({describe(report.counts)})")
     table.add_row("ok", f"{report.num_ok:,}")
     table.add_row("failed", f"{report.num_failed:,} (budget {settings.max_failure_rate:.2%})")
     for code, count in report.failed_by_code.items():
         table.add_row(f"  {code}", f"{count:,}")
+    if report.num_removed:
+        table.add_row("removed", f"{report.num_removed:,}")
     table.add_row("segments", f"{report.num_segments:,}")
     table.add_row("shards", f"{report.num_shards:,} ({report.num_shards_done_before:,} done before)")
     table.add_row("images/s", f"{report.images_per_second:,.2f} in {report.seconds:,.1f} s, model load excluded")
@@ -37,4 +41,18 @@ def print_summary(report: Report, settings: Settings) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     for name in ("images", "segments"):
-        console.print(f"{name}: {settings.output.rstrip('/')}/{name}/run={report.run_id}/*.parquet", markup=False)
+        version = f" (Delta table, version {report.table_versions[name]})"
+        console.print(f"{name}: {settings.output.rstrip('/')}/{name}{version}", markup=False, highlight=False)
+
+
+def print_preview(preview: Preview) -> None:
+    """Images and encoded bytes by reason."""
+    table = Table("reason", "images", "GiB", "in the run")
+    for reason, number in sorted(preview.counts.items()):
+        gib = preview.size_bytes[reason] / 2**30
+        table.add_row(reason, f"{number:,}", f"{gib:,.3f}", "yes" if reason in preview.planned else "no")
+    console = Console(highlight=False, soft_wrap=True)
+    if preview.note is not None:
+        console.print(preview.note, markup=False)
+    console.print(table)
+    console.print(f"{sum(preview.counts.get(reason, 0) for reason in preview.planned):,} images would be segmented")

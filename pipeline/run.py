@@ -3,14 +3,18 @@
 `build_dataset` is the program: every stage that a shard passes, in order.
 """
 
+import _thread
 import contextlib
 import logging
+import math
+import os
 import re
 import signal
-import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -20,19 +24,29 @@ from ray._private.log import PlainRayHandler
 from ray.data import ActorPoolStrategy, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from pipeline.books import Clock, Report, close_books, utc_now
+from pipeline.board import Board, start_board
+from pipeline.books import Clock, Report, close_books
 from pipeline.cluster import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, Allotment, allot, connect
 from pipeline.config import Settings
 from pipeline.encode import EncodeSpec, encode_shard, warm_up
 from pipeline.errors import BrokenRunError
+from pipeline.increments import changes_of, describe
 from pipeline.journal import Committer, Receipt, Totals
-from pipeline.plan import PlanFile, read_plan_file
-from pipeline.prepare import Run, check, prepare
+from pipeline.kill_points import reached
+from pipeline.lease import Lease
+from pipeline.plan import PlanFile, read_plan_file, refuse_empty
+from pipeline.prepare import Checked, check, output_errors
 from pipeline.progress import Progress
-from pipeline.read import FetchImages
+from pipeline.publish import Publisher
+from pipeline.read import MAX_OBJECT_BYTES, FetchImages
+from pipeline.runs import Run, find_report, find_run, plan_run, take_up
 from pipeline.schema import pack_shard, unpack_shard
-from pipeline.segment import SegmentImages, SegmentSpec
+from pipeline.segment import SegmentImages
+from pipeline.segmenter import SegmentSpec
 from pipeline.storage import STORE_ERRORS, one_line, open_filesystem
+from pipeline.sweep import sweep
+from pipeline.under_way import Tell
+from pipeline.watchdog import TRIED_AGAIN, start_watchdog, watch
 from pipeline.write import ShardWriter
 
 logger = logging.getLogger(__name__)
@@ -43,45 +57,110 @@ SHARDS_PER_ROUND = 50_000
 SHARD_IMAGES_GPU, SHARD_IMAGES_CPU = 512, 16
 
 
-def segment_bucket(settings: Settings) -> Report:
-    """Run the whole job. Raises RunError, with nothing written, where it cannot start."""
+def segment_bucket(settings: Settings) -> Report | None:
+    """Run the whole job; None where there is nothing to do. Raises RunError where it cannot start."""
     checked = check(settings)
     for warning in checked.model.warnings:
         logger.warning(warning)
-    allotment = allot(settings, connect())
-    per_shard = settings.images_per_shard or (SHARD_IMAGES_GPU if allotment.device == "cuda" else SHARD_IMAGES_CPU)
-    return execute(prepare(checked, per_shard), allotment)
-
-
-def execute(run: Run, allotment: Allotment) -> Report:
-    """Stream what is not done yet; commit; close the books. A finished run is left as it is."""
-    finished = run.read_object("report.json")
+    finished = find_report(checked)
     if finished is not None:
-        logger.warning("run %s is finished already; nothing to do", run.run_id)
+        logger.warning("run %s is finished already; nothing to do", checked.settings.run_id)
         return Report(**finished)
+    if find_run(checked) is None:
+        refuse_empty(checked.settings.input)
+    filesystem, root = open_filesystem(checked.settings.output)
+    with contextlib.ExitStack() as held:
+        held.enter_context(_stop_on_sigterm())
+        with output_errors(checked.settings):
+            place = f"{root}/_runs/lease.json"
+            lease = held.enter_context(Lease(filesystem, place, settings.lease_seconds, _thread.interrupt_main))
+        try:
+            return _find_and_execute(checked, lease)
+        except KeyboardInterrupt:
+            lease.check()  # if it was the lease that interrupted, say so
+            raise
+
+
+def _find_and_execute(checked: Checked, lease: Lease) -> Report | None:
+    settings = checked.settings
+    run_json = find_run(checked)
+    if run_json is not None:
+        return execute(take_up(checked, run_json), allot(settings, connect()), lease)
+    with changes_of(checked) as changes:
+        if not changes.num_planned:
+            logger.warning("nothing to do: %s", describe(changes.counts))
+            return None
+        allotment = allot(settings, connect())
+        logger.info("the input against version %s of the table: %s", changes.version, describe(changes.counts))
+        per_shard = settings.images_per_shard or (SHARD_IMAGES_GPU if allotment.device == "cuda" else SHARD_IMAGES_CPU)
+        run_json = plan_run(checked, changes.images(), changes.counts, per_shard)
+    return execute(take_up(checked, run_json), allotment, lease)
+
+
+def execute(run: Run, allotment: Allotment, lease: Lease) -> Report:
+    """Stream what is not done yet; commit; close the books; publish."""
     totals = Totals()
     for receipt in run.journal.read():
         totals.add(receipt)
     done_before = len(totals.shards)
-    run.put_object(f"attempts/{run.attempt:06d}.json", {"host": socket.gethostname(), "started": utc_now()})
     todo = f"{run.plan.num_images} images in {run.plan.num_shards} shards, {done_before} done before"
     logger.info(f"run {run.run_id}: {todo}; at most {allotment.model_actors[1]} model actors on {allotment.device}")
-    clock = Clock()
+    clock, board = Clock(), start_board()
+    publisher = Publisher(run.settings.output, run.run_id, run.plan.num_shards, run.journal, lease.check)
+    publications = _Timer(run.settings.publish_every)
     with (
         _stop_on_sigterm(),
         _store_errors(run),
-        Progress(run.plan.num_images, totals, run.settings.progress_seconds) as progress,
-        Committer(run.journal) as committer,
+        Progress(run.plan.num_images, totals, run.settings.progress_seconds, board.oldest) as progress,
+        Committer(run.journal, may_commit=lease.check) as committer,
     ):
-        for receipt in _stream_receipts(run, allotment, totals.shards):
+        _check_failures(run, totals)
+        for receipt in _stream_receipts(run, allotment, totals.shards, board):
+            board.done(receipt.shard)
             if totals.add(receipt):
                 committer.add(receipt)
                 clock.add(receipt)
                 progress.update()
-    return close_books(run, totals, done_before, clock)
+                _check_failures(run, totals)
+            if publications.is_due():
+                committer.commit()
+                publisher.publish()
+        committer.commit()
+        report = close_books(run, totals, done_before, clock)
+        report = replace(report, table_versions=publisher.publish())
+        if run.settings.compact:
+            publisher.compact()
+        sweep(run)
+        run.put_object("report.json", vars(report))
+        reached("after report")
+    return report
 
 
-def build_dataset(run: Run, allotment: Allotment, shards: "list[tuple[PlanFile, list[int]]]") -> ray.data.Dataset:
+def _check_failures(run: Run, totals: Totals) -> None:
+    most = run.settings.max_failures
+    if most is not None and totals.num_failed > most:
+        raise BrokenRunError(
+            f"{totals.num_failed} images failed, more than --max-failures {most}; run {run.run_id} stops"
+        )
+
+
+class _Timer:
+    """Says every so many minutes that it is time; never, where there are none."""
+
+    def __init__(self, minutes: float | None):
+        self.seconds = math.inf if minutes is None else 60 * minutes
+        self.since = time.monotonic()
+
+    def is_due(self) -> bool:
+        due = time.monotonic() - self.since >= self.seconds
+        if due:
+            self.since = time.monotonic()
+        return due
+
+
+def build_dataset(
+    run: Run, allotment: Allotment, shards: "list[tuple[PlanFile, list[int]]]", board: Board
+) -> ray.data.Dataset:
     """The graph: plan -> fetch -> segment -> encode and write -> receipts. One row is one shard is one block."""
     settings = run.settings
     num_shards = sum(len(pending) for _, pending in shards)
@@ -93,14 +172,14 @@ def build_dataset(run: Run, allotment: Allotment, shards: "list[tuple[PlanFile, 
         )
         .map_batches(
             FetchImages,
-            fn_constructor_args=(settings.input,),
+            fn_constructor_args=(settings.input, settings.step_timeout, True, board.take),
             compute=_pool(allotment.helpers, num_shards),
             num_cpus=FETCH_CPUS,
             **one_shard,
         )
         .map_batches(
             SegmentImages,
-            fn_constructor_args=(_segment_spec(run, allotment),),
+            fn_constructor_args=(_segment_spec(run, allotment), settings.output, run.run_id, board.take),
             # Two shards at a time in an actor: one on the device, the next decoding. In flight / concurrent must stay
             # above 1.75 or Ray never adds an actor.
             compute=_pool(
@@ -113,13 +192,23 @@ def build_dataset(run: Run, allotment: Allotment, shards: "list[tuple[PlanFile, 
             ),
             num_cpus=allotment.model_cpus,
             num_gpus=allotment.model_gpus,
-            **one_shard,
+            # A shard that waits in an actor is retried each time another kills it: two ends for each killer before it.
+            **{**one_shard, "max_task_retries": 64},
         )
         .map_batches(
             EncodeAndWrite,
             fn_constructor_args=(
-                EncodeSpec(run.run_id, run.fingerprint, run.attempt, settings.task, run.model.labels.categories),
+                EncodeSpec(
+                    run.run_id,
+                    run.created,
+                    run.fingerprint,
+                    run.journal.attempt,
+                    settings.task,
+                    run.model.labels.categories,
+                ),
                 ShardWriter(settings.output, run.run_id),
+                settings.step_timeout,
+                board.take,
             ),
             compute=_pool(allotment.helpers, num_shards),
             num_cpus=WRITE_CPUS,
@@ -157,22 +246,26 @@ class ShardSource(Datasource):
 class EncodeAndWrite:
     """CPU actor: the rows of a shard, checked and written; gives its receipt."""
 
-    def __init__(self, encode: EncodeSpec, writer: ShardWriter):
+    def __init__(self, encode: EncodeSpec, writer: ShardWriter, step_timeout: float, tell: Tell):
         self.encode = encode
         self.writer = writer
+        self.tell = tell
         warm_up()
+        start_watchdog(step_timeout, TRIED_AGAIN)
 
     def __call__(self, row: pa.Table) -> pa.Table:
         self.writer.check_visible()
         shard, images = unpack_shard(row)
-        tables = encode_shard(shard, images, self.encode)
-        receipt = self.writer.write(shard, tables, started=row.column("started")[0].as_py())
+        self.tell(shard, "writing", images.column("image_key")[0].as_py())
+        with watch("encoding and writing", f"shard {shard}"):
+            tables = encode_shard(shard, images, self.encode)
+            receipt = self.writer.write(shard, tables, started=row.column("started")[0].as_py())
         return pa.table({"receipt": [receipt.to_json()]})
 
 
-def _stream_receipts(run: Run, allotment: Allotment, done: set[int]) -> Iterator[Receipt]:
+def _stream_receipts(run: Run, allotment: Allotment, done: set[int], board: Board) -> Iterator[Receipt]:
     for shards in _rounds(run.plan.files, set(done)):
-        dataset = build_dataset(run, allotment, shards)
+        dataset = build_dataset(run, allotment, shards, board)
         try:
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 assert isinstance(batch, pa.Table)
@@ -216,6 +309,9 @@ def _segment_spec(run: Run, allotment: Allotment) -> SegmentSpec:
         device=allotment.device,
         threads=allotment.model_threads,
         batch_size=settings.batch_size or (16 if allotment.device == "cuda" else 1),
+        shard_bytes=max(settings.shard_mib * 2**20, MAX_OBJECT_BYTES),
+        step_timeout=settings.step_timeout,
+        planted_faults=os.environ.get("M2F_PLANTED_FAULTS") == "1",  # tests and drills only
     )
 
 

@@ -7,7 +7,10 @@ row into a plain table of images and back without copying.
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+# Why a run has an image. `removed` images are gone from the input: their rows say so, nothing is read for them.
+REASONS = ("new", "changed", "model_changed", "settings_changed", "retry", "overwrite", "removed")
 
 # --- the plan: one row per image ------------------------------------------------------------------------------------
 PLAN = pa.schema(
@@ -16,7 +19,7 @@ PLAN = pa.schema(
         pa.field("image_key", pa.string(), nullable=False),  # the object's URI, not escaped
         pa.field("etag", pa.string(), nullable=False),  # the store's ETag; local files: mtime in ns and size, in hex
         pa.field("size_bytes", pa.int64(), nullable=False),  # encoded
-        pa.field("reason", pa.string(), nullable=False),  # why this run has the image: `new`
+        pa.field("reason", pa.string(), nullable=False),  # why this run has the image: one of REASONS
     ]
 )
 
@@ -60,7 +63,7 @@ _VERSION = {b"m2f_schema_version": str(SCHEMA_VERSION).encode()}
 IMAGES = pa.schema(
     [
         pa.field("image_key", pa.string(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),  # ok | failed
+        pa.field("status", pa.string(), nullable=False),  # ok | failed | removed
         pa.field("error_code", pa.string()),  # pipeline.errors.ErrorCode; null where ok
         pa.field("error_message", pa.string()),
         pa.field("height", pa.int32()),
@@ -69,6 +72,8 @@ IMAGES = pa.schema(
         pa.field("size_bytes", pa.int64(), nullable=False),
         pa.field("num_segments", pa.int32(), nullable=False),
         pa.field("run_id", pa.string(), nullable=False),
+        # When the run was planned: of the rows of an image, the one with the latest is current.
+        pa.field("run_created", pa.timestamp("us", tz="UTC"), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
         pa.field("fingerprint", pa.string(), nullable=False),  # of weights and settings that change results
         pa.field("attempt", pa.int32(), nullable=False),  # 1 unless the run was resumed

@@ -1,196 +1,39 @@
-"""Encoded bytes -> segments: the actor that holds the model and keeps the device fed.
+"""A shard of encoded images -> the same shard with segments: the actor that holds the model.
 
-Images are batched only with images of equal padded size, because the network does not mask padding: a batch then gives
-what single images give, to float rounding. Decoding runs in threads ahead of the device, also across shards, since Ray
-calls the actor for the next shard while this one is on the device.
+Ray calls it for the next shard while this one is on the device, so that decoding runs ahead across shards. A shard that
+has ended the process twice is done in a child process, image by image.
 """
 
-import os
-import socket
-import threading
+import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import torch
 
-from m2f_core.checkpoint import CheckpointError, load_checkpoint, read_preprocessor_config
-from m2f_core.geometry import ImageGeometry
-from m2f_core.image_processor import ImageProcessor
-from m2f_core.image_size import ImageSize
+from m2f_core.checkpoint import CheckpointError
 from m2f_core.rle import Rle
-from pipeline.decode import decode_image, measure_image
-from pipeline.errors import ErrorCode, ImageError, InvalidResultError, RunError, StoreUnavailableError
-from pipeline.inference_settings import InferenceSettings
-from pipeline.reduce import FoundSegment, found_segments, infer, warm_up
+from pipeline.errors import ImageError, RunError, StoreUnavailableError
+from pipeline.isolate import segment_one_by_one
 from pipeline.schema import SEGMENTED, pack_shard, unpack_shard
-from pipeline.storage import one_line
-from pipeline.weights import stage_model
+from pipeline.segmenter import SegmentedImage, Segmenter, SegmentSpec
+from pipeline.started import Starts
+from pipeline.under_way import Tell, tell_nobody
+from pipeline.watchdog import TRIED_ONE_BY_ONE, start_watchdog
 
-_BATCHES_AHEAD = 2  # decoded batches waiting for the device, per shard in the actor
+logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class SegmentSpec:
-    """Everything a model actor needs; tiny, because large constructor arguments break actor restarts (ray#53727)."""
-
-    model: str
-    weights_sha256: str
-    preprocess: str
-    image_size: ImageSize | None
-    exif: bool
-    max_image_pixels: int
-    inference: InferenceSettings
-    precision: str  # fp32 | bf16
-    device: str  # cuda | cpu
-    threads: int  # decoding threads; on a CPU also those of the model
-    batch_size: int
-
-
-@dataclass(frozen=True)
-class SegmentedImage:
-    """The result for one image, in the frame of the decoded (and EXIF-oriented) image."""
-
-    height: int
-    width: int
-    segments: tuple[FoundSegment, ...]
-
-
-@dataclass(frozen=True)
-class PreparedImage:
-    """An image decoded and resized, ready to be stacked: uint8 [h, w, 3]."""
-
-    pixels_hw3: np.ndarray
-    geometry: ImageGeometry
-
-
-class Segmenter:
-    """Encoded images -> segments with one model on one device. Thread safe; knows nothing of Ray."""
-
-    def __init__(self, spec: SegmentSpec):
-        self.spec = spec
-        self.device = torch.device(spec.device)
-        # "fp32" means it: PyTorch's default lets convolutions drop to TF32, 10 bits of mantissa.
-        torch.backends.cudnn.allow_tf32 = spec.precision != "fp32"
-        if self.device.type == "cpu":
-            torch.set_num_threads(spec.threads)
-        elif not torch.cuda.is_available():
-            raise RunError(
-                f"Ray gave this actor a GPU, but PyTorch on {socket.gethostname()} sees none; "
-                "install a CUDA build of PyTorch there, or use --device cpu"
-            )
-        folder = stage_model(spec.model, spec.weights_sha256)
-        self.model = load_checkpoint(folder).to(self.device)
-        self.processor = ImageProcessor.from_preprocessor_config(
-            read_preprocessor_config(folder), spec.preprocess, spec.image_size
-        )
-        warm_up(spec.inference)
-        self.decoders = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
-        # Ray may call from several threads at once, so that one shard decodes while another is on the device.
-        self.device_lock = threading.Lock()
-
-    def segment(self, encoded: Sequence[bytes | None]) -> list[SegmentedImage | ImageError | None]:
-        """One result per image, in order; None where there were no bytes to begin with."""
-        results: list[Any] = list(self.decoders.map(self._measure, encoded))
-        sizes = [r.padded_hw if isinstance(r, ImageGeometry) else None for r in results]
-        batches = plan_batches(sizes, self.spec.batch_size)
-        prepare = [[encoded[index] for index in batch] for batch in batches]
-        for batch, prepared in zip(batches, self._prepare_ahead(prepare), strict=True):
-            ready = [(i, p) for i, p in zip(batch, prepared, strict=True) if isinstance(p, PreparedImage)]
-            for index, outcome in zip(batch, prepared, strict=True):
-                results[index] = outcome
-            for (index, _), result in zip(ready, self._infer([p for _, p in ready]), strict=True):
-                results[index] = result
-        return results
-
-    def _measure(self, data: bytes | None) -> ImageGeometry | ImageError | None:
-        """Sizes from the header alone, so that images can be grouped before any of them is decoded."""
-        if data is None:
-            return None
-        try:
-            height, width = measure_image(data, max_pixels=self.spec.max_image_pixels, apply_exif=self.spec.exif)
-        except ImageError as error:
-            return error
-        return self.processor.geometry(height, width)
-
-    def _prepare(self, data: bytes) -> PreparedImage | ImageError:
-        try:
-            image = decode_image(data, max_pixels=self.spec.max_image_pixels, apply_exif=self.spec.exif)
-            return PreparedImage(self.processor.resize(image), self.processor.geometry(image.height, image.width))
-        except ImageError as error:
-            return error
-        except MemoryError:
-            return ImageError(ErrorCode.TOO_LARGE, "the machine has no memory to decode it")
-
-    def _prepare_ahead(self, batches: Sequence[Sequence[Any]]) -> Iterator[list[PreparedImage | ImageError]]:
-        def submit(batch: Sequence[Any]) -> list[Future[PreparedImage | ImageError]]:
-            return [self.decoders.submit(self._prepare, data) for data in batch]
-
-        for futures in look_ahead(submit, batches, _BATCHES_AHEAD):
-            yield [future.result() for future in futures]
-
-    def _infer(self, images: Sequence[PreparedImage]) -> list[SegmentedImage | ImageError]:
-        """Model and reduction; where a batch fails, image by image, so that only the culprit gets the error."""
-        if not images:
-            return []
-        try:
-            return self._forward(images)
-        except InvalidResultError:
-            raise  # a bug of ours, not of the image
-        except Exception as error:
-            self._exit_if_device_is_lost()
-            failure = ImageError(ErrorCode.INFERENCE_FAILED, f"{type(error).__name__}: {one_line(error)}")
-        # Outside of the handler, whose traceback holds the failed batch's tensors: after an out-of-memory error the
-        # single images need that memory.
-        if len(images) == 1:
-            return [failure]
-        return [result for image in images for result in self._infer([image])]
-
-    def _exit_if_device_is_lost(self) -> None:
-        """An illegal access or a bus error poisons CUDA for the whole process: every later image would fail at once.
-
-        Ray then gives the shard to a fresh process.
-        """
-        if self.device.type == "cuda":
-            try:
-                torch.zeros(1, device=self.device).add_(1).cpu()
-            except torch.OutOfMemoryError:
-                pass
-            except RuntimeError:
-                os._exit(1)
-
-    def _forward(self, images: Sequence[PreparedImage]) -> list[SegmentedImage | ImageError]:
-        padded_hw = images[0].geometry.padded_hw
-        assert all(image.geometry.padded_hw == padded_hw for image in images), "a batch has one padded size"
-        bf16 = self.spec.precision == "bf16"
-        with self.device_lock, torch.inference_mode():
-            pixels_B3HW = self.processor.to_batch([i.pixels_hw3 for i in images], padded_hw, self.device)
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-                output = self.model(pixels_B3HW)
-            logits_BQK1, masks_BQhw = output.class_queries_logits.float(), output.masks_queries_logits.float()
-            reduced = [
-                infer(logits_QK1, masks_Qhw, image.geometry, self.spec.inference)
-                for image, logits_QK1, masks_Qhw in zip(images, logits_BQK1, masks_BQhw, strict=True)
-            ]
-        return [
-            SegmentedImage(*image.geometry.original_hw, found_segments(result))
-            for image, result in zip(images, reduced, strict=True)
-        ]
+# One end may be the machine's, or that of another shard in the same process. Two are the shard's own.
+STARTS_BEFORE_ISOLATION = 2
 
 
 class SegmentImages:
     """Model actor: one shard in, one shard out; encoded bytes are replaced by segments."""
 
-    def __init__(self, spec: SegmentSpec):
+    def __init__(self, spec: SegmentSpec, output: str, run_id: str, tell: Tell = tell_nobody):
+        self.tell = tell
         self.broken: Exception | None = None
+        self.starts = Starts(output, run_id)
         try:
             self.segmenter = Segmenter(spec)
         except StoreUnavailableError:
@@ -198,28 +41,42 @@ class SegmentImages:
         except (RunError, CheckpointError) as error:
             # It will not pass, and Ray would repeat the constructor a hundred times: the first call ends the run.
             self.broken = error
+            return
+        bound = self.segmenter.memory_bound(decoding=spec.threads, batch_size=spec.batch_size)
+        start_watchdog(spec.step_timeout, TRIED_ONE_BY_ONE, bound)
 
     def __call__(self, row: pa.Table) -> pa.Table:
         if self.broken is not None:
             raise self.broken
         started = time.time()
         shard, images = unpack_shard(row)
-        results = self.segmenter.segment(images.column("data").to_pylist())
+        encoded, names = images.column("data").to_pylist(), images.column("image_key").to_pylist()
+        self.tell(shard, "segmenting", names[0])
+        with self.starts.start(shard) as starts_before:
+            if starts_before < STARTS_BEFORE_ISOLATION:
+                results = self.segmenter.segment(encoded, names)
+            else:
+                logger.warning(
+                    f"shard {shard} was started {starts_before} times and never done: its images are tried one by one"
+                )
+                with self.segmenter.device_lent():
+                    results = segment_one_by_one(self.segmenter.spec, encoded)
         return pack_shard(shard, segmented_table(images.drop_columns(["data"]), results), started)
 
 
 def segmented_table(images: pa.Table, results: Sequence[SegmentedImage | ImageError | None]) -> pa.Table:
     """The table of schema.SEGMENTED from that of schema.FETCHED without `data`, and one result per image.
 
-    Errors of earlier stages stand; a None result is allowed only there.
+    Errors of earlier stages stand; a None result is allowed only there and for images that are gone from the input.
     """
     codes = images.column("error_code").to_pylist()
     messages = images.column("error_message").to_pylist()
+    reasons = images.column("reason").to_pylist()
     done: list[SegmentedImage | None] = []
     for index, result in enumerate(results):
+        assert (result is None) == (codes[index] is not None or reasons[index] == "removed"), "a row has one outcome"
         if isinstance(result, ImageError):
             codes[index], messages[index] = result.code.value, result.message
-        assert (result is None) == (images.column("error_code")[index].as_py() is not None), "a row has one outcome"
         done.append(result if isinstance(result, SegmentedImage) else None)
     columns: dict[str, Any] = {
         "error_code": codes,
@@ -247,22 +104,3 @@ def _segment_rows(image: SegmentedImage) -> list[dict[str, Any]]:
         {"segment_id": s.segment_id, "class_id": s.class_id, "score": s.score, "mask": places[s.mask]}
         for s in image.segments
     ]
-
-
-def plan_batches(padded_hws: Sequence[tuple[int, int] | None], batch_size: int) -> list[list[int]]:
-    """Indices grouped by equal padded size, at most `batch_size` each; None is left out. Order is kept in a group."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, padded_hw in enumerate(padded_hws):
-        if padded_hw is not None:
-            groups.setdefault(padded_hw, []).append(index)
-    return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
-
-
-def look_ahead(submit: Callable[[T], R], items: Iterable[T], depth: int) -> Iterator[R]:
-    """submit(item) for each item in order, at most `depth` ahead of what has been taken."""
-    waiting: deque[R] = deque()
-    for item in items:
-        waiting.append(submit(item))
-        if len(waiting) > depth:
-            yield waiting.popleft()
-    yield from waiting

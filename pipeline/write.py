@@ -1,7 +1,8 @@
-"""Tables of a shard -> Parquet parts under names known beforehand -> receipt.
+"""Tables of a shard -> Parquet parts named by their content -> receipt.
 
-A part is one atomic PUT under `<table>/run=<run_id>/shard-000042.parquet`. Writing a shard again writes the same names
-(and within one attempt the same bytes), so nothing is ever there twice.
+A part is one atomic PUT under `<table>/run=<run_id>/shard-000042-<sha256>.parquet`. A shard that is done again gives
+the same names where it gives the same bytes; where it does not (a read that failed the first time), the other part lies
+beside it and the receipt decides. So no part is ever overwritten by another, whoever writes late.
 """
 
 import hashlib
@@ -10,16 +11,24 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.errors import RunError
 from pipeline.journal import PartRecord, Receipt
+from pipeline.kill_points import reached
 from pipeline.schema import TABLES
-from pipeline.storage import check_visible, open_filesystem, put_object
+from pipeline.storage import STORE_ERRORS, check_visible, one_line, open_filesystem, put_object
 
 
-def part_path(table: str, run_id: str, shard: int) -> str:
+def part_path(table: str, run_id: str, shard: int, sha256: str) -> str:
     """Where a part lies, relative to the output."""
-    return f"{table}/run={run_id}/shard-{shard:06d}.parquet"
+    return f"{run_folder(table, run_id)}/shard-{shard:06d}-{sha256[:16]}.parquet"
+
+
+def run_folder(table: str, run_id: str) -> str:
+    """Where the parts of a run lie, relative to the output."""
+    return f"{table}/run={run_id}"
 
 
 def part_bytes(table: str, rows: pa.Table) -> bytes:
@@ -42,14 +51,28 @@ class ShardWriter:
         check_visible(filesystem, f"{root}/_runs/{self.run_id}", "--output")
 
     def write(self, shard: int, tables: dict[str, pa.Table], started: float) -> Receipt:
-        """`tables` by name. `images` is written last: where it lies, the shard's segments lie too."""
+        """`tables` by name. RunError where the output cannot be written."""
         filesystem, root = open_filesystem(self.output)
         parts = {}
         for name in ("segments", "images"):
-            path = part_path(name, self.run_id, shard)
             data = part_bytes(name, tables[name])
-            put_object(filesystem, f"{root}/{path}", data)
-            parts[name] = PartRecord(path, tables[name].num_rows, len(data), hashlib.sha256(data).hexdigest())
-        codes = tables["images"].column("error_code").drop_null().to_pylist()
-        failed_by_code = dict(sorted(Counter(codes).items()))
-        return Receipt(shard, tables["images"].num_rows, failed_by_code, parts, started, finished=time.time())
+            digest = hashlib.sha256(data).hexdigest()
+            path = part_path(name, self.run_id, shard, digest)
+            try:
+                put_object(filesystem, f"{root}/{path}", data)
+            except STORE_ERRORS as error:
+                raise RunError(f"--output cannot be written: {path}: {one_line(error)}") from None
+            keys = pc.min_max(tables[name].column("image_key")).as_py()
+            parts[name] = PartRecord(path, tables[name].num_rows, len(data), digest, keys["min"], keys["max"])
+            reached("segments part written" if name == "segments" else "images part written")
+        images = tables["images"]
+        codes = images.column("error_code").drop_null().to_pylist()
+        return Receipt(
+            shard=shard,
+            num_images=images.num_rows,
+            num_removed=images.column("status").to_pylist().count("removed"),
+            failed_by_code=dict(sorted(Counter(codes).items())),
+            parts=parts,
+            started=started,
+            finished=time.time(),
+        )

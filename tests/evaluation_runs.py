@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def write_run(
         for number, shard in enumerate(shards)
     ]
     filesystem, root = open_filesystem(place.tables)
-    Journal(filesystem, f"{root}/_runs/{run_id}/journal", attempt=1).append(receipts)
+    Journal(filesystem, f"{root}/_runs/{run_id}", attempt=1).append(receipts)
     run = {
         "schema_version": SCHEMA_VERSION,
         "run_id": run_id,
@@ -136,6 +137,7 @@ def _tables(place: Place, images: Sequence[MadeImage], shard: int, run_id: str, 
                 "num_segments": len(found),
                 "fingerprint": "0123456789abcdef",
                 "attempt": 1,
+                "run_created": datetime(2026, 11, 23, tzinfo=timezone.utc),
                 "reason": "new",
             }
         )

@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 ACCESS_KEY, SECRET_KEY = "m2f-test-key", "m2f-test-secret-0123456789"
 READ_ONLY_ACCESS_KEY, READ_ONLY_SECRET_KEY = "m2f-read-only", "m2f-read-only-0123456789"
+LIST_ONLY_ACCESS_KEY, LIST_ONLY_SECRET_KEY = "m2f-list-only", "m2f-list-only-0123456789"
 _START_SECONDS = 60
 
 
@@ -53,6 +54,7 @@ def embedded_s3(root: Path) -> Iterator[S3Server]:
     identities = [
         _identity("all", ACCESS_KEY, SECRET_KEY, ["Admin", "Read", "Write", "List", "Tagging"]),
         _identity("reader", READ_ONLY_ACCESS_KEY, READ_ONLY_SECRET_KEY, ["Read", "List"]),
+        _identity("lister", LIST_ONLY_ACCESS_KEY, LIST_ONLY_SECRET_KEY, ["List"]),
     ]
     (root / "s3.json").write_text(json.dumps({"identities": identities}))
     url = f"http://127.0.0.1:{ports[6]}"

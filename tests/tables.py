@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.dataset as ds
 
 # What differs between two runs over the same images by design.
-OF_THE_RUN = ("run_id", "shard", "attempt")
+OF_THE_RUN = ("run_id", "run_created", "shard", "attempt")
 
 
 def latest_run(output: Path) -> str:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 THIRD_PARTY_OF_CORE = {"torch", "numpy", "scipy", "numba", "PIL", "safetensors"}
 MAY_IMPORT = {"m2f_core": set(), "pipeline": {"m2f_core"}, "jobs": {"m2f_core", "pipeline"}}
-RAY_FILES = {"pipeline/run.py", "pipeline/cluster.py", "pipeline/finetune.py"}
+RAY_FILES = {"pipeline/run.py", "pipeline/board.py", "pipeline/cluster.py", "pipeline/finetune.py"}
 
 
 def imported_roots(source: str) -> set[str]:

@@ -21,6 +21,7 @@ REQUIRED = ["--input", "in", "--output", "out", "--model", "model"]
 # The surface that people write scripts against. A flag that goes breaks them; a flag that comes needs documentation.
 FLAGS = (
     "--batch-size",
+    "--compact",
     "--cpus-per-actor",
     "--device",
     "--exif",
@@ -29,10 +30,13 @@ FLAGS = (
     "--images-per-shard",
     "--input",
     "--label-ids-to-fuse",
+    "--lease-seconds",
     "--limit",
     "--mask-threshold",
     "--max-failure-rate",
+    "--max-failures",
     "--max-image-pixels",
+    "--mode",
     "--model",
     "--output",
     "--overlap-threshold",
@@ -40,10 +44,13 @@ FLAGS = (
     "--precision",
     "--preprocess",
     "--progress-seconds",
+    "--publish-every",
     "--run-id",
     "--score-threshold",
     "--shard-mib",
+    "--step-timeout",
     "--task",
+    "--tombstone-removed",
     "--top-k",
 )
 

@@ -15,7 +15,7 @@ def test_the_demo_scores_pictures_and_queries_what_it_segmented(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "synthetic-scenes knows the scenes" in done.stderr
     folder = tmp_path / demo.FOLDER
-    [run] = (folder / "output" / "segments").iterdir()
+    [run] = (folder / "output" / "segments").glob("run=*")
     assert f"segments/{run.name}/*.parquet" in done.stdout
     query = done.stdout.split("A query that works", 1)[1]
     assert "SELECT" in query and ".png" in query

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -25,11 +26,11 @@ from pycocotools import mask as coco_mask
 
 from pipeline.config import Settings
 from pipeline.plan import list_images
-from pipeline.prepare import check, prepare
 from pipeline.read import FetchImages
 from pipeline.schema import TABLES
 from pipeline.storage import open_filesystem, path_of, uri_of
 from pipeline.weights import stage_model
+from tests.planning import planned
 from tests.s3_server import ACCESS_KEY, SECRET_KEY
 
 ROOT = Path(__file__).parents[2]
@@ -249,13 +250,16 @@ def test_every_mask_decodes_with_pycocotools_to_its_area(tables):
 
 
 def test_the_output_holds_what_is_documented_and_nothing_else(bucket, job):
-    shards = range(4)  # 18 images, 5 a shard
-    expected = {f"tables/{table}/run=nightly/shard-{shard:06d}.parquet" for table in TABLES for shard in shards}
-    expected |= {f"tables/_runs/nightly/{name}" for name in ("run.json", "report.json", "plan/000000.parquet")}
-    expected |= {"tables/_runs/format.json", "tables/_runs/nightly/attempts/000001.json"}
     keys = set(keys_below(bucket, "tables"))
     journal = {key for key in keys if key.startswith("tables/_runs/nightly/journal/")}
-    assert journal and keys - journal == expected
+    receipts = [json.loads(line) for key in journal for line in body(bucket, key).splitlines()]
+    assert len(receipts) == 4  # 18 images, 5 a shard
+    expected = {f"tables/{part['path']}" for receipt in receipts for part in receipt["parts"].values()}
+    # One transaction made each table, one published the run.
+    expected |= {f"tables/{table}/_delta_log/{number:020d}.json" for table in TABLES for number in range(2)}
+    expected |= {f"tables/_runs/nightly/{name}" for name in ("run.json", "report.json", "plan/000000.parquet")}
+    expected |= {"tables/_runs/format.json", "tables/_runs/lease.json", "tables/_runs/nightly/attempts/000001.json"}
+    assert keys - journal == expected
 
 
 def test_credentials_appear_nowhere(bucket, job):
@@ -320,7 +324,7 @@ def test_objects_that_changed_or_went_after_the_plan_are_rows(bucket, small_phot
         bucket.client.upload_fileobj(io.BytesIO(large), BUCKET, f"changing/{name}", Config=parts)
     output = f"s3://{BUCKET}/changed"
     settings = Settings(source, output, str(tiny_checkpoint), image_size="96:160", device="cpu")
-    planned = prepare(check(settings), 512)
+    run_id = planned(settings).run_id
     etags = {
         name: bucket.client.head_object(Bucket=BUCKET, Key=f"changing/{name}")["ETag"].strip('"') for name in names
     }
@@ -334,7 +338,7 @@ def test_objects_that_changed_or_went_after_the_plan_are_rows(bucket, small_phot
         *("--input", source, "--output", output, "--model", str(tiny_checkpoint), "--max-failure-rate", "1")
     )
 
-    images = rows("images", with_pyarrow(bucket, Job({}, output, planned.run_id, run.stdout, run.stderr), "images"))
+    images = rows("images", with_pyarrow(bucket, Job({}, output, run_id, run.stdout, run.stderr), "images"))
     by_name = {row["image_key"].rpartition("/")[2]: row for row in images}
     assert {name: row["error_code"] for name, row in by_name.items()} == {
         "same.png": None,

@@ -1,6 +1,7 @@
 """Rows of the tables: what the segments say, checked against pycocotools; broken rows stop the run."""
 
 from dataclasses import replace
+from datetime import datetime, timezone
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,8 @@ from pipeline.schema import FETCHED, IMAGES, SEGMENTED, SEGMENTS
 from pipeline.segment import SegmentedImage, segmented_table
 
 CATEGORIES = tuple(Category(i, 10 * i + 1, f"c{i}", i % 2 == 0) for i in range(4))
-SPEC = EncodeSpec("run1", "f00d", 1, "panoptic", CATEGORIES)
+CREATED = datetime(2026, 11, 25, 2, 0, 0, 123456, tzinfo=timezone.utc)
+SPEC = EncodeSpec("run1", CREATED, "f00d", 1, "panoptic", CATEGORIES)
 MAPS = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 4))
 
 

@@ -399,12 +399,12 @@ def test_names_that_fit_two_images_are_refused(new_place):
 def test_memory_does_not_grow_with_the_number_of_images(new_place, monkeypatch):
     """Peak of what Python and numpy allocate, for PQ and mIoU, at 8 parts and at 32."""
     rng = np.random.default_rng(0)
-    scene = _rectangles(rng, (300, 400), 12)
+    scene = _rectangles(rng, (400, 600), 12)
     segments = [Segment(scene == label, IDS[label % 4]) for label in np.unique(scene[scene > 0])]
     peaks = []
     for count in (8, 32):
         place = new_place()
-        images = [MadeImage(f"{n}.jpg", (300, 400), segments, segments) for n in range(count)]
+        images = [MadeImage(f"{n}.jpg", (400, 600), segments, segments) for n in range(count)]
         write_run(place, images, per_shard=1)
         path = write_panoptic(place, images)
         score(place, panoptic_gt=path)  # once before, so that nothing is loaded for the first time
@@ -412,7 +412,7 @@ def test_memory_does_not_grow_with_the_number_of_images(new_place, monkeypatch):
         score(place, panoptic_gt=path)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    pixels = 300 * 400
+    pixels = 400 * 600
     assert peaks[0] > 4 * pixels, "less than one decoded image: nothing was measured"
     assert peaks[1] - peaks[0] < pixels, "24 images more took as much as a fraction of one image's pixels"
 

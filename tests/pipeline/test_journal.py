@@ -1,6 +1,7 @@
 """Receipts survive the journal, count once, and add up."""
 
 import time
+from dataclasses import replace
 
 import fsspec
 import pytest
@@ -9,15 +10,23 @@ from hypothesis import strategies as st
 
 from pipeline.journal import Committer, Journal, PartRecord, Receipt, Totals
 
-PARTS = st.builds(PartRecord, st.text(max_size=20), st.integers(0, 999), st.integers(0, 10**12), st.text(max_size=8))
+KEYS = st.none() | st.text(max_size=8)
+PARTS = st.builds(
+    PartRecord, st.text(max_size=20), st.integers(0, 999), st.integers(0, 10**12), st.text(max_size=8), KEYS, KEYS
+)
 RECEIPTS = st.builds(
     Receipt,
     shard=st.integers(0, 20),
     num_images=st.integers(0, 512),
+    num_removed=st.integers(0, 512),
     failed_by_code=st.dictionaries(st.sampled_from(["decode_failed", "not_found"]), st.integers(1, 9)),
     parts=st.fixed_dictionaries({"images": PARTS, "segments": PARTS}),
     started=st.floats(0, 2e9),
     finished=st.floats(0, 2e9),
+)
+
+RECEIPT = Receipt(
+    7, 1, 0, {}, {table: PartRecord("path", 1, 1, "", "a", "b") for table in ("images", "segments")}, 0, 0
 )
 
 
@@ -31,9 +40,29 @@ def test_a_receipt_is_its_json_line(receipt):
 def test_what_is_appended_is_read_also_by_the_next_driver(batches):
     filesystem = fsspec.filesystem("memory")
     filesystem.store.clear()
-    for attempt, batch in enumerate(batches):  # a driver of its own each time
-        Journal(filesystem, "/run/journal", attempt).append(batch)
-    assert list(Journal(filesystem, "/run/journal", 99).read()) == [r for batch in batches for r in batch]
+    for batch in batches:  # a driver of its own each time
+        Journal.start_attempt(filesystem, "/run").append(batch)
+    first = {receipt.shard: receipt for batch in reversed(batches) for receipt in reversed(batch)}
+    read = list(Journal(filesystem, "/run").read())
+    assert {receipt.shard: receipt for receipt in read} == first
+    assert len(read) == len(first)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), max_size=30), st.randoms(use_true_random=False))
+def test_whoever_reads_sees_what_the_last_driver_saw_and_added(steps, random):
+    """Drivers start one after the other and never stop appending, as if each had been thought dead."""
+    filesystem = fsspec.filesystem("memory")
+    filesystem.store.clear()
+    drivers, counted = [Journal.start_attempt(filesystem, "/run")], {}
+    for action, shard in steps:
+        if action == 0:
+            drivers.append(Journal.start_attempt(filesystem, "/run"))
+            continue
+        driver = random.choice(drivers)
+        driver.append([replace(RECEIPT, shard=shard, finished=float(driver.attempt))])
+        if driver is drivers[-1]:
+            counted.setdefault(shard, float(driver.attempt))
+    assert {receipt.shard: receipt.finished for receipt in Journal(filesystem, "/run").read()} == counted
 
 
 @given(st.lists(RECEIPTS))
@@ -47,19 +76,7 @@ def test_totals_count_each_shard_once_and_the_first_receipt_wins(receipts):
 
 
 def test_a_journal_that_is_not_there_is_empty(tmp_path):
-    assert list(Journal(fsspec.filesystem("file"), str(tmp_path / "none"), 1).read()) == []
-
-
-def test_a_driver_that_outlived_its_time_overwrites_nothing(tmp_path):
-    parts = {table: PartRecord("path", 1, 1, "") for table in ("images", "segments")}
-    old, new = (Journal(fsspec.filesystem("file"), str(tmp_path), attempt) for attempt in (1, 2))
-    for shard in range(3):
-        new.append([Receipt(shard, 1, {}, parts, 0, 0)])
-        old.append([Receipt(shard + 10, 1, {}, parts, 0, 0)])
-    assert sorted(receipt.shard for receipt in new.read()) == [0, 1, 2, 10, 11, 12]
-
-
-RECEIPT = Receipt(7, 1, {}, {table: PartRecord("path", 1, 1, "") for table in ("images", "segments")}, 0, 0)
+    assert list(Journal(fsspec.filesystem("file"), str(tmp_path / "none")).read()) == []
 
 
 def test_a_receipt_is_committed_in_time_though_no_other_follows(tmp_path):

@@ -1,31 +1,60 @@
 """The line people watch."""
 
 import time
+from dataclasses import replace
 
+import pytest
+
+from pipeline.board import start_board
 from pipeline.journal import PartRecord, Receipt, Totals
 from pipeline.progress import Progress
+from pipeline.under_way import UnderWay
 
-PARTS = {table: PartRecord("path", 3, 1, "") for table in ("images", "segments")}
+PARTS = {table: PartRecord("path", 3, 1, "", "a", "b") for table in ("images", "segments")}
 
 
 def test_the_line_counts_images_failures_and_time_left(monkeypatch):
     totals = Totals()
-    totals.add(Receipt(0, 10, {"decode_failed": 1}, PARTS, 0, 0))  # by an earlier driver: no part of the rate
+    totals.add(Receipt(0, 10, 0, {"decode_failed": 1}, PARTS, 0, 0))  # by an earlier driver: no part of the rate
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     progress = Progress(100, totals, 10)
     assert progress.rest() == "0.00 images/s, 1 failed, time left unknown"
     now[0] += 20
-    totals.add(Receipt(1, 40, {"not_found": 2}, PARTS, 0, 0))
+    totals.add(Receipt(1, 40, 0, {"not_found": 2}, PARTS, 0, 0))
     assert progress.rest() == "2.00 images/s, 3 failed, 0:00:25 left"
 
 
 def test_without_a_terminal_there_is_a_line_per_interval(capfd):
     totals = Totals()
     with Progress(2, totals, 0.05) as progress:
-        totals.add(Receipt(0, 2, {}, PARTS, 0, 0))
+        totals.add(Receipt(0, 2, 0, {}, PARTS, 0, 0))
         progress.update()
         time.sleep(0.3)
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) >= 2
     assert all(line.startswith("2/2 images, ") for line in lines[1:])
+
+
+def test_a_shard_that_takes_long_is_named():
+    oldest = UnderWay(42, "segmenting", "s3://b/x.jpg", "gpu-3", time.time() - 310)
+    progress = Progress(100, Totals(), 10, lambda: oldest)
+    assert progress.straggler() == "; shard 42 (from s3://b/x.jpg on) is segmenting on gpu-3 since 0:05:10"
+    young = replace(oldest, since=time.time() - 5)
+    assert Progress(100, Totals(), 10, lambda: young).straggler() == ""
+    assert Progress(100, Totals(), 10).straggler() == ""
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_board_knows_the_oldest_shard_that_has_no_receipt():
+    board = start_board()
+    assert board.oldest() is None
+    board.take(1, "reading", "a")
+    board.take(2, "reading", "b")
+    board.take(1, "segmenting", "a")
+    oldest = board.oldest()
+    assert (oldest.shard, oldest.stage, oldest.first_key) == (1, "segmenting", "a")
+    board.done(1)
+    assert board.oldest().shard == 2
+    board.done(2)
+    assert board.oldest() is None

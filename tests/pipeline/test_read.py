@@ -1,14 +1,18 @@
 """Reading: right bytes or a row that says why not; transient faults are retried, wrong bytes never accepted."""
 
+import asyncio
 import hashlib
+import time
+from functools import partial
 
 import pyarrow as pa
 import pytest
+from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from tenacity import wait_none
 
 from pipeline import read
-from pipeline.errors import ErrorCode, ImageError, RunError
+from pipeline.errors import ErrorCode, ImageError, RunError, StoreUnavailableError
 from pipeline.plan import list_images
 from pipeline.read import FetchImages
 from pipeline.schema import FETCHED, PLANNED, pack_shard, unpack_shard
@@ -153,3 +157,99 @@ def test_a_node_that_has_not_the_input_ends_the_run_and_calls_no_image_missing(t
     row = pack_shard(0, pa.Table.from_pylist(planned, schema=pa.schema(PLANNED)))
     with pytest.raises(RunError, match=r"--input .* does not exist on "):
         stage(row)
+
+
+class SlowStore(AsyncFileSystem):
+    """Answers after `seconds`; counts what was asked and what was cancelled, which no time-out of fsspec does."""
+
+    protocol = "slow"
+    cachable = False
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds, self.asked, self.cancelled = seconds, 0, 0
+
+    async def _cat_file(self, path, **kwargs):
+        self.asked += 1
+        try:
+            await asyncio.sleep(self.seconds if self.asked == 1 else 0)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return DATA
+
+
+def test_a_read_that_takes_too_long_is_cancelled_and_asked_for_again():
+    stage = FetchImages("memory://bucket", step_timeout=2.0)
+    stage.filesystem = SlowStore(seconds=100)
+    assert stage.fetch("slow://bucket/a.jpg", ETAG, len(DATA)) == DATA
+    assert (stage.filesystem.asked, stage.filesystem.cancelled) == (2, 1)
+
+
+def test_a_store_that_never_answers_gives_a_row_that_names_object_and_seconds_before_the_watchdog_would():
+    stage = FetchImages("memory://bucket", step_timeout=2.0)
+    stage.filesystem = store = SlowStore(seconds=100)
+    store._cat_file = partial(never, store)
+    started = time.monotonic()
+    result = stage.fetch("slow://bucket/a.jpg", ETAG, len(DATA))
+    assert time.monotonic() - started < 2.0
+    assert str(result) == "read_failed: TimeoutError: bucket/a.jpg did not come within 0.5 s"
+    assert store.asked == store.cancelled == 2
+
+
+async def never(store, path, **kwargs):
+    store.asked += 1
+    try:
+        await asyncio.sleep(1000)
+    except asyncio.CancelledError:
+        store.cancelled += 1
+        raise
+
+
+def test_what_a_store_calls_a_time_out_keeps_its_words():
+    class Impatient(SlowStore):
+        async def _cat_file(self, path, **kwargs):
+            raise OSError(110, "idle for 20 seconds")
+
+    stage = FetchImages("memory://bucket", step_timeout=2.0)
+    stage.filesystem = Impatient(0)
+    result = stage.fetch("slow://bucket/a.jpg", ETAG, len(DATA))
+    assert str(result) == "read_failed: TimeoutError: [Errno 110] idle for 20 seconds"
+
+
+def shard_of(*reasons):
+    rows = [{"image_key": f"memory://b/{n}", "etag": ETAG, "size_bytes": len(DATA), "reason": r} for n, r in reasons]
+    return pack_shard(7, pa.Table.from_pylist(rows, schema=pa.schema(PLANNED)))
+
+
+def fetch_shard(store, *reasons):
+    stage = FetchImages("memory://b", step_timeout=60)
+    stage.filesystem = store
+    return unpack_shard(stage(shard_of(*enumerate(reasons))))[1]
+
+
+@pytest.mark.parametrize("error", [PermissionError("the token has expired"), OSError(5, "no route to host")])
+def test_where_no_image_of_a_shard_can_be_read_it_is_the_store_and_the_run_breaks(error):
+    said = f"--input: none of the 8 images of shard 7 could be read.*credentials; the first: .*{error.args[-1]}"
+    with pytest.raises(StoreUnavailableError, match=said):
+        fetch_shard(FakeStore(error), *["new"] * 8, "removed")
+
+
+@pytest.mark.parametrize(
+    ("store", "num_images"),
+    [
+        (FakeStore(PermissionError("no")), 7),  # a few may well be forbidden
+        (FakeStore(FileNotFoundError("gone")), 20),  # the input was emptied: a matter of the images
+        (FakeStore(DATA, PermissionError("no")), 20),
+    ],
+)
+def test_other_failures_are_rows(store, num_images):
+    images = fetch_shard(store, *["new"] * num_images)
+    assert images.column("error_code").null_count <= 1 and images.num_rows == num_images
+
+
+def test_an_image_that_is_gone_from_the_input_is_not_read():
+    store = FakeStore(DATA)
+    images = fetch_shard(store, "new", "removed")
+    assert images.column("data").to_pylist() == [DATA, None]
+    assert images.column("error_code").to_pylist() == [None, None] and store.reads == 1

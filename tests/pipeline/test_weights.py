@@ -16,10 +16,11 @@ from m2f_core.labels import LabelMap
 from m2f_core.segments import PanopticSettings
 from pipeline.config import Settings
 from pipeline.errors import RunError
-from pipeline.prepare import check, check_model, prepare
+from pipeline.prepare import check, check_model
 from pipeline.segment import SegmentedImage, Segmenter, SegmentSpec
 from pipeline.weights import is_local_path, stage_model
 from tests.detectron2_pickles import original_names, write_pickle
+from tests.planning import planned
 
 BUCKET = "m2f-weights"
 NAME = "model_final_9fd0ae.pkl"
@@ -122,7 +123,7 @@ def test_a_run_says_which_licence_its_model_has(settings, tmp_path, tiny_checkpo
     """And where names of classes come from, unless the file is known."""
     known = check_model(settings)
     assert (known.license, known.warnings) == ("CC BY-NC 4.0", ())
-    run = prepare(check(settings), 512)
+    run = planned(settings)
     run_json = json.loads((tmp_path / "out" / "_runs" / run.run_id / "run.json").read_text())
     assert run_json["model_license"] == "CC BY-NC 4.0"
     assert run_json["model"]["categories"] == LabelMap.of_dataset("cityscapes-instance").to_list()

@@ -1,0 +1,40 @@
+"""Places in the commit protocol where a drill may kill the process, as a power cut would.
+
+`M2F_KILL_AT=part written:3` in a process's environment kills it (SIGKILL) when it gets to that place the third time.
+Without the variable, `reached` does nothing.
+"""
+
+import os
+import signal
+
+VARIABLE = "M2F_KILL_AT"
+# In the order of a run. The first four and the last ones are places of the driver, the two parts of a writing actor.
+POINTS = (
+    "lease taken",
+    "plan written",
+    "run.json written",
+    "attempt written",
+    "segments part written",
+    "images part written",
+    "before journal",
+    "after journal",
+    "before segments published",
+    "between segments and images published",
+    "after images published",
+    "after report",
+)
+
+_reached: dict[str, int] = {}
+
+
+def reached(point: str) -> None:
+    """Say that this process has got to `point`, one of POINTS."""
+    assert point in POINTS, point
+    wanted = os.environ.get(VARIABLE)
+    if wanted is None:
+        return
+    name, _, count = wanted.partition(":")
+    if name == point:
+        _reached[point] = _reached.get(point, 0) + 1
+        if _reached[point] == int(count or 1):
+            os.kill(os.getpid(), signal.SIGKILL)

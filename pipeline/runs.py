@@ -1,0 +1,196 @@
+"""Runs as they lie in the output: found again, planned, taken up, left finished.
+
+A run lives in `<output>/_runs/<run_id>/`:
+
+    run.json    what it is: settings, fingerprint, plan files; written once the plan is complete
+    plan/       the images, by shard
+    attempts/   one object per driver that worked on the run
+    journal/    receipts of done shards
+    report.json the books; a run that has one is finished and published
+"""
+
+import contextlib
+import json
+import platform
+import secrets
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import fsspec
+
+from pipeline.config import Settings
+from pipeline.errors import RunError
+from pipeline.journal import Journal
+from pipeline.kill_points import reached
+from pipeline.plan import PlanFile, PlannedImage, PlanSummary, group_into_shards, write_plan
+from pipeline.prepare import Checked, Model, canonical, output_errors
+from pipeline.read_object import read_json_or_none
+from pipeline.schema import SCHEMA_VERSION
+from pipeline.storage import STORE_ERRORS, list_folder, open_filesystem, put_object
+
+_READ_THREADS = 16  # a year of nights has 365 small objects to look at
+
+RunJson = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A planned run with the journal of one attempt at it."""
+
+    run_id: str
+    created: datetime
+    settings: Settings
+    model: Model
+    fingerprint: str
+    plan: PlanSummary
+    counts: dict[str, int]  # images by reason, also of those that are not in the plan: see increments.Changes
+    journal: Journal
+
+    def put_object(self, name: str, content: dict[str, Any]) -> None:
+        """Write an object of the run's folder as JSON."""
+        filesystem, root = open_filesystem(self.settings.output)
+        put_object(filesystem, f"{root}/_runs/{self.run_id}/{name}", json.dumps(content, indent=1).encode())
+
+
+def find_report(checked: Checked) -> dict[str, Any] | None:
+    """The report of the run that --run-id names, if it is finished."""
+    if checked.settings.run_id is None:
+        return None
+    filesystem, root = open_filesystem(checked.settings.output)
+    with output_errors(checked.settings):
+        return read_json_or_none(filesystem, f"{root}/_runs/{checked.settings.run_id}/report.json", _what(checked))
+
+
+def find_run(checked: Checked) -> RunJson | None:
+    """run.json of the run to go on with, or None where a new one is to be planned.
+
+    That is the one that --run-id names; else the newest unfinished one with the same input and fingerprint, unless a
+    later run has been finished since: its tables are newer than what the old one listed.
+
+    Raises RunError where --run-id names a run with other settings.
+    """
+    filesystem, root = open_filesystem(checked.settings.output)
+    wanted = _identity(checked)
+    with output_errors(checked.settings):
+        if checked.settings.run_id is not None:
+            found = read_json_or_none(filesystem, f"{root}/_runs/{checked.settings.run_id}/run.json", _what(checked))
+            if found is not None:
+                _check_is_same(found, wanted, checked)
+            return found
+        return _newest_unfinished(filesystem, root, wanted, _what(checked))
+
+
+def plan_run(
+    checked: Checked, images: Iterable[PlannedImage], counts: dict[str, int], images_per_shard: int
+) -> RunJson:
+    """Write the plan of a new run, then its run.json. A plan that breaks off on the way is no run."""
+    settings = checked.settings
+    filesystem, root = open_filesystem(settings.output)
+    now = datetime.now(timezone.utc)
+    run_id = settings.run_id or f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    shards = group_into_shards(images, max_images=images_per_shard, max_bytes=settings.shard_mib * 2**20)
+    folder = f"{root}/_runs/{run_id}"
+    with output_errors(settings):
+        try:
+            plan = write_plan(shards, filesystem, f"{folder}/plan")
+        except BaseException:
+            # Half a plan is no run; nothing of it stays. No more than that: a named run's folder may hold others' work.
+            with contextlib.suppress(*STORE_ERRORS):
+                filesystem.rm(f"{folder}/plan", recursive=True)
+            raise
+        reached("plan written")
+        run_json = {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": run_id,
+            "created": now.isoformat(timespec="microseconds"),
+            **_identity(checked),
+            "settings": settings.to_dict(),
+            "results": checked.results,
+            "model_license": checked.model.license,
+            "model": {
+                "name": checked.model.name,
+                "weights_sha256": checked.model.weights_sha256,
+                "categories": checked.model.labels.to_list(),
+            },
+            "plan": asdict(plan),
+            "counts": counts,
+            "versions": _versions(),
+        }
+        put_object(filesystem, f"{root}/_runs/format.json", json.dumps({"schema_version": SCHEMA_VERSION}).encode())
+        put_object(filesystem, f"{folder}/run.json", json.dumps(run_json, indent=1).encode())
+        reached("run.json written")
+    return run_json
+
+
+def take_up(checked: Checked, run_json: RunJson) -> Run:
+    """Begin an attempt at the run: from here on, earlier drivers cannot add to its journal."""
+    filesystem, root = open_filesystem(checked.settings.output)
+    with output_errors(checked.settings):
+        journal = Journal.start_attempt(filesystem, f"{root}/_runs/{run_json['run_id']}")
+    plan = {**run_json["plan"], "files": tuple(PlanFile(**file) for file in run_json["plan"]["files"])}
+    return Run(
+        run_id=run_json["run_id"],
+        created=datetime.fromisoformat(run_json["created"]),
+        settings=checked.settings,
+        model=checked.model,
+        fingerprint=run_json["fingerprint"],
+        plan=PlanSummary(**plan),
+        counts=run_json["counts"],
+        journal=journal,
+    )
+
+
+def _what(checked: Checked) -> str:
+    """What a message about an object that cannot be read starts with."""
+    return f"--output {checked.settings.output}:"
+
+
+def _identity(checked: Checked) -> dict[str, Any]:
+    """What two commands must have in common for the second to go on with the first one's run."""
+    settings = checked.settings
+    return {
+        "fingerprint": checked.fingerprint,
+        "input": canonical(settings.input),
+        "limit": settings.limit,
+        "mode": settings.mode,
+        "tombstone_removed": settings.tombstone_removed,
+    }
+
+
+def _check_is_same(found: RunJson, wanted: dict[str, Any], checked: Checked) -> None:
+    if all(found[key] == value for key, value in wanted.items()):
+        return
+    there, here = {**found["results"], **found}, {**checked.results, **wanted}
+    del here["fingerprint"]  # says that something differs, not what
+    different = [f"{k} ({there.get(k)!r} there, {v!r} here)" for k, v in here.items() if there.get(k) != v]
+    raise RunError(f"--run-id {found['run_id']} exists with other settings: {', '.join(different) or 'other weights'}")
+
+
+def _newest_unfinished(
+    filesystem: fsspec.AbstractFileSystem, root: str, wanted: dict[str, Any], what: str
+) -> RunJson | None:
+    folders = [path.rstrip("/") for path in list_folder(filesystem, f"{root}/_runs")]
+    folders = [path for path in folders if not path.endswith((".json", ".lock"))]
+    with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="runs") as threads:
+        # Reports first: run.json is large, and nearly all runs of the past are finished.
+        reports = list(threads.map(lambda f: read_json_or_none(filesystem, f"{f}/report.json", what), folders))
+        unfinished = [folder for folder, report in zip(folders, reports, strict=True) if report is None]
+        found = threads.map(lambda f: read_json_or_none(filesystem, f"{f}/run.json", what), unfinished)
+        same = [run for run in found if run is not None and all(run[key] == value for key, value in wanted.items())]
+    last_finished = max((report["created"] for report in reports if report is not None), default="")
+    newest = max(same, key=lambda run: (run["created"], run["run_id"]), default=None)
+    return newest if newest is not None and newest["created"] > last_finished else None
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in ("m2f-pipeline", "torch", "numpy", "numba", "pillow", "pyarrow", "ray", "deltalake"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # m2f-pipeline itself, where a job runs from a working directory
+            versions[name] = "not installed"
+    return versions

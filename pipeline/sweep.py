@@ -1,0 +1,37 @@
+"""What a finished run leaves behind that nobody needs: parts without a receipt, markers of starts.
+
+A shard that was done twice with different results has a part too many. Readers of the Delta tables never see it, but
+whoever reads `run=<run_id>/*.parquet` would.
+"""
+
+import contextlib
+import logging
+
+from pipeline.runs import Run
+from pipeline.schema import TABLES
+from pipeline.started import STARTED
+from pipeline.storage import STORE_ERRORS, list_folder, one_line, open_filesystem
+from pipeline.write import run_folder
+
+logger = logging.getLogger(__name__)
+
+
+def sweep(run: Run) -> int:
+    """Delete the parts of `run` that its journal does not name; how many there were."""
+    filesystem, root = open_filesystem(run.settings.output)
+    named = {f"{root}/{part.path}" for receipt in run.journal.read() for part in receipt.parts.values()}
+    orphans = [
+        path
+        for table in TABLES
+        for path in list_folder(filesystem, f"{root}/{run_folder(table, run.run_id)}")
+        if path.endswith(".parquet") and path not in named
+    ]
+    for path in orphans:
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                filesystem.rm_file(path)
+        except STORE_ERRORS as error:  # they harm nobody who reads the tables
+            logger.warning("%s is in no receipt and cannot be deleted: %s", path, one_line(error))
+    with contextlib.suppress(*STORE_ERRORS):  # as above; FileNotFoundError where no shard was ever started
+        filesystem.rm(f"{root}/_runs/{run.run_id}/{STARTED}", recursive=True)
+    return len(orphans)

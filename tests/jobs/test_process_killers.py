@@ -1,0 +1,102 @@
+"""Images that kill their process, among many that do not, through the job as a process with a Ray of its own."""
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs import segment_bucket
+from tests.jobs.test_segment_bucket import descendants
+from tests.segmenting import encoded
+from tests.tables import read_report, read_table
+
+FAULTS = (b"m2f-drill:abort", b"m2f-drill:hang", b"m2f-drill:allocate", b"m2f-drill:hang-with-lock")
+STEP_TIMEOUT = 8  # seconds; where the machine is so busy that a step takes longer, it is tried again
+
+
+def make_input(folder: Path, num_images: int, killers: "dict[int, bytes]") -> None:
+    """Small JPEGs, numbered; `killers` by number."""
+    folder.mkdir()
+    images = [encoded(48, 64, seed, "JPEG") for seed in range(20)]
+    for number in range(num_images):
+        (folder / f"{number:05d}.jpg").write_bytes(images[number % 20] + killers.get(number, b""))
+
+
+def run(folder: Path, output: Path, model: Path, *flags) -> tuple[int, str, "list[int]"]:
+    """Exit code and log of the job, and which of the processes it started are still there afterwards."""
+    places = ["--input", folder, "--output", output, "--model", model, "--image-size", "64:128"]
+    bounds = ["--max-image-pixels", 100_000, "--step-timeout", STEP_TIMEOUT]
+    process = subprocess.Popen(
+        [sys.executable, segment_bucket.__file__, *map(str, [*places, *bounds, *flags])],
+        stdout=(output.parent / "log").open("w"),
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "M2F_PLANTED_FAULTS": "1"},
+    )
+    started = set()
+    while process.poll() is None:
+        started.update(descendants(process.pid))
+        time.sleep(0.5)
+    end = time.monotonic() + 20
+    while (left := [pid for pid in started if is_alive(pid)]) and time.monotonic() < end:
+        time.sleep(0.2)
+    return process.returncode, (output.parent / "log").read_text(), left
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def check(output: Path, killers: "dict[int, bytes]", num_images: int, log: str) -> None:
+    rows = {int(Path(row["image_key"]).stem): row for row in read_table(output, "images")}
+    assert sorted(rows) == list(range(num_images)), log
+    failed = {number: row for number, row in rows.items() if row["status"] != "ok"}
+    assert failed.keys() == killers.keys(), log
+    for number, fault in killers.items():
+        codes = {b"m2f-drill:abort": {"crashed_worker"}, b"m2f-drill:allocate": {"crashed_worker", "timed_out"}}
+        assert failed[number]["error_code"] in codes.get(fault, {"timed_out"}), failed[number]
+    # The segments of an image are those of its twin in a shard where nobody died.
+    segments = {}
+    for row in read_table(output, "segments"):
+        key = int(Path(row["image_key"]).stem)
+        segments.setdefault(key, []).append((row["category_id"], row["score"], row["segmentation"]["counts"]))
+    for number in rows.keys() - killers.keys():
+        assert segments.get(number) == segments.get(number % 20 if number % 20 not in killers else number)
+
+
+def test_three_killers_among_forty_cost_three_rows(tiny_checkpoint, tmp_path):
+    killers = {23: FAULTS[0], 29: FAULTS[1], 31: FAULTS[2]}
+    make_input(tmp_path / "in", 40, killers)
+    flags = ["--images-per-shard", 20, "--max-failure-rate", 0.08]
+    code, log, left = run(tmp_path / "in", tmp_path / "out", tiny_checkpoint, *flags)
+    assert code == 0, log
+    assert not left, "processes of the run are left"
+    check(tmp_path / "out", killers, 40, log)
+    assert re.search("shard 1 was started [23] times and never done: its images are tried one by one", log), log
+    ends = [line for line in log.splitlines() if "The process ends; the shard is tried again" in line]
+    assert all("00029.jpg" in line or "00031.jpg" in line for line in ends), ends
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_ten_killers_among_two_thousand_cost_ten_rows(tiny_checkpoint, tmp_path):
+    seed = random.randrange(2**32)
+    places = random.Random(seed).sample(range(20, 2000), 10)
+    killers = {number: FAULTS[index % 4] for index, number in enumerate(places)}
+    make_input(tmp_path / "in", 2000, killers)
+    started = time.monotonic()
+    code, log, left = run(tmp_path / "in", tmp_path / "out", tiny_checkpoint, "--max-failure-rate", 0.004)
+    print(f"seed {seed}: {time.monotonic() - started:.0f} s")
+    assert code == 1, "ten of 2,000 are more than 0.4 %"
+    assert not left, "processes of the run are left"
+    check(tmp_path / "out", killers, 2000, log)
+    assert read_report(tmp_path / "out")["num_failed"] == 10
+    shutil.rmtree(tmp_path / "in")

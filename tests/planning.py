@@ -1,0 +1,13 @@
+"""A run that is planned and taken up, without a driver around it."""
+
+from pipeline.config import Settings
+from pipeline.plan import PlannedImage, list_images
+from pipeline.prepare import check
+from pipeline.runs import Run, find_run, plan_run, take_up
+
+
+def planned(settings: Settings, images_per_shard: int = 512) -> Run:
+    """The run to go on with, or a new one of all images of the input."""
+    checked = check(settings)
+    listed = (PlannedImage(i.image_key, i.etag, i.size_bytes, "new") for i in list_images(checked.settings.input))
+    return take_up(checked, find_run(checked) or plan_run(checked, listed, {}, images_per_shard))
