@@ -63,10 +63,20 @@ def with_config_file(settings_class: type, args: list[str]) -> list[str]:
             config = Path(value)
         else:
             rest.append(arg)
-    return rest if config is None else [*_flags_of(settings_class, config), *rest]
+    return rest if config is None else [*_flags_in_file(settings_class, config), *rest]
 
 
-def _flags_of(settings_class: type, config: Path) -> list[str]:
+def flags_of(settings: Any) -> list[str]:
+    """The flags that give these settings again: the inverse of `parse`. Defaults are left out."""
+    return [
+        flag
+        for field in fields(settings)
+        if (value := getattr(settings, field.name)) != field.default
+        for flag in ([f"--{field.name.replace('_', '-')}", "None"] if value is None else _flag(field.name, value))
+    ]
+
+
+def _flags_in_file(settings_class: type, config: Path) -> list[str]:
     import yaml  # here, because --help should not wait for it
 
     try:

@@ -1,0 +1,43 @@
+"""Try settings on a sample while everything breaks: `python jobs/drill.py --input ... --output ... --model ...`.
+
+Exit code 0: every image ended in one row, and the rows are those of an undisturbed run; 1: not so, the table says
+where; 2: the drill could not be run, for the one reason given; 130, 143: stopped by Ctrl-C or SIGTERM.
+"""
+
+import signal
+import sys
+from collections.abc import Sequence
+
+from jobs import segment_bucket
+from jobs.command_line import fail, flags_of, parse
+from pipeline.config import Settings
+from pipeline.drill_config import DrillSettings
+from pipeline.errors import RunError
+
+PROG = "drill.py"
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    settings = parse(DrillSettings, sys.argv[1:] if args is None else args, prog=PROG)
+    # Only now: --help should not wait for pyarrow and the store's client.
+    from pipeline.drill import drill
+    from pipeline.drill_report import print_findings, say
+
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # through the exits, which clean up
+    try:
+        findings = drill(settings, _command, say)
+    except RunError as error:
+        fail(PROG, str(error))
+    except KeyboardInterrupt:
+        print(f"{PROG}: interrupted", file=sys.stderr)
+        return 130
+    print_findings(findings)
+    return 0 if all(finding.is_good for finding in findings) else 1
+
+
+def _command(settings: Settings) -> list[str]:
+    return [sys.executable, segment_bucket.__file__, *flags_of(settings)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""Kill a job's processes hundreds of times and count what its tables lost: `python -m tests.reliability.campaign`.
+
+One trial is one output: drivers are started on it one after another, and with each, processes are killed with SIGKILL
+at random moments (the driver, actors of every kind, the raylet of a node) or in a chosen step of the commit protocol,
+until one driver ends with exit code 0. Then the trial's Delta tables are compared, row by row, with those of a run
+that nobody disturbed. A driver may also be frozen (SIGSTOP) until another has taken its place, and woken then.
+
+Everything is real: a SeaweedFS, a Ray cluster of several nodes, the program's own command line. Kept alive over the
+trials are the store, the cluster's head, and a process that drivers are forked from. `--seed` repeats the choices, not
+the moments. Needs Linux.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import s3fs
+
+from jobs.command_line import parse
+from pipeline.compare_tables import Rows, check_books, compare, read_rows
+from pipeline.fault_proxy import FaultProxy, Rule
+from pipeline.kill_points import POINTS, VARIABLE
+from pipeline.killer import ACTORS, Role, find, kill_one
+from pipeline.scenes_config import ScenesSettings
+from pipeline.write_scenes import write_scenes
+from tests.inputs import make_model
+from tests.reliability.cluster import LocalCluster, local_cluster
+from tests.reliability.drivers import Driver, Drivers, drivers
+from tests.reliability.verdict import Trial, show
+from tests.s3_server import S3Server, embedded_s3
+
+BUCKET = "m2f-campaign"
+LEASE_SECONDS = 3
+_VICTIMS: tuple[Role, ...] = (*ACTORS, "read plan")
+_IN_ACTORS = ("segments part written", "images part written")
+_RUN_SECONDS = 300  # the longest that a driver may take
+_MOST_ATTEMPTS = 60  # of a trial
+
+
+@dataclass(frozen=True)
+class CampaignSettings:
+    """Kill a job's processes at random moments and in every step of its commit, and compare its tables."""
+
+    kills: int = 200
+    """Processes to kill."""
+    seed: int = 0
+    """Of the choices; the moments depend on the machine."""
+    nodes: int = 2
+    """Ray nodes; the driver's is never killed."""
+    images: int = 240
+    """Images of a run, 64x64 pixels each."""
+    images_per_shard: int = 4
+    """Images of a shard."""
+    minutes: float = 60.0
+    """Start no new trial after so many minutes."""
+    storage_faults: float = 0.0
+    """Share of the requests that the store breaks on top: SlowDown, resets, lost answers, cut bodies."""
+
+
+class Campaign:
+    """Runs trials on one cluster and store."""
+
+    def __init__(self, settings: CampaignSettings, cluster: LocalCluster, forking: Drivers, flags: list[str]):
+        self.settings = settings
+        self.cluster = cluster
+        self.forking = forking
+        self.flags = flags
+        self.chance = random.Random(settings.seed)
+        self.reference = Rows({}, {})
+        self.usual_seconds = 0.0  # of a run that nobody disturbs
+
+    def run_reference(self) -> None:
+        started = time.monotonic()
+        trial = Trial("reference")
+        if code := self._finish(trial, driver := self._start(trial.name)):
+            raise RuntimeError(f"the undisturbed run ended with {code}:\n{driver.said()[-3000:]}")
+        self.usual_seconds = time.monotonic() - started
+        self.reference = read_rows(f"s3://{BUCKET}/reference")
+        if lines := check_books(self.reference, self.reference.images):
+            raise RuntimeError(f"the undisturbed run is wrong: {lines}")
+        if len(self.reference.images) != self.settings.images or not self.reference.segments:
+            raise RuntimeError(f"the undisturbed run has {len(self.reference.images)} images")
+
+    def run_trial(self, number: int) -> Trial:
+        trial = Trial(f"trial-{number:03d}")
+        ways = (self._points_in_order, self._at_random, self._at_random, self._frozen, self._at_random)
+        ways[number % len(ways)](trial)
+        while self._attempt(trial) != 0:
+            if trial.exit_codes.total() > _MOST_ATTEMPTS:
+                raise RuntimeError(f"{trial.name} does not come to an end; logs: {self.forking.logs}")
+        self._compare(trial)
+        return trial
+
+    # --- ways to disturb a run ----------------------------------------------------------------------------------------
+
+    def _points_in_order(self, trial: Trial) -> None:
+        """Every step of the protocol, one driver after the other. At steps of actors two of these die first."""
+        for point in POINTS:
+            if point in _IN_ACTORS:
+                victim = f"write actor at: {point}"
+                self._attempt(
+                    trial, point=f"{point}:4", act=lambda driver, v=victim: self._await_deaths(trial, driver, v)
+                )
+            else:
+                self._attempt(trial, point=point)
+
+    def _at_random(self, trial: Trial) -> None:
+        """Whoever is there, whenever, several in one run."""
+        quota = self.chance.randint(6, 14)
+        code = -9
+        while trial.kills.total() < quota and code != 0:
+            left = quota - trial.kills.total()
+            code = self._attempt(trial, act=lambda driver, left=left: self._disturb(trial, driver, left))
+
+    def _frozen(self, trial: Trial) -> None:
+        """A driver that sleeps through its lease and wakes when another is at work in its place."""
+        sleeper = self._start(trial.name)
+        role = self.chance.choice((None, "model", "write"))
+        while role is not None and not sleeper.ended.wait(0.05) and not find(role, self.cluster.roots):
+            pass
+        sleeper.ended.wait(self.chance.uniform(0.1, 1.0))
+        if sleeper.kill(signal.SIGSTOP):
+            trial.kills["driver frozen"] += 1
+            time.sleep(LEASE_SECONDS)
+            second = self._start_when_free(trial.name)
+            second.ended.wait(self.chance.uniform(0.1, 1.0) * self.usual_seconds)
+            sleeper.kill(signal.SIGCONT)
+            self._disturb(trial, second, 3)
+            self._finish(trial, second)
+        self._finish(trial, sleeper)
+
+    def _disturb(self, trial: Trial, driver: Driver, kills: int) -> None:
+        """Kill up to so many, the driver as the last one or not at all, until it has ended."""
+        done = 0
+        while done < kills and not driver.ended.wait(self.chance.uniform(0.2, 2.5)):
+            there = [role for role in _VICTIMS if find(role, self.cluster.roots)]
+            # The driver is rarely meant while its actors are at work, lest few of these ever die.
+            victim = self.chance.choice([*there, *there, "driver"] if there else ["driver", None, None, None])
+            if victim is None:
+                continue
+            if victim == "driver":
+                if driver.kill():
+                    trial.kills["driver"] += 1
+                return
+            # A node now and then, where there is work to lose: it takes seconds to come back.
+            if victim == "model" and self.chance.random() < 0.25 and self.cluster.kill_worker_node(self.chance):
+                self.cluster.add_worker()
+                trial.kills["raylet"] += 1
+                done += 1
+            elif kill_one(victim, self.cluster.roots, self.chance) is not None:
+                trial.kills["read task" if victim == "read plan" else f"{victim} actor"] += 1
+                done += 1
+
+    def _await_deaths(self, trial: Trial, driver: Driver, victim: str) -> None:
+        """Until two writing actors have killed themselves; then the driver, lest the run be finished."""
+        seen: set[int] = set()
+        while not driver.ended.wait(0.05):
+            seen |= {process.pid for process in find("write", self.cluster.roots)}
+            if len(seen) > 2:  # there is one at a time
+                trial.kills[victim] += 2
+                if driver.kill():
+                    trial.kills["driver"] += 1
+                return
+
+    # --- drivers ------------------------------------------------------------------------------------------------------
+
+    def _attempt(
+        self, trial: Trial, *, point: str | None = None, act: Callable[[Driver], None] = lambda driver: None
+    ) -> int:
+        """One driver, from start to end, while `act` happens to it. Its exit code."""
+        driver = self._start(trial.name, point)
+        act(driver)
+        code = self._finish(trial, driver)
+        seconds = time.monotonic() - driver.started
+        print(f"{trial.name}: {point or 'no point'}: exit code {code} after {seconds:.1f} s", file=sys.stderr)
+        if code == -9 and point in POINTS:
+            trial.kills[f"driver at: {point}"] += 1
+        return code
+
+    def _start(self, name: str, point: str | None = None) -> Driver:
+        environment = {}
+        if point is not None:
+            environment[VARIABLE] = point
+            if point.partition(":")[0] in _IN_ACTORS:  # workers of a cluster get their environment in this way
+                environment["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps(
+                    {"runtime_env": {"env_vars": {VARIABLE: point}}}
+                )
+        # Where one driver follows the other, each should be up soon; else there are two models, to have more to kill.
+        models = "1" if point is not None else "1:2"
+        output = f"s3://{BUCKET}/{name}"
+        return self.forking.start(*self.flags, "--output", output, "--gpu-actors", models, **environment)
+
+    def _start_when_free(self, name: str) -> Driver:
+        """A driver that the lease has let in."""
+        while True:
+            driver = self._start(name)
+            if not driver.ended.wait(LEASE_SECONDS) or "in use by" not in driver.said():
+                return driver
+
+    def _finish(self, trial: Trial, driver: Driver) -> int:
+        code = driver.wait(_RUN_SECONDS)
+        trial.exit_codes[code] += 1
+        if code == 2 and "in use by" in driver.said():
+            time.sleep(0.5)  # of a predecessor that is not known to be dead
+        elif code not in (0, 1, -9):
+            trial.complaints.append(f"exit code {code}: {driver.said()[-500:]}")
+        return code
+
+    # --- the verdict --------------------------------------------------------------------------------------------------
+
+    def _compare(self, trial: Trial) -> None:
+        rows = read_rows(f"s3://{BUCKET}/{trial.name}")
+        found = compare(self.reference, rows)
+        trial.lost, trial.duplicated, trial.differing = map(len, (found.lost, found.duplicated, found.differing))
+        if found:
+            trial.complaints.append(str(found))
+        trial.complaints += check_books(rows, self.reference.images)
+
+
+@contextlib.contextmanager
+def environment_of(server: S3Server) -> Iterator[None]:
+    """This process's own way to the store; also past what s3fs remembers of another."""
+    before = dict(os.environ)
+    os.environ.update(server.environment)
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+@contextlib.contextmanager
+def campaign(settings: CampaignSettings, folder: Path) -> Iterator[Campaign]:
+    """Store, cluster, images, model and the undisturbed run, ready for trials. `folder` takes data and logs."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(embedded_s3(folder))
+        stack.enter_context(environment_of(server))
+        server.bucket(BUCKET)
+        write_scenes(ScenesSettings(f"s3://{BUCKET}/scenes", number=settings.images, height=64, width=64))
+        make_model(folder / "model")
+        proxy = stack.enter_context(FaultProxy(server.url, seed=settings.seed))
+        endpoint = {"AWS_ENDPOINT_URL": proxy.url} if settings.storage_faults else {}
+        cluster = stack.enter_context(local_cluster(settings.nodes - 1, {"OMP_NUM_THREADS": "1", **endpoint}))
+        environment = {**cluster.environment, "RAY_ADDRESS": cluster.address}
+        forking = stack.enter_context(drivers(environment, folder))
+        flags = [
+            *("--input", f"s3://{BUCKET}/scenes/images", "--model", str(folder / "model"), "--device", "cpu"),
+            *("--image-size", "64:107", "--images-per-shard", str(settings.images_per_shard), "--run-id", "campaign"),
+            *("--cpus-per-actor", "1", "--lease-seconds", str(LEASE_SECONDS)),
+            *("--progress-seconds", "3600", "--max-failure-rate", "0"),
+        ]
+        running = Campaign(settings, cluster, forking, flags)
+        running.run_reference()
+        share = settings.storage_faults
+        proxy.set_rules(
+            [
+                Rule(".", "slow_down", probability=share / 2),
+                Rule(".", "reset", probability=share / 4),
+                Rule(".", "lost_answer", probability=share / 4),
+                Rule("^GET ", "truncate", probability=share / 4),
+            ]
+        )
+        yield running
+
+
+def main() -> int:
+    settings = parse(CampaignSettings, sys.argv[1:], prog="campaign.py")
+    trials: list[Trial] = []
+    with tempfile.TemporaryDirectory(prefix="m2f-campaign-") as folder, campaign(settings, Path(folder)) as running:
+        started = time.monotonic()
+        while sum(trial.kills.total() for trial in trials) < settings.kills:
+            if time.monotonic() - started > 60 * settings.minutes:
+                break
+            trials.append(trial := running.run_trial(len(trials)))
+            print(f"{trial.name}: {trial.kills.total()} kills, {trial.exit_codes.total()} drivers", file=sys.stderr)
+        seconds = time.monotonic() - started
+    return 0 if show(trials, seconds, asdict(settings)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

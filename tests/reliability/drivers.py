@@ -1,0 +1,180 @@
+"""Drivers by the dozen: processes of jobs/segment_bucket.py, forked from one that has imported all of it already.
+
+Importing torch, Ray and numba takes longer than most drivers of a campaign live. A fork runs the same main() in a
+process of its own, with the signals and the exit code of its own; only the imports are shared.
+
+As a program (`python -m tests.reliability.drivers`) this is the process that forks: it reads a request a line (JSON:
+args, environment, log), answers with the child's pid, and says later how each child has ended.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+_ROOT = Path(__file__).parents[2]
+
+
+class Driver:
+    """A running or ended driver. `returncode` as subprocess has it: -9 after SIGKILL, None while it runs."""
+
+    def __init__(self, pid: int, log: Path):
+        self.pid = pid
+        self.log = log
+        self.returncode: int | None = None
+        self.ended = threading.Event()
+        self.started = time.monotonic()
+
+    def kill(self, number: int = signal.SIGKILL) -> bool:
+        """Send a signal; False where it has ended already."""
+        if self.ended.is_set():
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+            return True
+        return False
+
+    def wait(self, seconds: float) -> int:
+        """Its exit code. TimeoutError where it goes on for longer than that."""
+        if not self.ended.wait(seconds):
+            raise TimeoutError(f"driver {self.pid} still runs after {seconds:g} s; its log: {self.log}")
+        assert self.returncode is not None
+        return self.returncode
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+class Drivers:
+    """Starts drivers. `environment` is that of the process they are forked from."""
+
+    def __init__(self, environment: dict[str, str], logs: Path):
+        self.logs = logs
+        self.num_started = 0
+        self.running: dict[int, Driver] = {}
+        self.pids: queue.Queue[int] = queue.Queue()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.reliability.drivers"],
+            cwd=_ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.reader = threading.Thread(target=self._read, daemon=True, name="drivers")
+        self.reader.start()
+
+    def start(self, *args: str, **environment: str) -> Driver:
+        """One more driver; `environment` on top of that of all."""
+        assert self.process.stdin is not None
+        self.num_started += 1
+        log = self.logs / f"driver-{self.num_started:04d}.log"
+        request = {"args": args, "environment": environment, "log": str(log)}
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return self.running[self.pids.get(timeout=120)]
+
+    def close(self) -> None:
+        """Kill what runs."""
+        for driver in list(self.running.values()):
+            driver.kill()
+        self.process.kill()
+        self.process.wait()
+        self.reader.join()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            message = json.loads(line)
+            if "started" in message:
+                self.running[message["started"]] = Driver(message["started"], Path(message["log"]))
+                self.pids.put(message["started"])
+            else:
+                driver = self.running.pop(message["ended"])
+                driver.returncode = message["returncode"]
+                driver.ended.set()
+
+
+@contextlib.contextmanager
+def drivers(environment: dict[str, str], logs: Path) -> Iterator[Drivers]:
+    forking = Drivers(environment, logs)
+    try:
+        yield forking
+    finally:
+        forking.close()
+
+
+def main() -> None:
+    from pipeline.ray_environment import set_ray_environment
+
+    set_ray_environment()
+    import pipeline.report
+    import pipeline.run  # noqa: F401
+
+    running: set[int] = set()
+    requests = sys.stdin.fileno()
+    waiting = b""
+    while True:
+        if select.select([requests], [], [], 0.02)[0]:
+            data = os.read(requests, 65536)
+            if not data:
+                return
+            *lines, waiting = (waiting + data).split(b"\n")
+            for line in lines:
+                request = json.loads(line)
+                pid = os.fork()
+                if pid == 0:
+                    _be_a_driver(request)
+                running.add(pid)
+                _say(started=pid, log=request["log"])
+        for pid in list(running):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                running.remove(pid)
+                _say(ended=pid, returncode=os.waitstatus_to_exitcode(status))
+
+
+def _say(**message: Any) -> None:
+    print(json.dumps(message), flush=True)
+
+
+def _be_a_driver(request: dict[str, Any]) -> NoReturn:
+    code = 70
+    try:
+        os.setsid()
+        log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((nothing, 0), (log, 1), (log, 2)):
+            os.dup2(source, target)
+        os.environ.update(request["environment"])
+        from jobs import segment_bucket
+
+        sys.argv = ["jobs/segment_bucket.py", *request["args"]]
+        code = segment_bucket.main(request["args"])
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        with contextlib.suppress(BaseException):
+            atexit._run_exitfuncs()  # Ray leaves the cluster in one of these
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
