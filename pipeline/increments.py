@@ -71,11 +71,14 @@ class Changes:
             columns = (column.to_pylist() for column in batch.columns)
             yield from map(PlannedImage, *columns)
 
+    def close(self) -> None:
+        self._scratch.close()
+
     def __enter__(self) -> "Changes":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._scratch.close()
+        self.close()
 
 
 def changes_of(checked: Checked) -> Changes:
@@ -117,6 +120,8 @@ def compare(
             version = load_current(scratch.connection, settings.output, columns, below=_below(settings.input))
             _load_fingerprints(scratch.connection, settings.output, fingerprint, weights_sha256)
             _join(scratch.connection, settings)
+            # Without this DuckDB 1.5 hands over what it has sorted in another order; before, it costs memory.
+            scratch.connection.execute("SET preserve_insertion_order = true")
             planned = tuple(name for name in REASONS if name != "removed" or settings.tombstone_removed)
             changes = Changes(scratch, version, planned)
     except BaseException:

@@ -40,9 +40,9 @@ def stream_table(
 ) -> Iterator[pa.RecordBatch]:
     """The columns of a snapshot in no particular order; `below` as in `load_current`, but only to leave out files.
 
-    Through our own file system and threads, so that credentials are renewed while a reader takes hours. (Arrow's own
-    reader of data sets is twice as fast, but does not end where a stream is dropped half-way and the program exits; the
-    library's to_pyarrow_dataset takes 28 KB a file for expressions of all its statistics.)
+    Through our own file system and threads, so that credentials are renewed while a reader takes hours. The library's
+    to_pyarrow_dataset is faster, but takes 28 KB a file, its credentials end, and a program that drops the stream
+    half-way and exits may hang: docs/decisions.md.
 
     Raises RunError where the table asks of readers what this one cannot do, an error of STORE_ERRORS or an
     ArrowException where a file cannot be read.

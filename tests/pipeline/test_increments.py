@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import Settings
-from pipeline.errors import TRANSIENT, RunError
+from pipeline.errors import TRANSIENT, ErrorCode, RunError
 from pipeline.increments import compare
 from pipeline.plan import ListedImage, PlannedImage, list_images
 from pipeline.schema import IMAGES
@@ -157,6 +157,19 @@ def publish_past_run(output: str, run_id: str, run: PastRun, base: str, statisti
         (folder / "run.json").write_text(json.dumps({"model": {"weights_sha256": WEIGHTS[run.fingerprint]}}))
 
 
+@pytest.mark.parametrize("code", ErrorCode)
+@pytest.mark.parametrize("mode", ["incremental", "overwrite", "retry-failed"])
+def test_a_failure_is_tried_again_where_it_may_pass_or_is_asked_for(tmp_path, code, mode):
+    run = PastRun(0, "now", {"/x": (("failed", code.value), ("e1", 1))})
+    publish_past_run(str(tmp_path), "run0", run, "file:///in")
+    settings = Settings("/in", str(tmp_path), mode=mode)
+    listing = [ListedImage("file:///in/x", "e1", 1)]
+    with compare(listing, settings, fingerprint="now", weights_sha256="w1") as changes:
+        [(reason, _)] = changes.counts.items()
+    otherwise = {"incremental": "unchanged", "overwrite": "overwrite", "retry-failed": "retry"}[mode]
+    assert reason == ("retry" if code in TRANSIENT else otherwise)
+
+
 # --- on real listings -------------------------------------------------------------------------------------------------
 
 
@@ -261,8 +274,7 @@ def test_more_rows_than_memory_are_compared_on_disk(tmp_path):
             yield ListedImage(many_key(number), etag, 1000)
 
     settings = Settings("s3://bucket/a", output, mode="overwrite", tombstone_removed=True)
-    with compare([], settings, fingerprint="now", weights_sha256="w"):
-        pass  # imports, and what botocore reads, do not count
+    compare([], settings, fingerprint="now", weights_sha256="w").close()  # imports, and what botocore reads, count not
     tracemalloc.start()
     try:
         with compare(listing(), settings, fingerprint="now", weights_sha256="w", memory_mib=MEMORY_MIB) as changes:

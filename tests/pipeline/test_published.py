@@ -215,7 +215,7 @@ def test_large_files_read_as_small_ones_do(output, monkeypatch, large_bytes):
 
 
 def test_a_reader_that_is_dropped_half_way_lets_the_program_end(tmp_path):
-    """Arrow's own reader of data sets did not: its threads waited for a Python that had ended."""
+    """With Arrow's reader over a file system in Python it did not: threads waited for a Python that had ended."""
     rows = [image_row(f"{number:06d}", "night0", 0) for number in range(100)]
     publish(str(tmp_path), "images", "night0", [rows] * 60)
     code = f"from pipeline.published import current_images as c; r = c({str(tmp_path)!r}); r.read_next_batch()"
