@@ -32,9 +32,12 @@ def run_folder(table: str, run_id: str) -> str:
 
 
 def part_bytes(table: str, rows: pa.Table) -> bytes:
-    """`rows` as a Parquet file with the schema of `table`, also when empty; equal rows give equal bytes."""
+    """`rows` as a Parquet file with the schema of `table`, also when empty; equal rows give equal bytes.
+
+    Pages carry checksums: an image_key that a flipped bit has changed would pass for an image that is gone.
+    """
     sink = pa.BufferOutputStream()
-    pq.write_table(rows.cast(TABLES[table]), sink, compression="zstd", store_schema=True)
+    pq.write_table(rows.cast(TABLES[table]), sink, compression="zstd", store_schema=True, write_page_checksum=True)
     return bytes(sink.getvalue())
 
 

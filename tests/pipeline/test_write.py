@@ -5,6 +5,7 @@ import os
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -88,3 +89,12 @@ def test_a_node_that_has_not_the_output_does_not_write_parts_that_nobody_finds(t
 def _stored(data):
     fsspec.filesystem("memory").pipe_file("/part", data)
     return "/part"
+
+
+def test_a_flipped_byte_in_a_part_is_found_by_readers():
+    data = bytearray(part_bytes("images", tables()["images"]))
+    at = data.index(b"file:///0.jpg")
+    data[at + 8] ^= 1  # the key of another image
+    assert b"file:///1.jpg" in data
+    with pytest.raises(OSError, match="CRC"):
+        pq.read_table(pa.BufferReader(bytes(data)), page_checksum_verification=True)
