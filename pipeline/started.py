@@ -15,7 +15,8 @@ import uuid
 from collections.abc import Iterator
 
 from pipeline.conditional import create_object
-from pipeline.storage import open_filesystem
+from pipeline.errors import RunError
+from pipeline.storage import STORE_ERRORS, one_line, open_filesystem
 
 STARTED = "started"  # folder of the markers, in that of the run
 
@@ -48,9 +49,11 @@ class Starts:
     def _leave_marker(self, shard: int, number: int) -> bool:
         """Whether this is start `number` of the shard; False where there was such a start. One request."""
         who = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "id": uuid.uuid4().hex}
-        return (
-            create_object(self.filesystem, f"{self.folder}/{shard:06d}-{number}", json.dumps(who).encode()) is not None
-        )
+        path = f"{self.folder}/{shard:06d}-{number}"
+        try:
+            return create_object(self.filesystem, path, json.dumps(who).encode()) is not None
+        except STORE_ERRORS as error:
+            raise RunError(f"--output cannot be written: {path}: {one_line(error)}") from None
 
 
 class _Door:

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from pipeline.errors import RunError
 from pipeline.started import Starts
 from pipeline.storage import open_filesystem
 
@@ -60,3 +61,15 @@ def test_a_shard_that_was_started_before_has_the_process_to_itself(tmp_path):
         thread.join()
     assert most[1] == 1 and max(most.values()) > 1
     assert sorted(most) == [1, 2, 3, 4, 5]
+
+
+def test_an_output_that_turns_read_only_is_named(tmp_path, monkeypatch):
+    def refuses(*args):
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr("pipeline.started.create_object", refuses)
+    with (
+        pytest.raises(RunError, match=r"--output cannot be written: .*000001-1: Access Denied"),
+        Starts(str(tmp_path), "night-1").start(1),
+    ):
+        pass
