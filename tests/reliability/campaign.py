@@ -143,7 +143,7 @@ class Campaign:
         while done < kills and not driver.ended.wait(self.chance.uniform(0.2, 2.5)):
             there = [role for role in _VICTIMS if find(role, self.cluster.roots)]
             # The driver is rarely meant while its actors are at work, lest few of these ever die.
-            victim = self.chance.choice([*there, *there, "driver"] if there else ["driver", None, None, None])
+            victim = self.chance.choice([*(3 * there), "driver"] if there else ["driver", *(6 * [None])])
             if victim is None:
                 continue
             if victim == "driver":
