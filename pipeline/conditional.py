@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from botocore.exceptions import ClientError
+from aiohttp import ClientError as AioHttpError
+from botocore.exceptions import BotoCoreError, ClientError
 from filelock import FileLock
 from fsspec.asyn import sync
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
@@ -27,6 +28,10 @@ _LOST = ("PreconditionFailed", "412", "NoSuchKey")
 
 class _ConflictError(Exception):
     """Two conditional writes at one moment; S3 asks to try again (409)."""
+
+
+class _CutOffError(OSError):
+    """An answer whose body did not come whole."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,12 @@ def replace_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes
     return _conditional_put(filesystem, path, data, IfMatch=version)
 
 
+@retry(
+    retry=retry_if_exception_type(_CutOffError),
+    stop=stop_after_attempt(5),
+    wait=wait_random_exponential(multiplier=0.25, max=5),
+    reraise=True,
+)
 def read_stored(filesystem: fsspec.AbstractFileSystem, path: str) -> Stored | None:
     """The object at `path` with its version and age, or None where there is none."""
     if is_local(filesystem):
@@ -75,7 +86,10 @@ def read_stored(filesystem: fsspec.AbstractFileSystem, path: str) -> Stored | No
     async def get() -> dict[str, Any]:
         client = await filesystem.get_s3(bucket)
         answer: dict[str, Any] = await client.get_object(Bucket=bucket, Key=key)
-        answer["Body"] = await answer["Body"].read()
+        try:
+            answer["Body"] = await answer["Body"].read()
+        except (AioHttpError, BotoCoreError) as error:  # the body is read outside of the client's own retries
+            raise _CutOffError(str(error)) from error
         return answer
 
     filesystem.connect()

@@ -98,3 +98,27 @@ def test_an_identity_that_may_not_write_is_told_so(s3, monkeypatch):
             create_object(filesystem, f"{root}/x", b"x")
     finally:
         fsspec.filesystem("s3").clear_instance_cache()
+
+
+@pytest.mark.parametrize("cuts", [2, 99])
+def test_a_body_that_is_cut_off_is_read_again_and_then_an_error_of_the_store(s3, monkeypatch, cuts):
+    from aiobotocore.response import StreamingBody
+    from aiohttp import ClientPayloadError
+
+    monkeypatch.setattr(read_stored.retry, "sleep", lambda seconds: None)
+    filesystem, root = open_filesystem(s3.bucket(f"cut-{uuid.uuid4().hex[:8]}"))
+    create_object(filesystem, f"{root}/x", b"whole")
+    left, read = [cuts], StreamingBody.read
+
+    async def cut(self, *args, **kwargs):
+        if left[0]:
+            left[0] -= 1
+            raise ClientPayloadError("Response payload is not completed")
+        return await read(self, *args, **kwargs)
+
+    monkeypatch.setattr(StreamingBody, "read", cut)
+    if cuts == 2:
+        assert read_stored(filesystem, f"{root}/x").data == b"whole"
+    else:
+        with pytest.raises(OSError, match="not completed"):
+            read_stored(filesystem, f"{root}/x")
