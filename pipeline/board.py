@@ -7,6 +7,8 @@ nobody waits for; a stage that cannot reach it goes on.
 import contextlib
 import socket
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -24,10 +26,14 @@ class Board:
     def __init__(self, actor: Any):
         self._actor = actor
 
-    def take(self, shard: int, stage: str, first_key: str) -> None:
-        """Say that this process has begun `stage` of a shard."""
+    @contextlib.contextmanager
+    def in_hand(self, shard: int, stage: str, first_key: str) -> Iterator[None]:
+        """Say that this process is at `stage` of a shard. One that fails or dies at it leaves it standing."""
         with contextlib.suppress(RayError):
             self._actor.take.remote(UnderWay(shard, stage, first_key, socket.gethostname(), time.time()))
+        yield
+        with contextlib.suppress(RayError):
+            self._actor.leave.remote(shard, stage)
 
     def done(self, shard: int) -> None:
         """Say that the shard has a receipt."""
@@ -35,7 +41,10 @@ class Board:
             self._actor.done.remote(shard)
 
     def oldest(self) -> UnderWay | None:
-        """The shard that is under way for longest, if any; None also where nobody answers."""
+        """The shard that a stage has in hand for longest, if any; None also where nobody answers.
+
+        Shards that wait between stages do not count: Ray reads ahead of the model, and that is no straggling.
+        """
         try:
             oldest: UnderWay | None = ray.get(self._actor.oldest.remote(), timeout=_ANSWER_SECONDS)
         except RayError:
@@ -49,8 +58,14 @@ class _Held:
 
     def take(self, taken: UnderWay) -> None:
         before = self.under_way.get(taken.shard)
-        since = taken.since if before is None else min(before.since, taken.since)
-        self.under_way[taken.shard] = UnderWay(taken.shard, taken.stage, taken.first_key, taken.host, since)
+        if before is not None and before.stage == taken.stage:  # its worker has died, or Ray repeats it
+            taken = replace(taken, since=before.since)
+        self.under_way[taken.shard] = taken
+
+    def leave(self, shard: int, stage: str) -> None:
+        # Messages of different processes may overtake each other: the next stage may have taken it already.
+        if shard in self.under_way and self.under_way[shard].stage == stage:
+            del self.under_way[shard]
 
     def done(self, shard: int) -> None:
         self.under_way.pop(shard, None)

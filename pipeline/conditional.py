@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from aiohttp import ClientError as AioHttpError
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 from filelock import FileLock
 from fsspec.asyn import sync
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from pipeline.read_object import DamagedError, get_object
 from pipeline.storage import is_local, is_s3, put_object
 
 # The condition does not hold. For If-Match on nothing AWS says NoSuchKey, SeaweedFS PreconditionFailed.
@@ -28,10 +28,6 @@ _LOST = ("PreconditionFailed", "412", "NoSuchKey")
 
 class _ConflictError(Exception):
     """Two conditional writes at one moment; S3 asks to try again (409)."""
-
-
-class _CutOffError(OSError):
-    """An answer whose body did not come whole."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ def replace_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes
 
 
 @retry(
-    retry=retry_if_exception_type(_CutOffError),
+    retry=retry_if_exception_type(DamagedError),
     stop=stop_after_attempt(5),
     wait=wait_random_exponential(multiplier=0.25, max=5),
     reraise=True,
@@ -81,24 +77,10 @@ def read_stored(filesystem: fsspec.AbstractFileSystem, path: str) -> Stored | No
     """The object at `path` with its version and age, or None where there is none."""
     if is_local(filesystem):
         return _read_file(Path(path))
-    bucket, key = path.split("/", 1)
-
-    async def get() -> dict[str, Any]:
-        client = await filesystem.get_s3(bucket)
-        answer: dict[str, Any] = await client.get_object(Bucket=bucket, Key=key)
-        try:
-            answer["Body"] = await answer["Body"].read()
-        except (AioHttpError, BotoCoreError) as error:  # the body is read outside of the client's own retries
-            raise _CutOffError(str(error)) from error
-        return answer
-
-    filesystem.connect()
     try:
-        answer = sync(filesystem.loop, get)
-    except ClientError as error:
-        if error.response["Error"]["Code"] == "NoSuchKey":
-            return None
-        raise _as_os_error(error) from error
+        answer = get_object(filesystem, path)
+    except FileNotFoundError:
+        return None
     date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
     now = parsedate_to_datetime(date) if date else datetime.now(timezone.utc)
     return Stored(answer["Body"], answer["ETag"], (now - answer["LastModified"]).total_seconds())

@@ -36,11 +36,22 @@ class Process:
     command: str
 
 
+def look_at(pid: int) -> Process | None:
+    """The process that has this pid now. None where there is no such process, or a dead one that nobody has reaped."""
+    with contextlib.suppress(OSError):
+        stat = (Path("/proc") / str(pid) / "stat").read_text()
+        state, parent, *rest = stat.rpartition(")")[2].split()
+        command = (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        if state not in "ZX":
+            return Process(pid, int(parent), int(rest[17]), command.strip())
+    return None
+
+
 def processes_below(roots: Iterable[int]) -> list[Process]:
     """Living processes that descend from `roots`, without these themselves."""
     children: dict[int, list[Process]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        process = _look_at(int(folder.name))
+        process = look_at(int(folder.name))
         if process is not None:
             children.setdefault(process.parent, []).append(process)
     found: list[Process] = []
@@ -66,7 +77,7 @@ def kill(process: Process, number: int = signal.SIGKILL) -> bool:
     except ProcessLookupError:
         return False
     try:
-        now = _look_at(process.pid)  # the handle holds the pid: what is seen now is what the signal goes to
+        now = look_at(process.pid)  # the handle holds the pid: what is seen now is what the signal goes to
         if now is None or now.started != process.started:
             return False
         signal.pidfd_send_signal(handle, number)
@@ -88,10 +99,13 @@ def kill_one(role: Role, roots: Iterable[int], chance: random.Random) -> Process
 
 
 def kill_all_below(roots: Iterable[int], seconds: float = 30.0) -> None:
-    """End everything below `roots`, and them; for the end of a drill. RuntimeError where something stays."""
+    """End everything below `roots`, and them; for the end of a drill. RuntimeError where something stays.
+
+    `roots` are children of this process that nobody has waited for, so that their pids are theirs for certain.
+    """
     roots = list(roots)
     end = time.monotonic() + seconds
-    known = {process.pid: process for process in map(_look_at, roots) if process is not None}
+    known = {process.pid: process for process in map(look_at, roots) if process is not None}
     while True:
         # Orphans of a process that is dead by now keep no tie to it: remember whom we have seen.
         known |= {process.pid: process for process in processes_below([*roots, *known])}
@@ -117,16 +131,5 @@ def outlive(processes: Iterable[Process], patience_seconds: float) -> list[Proce
 
 
 def _same(process: Process) -> bool:
-    now = _look_at(process.pid)
+    now = look_at(process.pid)
     return now is not None and now.started == process.started
-
-
-def _look_at(pid: int) -> Process | None:
-    """None where there is no such process, or a dead one that nobody has reaped."""
-    with contextlib.suppress(OSError):
-        stat = (Path("/proc") / str(pid) / "stat").read_text()
-        state, parent, *rest = stat.rpartition(")")[2].split()
-        command = (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        if state not in "ZX":
-            return Process(pid, int(parent), int(rest[17]), command.strip())
-    return None

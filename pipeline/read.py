@@ -5,7 +5,6 @@ A failed read is a row and no exception; where all of a shard fail, it is the st
 
 import asyncio
 import hashlib
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +22,7 @@ from tenacity import (
 )
 
 from pipeline.errors import ErrorCode, ImageError, StoreUnavailableError
+from pipeline.read_object import md5_of
 from pipeline.schema import FETCHED, pack_shard, unpack_shard
 from pipeline.storage import check_visible, is_local, is_s3, local_etag, one_line, open_filesystem, path_of
 from pipeline.under_way import Tell, tell_nobody
@@ -41,8 +41,6 @@ MAX_OBJECT_BYTES = 512 * 2**20
 _STORE_FAILED = frozenset((ErrorCode.ACCESS_DENIED, ErrorCode.READ_FAILED))
 _SYSTEMIC_IMAGES = 8
 
-_MD5_ETAG = re.compile("[0-9a-f]{32}")  # a single-part upload; multipart ETags end in -N and are no digest
-
 
 class FetchImages:
     """CPU actor: adds `data` (encoded bytes) to every image of a shard, or an error code and message."""
@@ -60,8 +58,8 @@ class FetchImages:
         check_visible(self.filesystem, self.root, "--input")
         shard, images = unpack_shard(row)
         planned = images.select(["image_key", "etag", "size_bytes", "reason"]).to_pylist()
-        self.tell(shard, "reading", planned[0]["image_key"])
-        results = list(self.threads.map(lambda image: self._fetch_planned(**image), planned))
+        with self.tell(shard, "reading", planned[0]["image_key"]):
+            results = list(self.threads.map(lambda image: self._fetch_planned(**image), planned))
         _check_store(shard, [result for result in results if result is not None])
         errors = [result if isinstance(result, ImageError) else None for result in results]
         fetched = pa.Table.from_arrays(
@@ -174,17 +172,14 @@ def _request(filesystem: Any, method: str, path: str, seconds: float, *args: Any
 
 def _ask_store(filesystem: Any, path: str, etag: str, size_bytes: int, data: bytes, seconds: float) -> bytes:
     """Ask the store what it holds: another object, one whose ETag is no digest, or the planned one read wrongly."""
-    is_digest = _MD5_ETAG.fullmatch(etag) is not None
     if not is_s3(filesystem):
-        if len(data) == size_bytes and not is_digest:
+        if len(data) == size_bytes and md5_of({"ETag": etag}) is None:
             return data
         raise _CorruptError(f"{len(data)} bytes came where the listing said {size_bytes}")
     bucket, key = path.split("/", 1)
     head = _request(filesystem, "call_s3", path, seconds, "head_object", Bucket=bucket, Key=key)
     if head["ETag"].strip('"') != etag:
         raise _ChangedError(f"planned with ETag {etag}, now {head['ETag']}")
-    # With KMS or customer keys the ETag is not the MD5 of the content; the client's own checksum has to do.
-    encrypted = head.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in head
-    if (encrypted or not is_digest) and len(data) == size_bytes:
-        return data
+    if md5_of(head) is None and len(data) == size_bytes:
+        return data  # the client's own checksum has to do
     raise _CorruptError(f"{len(data)} bytes came that are not the {size_bytes} bytes of ETag {etag}")

@@ -1,13 +1,63 @@
-"""One object, whole, or one clear line about why not."""
+"""One object, whole and as the store holds it, or one clear line about why not."""
 
+import hashlib
 import json
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import fsspec
+from aiohttp import ClientError
+from botocore.exceptions import BotoCoreError
+from fsspec.asyn import sync
 from tenacity import retry, retry_if_not_exception_type, stop_after_attempt, wait_random_exponential
 
 from pipeline.errors import RunError
-from pipeline.storage import STORE_ERRORS, one_line
+from pipeline.storage import STORE_ERRORS, is_s3, one_line
+
+_MD5_ETAG = re.compile('"?([0-9a-f]{32})"?')  # of a multipart upload it ends in -N, and is no digest
+
+
+class DamagedError(OSError):
+    """An answer whose body did not come whole, or is not what the store holds."""
+
+
+def get_object(filesystem: Any, path: str) -> dict[str, Any]:
+    """The answer of S3 to one GET of the whole object: `Body` as bytes, checked against `ETag`, and the other fields.
+
+    The client checks by itself only what was stored with a checksum, and not every store keeps those. Raises
+    DamagedError, FileNotFoundError, PermissionError, and other OSErrors.
+    """
+    bucket, key = path.split("/", 1)
+
+    async def get() -> dict[str, Any]:
+        answer: dict[str, Any] = await filesystem._call_s3("get_object", Bucket=bucket, Key=key)
+        try:
+            answer["Body"] = await answer["Body"].read()
+        except (ClientError, BotoCoreError) as error:  # a body is read outside of the client's own retries
+            raise DamagedError(f"{path}: {one_line(error)}") from error
+        return answer
+
+    filesystem.connect()
+    answer: dict[str, Any] = sync(filesystem.loop, get)
+    if md5_of(answer) not in (None, hashlib.md5(answer["Body"], usedforsecurity=False).hexdigest()):
+        raise DamagedError(f"{len(answer['Body'])} bytes of {path} came that are not those of ETag {answer['ETag']}")
+    return answer
+
+
+def md5_of(answer: Mapping[str, Any]) -> str | None:
+    """The MD5 of an object by the answer to GET or HEAD; None where the ETag is no digest of the content: multipart
+    uploads, encryption with keys of KMS or of the customer.
+    """
+    match = _MD5_ETAG.fullmatch(answer["ETag"])
+    encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in answer
+    return match[1] if match is not None and not encrypted else None
+
+
+def read_once(filesystem: fsspec.AbstractFileSystem, path: str) -> bytes:
+    """The bytes at `path`, for those who repeat by themselves what fails."""
+    data: bytes = get_object(filesystem, path)["Body"] if is_s3(filesystem) else filesystem.cat_file(path)
+    return data
 
 
 @retry(
@@ -17,9 +67,8 @@ from pipeline.storage import STORE_ERRORS, one_line
     reraise=True,
 )
 def read_object(filesystem: fsspec.AbstractFileSystem, path: str) -> bytes:
-    """The bytes at `path`. What the client does not repeat itself, wrong checksums and the like, is repeated."""
-    data: bytes = filesystem.cat_file(path)
-    return data
+    """The bytes at `path`. What the client does not repeat itself, cut bodies and the like, is repeated."""
+    return read_once(filesystem, path)
 
 
 def read_or_none(filesystem: fsspec.AbstractFileSystem, path: str, what: str) -> bytes | None:

@@ -20,6 +20,7 @@ from tenacity import (
 )
 
 from pipeline.errors import RunError
+from pipeline.read_object import read_once
 from pipeline.schema import TABLES
 from pipeline.storage import STORE_ERRORS, one_line, open_filesystem
 
@@ -54,10 +55,10 @@ def stream_table(
     schema = pa.schema([TABLES[table].field(name) for name in columns])
 
     def read_whole(path: str, size: int) -> list[pa.RecordBatch]:
-        return retrying((*STORE_ERRORS, pa.ArrowException), but=FileNotFoundError)(read_once, path, size)
+        return retrying((*STORE_ERRORS, pa.ArrowException), but=FileNotFoundError)(read_file, path, size)
 
-    def read_once(path: str, size: int) -> list[pa.RecordBatch]:
-        data = filesystem.cat_file(f"{root}/{table}/{path}")
+    def read_file(path: str, size: int) -> list[pa.RecordBatch]:
+        data = read_once(filesystem, f"{root}/{table}/{path}")
         if len(data) != size:
             raise OSError(f"{len(data)} bytes of {path} came where the log says {size}")
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)

@@ -172,14 +172,14 @@ def build_dataset(
         )
         .map_batches(
             FetchImages,
-            fn_constructor_args=(settings.input, settings.step_timeout, True, board.take),
+            fn_constructor_args=(settings.input, settings.step_timeout, True, board.in_hand),
             compute=_pool(allotment.helpers, num_shards),
             num_cpus=FETCH_CPUS,
             **one_shard,
         )
         .map_batches(
             SegmentImages,
-            fn_constructor_args=(_segment_spec(run, allotment), settings.output, run.run_id, board.take),
+            fn_constructor_args=(_segment_spec(run, allotment), settings.output, run.run_id, board.in_hand),
             # Two shards at a time in an actor: one on the device, the next decoding. In flight / concurrent must stay
             # above 1.75 or Ray never adds an actor.
             compute=_pool(
@@ -208,7 +208,7 @@ def build_dataset(
                 ),
                 ShardWriter(settings.output, run.run_id),
                 settings.step_timeout,
-                board.take,
+                board.in_hand,
             ),
             compute=_pool(allotment.helpers, num_shards),
             num_cpus=WRITE_CPUS,
@@ -256,8 +256,8 @@ class EncodeAndWrite:
     def __call__(self, row: pa.Table) -> pa.Table:
         self.writer.check_visible()
         shard, images = unpack_shard(row)
-        self.tell(shard, "writing", images.column("image_key")[0].as_py())
-        with watch("encoding and writing", f"shard {shard}"):
+        first_key = images.column("image_key")[0].as_py()
+        with self.tell(shard, "writing", first_key), watch("encoding and writing", f"shard {shard}"):
             tables = encode_shard(shard, images, self.encode)
             receipt = self.writer.write(shard, tables, started=row.column("started")[0].as_py())
         return pa.table({"receipt": [receipt.to_json()]})

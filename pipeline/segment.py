@@ -51,8 +51,7 @@ class SegmentImages:
         started = time.time()
         shard, images = unpack_shard(row)
         encoded, names = images.column("data").to_pylist(), images.column("image_key").to_pylist()
-        self.tell(shard, "segmenting", names[0])
-        with self.starts.start(shard) as starts_before:
+        with self.tell(shard, "segmenting", names[0]), self.starts.start(shard) as starts_before:
             if starts_before < STARTS_BEFORE_ISOLATION:
                 results = self.segmenter.segment(encoded, names)
             else:

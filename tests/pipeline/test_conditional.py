@@ -1,12 +1,16 @@
 """Conditional writes on a local disk and on a real S3 server: of all who try, one succeeds."""
 
+import hashlib
 import threading
 import uuid
 
+import boto3
 import fsspec
 import pytest
+from botocore.config import Config
 
 from pipeline.conditional import create_object, read_stored, replace_object
+from pipeline.read_object import DamagedError, md5_of, read_object
 from pipeline.storage import open_filesystem
 
 RACERS = 12
@@ -122,3 +126,37 @@ def test_a_body_that_is_cut_off_is_read_again_and_then_an_error_of_the_store(s3,
     else:
         with pytest.raises(OSError, match="not completed"):
             read_stored(filesystem, f"{root}/x")
+
+
+@pytest.mark.parametrize("read", [read_stored, read_object])
+@pytest.mark.parametrize("flips", [2, 99])
+def test_a_flipped_byte_is_noticed_by_the_etag(s3, monkeypatch, read, flips):
+    """Also where the object was stored without a checksum for the client to compare."""
+    from aiobotocore.response import StreamingBody
+
+    monkeypatch.setattr(read.retry, "sleep", lambda seconds: None)
+    filesystem, root = open_filesystem(s3.bucket(f"flip-{uuid.uuid4().hex[:8]}"))
+    without = boto3.client("s3", config=Config(request_checksum_calculation="when_required"))
+    without.put_object(Bucket=root, Key="x", Body=b'{"shard": 12}')
+    left, read_body = [flips], StreamingBody.read
+
+    async def flip(self, *args, **kwargs):
+        data = await read_body(self, *args, **kwargs)
+        left[0] -= 1
+        return data.replace(b"12", b"13") if left[0] >= 0 else data
+
+    monkeypatch.setattr(StreamingBody, "read", flip)
+    if flips == 2:
+        there = read(filesystem, f"{root}/x")
+        assert (there if isinstance(there, bytes) else there.data) == b'{"shard": 12}'
+    else:
+        with pytest.raises(DamagedError, match="not those of ETag"):
+            read(filesystem, f"{root}/x")
+
+
+def test_an_etag_that_is_no_digest_is_not_taken_for_one():
+    digest = hashlib.md5(b"x", usedforsecurity=False).hexdigest()
+    assert md5_of({"ETag": f'"{digest}"', "ServerSideEncryption": "AES256"}) == digest
+    assert md5_of({"ETag": f'"{digest}-3"'}) is None
+    assert md5_of({"ETag": f'"{digest}"', "ServerSideEncryption": "aws:kms"}) is None
+    assert md5_of({"ETag": f'"{digest}"', "SSECustomerAlgorithm": "AES256"}) is None

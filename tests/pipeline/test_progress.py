@@ -46,15 +46,22 @@ def test_a_shard_that_takes_long_is_named():
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_the_board_knows_the_oldest_shard_that_has_no_receipt():
+def test_the_board_knows_the_oldest_shard_that_a_stage_has_in_hand():
     board = start_board()
     assert board.oldest() is None
-    board.take(1, "reading", "a")
-    board.take(2, "reading", "b")
-    board.take(1, "segmenting", "a")
-    oldest = board.oldest()
-    assert (oldest.shard, oldest.stage, oldest.first_key) == (1, "segmenting", "a")
-    board.done(1)
-    assert board.oldest().shard == 2
-    board.done(2)
+    with board.in_hand(1, "reading", "a"), board.in_hand(2, "reading", "b"):
+        assert (board.oldest().shard, board.oldest().stage, board.oldest().first_key) == (1, "reading", "a")
+    assert board.oldest() is None, "a shard that waits for the next stage is no straggler"
+    with board.in_hand(3, "segmenting", "c"):
+        with board.in_hand(1, "segmenting", "a"):
+            assert board.oldest().shard == 3
+        with pytest.raises(OSError), board.in_hand(4, "segmenting", "d"):
+            raise OSError
+    since = board.oldest().since
+    assert board.oldest().shard == 4, "its worker has failed: it is in trouble until it has a receipt"
+    with board.in_hand(4, "segmenting", "d"):
+        assert board.oldest().since == since
+    with pytest.raises(OSError), board.in_hand(5, "writing", "e"):
+        raise OSError
+    board.done(5)
     assert board.oldest() is None

@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pipeline.killer import kill, look_at
+
 _ROOT = Path(__file__).parents[2]
 
 
@@ -31,6 +33,7 @@ class Driver:
 
     def __init__(self, pid: int, log: Path):
         self.pid = pid
+        self.process = look_at(pid)  # pids come round: a signal is for this one
         self.log = log
         self.returncode: int | None = None
         self.ended = threading.Event()
@@ -38,12 +41,7 @@ class Driver:
 
     def kill(self, number: int = signal.SIGKILL) -> bool:
         """Send a signal; False where it has ended already."""
-        if self.ended.is_set():
-            return False
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
-            return True
-        return False
+        return self.process is not None and not self.ended.is_set() and kill(self.process, number)
 
     def wait(self, seconds: float) -> int:
         """Its exit code. TimeoutError where it goes on for longer than that."""
