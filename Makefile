@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint bench overfit drill-kills clean
+.PHONY: demo test test-slow lint bench overfit drill-kills drill-faults clean
 
 demo: $(VENV)/.ready-demo  ## set up, segment held-out scenes with the checkpoint of the package
 	$(BIN)/python jobs/demo.py
@@ -32,6 +32,9 @@ overfit: $(VENV)/.ready-test  ## two hours: 13 photographs of ../shared/data by 
 
 drill-kills: $(VENV)/.ready-test  ## hundreds of kills, tables compared after each; KILLS=200 SEED=0
 	$(BIN)/python -m tests.reliability.campaign --kills $(or $(KILLS),200) --seed $(or $(SEED),0)
+
+drill-faults: $(VENV)/.ready-test  ## a store that breaks 5 % of its requests in each of seven ways
+	$(BIN)/python -m tests.reliability.store_faults --share $(or $(SHARE),0.05) --seed $(or $(SEED),0)
 
 clean:
 	rm -rf $(VENV) .demo .overfit

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import DeltaError
@@ -29,12 +30,13 @@ from pipeline.errors import BrokenRunError
 from pipeline.journal import Journal, PartRecord
 from pipeline.kill_points import reached
 from pipeline.published import delta_options, table_uri
+from pipeline.read_table import plain, stream_table
 from pipeline.schema import SCHEMA_VERSION, TABLES
-from pipeline.storage import one_line
 
 logger = logging.getLogger(__name__)
 
 ORDER = ("segments", "images")  # see above
+_ATTEMPTS = 8
 _TARGET_FILE_BYTES = 256 * 2**20  # of compaction
 
 
@@ -59,8 +61,8 @@ class Publisher:
         for name in ORDER:
             try:
                 versions[name] = self._publish_table(name)
-            except (DeltaError, OSError) as error:
-                raise BrokenRunError(f"the table {name} cannot be published: {one_line(error)}") from error
+            except (DeltaError, OSError, pa.ArrowException) as error:
+                raise BrokenRunError(f"the table {name} cannot be published: {plain(error)}") from error
             if name == "segments":
                 reached("between segments and images published")
         reached("after images published")
@@ -75,15 +77,16 @@ class Publisher:
 
     def _publish_table(self, name: str) -> int:
         uri, options = table_uri(self.output, name), delta_options(self.output)
-        DeltaTable.create(uri, schema=TABLES[name], mode="ignore", storage_options=options)
         for attempt in Retrying(
-            # Somebody else has committed in between, or the answer to our own commit was lost: look again.
+            # Somebody else has committed in between, the answer to our own commit was lost, or one of the many requests
+            # of the Delta library met a fault that it does not repeat: look again.
             retry=retry_if_exception_type((DeltaError, OSError)),
-            stop=stop_after_attempt(5),
+            stop=stop_after_attempt(_ATTEMPTS),
             wait=wait_random_exponential(multiplier=0.5, max=10),
             reraise=True,
         ):
             with attempt:
+                DeltaTable.create(uri, schema=TABLES[name], mode="ignore", storage_options=options)
                 table = DeltaTable(uri, storage_options=options)
                 there = self._shards_in(table, name)
                 new = {
@@ -113,8 +116,11 @@ class Publisher:
             return set(range(self.num_shards))
         # Another attempt has published a part of the run: look into the table, whose files may have been merged since.
         # Shards with nothing in them leave no trace there, and are published again, which adds nothing.
-        rows = table.to_pyarrow_dataset().to_table(columns=["shard"], filter=pc.field("run_id") == self.run_id)
-        return set(rows.column("shard").unique().to_pylist())
+        shards: set[int] = set()
+        for batch in stream_table(self.output, name, table, ["run_id", "shard"]):
+            of_run = pc.equal(batch["run_id"], self.run_id)
+            shards.update(pc.unique(batch["shard"].filter(of_run)).to_pylist())
+        return shards
 
     @property
     def _app_id(self) -> str:

@@ -34,6 +34,9 @@ _READ_ATTEMPTS = 4  # on top of the client's own; for what clients do not repeat
 # at most, so a store that does not answer gives rows (0.4 + 2 x 0.25 < 1), and the watchdog, which ends the process, is
 # for what cannot be cancelled: a disk that hangs.
 _REQUEST_SHARE, _READ_SHARE = 0.25, 0.4
+# A connection that has fallen asleep is given up soon, a store that is slow is given longer each time. A tenth of the
+# bytes a second that one connection to S3 gives.
+_FIRST_SECONDS, _BYTES_PER_SECOND, _LONGER = 10.0, 5e6, 3.0
 # Larger objects are no images: a film or an archive below the prefix would fill the worker's memory.
 MAX_OBJECT_BYTES = 512 * 2**20
 # Where so many images all fail for one of these reasons, no image is the reason: credentials that have run out, a
@@ -97,7 +100,8 @@ class FetchImages:
             ):
                 with attempt:
                     path = path_of(self.filesystem, image_key)
-                    return read_verified(self.filesystem, path, etag, size_bytes, self.step_timeout * _REQUEST_SHARE)
+                    seconds = request_seconds(size_bytes, attempt.retry_state.attempt_number, self.step_timeout)
+                    return read_verified(self.filesystem, path, etag, size_bytes, seconds)
         except FileNotFoundError:
             return ImageError(ErrorCode.NOT_FOUND, "the object was listed but is gone")
         except PermissionError as error:
@@ -109,6 +113,12 @@ class FetchImages:
         except Exception as error:
             return ImageError(ErrorCode.READ_FAILED, f"{type(error).__name__}: {one_line(error)}")
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def request_seconds(size_bytes: int, attempt: int, step_timeout: float) -> float:
+    """What a request for so many bytes may take at the first, second, ... attempt."""
+    patient = (_FIRST_SECONDS + size_bytes / _BYTES_PER_SECOND) * _LONGER ** (attempt - 1)
+    return min(patient, step_timeout * _REQUEST_SHARE)
 
 
 def _check_store(shard: int, results: Sequence[bytes | ImageError]) -> None:

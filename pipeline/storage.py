@@ -21,12 +21,13 @@ from pipeline.errors import RunError
 STORE_ERRORS = (OSError, BotoCoreError)
 
 # Measured against injected faults: s3fs repeats each of botocore's rounds up to five times, so five attempts here
-# survive long 503 storms; its own default read time-out of 15 s is too short for large objects on a busy store.
+# survive long 503 storms; its own default read time-out of 15 s is too short for large objects on a busy store, and
+# a minute would hold everything up where one connection falls asleep.
 _S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {
         "retries": {"mode": "standard", "total_max_attempts": 5},
         "connect_timeout": 5,
-        "read_timeout": 60,
+        "read_timeout": 30,
         "max_pool_connections": 64,
         "tcp_keepalive": True,
     },

@@ -8,8 +8,10 @@ import fsspec
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tenacity import wait_none
 
 from pipeline import publish
 from pipeline.encode import encode_shard
@@ -157,6 +159,27 @@ def test_an_answer_that_was_lost_is_no_second_version(output, monkeypatch):
 
     monkeypatch.setattr(DeltaTable, "create_write_transaction", loses_the_first_answer)
     publisher(output, "r1", 1, journal).publish()
+    assert shards(output) == [0]
+
+
+@pytest.mark.parametrize("method", ["create", "version", "schema"])
+def test_a_fault_that_the_library_does_not_repeat_is_repeated(tmp_path, monkeypatch, method):
+    """delta-rs gives up at a listing whose body was cut, wherever that happens."""
+    output = str(tmp_path)
+    run = publisher(output, "run", num_shards=1)
+    run.journal.append([write_shard(output, "run", 0)])
+    sound, left = getattr(DeltaTable, method), [3]
+
+    def unsound(*args, **kwargs):
+        if left[0]:
+            left[0] -= 1
+            raise DeltaError("Generic S3 error: end of file before message length reached")
+        return sound(*args, **kwargs)
+
+    monkeypatch.setattr(publish, "wait_random_exponential", lambda **options: wait_none())
+    monkeypatch.setattr(DeltaTable, method, unsound)
+    assert run.publish() == {"segments": 1, "images": 1}
+    assert left == [0]
     assert shards(output) == [0]
 
 

@@ -14,7 +14,7 @@ from tenacity import wait_none
 from pipeline import read
 from pipeline.errors import ErrorCode, ImageError, RunError, StoreUnavailableError
 from pipeline.plan import list_images
-from pipeline.read import FetchImages
+from pipeline.read import FetchImages, request_seconds
 from pipeline.schema import FETCHED, PLANNED, pack_shard, unpack_shard
 
 DATA = b"encoded image bytes" * 50
@@ -195,6 +195,17 @@ def test_a_store_that_never_answers_gives_a_row_that_names_object_and_seconds_be
     assert time.monotonic() - started < 2.0
     assert str(result) == "read_failed: TimeoutError: bucket/a.jpg did not come within 0.5 s"
     assert store.asked == store.cancelled == 2
+
+
+def test_a_connection_that_sleeps_is_given_up_soon_and_a_slow_store_is_given_longer(monkeypatch):
+    seconds = [request_seconds(1_000_000, attempt, step_timeout=600.0) for attempt in (1, 2, 3, 4)]
+    assert seconds == pytest.approx([10.2, 30.6, 91.8, 150.0])
+    assert request_seconds(500_000_000, 1, step_timeout=600.0) == pytest.approx(110.0)
+    monkeypatch.setattr(read, "_FIRST_SECONDS", 0.2)
+    stage = FetchImages("memory://bucket", step_timeout=600.0)
+    stage.filesystem = SlowStore(seconds=100)
+    assert stage.fetch("slow://bucket/a.jpg", ETAG, len(DATA)) == DATA
+    assert (stage.filesystem.asked, stage.filesystem.cancelled) == (2, 1)
 
 
 async def never(store, path, **kwargs):

@@ -38,7 +38,6 @@ from tests.reliability.verdict import Trial, show
 from tests.s3_server import S3Server, embedded_s3
 
 BUCKET = "m2f-campaign"
-LEASE_SECONDS = 3
 _VICTIMS: tuple[Role, ...] = (*ACTORS, "read plan")
 _IN_ACTORS = ("segments part written", "images part written")
 _RUN_SECONDS = 300  # the longest that a driver may take
@@ -62,14 +61,24 @@ class CampaignSettings:
     minutes: float = 60.0
     """Start no new trial after so many minutes."""
     storage_faults: float = 0.0
-    """Share of the requests that the store breaks on top: SlowDown, resets, lost answers, cut bodies."""
+    """Share of the requests that the store breaks on top, in each of the ways of store_faults.py but stalls."""
+    lease_seconds: float = 3.0
+    """Short, so that a driver soon follows the one before it."""
 
 
 class Campaign:
     """Runs trials on one cluster and store."""
 
-    def __init__(self, settings: CampaignSettings, cluster: LocalCluster, forking: Drivers, flags: list[str]):
+    def __init__(
+        self,
+        settings: CampaignSettings,
+        cluster: LocalCluster,
+        forking: Drivers,
+        proxy: FaultProxy,
+        flags: list[str],
+    ):
         self.settings = settings
+        self.proxy = proxy  # between the runs and their store, where there are storage faults
         self.cluster = cluster
         self.forking = forking
         self.flags = flags
@@ -93,6 +102,10 @@ class Campaign:
         trial = Trial(f"trial-{number:03d}")
         ways = (self._points_in_order, self._at_random, self._at_random, self._frozen, self._at_random)
         ways[number % len(ways)](trial)
+        return self.complete(trial)
+
+    def complete(self, trial: Trial) -> Trial:
+        """Drivers until one ends with 0; then the comparison."""
         while self._attempt(trial) != 0:
             if trial.exit_codes.total() > _MOST_ATTEMPTS:
                 raise RuntimeError(f"{trial.name} does not come to an end; logs: {self.forking.logs}")
@@ -129,7 +142,7 @@ class Campaign:
         sleeper.ended.wait(self.chance.uniform(0.1, 1.0))
         if sleeper.kill(signal.SIGSTOP):
             trial.kills["driver frozen"] += 1
-            time.sleep(LEASE_SECONDS)
+            time.sleep(self.settings.lease_seconds)
             second = self._start_when_free(trial.name)
             second.ended.wait(self.chance.uniform(0.1, 1.0) * self.usual_seconds)
             sleeper.kill(signal.SIGCONT)
@@ -180,7 +193,8 @@ class Campaign:
         act(driver)
         code = self._finish(trial, driver)
         seconds = time.monotonic() - driver.started
-        print(f"{trial.name}: {point or 'no point'}: exit code {code} after {seconds:.1f} s", file=sys.stderr)
+        why = (driver.said().strip().splitlines() or [""])[-1][:300] if code > 0 else ""
+        print(f"{trial.name}: {point or 'no point'}: exit code {code} after {seconds:.1f} s {why}", file=sys.stderr)
         if code == -9 and point in POINTS:
             trial.kills[f"driver at: {point}"] += 1
         return code
@@ -202,7 +216,7 @@ class Campaign:
         """A driver that the lease has let in."""
         while True:
             driver = self._start(name)
-            if not driver.ended.wait(LEASE_SECONDS) or "in use by" not in driver.said():
+            if not driver.ended.wait(self.settings.lease_seconds) or "in use by" not in driver.said():
                 return driver
 
     def _finish(self, trial: Trial, driver: Driver) -> int:
@@ -223,6 +237,22 @@ class Campaign:
         if found:
             trial.complaints.append(str(found))
         trial.complaints += check_books(rows, self.reference.images)
+
+
+def faults(share: float) -> list[Rule]:
+    """Each kind for this share of the requests that it can meet.
+
+    Flipped bytes only where a whole object is read that the program itself reads: neither the store's listings nor the
+    log of the Delta tables, whose readers are others', have a checksum.
+    """
+    return [
+        Rule(".", "slow_down", probability=share),
+        Rule(".", "internal_error", probability=share),
+        Rule(".", "reset", probability=share),
+        Rule("^PUT ", "lost_answer", probability=share),
+        Rule("^GET ", "truncate", probability=share),
+        Rule(r"^GET /(?!.*(\?|_delta_log))", "flip", probability=share),
+    ]
 
 
 @contextlib.contextmanager
@@ -256,20 +286,12 @@ def campaign(settings: CampaignSettings, folder: Path) -> Iterator[Campaign]:
         flags = [
             *("--input", f"s3://{BUCKET}/scenes/images", "--model", str(folder / "model"), "--device", "cpu"),
             *("--image-size", "64:107", "--images-per-shard", str(settings.images_per_shard), "--run-id", "campaign"),
-            *("--cpus-per-actor", "1", "--lease-seconds", str(LEASE_SECONDS)),
+            *("--cpus-per-actor", "1", "--lease-seconds", str(settings.lease_seconds)),
             *("--progress-seconds", "3600", "--max-failure-rate", "0"),
         ]
-        running = Campaign(settings, cluster, forking, flags)
+        running = Campaign(settings, cluster, forking, proxy, flags)
         running.run_reference()
-        share = settings.storage_faults
-        proxy.set_rules(
-            [
-                Rule(".", "slow_down", probability=share / 2),
-                Rule(".", "reset", probability=share / 4),
-                Rule(".", "lost_answer", probability=share / 4),
-                Rule("^GET ", "truncate", probability=share / 4),
-            ]
-        )
+        proxy.set_rules(faults(settings.storage_faults))
         yield running
 
 
