@@ -35,6 +35,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{PROG}: interrupted; what is done is kept, the same command goes on", file=sys.stderr)
         return 130
+    except SystemExit:  # of the handler in run.py
+        print(f"{PROG}: stopped by SIGTERM; what is done is kept, the same command goes on", file=sys.stderr)
+        raise
     if report is None:
         return 0
     print_summary(report, settings)

@@ -2,17 +2,23 @@
 
 import contextlib
 import os
+import re
 import shutil
+import socket
 import tempfile
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import duckdb
+from filelock import FileLock, Timeout
 
 from pipeline.errors import RunError
 from pipeline.storage import one_line
 
 MEMORY_MIB = 1024  # enough for tens of millions of images; what does not fit goes to the temporary folder
+# By machine, where several share a temporary folder: not every network file system knows locks.
+_PREFIX = f"m2f-scratch-{re.sub(r'[^a-zA-Z0-9.]', '_', socket.gethostname())}-"
 # Each thread needs buffers of its own out of the same memory: with 32 MiB for each, some joins ran out of it, with 64
 # none did.
 _MAX_THREADS = 4
@@ -29,7 +35,8 @@ class ScratchDatabase:
     """
 
     def __init__(self, memory_mib: int = MEMORY_MIB):
-        folder = tempfile.mkdtemp(prefix="m2f-scratch-")
+        _remove_abandoned()
+        folder, lock = _own_folder()
         self.connection = duckdb.connect(
             f"{folder}/scratch.duckdb",
             config={
@@ -45,7 +52,7 @@ class ScratchDatabase:
         self.connection.execute("SET TimeZone = 'UTC'")
         # Not TemporaryDirectory: it warns where a reader was dropped half-way, which is no mistake. Runs at exit too,
         # while there still is a Python that the streams that DuckDB reads can run in.
-        self.close = weakref.finalize(self, _close, self.connection, folder)
+        self.close = weakref.finalize(self, _close, self.connection, folder, lock)
 
 
 @contextlib.contextmanager
@@ -58,6 +65,25 @@ def out_of_room() -> Iterator[None]:
         raise RunError(f"too little memory, or room in {folder} (TMPDIR), to compare: {one_line(error)}") from None
 
 
-def _close(connection: duckdb.DuckDBPyConnection, folder: str) -> None:
+def _own_folder() -> tuple[str, FileLock]:
+    """A new folder below TMPDIR, locked for as long as this process lives."""
+    while True:
+        folder = tempfile.mkdtemp(prefix=_PREFIX)
+        lock = FileLock(f"{folder}/lock", timeout=0)
+        with contextlib.suppress(Timeout, FileNotFoundError):
+            lock.acquire()
+            if Path(lock.lock_file).exists():  # else a sweeper was faster, between these lines
+                return folder, lock
+
+
+def _remove_abandoned() -> None:
+    """Remove what processes of this machine have left that were killed: nobody holds its lock."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(Timeout, OSError), FileLock(folder / "lock", timeout=0):
+            shutil.rmtree(folder)
+
+
+def _close(connection: duckdb.DuckDBPyConnection, folder: str, lock: FileLock) -> None:
     connection.close()
     shutil.rmtree(folder, ignore_errors=True)
+    lock.release()

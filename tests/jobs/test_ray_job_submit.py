@@ -47,19 +47,24 @@ class Head:
     address: str
     environment: dict[str, str]
 
-    def submit(self, submission_id: str, working_dir: Path, *args: object, **env_vars: str) -> Submission:
-        """`ray job submit`, waiting for the end."""
-        command = [
-            *(RAY, "job", "submit", "--address", self.address, "--submission-id", submission_id),
+    def submit(
+        self, submission_id: str, working_dir: Path, *args: object, wait: bool = True, **env_vars: str
+    ) -> Submission:
+        """`ray job submit`, waiting for the end or not."""
+        run = self.ray_job(
+            *("submit", "--submission-id", submission_id, *([] if wait else ["--no-wait"])),
             *("--working-dir", working_dir, "--runtime-env-json", json.dumps({"env_vars": env_vars})),
             *("--", "python", "jobs/segment_bucket.py", *args),
-        ]
-        run = subprocess.run(
-            list(map(str, command)), env=self.environment, capture_output=True, text=True, timeout=240, check=False
         )
         job = self.get(f"/api/jobs/{submission_id}")
         logs = self.get(f"/api/jobs/{submission_id}/logs")
         return Submission(run.returncode, run.stdout + run.stderr, job["status"], logs["logs"])
+
+    def ray_job(self, action: str, *args: object) -> "subprocess.CompletedProcess[str]":
+        command = [RAY, "job", action, "--address", self.address, *args]
+        return subprocess.run(
+            list(map(str, command)), env=self.environment, capture_output=True, text=True, timeout=240, check=False
+        )
 
     def get(self, path: str) -> dict[str, str]:
         with urllib.request.urlopen(self.address + path, timeout=30) as answer:
@@ -228,3 +233,37 @@ def test_a_submission_that_asks_for_more_than_the_cluster_has_fails(
     assert "--cpus-per-actor" in error and "3" in error
     assert "Traceback" not in job.logs
     assert not list(output.rglob("*.parquet"))
+
+
+def test_a_job_that_is_stopped_goes_on_where_it_was(head, working_dir, photographs, tmp_path, tiny_checkpoint):
+    """`ray job stop` sends SIGTERM, and SIGKILL three seconds later."""
+    output = tmp_path / "tables"
+    (tmp_path / "many").mkdir()
+    for copy in range(8):
+        for path in photographs.iterdir():
+            shutil.copy(path, tmp_path / "many" / f"{copy}-{path.name}")
+    args = [
+        *("--input", tmp_path / "many", "--output", output, "--model", tiny_checkpoint, "--run-id", "stopped"),
+        *("--image-size", "96:160", "--images-per-shard", "4"),
+    ]
+    head.submit("stopped", working_dir, *args, wait=False, OMP_NUM_THREADS="1")
+    journal, end = output / "_runs" / "stopped" / "journal", time.monotonic() + 120
+    while not list(journal.glob("*.jsonl")):
+        assert time.monotonic() < end, head.get("/api/jobs/stopped/logs")["logs"]
+        time.sleep(0.05)
+    stop = head.ray_job("stop", "stopped")
+    assert stop.returncode == 0, stop.stderr
+    assert head.get("/api/jobs/stopped")["status"] == "STOPPED"
+    logs = head.get("/api/jobs/stopped/logs")["logs"]
+    assert "segment_bucket.py: stopped by SIGTERM" in logs
+    assert not (output / "images" / "_delta_log").exists(), "it was to be stopped in the middle"
+    receipts = "".join(path.read_text() for path in journal.glob("*.jsonl")).splitlines()
+
+    job = head.submit("again", working_dir, *args, OMP_NUM_THREADS="1")
+    assert (job.returncode, job.status) == (0, "SUCCEEDED"), job.said
+    assert "Traceback" not in job.logs
+    done_before = int(re.search(r" shards, (\d+) done before", job.logs)[1])
+    assert done_before == len(receipts) > 0
+    images = pyarrow.dataset.dataset(output / "images" / "run=stopped").to_table(columns=["image_key"])
+    keys = images.column("image_key").to_pylist()
+    assert sorted(keys) == sorted(f"file://{path}" for path in (tmp_path / "many").iterdir())
