@@ -2,8 +2,9 @@
 
 One trial is one output: drivers are started on it one after another, and with each, processes are killed with SIGKILL
 at random moments (the driver, actors of every kind, the raylet of a node) or in a chosen step of the commit protocol,
-until one driver ends with exit code 0. Then the trial's Delta tables are compared, row by row, with those of a run
-that nobody disturbed. A driver may also be frozen (SIGSTOP) until another has taken its place, and woken then.
+until one driver ends with exit code 0. Some nodes and drivers get SIGTERM first, as spot instances and `ray job stop`
+do it. A driver may also be frozen (SIGSTOP) until another has taken its place, and woken then. At the end the trial's
+Delta tables are compared, row by row, with those of a run that nobody disturbed.
 
 Everything is real: a SeaweedFS, a Ray cluster of several nodes, the program's own command line. Kept alive over the
 trials are the store, the cluster's head, and a process that drivers are forked from. `--seed` repeats the choices, not
@@ -40,6 +41,7 @@ from tests.s3_server import S3Server, embedded_s3
 BUCKET = "m2f-campaign"
 _VICTIMS: tuple[Role, ...] = (*ACTORS, "read plan")
 _IN_ACTORS = ("segments part written", "images part written")
+_NOTICE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 _RUN_SECONDS = 300  # the longest that a driver may take
 _MOST_ATTEMPTS = 60  # of a trial
 
@@ -160,17 +162,29 @@ class Campaign:
             if victim is None:
                 continue
             if victim == "driver":
-                if driver.kill():
-                    trial.kills["driver"] += 1
+                self._end_driver(trial, driver)
                 return
             # A node now and then, where there is work to lose: it takes seconds to come back.
-            if victim == "model" and self.chance.random() < 0.25 and self.cluster.kill_worker_node(self.chance):
+            notice = self.chance.choice([0.0, _NOTICE_SECONDS])
+            if victim == "model" and self.chance.random() < 0.25 and self.cluster.kill_worker_node(self.chance, notice):
                 self.cluster.add_worker()
-                trial.kills["raylet"] += 1
+                if notice:
+                    trial.notices["node"] += 1
+                else:
+                    trial.kills["raylet"] += 1
                 done += 1
             elif kill_one(victim, self.cluster.roots, self.chance) is not None:
                 trial.kills["read task" if victim == "read plan" else f"{victim} actor"] += 1
                 done += 1
+
+    def _end_driver(self, trial: Trial, driver: Driver) -> None:
+        if self.chance.random() < 0.25:  # as `ray job stop` does it
+            if driver.kill(signal.SIGTERM):
+                trial.notices["driver"] += 1
+                driver.ended.wait(_NOTICE_SECONDS)
+                driver.kill()
+        elif driver.kill():
+            trial.kills["driver"] += 1
 
     def _await_deaths(self, trial: Trial, driver: Driver, victim: str) -> None:
         """Until two writing actors have killed themselves; then the driver, lest the run be finished."""
@@ -224,7 +238,7 @@ class Campaign:
         trial.exit_codes[code] += 1
         if code == 2 and "in use by" in driver.said():
             time.sleep(0.5)  # of a predecessor that is not known to be dead
-        elif code not in (0, 1, -9):
+        elif code not in (0, 1, -signal.SIGKILL, 128 + signal.SIGTERM, -signal.SIGTERM):
             trial.complaints.append(f"exit code {code}: {driver.said()[-500:]}")
         return code
 

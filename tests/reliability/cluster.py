@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.killer import find, kill, kill_all_below
+from pipeline.killer import find, kill, kill_all_below, outlive, processes_below
 from tests.s3_server import free_ports
 
 _ROOT = Path(__file__).parents[2]
@@ -56,13 +57,22 @@ class LocalCluster:
         self.workers.append(worker)
         _wait(lambda: "started" in log.read_text(), worker, log, "a worker node")
 
-    def kill_worker_node(self, chance: random.Random) -> bool:
-        """SIGKILL to the raylet of one worker node, whose workers die with it; False where there is none."""
+    def kill_worker_node(self, chance: random.Random, notice_seconds: float = 0.0) -> bool:
+        """SIGKILL to the raylet of one worker node, whose workers die with it; False where there is none.
+
+        With a notice, as spot instances get one, it is SIGTERM, and SIGKILL so much later.
+        """
         alive = [worker for worker in self.workers if worker.poll() is None and find("raylet", [worker.pid])]
         if not alive:
             return False
         victim = chance.choice(alive)
-        killed = sum(map(kill, find("raylet", [victim.pid]))) > 0
+        raylets = find("raylet", [victim.pid])
+        if notice_seconds:
+            below = processes_below([victim.pid])
+            killed = sum(kill(raylet, signal.SIGTERM) for raylet in raylets) > 0
+            outlive(below, notice_seconds)
+        else:
+            killed = sum(map(kill, raylets)) > 0
         self.workers.remove(victim)
         kill_all_below([victim.pid])
         victim.wait()

@@ -16,7 +16,8 @@ class Trial:
     """What was done to one output, and what came of it."""
 
     name: str
-    kills: Counter[str] = field(default_factory=Counter)  # by victim
+    kills: Counter[str] = field(default_factory=Counter)  # with SIGKILL and nothing before, by victim
+    notices: Counter[str] = field(default_factory=Counter)  # with SIGTERM first, by victim
     exit_codes: Counter[int] = field(default_factory=Counter)  # of the drivers
     lost: int = 0
     duplicated: int = 0
@@ -37,6 +38,7 @@ def show(trials: list[Trial], seconds: float, settings: dict[str, Any]) -> bool:
         table.add_row(victim, *map(str, (kills[victim], len(hit), *wrong)))
     # Wide, so that names of victims stay on one line in a log.
     Console(width=110, highlight=False).print(table)
+    notices = sum((trial.notices for trial in trials), Counter[str]())
     complaints = [f"{trial.name}: {line}" for trial in trials for line in trial.complaints]
     print(*complaints, sep="\n")
     codes = sum((trial.exit_codes for trial in trials), Counter[int]())
@@ -45,6 +47,7 @@ def show(trials: list[Trial], seconds: float, settings: dict[str, Any]) -> bool:
         "settings": settings,
         "kills": kills.total(),
         "kills_by_victim": dict(sorted(kills.items())),
+        "ended_after_notice": dict(sorted(notices.items())),
         "outputs": len(trials),
         "drivers_by_exit_code": {str(code): count for code, count in sorted(codes.items())},
         **totals,
