@@ -42,7 +42,6 @@ BUCKET = "m2f-campaign"
 _VICTIMS: tuple[Role, ...] = (*ACTORS, "read plan")
 _IN_ACTORS = ("segments part written", "images part written")
 _NOTICE_SECONDS = 5.0  # between SIGTERM and SIGKILL
-_RUN_SECONDS = 300  # the longest that a driver may take
 _MOST_ATTEMPTS = 60  # of a trial
 
 
@@ -66,6 +65,8 @@ class CampaignSettings:
     """Share of the requests that the store breaks on top, in each of the ways of store_faults.py but stalls."""
     lease_seconds: float = 3.0
     """Short, so that a driver soon follows the one before it."""
+    run_seconds: float = 300.0
+    """The longest that a driver may take."""
 
 
 class Campaign:
@@ -234,7 +235,7 @@ class Campaign:
                 return driver
 
     def _finish(self, trial: Trial, driver: Driver) -> int:
-        code = driver.wait(_RUN_SECONDS)
+        code = driver.wait(self.settings.run_seconds)
         trial.exit_codes[code] += 1
         if code == 2 and "in use by" in driver.said():
             time.sleep(0.5)  # of a predecessor that is not known to be dead

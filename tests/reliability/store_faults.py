@@ -43,6 +43,7 @@ def main() -> int:
         images_per_shard=settings.images_per_shard,
         storage_faults=settings.share,
         lease_seconds=Settings.lease_seconds,
+        run_seconds=3600.0,
     )
     with tempfile.TemporaryDirectory(prefix="m2f-faults-") as folder, campaign(of_campaign, Path(folder)) as running:
         requests = running.proxy.num_requests  # of the undisturbed run
