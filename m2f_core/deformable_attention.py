@@ -1,12 +1,14 @@
 """Multi-scale deformable attention: each query reads a few points of each feature map, where it chooses to look.
 
-Zhu et al., "Deformable DETR" (2021). Two ways to compute the same sum are here, and a test holds both against plain
-loops:
+Zhu et al., "Deformable DETR" (2021). There are three ways to compute the same sum, and a test holds all of them against
+plain loops:
 
 - `attend_by_grid_sample`: one `F.grid_sample` per level. Autograd knows its gradient well, so training uses it.
 - `attend_by_embedding_bag`: a bilinear read of four cells is a weighted sum of four rows of a table, and so is the sum
   over points and levels. `F.embedding_bag` does all of it in one pass and never stores the sampled values; on a CPU it
-  is several times as fast. Inference uses it.
+  is several times as fast. Inference uses it where the third way is not open: on other devices, with gradients, in
+  exported programs.
+- `deformable_attention_kernel.attend_by_kernel`: the sum in plain loops, compiled; for inference on a CPU.
 
 Legend: B batch, Q query, M heads, D channels per head, L levels, P points per level, S = sum of h*w over the levels,
 X B*M, A = L*P*4 cells that one query and head reads. Sizes are (height, width); the last axis of a location is (x, y).
@@ -18,6 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from m2f_core.deformable_attention_kernel import attend_by_kernel
+from m2f_core.linear import Float32Linear
 
 
 def attend_by_grid_sample(
@@ -101,8 +106,18 @@ class TokenPlaces(NamedTuple):
     cell_size: Tensor  # [L, 2] of each level's cells, in the same unit
 
 
-def _linear_fp32(x: Tensor, linear: nn.Linear) -> Tensor:
-    return F.linear(x.float(), linear.weight.float(), linear.bias.float())
+def locate_and_weigh(
+    cell_size_L2: Tensor, centre_Q2: Tensor, offsets_BQMLP2: Tensor, logits_BQMLP: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Where the points of each query lie, in [0, 1] of the image, and how much each weighs."""
+    locations_BQMLP2 = centre_Q2[:, None, None, None] + offsets_BQMLP2 * cell_size_L2[:, None]
+    return locations_BQMLP2, logits_BQMLP.flatten(3).softmax(-1).view_as(logits_BQMLP)
+
+
+def kernel_is_open(*inputs: Tensor) -> bool:
+    """Whether these inputs may go into the kernel: numba's, which only knows a CPU's memory and no gradient."""
+    has_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    return not (torch.compiler.is_compiling() or has_gradient or any(x.device.type != "cpu" for x in inputs))
 
 
 class DeformableAttention(nn.Module):
@@ -117,8 +132,8 @@ class DeformableAttention(nn.Module):
         self.num_heads = num_heads
         self.num_levels = num_levels
         self.num_points = num_points
-        self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
-        self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
+        self.sampling_offsets = Float32Linear(dim, num_heads * num_levels * num_points * 2)
+        self.attention_weights = Float32Linear(dim, num_heads * num_levels * num_points)
         self.value_proj = nn.Linear(dim, dim)
         self.output_proj = nn.Linear(dim, dim)
 
@@ -128,10 +143,14 @@ class DeformableAttention(nn.Module):
         value_BSMD = self.value_proj(x_BSC).view(batch, tokens, self.num_heads, channels // self.num_heads)
         with torch.autocast(x_BSC.device.type, enabled=False):
             query_BSC = x_BSC + places.code
-            offsets = _linear_fp32(query_BSC, self.sampling_offsets).view(*points_shape, 2)
-            logits = _linear_fp32(query_BSC, self.attention_weights).view(*points_shape[:3], -1)
             # Offsets count cells of the level that is looked at.
-            locations = places.centre[:, None, None, None] + offsets * places.cell_size[:, None]
-            attend = attend_by_grid_sample if self.training else attend_by_embedding_bag
-            out_BSC = attend(value_BSMD.float(), places.level_hw, locations, logits.softmax(-1).view(points_shape))
+            offsets_BSMLP2 = self.sampling_offsets(query_BSC).view(*points_shape, 2)
+            logits_BSMLP = self.attention_weights(query_BSC).view(points_shape)
+            inputs = (places.centre, offsets_BSMLP2, logits_BSMLP)
+            if not self.training and kernel_is_open(value_BSMD, *inputs):
+                out_BSC = attend_by_kernel(value_BSMD.float(), places.level_hw, *inputs)
+            else:
+                attend = attend_by_grid_sample if self.training else attend_by_embedding_bag
+                locations_and_weights = locate_and_weigh(places.cell_size, *inputs)
+                out_BSC = attend(value_BSMD.float(), places.level_hw, *locations_and_weights)
         return self.output_proj(out_BSC.to(value_BSMD.dtype))

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from m2f_core.config import GROUP_NORM_GROUPS
 from m2f_core.deformable_attention import DeformableAttention, TokenPlaces
+from m2f_core.linear import ActivatedLinear
 
 NUM_LEVELS = 3  # of the deformable encoder, and of the transformer decoder that reads its output
 NUM_POINTS = 4  # that a query reads per head and level
@@ -65,13 +66,13 @@ class DeformableEncoderLayer(nn.Module):
         super().__init__()
         self.attention = DeformableAttention(dim, num_heads, NUM_LEVELS, NUM_POINTS)
         self.attention_norm = nn.LayerNorm(dim)
-        self.fc1 = nn.Linear(dim, feedforward_dim)
+        self.fc1 = ActivatedLinear(dim, feedforward_dim, F.relu)
         self.fc2 = nn.Linear(feedforward_dim, dim)
         self.feedforward_norm = nn.LayerNorm(dim)
 
     def forward(self, x_BSC: Tensor, places: TokenPlaces) -> Tensor:
         x_BSC = self.attention_norm(x_BSC + self.attention(x_BSC, places))
-        return self.feedforward_norm(x_BSC + self.fc2(F.relu(self.fc1(x_BSC))))
+        return self.feedforward_norm(x_BSC + self.fc2(self.fc1(x_BSC)))
 
 
 class PixelDecoder(nn.Module):

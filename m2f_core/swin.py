@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from m2f_core.linear import ActivatedLinear
+
 # Added to the attention logit of two cells that the cyclic shift has put into one window though they are not
 # neighbours. Weights were trained with this value, and not with -inf: a cell may still attend to such a stranger.
 STRANGER_LOGIT = -100.0
@@ -92,12 +94,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = ActivatedLinear(dim, hidden_dim, activation)
         self.fc2 = nn.Linear(hidden_dim, dim)
-        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
+        return self.fc2(self.fc1(x))
 
 
 class DropPath(nn.Module):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from m2f_core.linear import ActivatedLinear
 from m2f_core.pixel_decoder import NUM_LEVELS, sine_position_encoding
 
 
@@ -69,12 +70,11 @@ class DecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.pre_norm = pre_norm
-        self.activation = activation
         self.cross_attention = Attention(dim, num_heads)
         self.cross_attention_norm = nn.LayerNorm(dim)
         self.self_attention = Attention(dim, num_heads)
         self.self_attention_norm = nn.LayerNorm(dim)
-        self.fc1 = nn.Linear(dim, feedforward_dim)
+        self.fc1 = ActivatedLinear(dim, feedforward_dim, activation)
         self.fc2 = nn.Linear(feedforward_dim, dim)
         self.feedforward_norm = nn.LayerNorm(dim)
 
@@ -90,7 +90,7 @@ class DecoderLayer(nn.Module):
             return self.self_attention(y + position_1QD, y + position_1QD, y)
 
         def feed_forward(y: Tensor) -> Tensor:
-            return self.fc2(self.activation(self.fc1(y)))
+            return self.fc2(self.fc1(y))
 
         x_BQD = self._add(x_BQD, read_image, self.cross_attention_norm)
         x_BQD = self._add(x_BQD, read_each_other, self.self_attention_norm)
@@ -105,11 +105,13 @@ class MaskEmbedder(nn.Module):
 
     def __init__(self, dim: int, mask_feature_size: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, mask_feature_size)])
+        hidden = [ActivatedLinear(dim, dim, F.relu) for _ in range(2)]
+        self.layers = nn.ModuleList([*hidden, nn.Linear(dim, mask_feature_size)])
 
     def forward(self, x_BQD: Tensor) -> Tensor:
-        first, second, last = self.layers
-        return last(F.relu(second(F.relu(first(x_BQD)))))
+        for layer in self.layers:
+            x_BQD = layer(x_BQD)
+        return x_BQD
 
 
 class TransformerDecoder(nn.Module):

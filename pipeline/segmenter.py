@@ -21,6 +21,7 @@ from m2f_core.checkpoint import load_checkpoint, read_preprocessor_config
 from m2f_core.geometry import ImageGeometry
 from m2f_core.image_processor import ImageProcessor
 from m2f_core.image_size import ImageSize
+from m2f_core.inference import prepare_for_inference
 from pipeline import planted_faults
 from pipeline.batches import look_ahead, plan_batches
 from pipeline.decode import decode_image, measure_image
@@ -95,7 +96,7 @@ class Segmenter:
                 "install a CUDA build of PyTorch there, or use --device cpu"
             )
         folder = stage_model(spec.model, spec.weights_sha256)
-        self.model = load_checkpoint(folder).to(self.device)
+        self.model = prepare_for_inference(load_checkpoint(folder), self.device, spec.precision)
         self.processor = ImageProcessor.from_preprocessor_config(
             read_preprocessor_config(folder), spec.preprocess, spec.image_size
         )

@@ -1,9 +1,12 @@
-"""Both ways to compute deformable attention against plain loops written from the definition."""
+"""All ways to compute deformable attention against plain loops written from the definition."""
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from m2f_core.deformable_attention import (
@@ -11,9 +14,13 @@ from m2f_core.deformable_attention import (
     TokenPlaces,
     attend_by_embedding_bag,
     attend_by_grid_sample,
+    kernel_is_open,
+    locate_and_weigh,
 )
+from m2f_core.deformable_attention_kernel import attend_by_kernel
 
-WAYS = [attend_by_grid_sample, attend_by_embedding_bag]
+WITH_GRADIENT = [attend_by_grid_sample, attend_by_embedding_bag]
+WAYS = [*WITH_GRADIENT, attend_by_kernel]
 CASES = {  # batch, queries, heads, dim, points, sizes of the levels
     "one level, one cell": (1, 3, 1, 4, 1, [(1, 1)]),
     "odd sizes": (2, 5, 2, 3, 4, [(3, 5), (7, 1), (2, 9)]),
@@ -49,49 +56,75 @@ def attend_by_loops(value: Tensor, level_hw: list[tuple[int, int]], locations: T
     return out.flatten(2).float()
 
 
-def random_inputs(case: str) -> tuple[Tensor, list[tuple[int, int]], Tensor, Tensor]:
-    """Locations reach half a map beyond every edge; some lie exactly on centres, on edges and in corners."""
+class Inputs(NamedTuple):
+    """What the kernel takes; `plain` is what the other ways take."""
+
+    value: Tensor
+    level_hw: list[tuple[int, int]]
+    centre: Tensor
+    offsets: Tensor
+    logits: Tensor
+
+    @property
+    def plain(self) -> tuple[Tensor, list[tuple[int, int]], Tensor, Tensor]:
+        cell_size = torch.tensor([(1 / w, 1 / h) for h, w in self.level_hw])
+        return self.value, self.level_hw, *locate_and_weigh(cell_size, self.centre, self.offsets, self.logits)
+
+
+def run(attend, inputs: Inputs) -> Tensor:
+    return attend(*(inputs if attend is attend_by_kernel else inputs.plain))
+
+
+def random_inputs(case: str) -> Inputs:
+    """Points reach half a map beyond every edge; some lie exactly on centres, on edges and in corners."""
     batch, queries, heads, dim, points, level_hw = CASES[case]
     generator = torch.Generator().manual_seed(0)
     value = torch.randn(batch, sum(h * w for h, w in level_hw), heads, dim, generator=generator)
-    locations = torch.rand(batch, queries, heads, len(level_hw), points, 2, generator=generator) * 2 - 0.5
-    locations[:, 0] = 0.0
-    locations[:, 1] = 1.0
-    locations[:, 2] = 0.5
-    weights = torch.randn(batch, queries, heads, len(level_hw), points, generator=generator)
-    return value, level_hw, locations, weights
+    centre = torch.rand(queries, 2, generator=generator)
+    centre[:3] = torch.tensor([0.0, 1.0, 0.5])[:, None]
+    cells = torch.tensor([(float(w), float(h)) for h, w in level_hw])
+    offsets = torch.rand(batch, queries, heads, len(level_hw), points, 2, generator=generator) - 0.5
+    offsets = offsets * cells[:, None]
+    offsets[:, :3] = 0.0
+    logits = torch.randn(batch, queries, heads, len(level_hw), points, generator=generator)
+    return Inputs(value, level_hw, centre, offsets, logits)
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("attend", WAYS)
 def test_equals_loops(attend, case: str) -> None:
     inputs = random_inputs(case)
-    torch.testing.assert_close(attend(*inputs), attend_by_loops(*inputs), rtol=0, atol=5e-6)
+    torch.testing.assert_close(run(attend, inputs), attend_by_loops(*inputs.plain), rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("attend", WAYS)
 def test_points_far_outside_read_nothing(attend) -> None:
-    value, level_hw, locations, weights = random_inputs("odd sizes")
-    for far in (-1e9, -3.0, 4.0, 1e9):
-        assert torch.equal(
-            attend(value, level_hw, torch.full_like(locations, far), weights).abs().max(), torch.tensor(0.0)
-        )
+    inputs = random_inputs("odd sizes")
+    for far in (-1e9, -30.0, 40.0, 1e9):
+        out = run(attend, inputs._replace(offsets=torch.full_like(inputs.offsets, far)))
+        assert torch.equal(out.abs().max(), torch.tensor(0.0))
 
 
-def test_not_a_number_stays_where_it_is() -> None:
+@pytest.mark.parametrize("broken", ["offset", "infinite offset", "logit", "logit of a point outside"])
+@pytest.mark.parametrize("attend", [attend_by_embedding_bag, attend_by_kernel])
+def test_not_a_number_stays_where_it_is(attend, broken: str) -> None:
     """A broken activation must show in the result, and must not read outside of the table."""
-    value, level_hw, locations, weights = random_inputs("odd sizes")
-    locations[0, 3, 0] = float("nan")
-    out = attend_by_embedding_bag(value, level_hw, locations, weights)
-    broken = out.isnan().any(dim=-1)
-    assert broken[0, 3]
-    assert broken.sum() == 1
+    inputs = random_inputs("odd sizes")
+    if "offset" in broken:
+        inputs.offsets[0, 3, 0] = float("inf" if "infinite" in broken else "nan")
+    else:
+        inputs.logits[0, 3, 0, 1, 1] = float("nan")
+    if broken == "logit of a point outside":
+        inputs.offsets[0, 3, 0] = 70.0
+    is_broken = run(attend, inputs).isnan().unflatten(2, (2, -1))  # heads
+    assert is_broken[0, 3, 0].all()
+    assert is_broken.sum() == is_broken[0, 3, 0].numel()
 
 
 def test_both_ways_have_the_same_gradients() -> None:
     gradients = []
-    for attend in WAYS:
-        value, level_hw, locations, weights = random_inputs("odd sizes")
+    for attend in WITH_GRADIENT:
+        value, level_hw, locations, weights = random_inputs("odd sizes").plain
         locations[:, :3] += 0.0137  # off the kinks, where the gradient is not defined
         tensors = [t.double().requires_grad_() for t in (value, locations, weights)]
         attend(tensors[0], level_hw, tensors[1], tensors[2]).square().sum().backward()
@@ -100,27 +133,27 @@ def test_both_ways_have_the_same_gradients() -> None:
         torch.testing.assert_close(first, second)
 
 
-def test_locations_and_weights_are_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offsets_and_logits_are_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     attention = DeformableAttention(dim=16, num_heads=2, num_levels=1, num_points=3).eval()
     places = TokenPlaces([(4, 5)], torch.randn(1, 20, 16), torch.rand(20, 2), torch.tensor([[1 / 5, 1 / 4]]))
     seen: list[Tensor] = []
 
-    def spy(value: Tensor, level_hw: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-        seen.extend((locations, weights))
-        return attend_by_embedding_bag(value, level_hw, locations, weights)
+    def spy(value: Tensor, level_hw: list[tuple[int, int]], centre: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        seen.extend((offsets, logits))
+        return attend_by_kernel(value, level_hw, centre, offsets, logits)
 
-    monkeypatch.setattr("m2f_core.deformable_attention.attend_by_embedding_bag", spy)
+    monkeypatch.setattr("m2f_core.deformable_attention.attend_by_kernel", spy)
     x = torch.randn(1, 20, 16)
     with torch.no_grad():
         attention(x, places)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = attention(x, places)
-    locations, weights, locations_autocast, weights_autocast = seen
+    offsets, logits, offsets_autocast, logits_autocast = seen
     assert out.dtype == torch.bfloat16
-    assert locations_autocast.dtype == weights_autocast.dtype == torch.float32
-    assert torch.equal(locations_autocast, locations)
-    assert torch.equal(weights_autocast, weights)
+    assert offsets_autocast.dtype == logits_autocast.dtype == torch.float32
+    assert torch.equal(offsets_autocast, offsets)
+    assert torch.equal(logits_autocast, logits)
 
 
 def test_training_and_inference_agree() -> None:
@@ -129,3 +162,38 @@ def test_training_and_inference_agree() -> None:
     places = TokenPlaces([(4, 5)], torch.randn(1, 20, 16), torch.rand(20, 2), torch.tensor([[1 / 5, 1 / 4]]))
     x = torch.randn(2, 20, 16)
     torch.testing.assert_close(attention.train()(x, places), attention.eval()(x, places), rtol=0, atol=1e-5)
+
+
+def test_threads_and_strides_change_nothing() -> None:
+    inputs = random_inputs("many heads")
+    once = run(attend_by_kernel, inputs)
+    strided = inputs._replace(value=inputs.value.transpose(1, 2).contiguous().transpose(1, 2))
+    for threads in (2, 3, 16):  # more threads than queries, too
+        torch.set_num_threads(threads)
+        assert torch.equal(run(attend_by_kernel, strided), once)
+
+
+def test_the_kernel_is_for_inference_on_a_cpu_only() -> None:
+    x = torch.zeros(1)
+    assert kernel_is_open(x, x)
+    assert not kernel_is_open(x, x.to("meta"))
+    assert not kernel_is_open(x, torch.zeros(1, requires_grad=True))
+    with torch.no_grad():
+        assert kernel_is_open(x, torch.zeros(1, requires_grad=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_all_ways_give_the_same(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4))
+    batch, queries, heads, dim, points = (data.draw(st.integers(1, most)) for most in (3, 9, 4, 33, 5))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    value = torch.randn(batch, sum(h * w for h, w in sizes), heads, dim, generator=generator)
+    offsets = data.draw(st.sampled_from([0.1, 1.0, 9.0])) * torch.randn(
+        batch, queries, heads, len(sizes), points, 2, generator=generator
+    )
+    logits = 5 * torch.randn(batch, queries, heads, len(sizes), points, generator=generator)
+    inputs = Inputs(value, sizes, torch.rand(queries, 2, generator=generator), offsets, logits)
+    expected = run(attend_by_grid_sample, inputs)
+    for attend in (attend_by_embedding_bag, attend_by_kernel):
+        torch.testing.assert_close(run(attend, inputs), expected, rtol=1e-5, atol=2e-5)

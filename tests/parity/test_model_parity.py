@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from m2f_core.checkpoint import load_checkpoint, save_checkpoint
 from m2f_core.config import Mask2FormerConfig
+from m2f_core.inference import prepare_for_inference
 from m2f_core.model import Mask2Former, build_model
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle of these tests")
@@ -43,10 +44,13 @@ SIZES = [(64, 96), (100, 140), (161, 203)]  # the last two are not multiples of 
 class Oracle:
     """transformers' model, ours with its weights, and a record of what each of its modules got and gave."""
 
-    def __init__(self, theirs: nn.Module, folder: Path) -> None:
+    def __init__(self, theirs: nn.Module, folder: Path, prepared: bool = False) -> None:
+        """`prepared`: ours as the job runs it."""
         self.theirs = theirs
         self.theirs.save_pretrained(folder)
         self.ours = load_checkpoint(folder)
+        if prepared:
+            prepare_for_inference(self.ours, torch.device("cpu"), "fp32")
         self.folder = folder
 
     def run(self, pixel_values: Tensor) -> tuple[object, dict[str, list[tuple[tuple, dict, object]]]]:
@@ -123,9 +127,10 @@ def one_thread_no_grad():
         yield
 
 
-@pytest.fixture(scope="module", params=list(SWIN))
+@pytest.fixture(scope="module", params=[(swin, prepared) for swin in SWIN for prepared in (False, True)], ids=str)
 def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
-    return Oracle(jittered_model(SWIN[request.param]), tmp_path_factory.mktemp(request.param))
+    swin, prepared = request.param
+    return Oracle(jittered_model(SWIN[swin]), tmp_path_factory.mktemp(swin), prepared)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -243,9 +248,11 @@ def test_rare_fields_agree(tmp_path: Path, fields: dict) -> None:
     theirs = jittered_model(SMALL_SWIN, **{**SMALL, **fields})
     theirs.save_pretrained(tmp_path)
     pixel_values = image_batch(70, 90)
-    expected, ours = theirs(pixel_values), load_checkpoint(tmp_path)(pixel_values)
-    assert_close(ours.class_queries_logits, expected.class_queries_logits, END_TO_END_TOLERANCE, "classes")
-    assert_close(ours.masks_queries_logits, expected.masks_queries_logits, END_TO_END_TOLERANCE, "masks")
+    expected, ours = theirs(pixel_values), load_checkpoint(tmp_path)
+    for model in (ours, prepare_for_inference(ours, torch.device("cpu"), "fp32")):
+        output = model(pixel_values)
+        assert_close(output.class_queries_logits, expected.class_queries_logits, END_TO_END_TOLERANCE, "classes")
+        assert_close(output.masks_queries_logits, expected.masks_queries_logits, END_TO_END_TOLERANCE, "masks")
 
 
 def test_every_layout_loads_to_the_same_weights(tmp_path: Path) -> None:

@@ -41,10 +41,10 @@ def small_model(num_queries: int = 100, **fields: object) -> torch.nn.Module:
     return jittered(backbone, **{**SMALL, "num_queries": num_queries})
 
 
-@pytest.fixture(scope="module")
-def oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "prepared"])
+def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     theirs = jittered(transformers.ResNetConfig(out_features=STAGES), num_queries=200)
-    return Oracle(theirs, tmp_path_factory.mktemp("resnet50"))
+    return Oracle(theirs, tmp_path_factory.mktemp("resnet50"), prepared=request.param)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
