@@ -27,6 +27,8 @@ class Report:
     images_per_second: float  # of this attempt, model load excluded
     finished_at: str  # ISO 8601, UTC
     table_versions: dict[str, int] = field(default_factory=dict)  # of the Delta tables, once published
+    # Milliseconds an image, by step, over all attempts: on the device the time that passed, else CPU. See costs.
+    step_ms: dict[str, float] = field(default_factory=dict)
 
     def exit_code(self, max_failure_rate: float) -> int:
         return 1 if self.num_failed > max_failure_rate * self.num_images else 0
@@ -67,6 +69,11 @@ def close_books(run: Run, totals: Totals, done_before: int, clock: Clock) -> Rep
         seconds=round(seconds, 3),
         images_per_second=round(clock.num_images / seconds, 3) if seconds else 0.0,
         finished_at=utc_now(),
+        step_ms={
+            step: round(1e3 * seconds / totals.num_images, 3)
+            for step, seconds in totals.seconds.items()
+            if totals.num_images
+        },
     )
 
 

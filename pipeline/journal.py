@@ -22,6 +22,7 @@ from typing import Any
 import fsspec
 
 from pipeline.conditional import create_object, supports_conditions
+from pipeline.costs import add_up
 from pipeline.kill_points import reached
 from pipeline.read_object import read_object
 from pipeline.storage import list_folder, put_object
@@ -53,6 +54,7 @@ class Receipt:
     parts: dict[str, PartRecord]  # by table
     started: float  # when a model actor took the shard, seconds since the epoch
     finished: float  # when its parts were written
+    seconds: dict[str, float] = field(default_factory=dict)  # that its steps took: see costs.STEPS
 
     @property
     def num_failed(self) -> int:
@@ -77,6 +79,7 @@ class Totals:
     num_segments: int = 0
     failed_by_code: dict[str, int] = field(default_factory=dict)
     shards: set[int] = field(default_factory=set)  # at most 200 k small ints at 100 M images
+    seconds: dict[str, float] = field(default_factory=dict)  # by step
 
     @property
     def num_failed(self) -> int:
@@ -90,6 +93,7 @@ class Totals:
         self.num_images += receipt.num_images
         self.num_removed += receipt.num_removed
         self.num_segments += receipt.parts["segments"].num_rows
+        self.seconds = add_up(self.seconds, receipt.seconds)
         for code, count in receipt.failed_by_code.items():
             self.failed_by_code[code] = self.failed_by_code.get(code, 0) + count
         return True

@@ -21,6 +21,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from pipeline.costs import Costs
 from pipeline.errors import ErrorCode, ImageError, StoreUnavailableError
 from pipeline.read_object import md5_of
 from pipeline.schema import FETCHED, pack_shard, unpack_shard
@@ -61,7 +62,8 @@ class FetchImages:
         check_visible(self.filesystem, self.root, "--input")
         shard, images = unpack_shard(row)
         planned = images.select(["image_key", "etag", "size_bytes", "reason"]).to_pylist()
-        with self.tell(shard, "reading", planned[0]["image_key"]):
+        costs = Costs()
+        with self.tell(shard, "reading", planned[0]["image_key"]), costs.of_process("read"):
             results = list(self.threads.map(lambda image: self._fetch_planned(**image), planned))
         _check_store(shard, [result for result in results if result is not None])
         errors = [result if isinstance(result, ImageError) else None for result in results]
@@ -74,7 +76,7 @@ class FetchImages:
             ],
             schema=FETCHED,
         )
-        return pack_shard(shard, fetched)
+        return pack_shard(shard, fetched, costs=costs.seconds)
 
     def _fetch_planned(self, image_key: str, etag: str, size_bytes: int, reason: str) -> bytes | ImageError | None:
         """None for an image that is gone from the input: its row only says so."""

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from pipeline.books import Report
 from pipeline.config import Settings
+from pipeline.costs import ON_DEVICE
 from pipeline.increments import describe
 from pipeline.preview import Preview
 
@@ -37,6 +38,9 @@ def print_summary(report: Report, settings: Settings) -> None:
     table.add_row("segments", f"{report.num_segments:,}")
     table.add_row("shards", f"{report.num_shards:,} ({report.num_shards_done_before:,} done before)")
     table.add_row("images/s", f"{report.images_per_second:,.2f} in {report.seconds:,.1f} s, model load excluded")
+    if report.step_ms:
+        steps = ", ".join(f"{step} {ms:,.1f}" for step, ms in report.step_ms.items())
+        table.add_row("ms per image", f"{steps} ({', '.join(ON_DEVICE)}: on the device; else CPU)")
     # Highlighting off and no wrapping: a job's log is read by people and by grep.
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)

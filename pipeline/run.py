@@ -28,6 +28,7 @@ from pipeline.board import Board, start_board
 from pipeline.books import Clock, Report, close_books
 from pipeline.cluster import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, Allotment, allot, connect
 from pipeline.config import Settings
+from pipeline.costs import Costs, add_up
 from pipeline.encode import EncodeSpec, encode_shard, warm_up
 from pipeline.errors import BrokenRunError
 from pipeline.increments import changes_of, describe
@@ -40,7 +41,7 @@ from pipeline.progress import Progress
 from pipeline.publish import Publisher
 from pipeline.read import MAX_OBJECT_BYTES, FetchImages
 from pipeline.runs import Run, find_report, find_run, plan_run, take_up
-from pipeline.schema import pack_shard, unpack_shard
+from pipeline.schema import costs_of, pack_shard, unpack_shard
 from pipeline.segment import SegmentImages
 from pipeline.segmenter import SegmentSpec
 from pipeline.storage import STORE_ERRORS, one_line, open_filesystem
@@ -258,8 +259,12 @@ class EncodeAndWrite:
         shard, images = unpack_shard(row)
         first_key = images.column("image_key")[0].as_py()
         with self.tell(shard, "writing", first_key), watch("encoding and writing", f"shard {shard}"):
-            tables = encode_shard(shard, images, self.encode)
-            receipt = self.writer.write(shard, tables, started=row.column("started")[0].as_py())
+            costs = Costs()
+            with costs.of_process("encode"):
+                tables = encode_shard(shard, images, self.encode)
+            with costs.of_process("write"):
+                receipt = self.writer.write(shard, tables, started=row.column("started")[0].as_py())
+        receipt = replace(receipt, seconds=add_up(costs_of(row), costs.seconds))
         return pa.table({"receipt": [receipt.to_json()]})
 
 

@@ -1,9 +1,11 @@
 """Every column on disk and between stages: name, type, unit. One place; a change of bytes on disk is a new version.
 
 Between stages one shard is one row (and so one Ray Data block): `shard`, `started` (seconds since the epoch when a
-model actor took it, 0 before) and `images`, a list with one struct per image. `pack_shard` and `unpack_shard` turn that
-row into a plain table of images and back without copying.
+model actor took it, 0 before), `costs` (seconds by step so far) and `images`, a list with one struct per image.
+`pack_shard` and `unpack_shard` turn that row into a plain table of images and back without copying.
 """
+
+from collections.abc import Mapping
 
 import pyarrow as pa
 
@@ -105,11 +107,25 @@ SEGMENTS = pa.schema(
 TABLES = {"images": IMAGES, "segments": SEGMENTS}
 
 
-def pack_shard(shard: int, images: pa.Table, started: float = 0.0) -> pa.Table:
-    """One row: the shard's number and its images (a table of one row per image) as a list of structs."""
+_COSTS = pa.map_(pa.string(), pa.float64())
+
+
+def pack_shard(
+    shard: int, images: pa.Table, started: float = 0.0, costs: Mapping[str, float] | None = None
+) -> pa.Table:
+    """One row: the shard's number and its images (a table of one row per image) as a list of structs.
+
+    `started` and `costs` are for the receipt: see `journal.Receipt`.
+    """
     structs = images.combine_chunks().to_struct_array().chunk(0)
     column = pa.ListArray.from_arrays(pa.array([0, len(structs)], pa.int32()), structs)
-    return pa.table({"shard": pa.array([shard], pa.int32()), "started": [started], "images": column})
+    cost = pa.array([list((costs or {}).items())], _COSTS)
+    return pa.table({"shard": pa.array([shard], pa.int32()), "started": [started], "costs": cost, "images": column})
+
+
+def costs_of(row: pa.Table) -> dict[str, float]:
+    """What earlier stages have put into `pack_shard`."""
+    return dict(row.column("costs")[0].as_py())
 
 
 def unpack_shard(row: pa.Table) -> tuple[int, pa.Table]:

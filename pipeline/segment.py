@@ -13,9 +13,10 @@ import pyarrow as pa
 
 from m2f_core.checkpoint import CheckpointError
 from m2f_core.rle import Rle
+from pipeline.costs import Costs, add_up
 from pipeline.errors import ImageError, RunError, StoreUnavailableError
 from pipeline.isolate import segment_one_by_one
-from pipeline.schema import SEGMENTED, pack_shard, unpack_shard
+from pipeline.schema import SEGMENTED, costs_of, pack_shard, unpack_shard
 from pipeline.segmenter import SegmentedImage, Segmenter, SegmentSpec
 from pipeline.started import Starts
 from pipeline.under_way import Tell, tell_nobody
@@ -48,19 +49,20 @@ class SegmentImages:
     def __call__(self, row: pa.Table) -> pa.Table:
         if self.broken is not None:
             raise self.broken
-        started = time.time()
+        started, costs = time.time(), Costs()
         shard, images = unpack_shard(row)
         encoded, names = images.column("data").to_pylist(), images.column("image_key").to_pylist()
         with self.tell(shard, "segmenting", names[0]), self.starts.start(shard) as starts_before:
             if starts_before < STARTS_BEFORE_ISOLATION:
-                results = self.segmenter.segment(encoded, names)
+                results = self.segmenter.segment(encoded, names, costs)
             else:
                 logger.warning(
                     f"shard {shard} was started {starts_before} times and never done: its images are tried one by one"
                 )
                 with self.segmenter.device_lent():
                     results = segment_one_by_one(self.segmenter.spec, encoded)
-        return pack_shard(shard, segmented_table(images.drop_columns(["data"]), results), started)
+        segmented = segmented_table(images.drop_columns(["data"]), results)
+        return pack_shard(shard, segmented, started, add_up(costs_of(row), costs.seconds))
 
 
 def segmented_table(images: pa.Table, results: Sequence[SegmentedImage | ImageError | None]) -> pa.Table:

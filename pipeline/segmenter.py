@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from m2f_core.image_size import ImageSize
 from m2f_core.inference import prepare_for_inference
 from pipeline import planted_faults
 from pipeline.batches import look_ahead, plan_batches
+from pipeline.costs import Costs
 from pipeline.decode import decode_image, measure_image
 from pipeline.errors import ErrorCode, ImageError, InvalidResultError, RunError
 from pipeline.inference_settings import InferenceSettings
@@ -134,44 +136,47 @@ class Segmenter:
                 self.model.to(self.device)
 
     def segment(
-        self, encoded: Sequence[bytes | None], names: Sequence[str] | None = None
+        self, encoded: Sequence[bytes | None], names: Sequence[str] | None = None, costs: Costs | None = None
     ) -> list[SegmentedImage | ImageError | None]:
         """One result per image, in order; None where there were no bytes to begin with.
 
-        `names` say which images they are where a step hangs; without them it is their number.
+        `names` say which images they are where a step hangs; without them it is their number. What the steps take is
+        added to `costs`.
         """
-        names = names or [f"image {index}" for index in range(len(encoded))]
-        results: list[Any] = list(self.decoders.map(self._measure, encoded, names))
+        names, costs = names or [f"image {index}" for index in range(len(encoded))], costs or Costs()
+        results: list[Any] = list(self.decoders.map(self._measure, encoded, names, repeat(costs)))
         sizes = [r.padded_hw if isinstance(r, ImageGeometry) else None for r in results]
         batches = plan_batches(sizes, self.spec.batch_size)
-        prepare = [[(encoded[index], names[index]) for index in batch] for batch in batches]
+        prepare = [[(encoded[index], names[index], costs) for index in batch] for batch in batches]
         for batch, prepared in zip(batches, self._prepare_ahead(prepare), strict=True):
             ready = [(i, p) for i, p in zip(batch, prepared, strict=True) if isinstance(p, PreparedImage)]
             for index, outcome in zip(batch, prepared, strict=True):
                 results[index] = outcome
-            for (index, _), result in zip(ready, self._infer([p for _, p in ready]), strict=True):
+            for (index, _), result in zip(ready, self._infer([p for _, p in ready], costs), strict=True):
                 results[index] = result
         return results
 
-    def _measure(self, data: bytes | None, name: str) -> ImageGeometry | ImageError | None:
+    def _measure(self, data: bytes | None, name: str, costs: Costs) -> ImageGeometry | ImageError | None:
         """Sizes from the header alone, so that images can be grouped before any of them is decoded."""
         if data is None:
             return None
         try:
-            with watch("reading the header of", name):
+            with watch("reading the header of", name), costs.of_thread("decode"):
                 height, width = measure_image(data, max_pixels=self.spec.max_image_pixels, apply_exif=self.spec.exif)
         except ImageError as error:
             return error
         return self.processor.geometry(height, width)
 
-    def _prepare(self, data: bytes, name: str) -> PreparedImage | ImageError:
+    def _prepare(self, data: bytes, name: str, costs: Costs) -> PreparedImage | ImageError:
         try:
             with watch("decoding", name):
                 if self.spec.planted_faults:
                     planted_faults.trip(data)
-                image = decode_image(data, max_pixels=self.spec.max_image_pixels, apply_exif=self.spec.exif)
+                with costs.of_thread("decode"):
+                    image = decode_image(data, max_pixels=self.spec.max_image_pixels, apply_exif=self.spec.exif)
                 geometry = self.processor.geometry(image.height, image.width)
-                return PreparedImage(self.processor.resize(image), geometry, name)
+                with costs.of_thread("resize"):
+                    return PreparedImage(self.processor.resize(image), geometry, name)
         except ImageError as error:
             return error
         except MemoryError:
@@ -179,12 +184,12 @@ class Segmenter:
 
     def _prepare_ahead(self, batches: Sequence[Sequence[Any]]) -> Iterator[list[PreparedImage | ImageError]]:
         def submit(batch: Sequence[Any]) -> list[Future[PreparedImage | ImageError]]:
-            return [self.decoders.submit(self._prepare, data, name) for data, name in batch]
+            return [self.decoders.submit(self._prepare, *image) for image in batch]
 
         for futures in look_ahead(submit, batches, lambda: 0 if _host_is_short() else _BATCHES_AHEAD):
             yield [future.result() for future in futures]
 
-    def _infer(self, images: Sequence[PreparedImage]) -> list[SegmentedImage | ImageError]:
+    def _infer(self, images: Sequence[PreparedImage], costs: Costs) -> list[SegmentedImage | ImageError]:
         """Model and reduction of images of one padded size; where that fails, only the culprit gets the error.
 
         A batch that takes too much memory is halved, any other that fails is done image by image.
@@ -192,9 +197,9 @@ class Segmenter:
         if not images:
             return []
         if len(images) > (most := self._most_in_a_batch(images[0])):
-            return [*self._infer(images[:most]), *self._infer(images[most:])]
+            return [*self._infer(images[:most], costs), *self._infer(images[most:], costs)]
         try:
-            return self._forward(images)
+            return self._forward(images, costs)
         except InvalidResultError:
             raise  # a bug of ours, not of the image
         except Exception as error:
@@ -206,8 +211,8 @@ class Segmenter:
         if len(images) > 1:
             if out_of_memory:
                 self._make_batches_smaller(images)
-                return self._infer(images)
-            return [result for image in images for result in self._infer([image])]
+                return self._infer(images, costs)
+            return [result for image in images for result in self._infer([image], costs)]
         if out_of_memory:
             height, width = images[0].geometry.padded_hw
             said = f"{self.device.type} has not the memory for it ({height} x {width} padded), alone in a batch: {said}"
@@ -247,24 +252,29 @@ class Segmenter:
             except RuntimeError:
                 os._exit(1)
 
-    def _forward(self, images: Sequence[PreparedImage]) -> list[SegmentedImage | ImageError]:
+    def _forward(self, images: Sequence[PreparedImage], costs: Costs) -> list[SegmentedImage | ImageError]:
         padded_hw = images[0].geometry.padded_hw
         assert all(image.geometry.padded_hw == padded_hw for image in images), "a batch has one padded size"
         bf16 = self.spec.precision == "bf16"
         what = images[0].name if len(images) == 1 else f"{len(images)} images from {images[0].name} on"
         with self.device_lock, watch("segmenting", what), torch.inference_mode():
-            pixels_B3HW = self.processor.to_batch([i.pixels_hw3 for i in images], padded_hw, self.device)
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-                output = self.model(pixels_B3HW)
-            logits_BQK1, masks_BQhw = output.class_queries_logits.float(), output.masks_queries_logits.float()
-            reduced = [
-                infer(logits_QK1, masks_Qhw, image.geometry, self.spec.inference)
-                for image, logits_QK1, masks_Qhw in zip(images, logits_BQK1, masks_BQhw, strict=True)
+            with costs.passing("model"):
+                pixels_B3HW = self.processor.to_batch([i.pixels_hw3 for i in images], padded_hw, self.device)
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+                    output = self.model(pixels_B3HW)
+                logits_BQK1, masks_BQhw = output.class_queries_logits.float(), output.masks_queries_logits.float()
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)  # else the reduction would be charged with the model's time
+            with costs.passing("reduce"):
+                reduced = [
+                    infer(logits_QK1, masks_Qhw, image.geometry, self.spec.inference)
+                    for image, logits_QK1, masks_Qhw in zip(images, logits_BQK1, masks_BQhw, strict=True)
+                ]
+        with costs.of_thread("encode"):
+            return [
+                SegmentedImage(*image.geometry.original_hw, found_segments(result))
+                for image, result in zip(images, reduced, strict=True)
             ]
-        return [
-            SegmentedImage(*image.geometry.original_hw, found_segments(result))
-            for image, result in zip(images, reduced, strict=True)
-        ]
 
 
 def _host_is_short() -> bool:

@@ -15,6 +15,7 @@ import pytest
 from pycocotools import mask as coco
 
 from jobs import segment_bucket
+from pipeline.costs import STEPS
 from pipeline.errors import ErrorCode
 from pipeline.journal import Journal
 from tests.tables import read_report, read_table, results_by_image
@@ -77,6 +78,8 @@ def test_failures_beyond_the_budget_give_exit_code_1(photographs, tiny_checkpoin
 def test_hf_modes_run_through_the_job(photographs, tiny_checkpoint, tmp_path):
     flags = [*places(photographs, tmp_path, tiny_checkpoint), *SMALL, "--limit", 3]
     assert run(*flags, "--preprocess", "hf", "--postprocess", "hf") == 0
+    step_ms = read_report(tmp_path)["step_ms"]
+    assert list(step_ms) == list(STEPS) and all(ms > 0 for ms in step_ms.values())
     assert all(row["status"] == "ok" for row in read_table(tmp_path, "images"))
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from m2f_core.checkpoint import CheckpointError
 from pipeline.errors import ErrorCode, ImageError, RunError, StoreUnavailableError
-from pipeline.schema import FETCHED, pack_shard, unpack_shard
+from pipeline.schema import FETCHED, costs_of, pack_shard, unpack_shard
 from pipeline.segment import SegmentImages, segmented_table
 from pipeline.segmenter import SegmentedImage
 from tests.segmenting import encoded, small_spec
@@ -37,8 +37,12 @@ def actor(tiny_checkpoint, tmp_path, monkeypatch):
 
 def test_images_that_are_gone_or_failed_before_pass_untouched(actor):
     images = fetched((encoded(), None, "new"), (None, None, "removed"), (None, "not_found", "new"))
-    shard, table = unpack_shard(actor(pack_shard(7, images)))
+    row = actor(pack_shard(7, images, costs={"read": 0.5}))
+    shard, table = unpack_shard(row)
     assert shard == 7
+    costs = costs_of(row)
+    assert list(costs) == ["read", "decode", "resize", "model", "reduce", "encode"]
+    assert costs["read"] == 0.5 and all(seconds > 0 for seconds in costs.values())
     assert table.column("error_code").to_pylist() == [None, None, "not_found"]
     assert [segments is not None for segments in table.column("segments").to_pylist()] == [True, False, False]
     assert table.column("reason").to_pylist() == ["new", "removed", "new"]

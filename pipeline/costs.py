@@ -1,0 +1,51 @@
+"""What the steps of a shard take, for the report of the run: seconds by step."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+# In the order of the flow. On the device it is the time that passes, elsewhere seconds of CPU.
+ON_DEVICE = ("model", "reduce")
+STEPS = ("read", "decode", "resize", *ON_DEVICE, "encode", "write")
+
+
+def add_up(*costs: Mapping[str, float]) -> dict[str, float]:
+    """The sum of each step, in the order of STEPS."""
+    return {step: sum(cost.get(step, 0.0) for cost in costs) for step in STEPS if any(step in cost for cost in costs)}
+
+
+class Costs:
+    """Adds up what one shard takes. Thread safe."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def of_thread(self, step: str) -> Iterator[None]:
+        """CPU seconds of this thread."""
+        with self._measured(step, time.thread_time):
+            yield
+
+    @contextmanager
+    def of_process(self, step: str) -> Iterator[None]:
+        """CPU seconds of the process: where it does nothing else meanwhile."""
+        with self._measured(step, time.process_time):
+            yield
+
+    @contextmanager
+    def passing(self, step: str) -> Iterator[None]:
+        """The time that passes."""
+        with self._measured(step, time.perf_counter):
+            yield
+
+    @contextmanager
+    def _measured(self, step: str, clock: Callable[[], float]) -> Iterator[None]:
+        started = clock()
+        try:
+            yield
+        finally:
+            taken = clock() - started
+            with self._lock:
+                self.seconds[step] = self.seconds.get(step, 0.0) + taken

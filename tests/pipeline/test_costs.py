@@ -1,0 +1,53 @@
+"""What steps take is measured by the clock that they say, and adds up."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pytest
+
+from pipeline.costs import STEPS, Costs, add_up
+from pipeline.schema import costs_of, pack_shard
+
+
+def work(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def test_each_clock_counts_what_it_says():
+    costs = Costs()
+    with costs.passing("model"), costs.of_process("read"), costs.of_thread("decode"):
+        time.sleep(0.1)
+        work(0.05)
+    assert costs.seconds["model"] >= 0.15
+    assert 0.05 <= costs.seconds["decode"] < 0.1
+    assert costs.seconds["read"] >= costs.seconds["decode"]
+
+
+def test_threads_add_up_and_a_step_that_fails_has_cost_something():
+    costs = Costs()
+
+    def decode(number: int) -> None:
+        with costs.of_thread("decode"):
+            work(0.02)
+            if number == 3:
+                raise OSError
+
+    with ThreadPoolExecutor(4) as threads:
+        outcomes = [threads.submit(decode, number) for number in range(5)]
+    assert sum(outcome.exception() is not None for outcome in outcomes) == 1
+    assert 0.1 <= costs.seconds["decode"] < 0.2
+
+
+def test_sums_keep_the_order_of_the_flow():
+    assert add_up({"write": 1.0, "read": 2.0}, {}, {"read": 0.5}) == {"read": 2.5, "write": 1.0}
+    assert list(add_up(dict.fromkeys(reversed(STEPS), 1.0))) == list(STEPS)
+    assert add_up({}) == {}
+
+
+@pytest.mark.parametrize("costs", [{}, {"read": 0.25, "decode": 1.5}])
+def test_a_shard_carries_its_costs(costs):
+    row = pack_shard(3, pa.table({"image_key": ["a"]}), costs=costs)
+    assert costs_of(row) == costs
