@@ -1,20 +1,23 @@
 """Multi-scale deformable attention: each query reads a few points of each feature map, where it chooses to look.
 
-Zhu et al., "Deformable DETR" (2021). There are three ways to compute the same sum, and a test holds all of them against
+Zhu et al., "Deformable DETR" (2021). There are four ways to compute the same sum, and a test holds all of them against
 plain loops:
 
 - `attend_by_grid_sample`: one `F.grid_sample` per level. Autograd knows its gradient well, so training uses it.
 - `attend_by_embedding_bag`: a bilinear read of four cells is a weighted sum of four rows of a table, and so is the sum
   over points and levels. `F.embedding_bag` does all of it in one pass and never stores the sampled values; on a CPU it
-  is several times as fast. Inference uses it where the third way is not open: on other devices, with gradients, in
-  exported programs.
+  is several times as fast. Inference uses it where no kernel is open: on other devices, with gradients, in exported
+  programs.
 - `deformable_attention_kernel.attend_by_kernel`: the sum in plain loops, compiled; for inference on a CPU.
+- `deformable_attention_triton.attend_by_triton`: the same for CUDA devices.
 
 Legend: B batch, Q query, M heads, D channels per head, L levels, P points per level, S = sum of h*w over the levels,
 X B*M, A = L*P*4 cells that one query and head reads. Sizes are (height, width); the last axis of a location is (x, y).
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -23,6 +26,8 @@ from torch.nn import functional as F
 
 from m2f_core.deformable_attention_kernel import attend_by_kernel
 from m2f_core.linear import Float32Linear
+
+logger = logging.getLogger(__name__)
 
 
 def attend_by_grid_sample(
@@ -114,10 +119,28 @@ def locate_and_weigh(
     return locations_BQMLP2, logits_BQMLP.flatten(3).softmax(-1).view_as(logits_BQMLP)
 
 
-def kernel_is_open(*inputs: Tensor) -> bool:
-    """Whether these inputs may go into the kernel: numba's, which only knows a CPU's memory and no gradient."""
+def fused_way(*inputs: Tensor) -> Callable[..., Tensor] | None:
+    """The kernel that these inputs may go into, if any: kernels know no gradient, exported programs know no kernel."""
     has_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    return not (torch.compiler.is_compiling() or has_gradient or any(x.device.type != "cpu" for x in inputs))
+    if torch.compiler.is_compiling() or has_gradient or len({x.device for x in inputs}) > 1:
+        return None
+    if inputs[0].device.type == "cpu":
+        return attend_by_kernel
+    return _triton_way() if inputs[0].device.type == "cuda" else None
+
+
+@cache
+def _triton_way() -> Callable[..., Tensor] | None:
+    """Imported when there is a device for it: torch for a CPU comes without Triton."""
+    try:
+        from m2f_core.deformable_attention_triton import attend_by_triton
+    except ImportError as error:
+        logger.warning(
+            f"deformable attention is slow here: its kernel for GPUs needs Triton, which torch's Linux builds for CUDA "
+            f"bring along ({error})"
+        )
+        return None
+    return attend_by_triton
 
 
 class DeformableAttention(nn.Module):
@@ -147,8 +170,9 @@ class DeformableAttention(nn.Module):
             offsets_BSMLP2 = self.sampling_offsets(query_BSC).view(*points_shape, 2)
             logits_BSMLP = self.attention_weights(query_BSC).view(points_shape)
             inputs = (places.centre, offsets_BSMLP2, logits_BSMLP)
-            if not self.training and kernel_is_open(value_BSMD, *inputs):
-                out_BSC = attend_by_kernel(value_BSMD.float(), places.level_hw, *inputs)
+            fused = None if self.training else fused_way(value_BSMD, *inputs)
+            if fused is not None:
+                out_BSC = fused(value_BSMD, places.level_hw, *inputs)
             else:
                 attend = attend_by_grid_sample if self.training else attend_by_embedding_bag
                 locations_and_weights = locate_and_weigh(places.cell_size, *inputs)

@@ -27,7 +27,7 @@ def attend_by_kernel(
     offsets_BQMLP2: Tensor,
     logits_BQMLP: Tensor,
 ) -> Tensor:
-    """Weighted sum of bilinear samples, [B, Q, M*D]; float32 on a CPU, no gradient, as many threads as torch has.
+    """Weighted sum of bilinear samples, float32 [B, Q, M*D]; on a CPU, no gradient, as many threads as torch has.
 
     A query's points lie `offsets` cells of their level (x, y) away from its centre, which is in [0, 1] of the image.
     They weigh as the softmax of `logits` over levels and points says.
@@ -39,7 +39,7 @@ def attend_by_kernel(
     shares_BQMA = (logits_BQMA - logits_BQMA.amax(-1, keepdim=True)).exp_()
     out = np.empty((batch * queries * heads, dim), np.float32)
     arrays = (
-        value_BSMD.reshape(batch * cells * heads, dim).contiguous().numpy(),
+        value_BSMD.float().reshape(batch * cells * heads, dim).contiguous().numpy(),
         centre_Q2.contiguous().numpy(),
         offsets_BQMLP2.reshape(batch * queries, -1).contiguous().numpy(),
         shares_BQMA.reshape(batch * queries, -1).numpy(),

@@ -1,4 +1,4 @@
-"""Imports go one way: jobs -> pipeline -> m2f_core -> torch, numpy, scipy, numba, pillow, safetensors."""
+"""Imports go one way: jobs -> pipeline -> m2f_core -> torch (triton), numpy, scipy, numba, pillow, safetensors."""
 
 import ast
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-THIRD_PARTY_OF_CORE = {"torch", "numpy", "scipy", "numba", "PIL", "safetensors"}
+THIRD_PARTY_OF_CORE = {"torch", "triton", "numpy", "scipy", "numba", "PIL", "safetensors"}  # Triton comes with torch
 MAY_IMPORT = {"m2f_core": set(), "pipeline": {"m2f_core"}, "jobs": {"m2f_core", "pipeline"}}
 RAY_FILES = {"pipeline/run.py", "pipeline/board.py", "pipeline/cluster.py", "pipeline/finetune.py"}
 

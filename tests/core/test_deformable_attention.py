@@ -1,5 +1,6 @@
 """All ways to compute deformable attention against plain loops written from the definition."""
 
+import importlib.util
 import math
 from typing import NamedTuple
 
@@ -14,18 +15,27 @@ from m2f_core.deformable_attention import (
     TokenPlaces,
     attend_by_embedding_bag,
     attend_by_grid_sample,
-    kernel_is_open,
+    fused_way,
     locate_and_weigh,
 )
 from m2f_core.deformable_attention_kernel import attend_by_kernel
 
 WITH_GRADIENT = [attend_by_grid_sample, attend_by_embedding_bag]
-WAYS = [*WITH_GRADIENT, attend_by_kernel]
+KERNELS = [attend_by_kernel, pytest.param("attend_by_triton", id="attend_by_triton")]
+WAYS = [*WITH_GRADIENT, *KERNELS]
 CASES = {  # batch, queries, heads, dim, points, sizes of the levels
     "one level, one cell": (1, 3, 1, 4, 1, [(1, 1)]),
     "odd sizes": (2, 5, 2, 3, 4, [(3, 5), (7, 1), (2, 9)]),
     "many heads": (1, 7, 4, 8, 2, [(4, 4), (8, 6)]),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tritons_interpreter():
+    """Decided when a kernel is defined, and looked at again when it is called."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +82,17 @@ class Inputs(NamedTuple):
 
 
 def run(attend, inputs: Inputs) -> Tensor:
+    if attend == "attend_by_triton":
+        return triton_way()(*inputs)
     return attend(*(inputs if attend is attend_by_kernel else inputs.plain))
+
+
+def triton_way():
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton has builds for Linux only")
+    from m2f_core.deformable_attention_triton import attend_by_triton
+
+    return attend_by_triton
 
 
 def random_inputs(case: str) -> Inputs:
@@ -106,7 +126,7 @@ def test_points_far_outside_read_nothing(attend) -> None:
 
 
 @pytest.mark.parametrize("broken", ["offset", "infinite offset", "logit", "logit of a point outside"])
-@pytest.mark.parametrize("attend", [attend_by_embedding_bag, attend_by_kernel])
+@pytest.mark.parametrize("attend", [attend_by_embedding_bag, *KERNELS])
 def test_not_a_number_stays_where_it_is(attend, broken: str) -> None:
     """A broken activation must show in the result, and must not read outside of the table."""
     inputs = random_inputs("odd sizes")
@@ -173,27 +193,48 @@ def test_threads_and_strides_change_nothing() -> None:
         assert torch.equal(run(attend_by_kernel, strided), once)
 
 
-def test_the_kernel_is_for_inference_on_a_cpu_only() -> None:
+def test_kernels_are_for_inference_only() -> None:
     x = torch.zeros(1)
-    assert kernel_is_open(x, x)
-    assert not kernel_is_open(x, x.to("meta"))
-    assert not kernel_is_open(x, torch.zeros(1, requires_grad=True))
+    assert fused_way(x, x) is attend_by_kernel
+    assert fused_way(x.to("meta")) is None
+    assert fused_way(x, torch.zeros(1, requires_grad=True)) is None
     with torch.no_grad():
-        assert kernel_is_open(x, torch.zeros(1, requires_grad=True))
+        assert fused_way(x, torch.zeros(1, requires_grad=True)) is attend_by_kernel
+
+
+@st.composite
+def any_inputs(draw: st.DrawFn, most: int) -> Inputs:
+    sizes = draw(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4))
+    batch, queries, heads, dim, points = (draw(st.integers(1, min(n, most))) for n in (3, 40, 4, 33, 5))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    value = torch.randn(batch, sum(h * w for h, w in sizes), heads, dim, generator=generator)
+    reads = (batch, queries, heads, len(sizes), points)
+    offsets = draw(st.sampled_from([0.1, 1.0, 9.0])) * torch.randn(*reads, 2, generator=generator)
+    logits = 5 * torch.randn(*reads, generator=generator)
+    return Inputs(value, sizes, torch.rand(queries, 2, generator=generator), offsets, logits)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_all_ways_give_the_same(data: st.DataObject) -> None:
-    sizes = data.draw(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4))
-    batch, queries, heads, dim, points = (data.draw(st.integers(1, most)) for most in (3, 9, 4, 33, 5))
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
-    value = torch.randn(batch, sum(h * w for h, w in sizes), heads, dim, generator=generator)
-    offsets = data.draw(st.sampled_from([0.1, 1.0, 9.0])) * torch.randn(
-        batch, queries, heads, len(sizes), points, 2, generator=generator
-    )
-    logits = 5 * torch.randn(batch, queries, heads, len(sizes), points, generator=generator)
-    inputs = Inputs(value, sizes, torch.rand(queries, 2, generator=generator), offsets, logits)
+@given(any_inputs(most=40))
+def test_ways_on_a_cpu_give_the_same(inputs: Inputs) -> None:
     expected = run(attend_by_grid_sample, inputs)
     for attend in (attend_by_embedding_bag, attend_by_kernel):
         torch.testing.assert_close(run(attend, inputs), expected, rtol=1e-5, atol=2e-5)
+
+
+@settings(max_examples=12, deadline=None)  # the interpreter takes a second for one
+@given(any_inputs(most=5))
+def test_triton_gives_the_same(inputs: Inputs) -> None:
+    torch.testing.assert_close(
+        run("attend_by_triton", inputs), run(attend_by_grid_sample, inputs), rtol=1e-5, atol=2e-5
+    )
+
+
+def test_values_in_bfloat16_are_summed_in_float32() -> None:
+    inputs = random_inputs("odd sizes")
+    half = inputs._replace(value=inputs.value.bfloat16())
+    expected = run(attend_by_grid_sample, half._replace(value=half.value.float()))
+    torch.testing.assert_close(run(attend_by_kernel, half), expected, rtol=0, atol=5e-6)
+    out = run("attend_by_triton", half)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, expected.bfloat16(), rtol=0.01, atol=1e-3)

@@ -31,7 +31,7 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def torch_operations_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deformable_attention, "kernel_is_open", lambda *inputs: False)
+    monkeypatch.setattr(deformable_attention, "fused_way", lambda *inputs: None)
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
