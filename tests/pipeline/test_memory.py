@@ -61,8 +61,9 @@ def test_this_machine_and_this_process_have_plausible_figures():
     machine = machine_memory()
     assert machine is not None and 0 < machine.available <= machine.total
     before = private_bytes()
-    block = bytearray(b"x") * (64 * 2**20)
-    assert 60 * 2**20 < private_bytes(os.getpid()) - before < 200 * 2**20
+    # Large beside what other tests' leavings may give back meanwhile.
+    block = bytearray(b"x") * (512 * 2**20)
+    assert 480 * 2**20 < private_bytes(os.getpid()) - before < 700 * 2**20
     assert len(block) and private_bytes(2**22 + 1) == 0, "no such process"
 
 
