@@ -126,21 +126,41 @@ def fused_way(*inputs: Tensor) -> Callable[..., Tensor] | None:
         return None
     if inputs[0].device.type == "cpu":
         return attend_by_kernel
-    return _triton_way() if inputs[0].device.type == "cuda" else None
+    return _triton_way(inputs[0].device) if inputs[0].device.type == "cuda" else None
 
 
 @cache
-def _triton_way() -> Callable[..., Tensor] | None:
-    """Imported when there is a device for it: torch for a CPU comes without Triton."""
+def _triton_way(device: torch.device) -> Callable[..., Tensor] | None:
+    """The Triton kernel, if it can be had and works on this device: torch for a CPU comes without Triton, and a
+    container without a C compiler cannot start its kernels. What would fail every image is tried here, once.
+    """
     try:
         from m2f_core.deformable_attention_triton import attend_by_triton
-    except ImportError as error:
+
+        check_kernel(attend_by_triton, device)
+    except Exception as error:
         logger.warning(
-            f"deformable attention is slow here: its kernel for GPUs needs Triton, which torch's Linux builds for CUDA "
-            f"bring along ({error})"
+            f"deformable attention is slow here, its Triton kernel cannot be used on {device}: "
+            f"{type(error).__name__}: {error}"
         )
         return None
     return attend_by_triton
+
+
+def check_kernel(attend: Callable[..., Tensor], device: torch.device) -> None:
+    """Raise ArithmeticError where `attend` does not give what torch's operations give, or whatever it raises itself."""
+    generator = torch.Generator().manual_seed(0)
+    level_hw, reads = [(2, 3), (5, 4)], (2, 40, 2, 2, 4)
+    value, centre, offsets, logits = (
+        torch.randn(*shape, generator=generator).to(device) for shape in ((2, 26, 2, 8), (40, 2), (*reads, 2), reads)
+    )
+    cell_size = torch.tensor([(1 / w, 1 / h) for h, w in level_hw], device=device)
+    centre = centre.sigmoid()
+    out = attend(value, level_hw, centre, offsets, logits)
+    expected = attend_by_embedding_bag(value, level_hw, *locate_and_weigh(cell_size, centre, offsets, logits))
+    error = (out - expected).abs().max().item()
+    if not error <= 1e-4:
+        raise ArithmeticError(f"it is off by {error:.1e}")
 
 
 class DeformableAttention(nn.Module):

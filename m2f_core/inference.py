@@ -14,6 +14,8 @@ def prepare_for_inference(model: Mask2Former, device: torch.device, precision: s
     model = model.to(device).eval().requires_grad_(False)
     if device.type == "cpu":
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return model  # autocast finds another way on such a CPU
         pack_linear_layers(model, dtype)
         # Not those of a ResNet: its maps have their rows last, and oneDNN's own convolution is as good there.
         pack_pointwise_convolutions(model.pixel_decoder, dtype)

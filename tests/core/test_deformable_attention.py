@@ -13,8 +13,10 @@ from torch import Tensor
 from m2f_core.deformable_attention import (
     DeformableAttention,
     TokenPlaces,
+    _triton_way,
     attend_by_embedding_bag,
     attend_by_grid_sample,
+    check_kernel,
     fused_way,
     locate_and_weigh,
 )
@@ -200,6 +202,29 @@ def test_kernels_are_for_inference_only() -> None:
     assert fused_way(x, torch.zeros(1, requires_grad=True)) is None
     with torch.no_grad():
         assert fused_way(x, torch.zeros(1, requires_grad=True)) is attend_by_kernel
+
+
+def test_a_kernel_that_fails_or_is_wrong_is_found_out() -> None:
+    """On a device whose kernels cannot be compiled every image would fail."""
+    cpu = torch.device("cpu")
+    check_kernel(attend_by_kernel, cpu)
+    check_kernel(triton_way(), cpu)
+    with pytest.raises(ArithmeticError, match="off by"):
+        check_kernel(lambda *inputs: 1.001 * attend_by_kernel(*inputs), cpu)
+    with pytest.raises(ArithmeticError, match="off by nan"):
+        check_kernel(lambda *inputs: float("nan") * attend_by_kernel(*inputs), cpu)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_where_the_triton_kernel_does_not_work_a_warning_says_so(works, monkeypatch, caplog) -> None:
+    def check(attend, device) -> None:
+        if not works:
+            raise RuntimeError("Failed to find C compiler")
+
+    kernel = triton_way()
+    monkeypatch.setattr("m2f_core.deformable_attention.check_kernel", check)
+    assert _triton_way.__wrapped__(torch.device("cuda", 0)) is (kernel if works else None)
+    assert ("Failed to find C compiler" in caplog.text) is not works
 
 
 @st.composite

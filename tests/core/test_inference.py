@@ -58,6 +58,14 @@ def test_a_prepared_model_answers_as_before(size):
     torch.testing.assert_close(output.masks_queries_logits, expected.masks_queries_logits, rtol=0, atol=2e-4)
 
 
+def test_bf16_runs_on_a_cpu_that_knows_it_not(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    model = prepare_for_inference(seeded_model(Mask2FormerConfig.tiny(), seed=0), CPU, "bf16")
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(torch.randn(1, 3, 64, 96)).masks_queries_logits.isfinite().all()
+
+
 def test_in_bf16_what_must_be_float32_is(monkeypatch):
     model = prepare_for_inference(seeded_model(Mask2FormerConfig.tiny(), seed=0), CPU, "bf16")
     own = {m.dtype for name, m in model.named_modules() if name.endswith(("sampling_offsets", "attention_weights"))}

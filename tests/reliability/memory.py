@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.killer import processes_below
 from tests.inputs import make_model
 
 ROOT = Path(__file__).parents[2]
@@ -105,36 +106,20 @@ def watch(folder: Path, per_shard: int) -> dict[str, list[tuple[float, float]]]:
 def memory_by_role(driver: int) -> dict[str, float]:
     """MiB of the driver and, by role, of the largest process below it."""
     largest: dict[str, float] = {"driver": own_mib(driver)}
-    for pid in below(driver):
-        title = read(f"/proc/{pid}/cmdline").replace("\0", " ")
+    for process in processes_below([driver]):
         for role, pattern in ROLES.items():
-            if pattern.search(title):
-                largest[role] = max(largest.get(role, 0.0), own_mib(pid))
+            if pattern.search(process.command):
+                largest[role] = max(largest.get(role, 0.0), own_mib(process.pid))
     return {role: mib for role, mib in largest.items() if mib}
 
 
-def below(pid: int) -> list[int]:
-    children = defaultdict(list)
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (stat := read(f"/proc/{entry.name}/stat")):
-            children[int(stat.rpartition(")")[2].split()[1])].append(int(entry.name))
-    found, todo = [], [pid]
-    while todo:
-        todo += (new := children[todo.pop()])
-        found += new
-    return found
-
-
 def own_mib(pid: int) -> float:
-    sizes = dict(re.findall(r"(VmRSS|RssShmem):\s+(\d+) kB", read(f"/proc/{pid}/status")))
-    return (int(sizes["VmRSS"]) - int(sizes["RssShmem"])) / 1024 if sizes else 0.0
-
-
-def read(path: str) -> str:
     try:
-        return Path(path).read_text(errors="replace")
+        status = Path(f"/proc/{pid}/status").read_text()
     except OSError:  # the process has ended
-        return ""
+        return 0.0
+    sizes = dict(re.findall(r"(VmRSS|RssShmem):\s+(\d+) kB", status))
+    return (int(sizes["VmRSS"]) - int(sizes["RssShmem"])) / 1024 if sizes else 0.0
 
 
 def summarize(points: list[tuple[float, float]], images: int) -> dict[str, float]:
