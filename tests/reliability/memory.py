@@ -127,8 +127,9 @@ def summarize(points: list[tuple[float, float]], images: int) -> dict[str, float
     late = (done >= images / 2) & (done <= 0.9 * images)
     slope = np.polyfit(done[late], mib[late], 1)[0] if late.any() and np.ptp(done[late]) > 0 else 0.0
     return {
-        "after_a_tenth": round(float(mib[done >= images / 10][0]), 1),
-        "after_nine_tenths": round(float(mib[done <= 0.9 * images][-1]), 1),
+        # Of one that ended before, what it had last.
+        "after_a_tenth": round(float(mib[min(np.searchsorted(done, images / 10), len(mib) - 1)]), 1),
+        "after_nine_tenths": round(float(mib[max(np.searchsorted(done, 0.9 * images, side="right") - 1, 0)]), 1),
         "most": round(float(mib.max()), 1),
         "per_10000_images": round(float(slope) * 10_000, 2),
     }
