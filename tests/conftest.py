@@ -11,6 +11,11 @@ os.environ.update(
 
 import hypothesis
 import pytest
+import torch
+
+# Without a device Triton's kernels run in its interpreter; Triton, which other libraries import, looks once.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Shared machines are noisy: a deadline per example would test them, not us.
 hypothesis.settings.register_profile("m2f", deadline=None, max_examples=60)

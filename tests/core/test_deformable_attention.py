@@ -24,20 +24,13 @@ from m2f_core.deformable_attention_kernel import attend_by_kernel
 
 WITH_GRADIENT = [attend_by_grid_sample, attend_by_embedding_bag]
 KERNELS = [attend_by_kernel, pytest.param("attend_by_triton", id="attend_by_triton")]
+TRITONS_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 WAYS = [*WITH_GRADIENT, *KERNELS]
 CASES = {  # batch, queries, heads, dim, points, sizes of the levels
     "one level, one cell": (1, 3, 1, 4, 1, [(1, 1)]),
     "odd sizes": (2, 5, 2, 3, 4, [(3, 5), (7, 1), (2, 9)]),
     "many heads": (1, 7, 4, 8, 2, [(4, 4), (8, 6)]),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tritons_interpreter():
-    """Decided when a kernel is defined, and looked at again when it is called."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +78,8 @@ class Inputs(NamedTuple):
 
 def run(attend, inputs: Inputs) -> Tensor:
     if attend == "attend_by_triton":
-        return triton_way()(*inputs)
+        tensors = (x.to(TRITONS_DEVICE) if isinstance(x, Tensor) else x for x in inputs)
+        return triton_way()(*tensors).cpu()
     return attend(*(inputs if attend is attend_by_kernel else inputs.plain))
 
 
@@ -208,7 +202,7 @@ def test_a_kernel_that_fails_or_is_wrong_is_found_out() -> None:
     """On a device whose kernels cannot be compiled every image would fail."""
     cpu = torch.device("cpu")
     check_kernel(attend_by_kernel, cpu)
-    check_kernel(triton_way(), cpu)
+    check_kernel(triton_way(), TRITONS_DEVICE)
     with pytest.raises(ArithmeticError, match="off by"):
         check_kernel(lambda *inputs: 1.001 * attend_by_kernel(*inputs), cpu)
     with pytest.raises(ArithmeticError, match="off by nan"):
