@@ -25,6 +25,7 @@ lint: $(VENV)/.ready-test
 bench: $(VENV)/.ready-test  ## speed against transformers + pycocotools, as ratios
 	$(BIN)/python tests/benchmarks/bench_postprocess.py
 	$(BIN)/python tests/benchmarks/bench_tasks.py
+	$(BIN)/python tests/benchmarks/bench_input.py
 	$(BIN)/python tests/benchmarks/bench_model.py
 	$(BIN)/python tests/benchmarks/bench_job.py
 

@@ -29,6 +29,8 @@ from PIL import Image
 from m2f_core import targets
 from m2f_core.geometry import ImageGeometry
 from m2f_core.image_size import PAPER_EDGES, PAPER_SIZE, ImageSize
+from m2f_core.look_up import look_up
+from m2f_core.resize import RESAMPLES, resize_by_kernel
 
 MODES = ("reference", "hf")
 NETWORK_STRIDE = 32  # the coarsest feature map; padded sizes must be multiples of it
@@ -134,47 +136,38 @@ class ImageProcessor:
         return ImageGeometry((height, width), resized_hw, padded_hw)
 
     def resize(self, image: Image.Image) -> np.ndarray:
-        """Resize an RGB image; returns uint8 [h, w, 3] of `geometry(...).resized_hw`, possibly read-only."""
+        """Resize an RGB image; returns uint8 [h, w, 3] of `geometry(...).resized_hw`.
+
+        What Pillow's own `resize` gives, to the last bit.
+        """
         if image.mode != "RGB":
             raise ValueError(f"the image has mode {image.mode}, not RGB")
         height, width = self.geometry(image.height, image.width).resized_hw
-        return np.asarray(image.resize((width, height), Image.Resampling(self.resample)))
-
-    def normalize(self, images_Bhw3: torch.Tensor, padded_hw: tuple[int, int]) -> torch.Tensor:
-        """Normalise uint8 images of one resized size; returns float32 [B, 3, H, W] on their device.
-
-        The padding is 0 after normalisation, which is the mean colour and not black.
-        """
-        assert images_Bhw3.dtype == torch.uint8 and images_Bhw3.ndim == 4 and images_Bhw3.shape[3] == 3
-        batch_size, height, width, _ = images_Bhw3.shape
-        assert height <= padded_hw[0] and width <= padded_hw[1]
-        table_CV = torch.from_numpy(self._normalized_values()).to(images_Bhw3.device)
-        pixels_B3HW = torch.zeros((batch_size, 3, *padded_hw), dtype=torch.float32, device=images_Bhw3.device)
-        for channel in range(3):  # one at a time: the int64 indices are eight times as large as the pixels
-            pixels_B3HW[:, channel, :height, :width] = torch.take(table_CV[channel], images_Bhw3[..., channel].long())
-        return pixels_B3HW
+        if self.resample in RESAMPLES:
+            return resize_by_kernel(np.array(image), (height, width), self.resample)
+        return np.array(image.resize((width, height), Image.Resampling(self.resample)))
 
     def to_batch(
-        self, images_hw3: Sequence[np.ndarray], padded_hw: tuple[int, int], device: torch.device | str = "cpu"
+        self,
+        images_hw3: Sequence[np.ndarray | torch.Tensor],
+        padded_hw: tuple[int, int],
+        device: torch.device | str = "cpu",
     ) -> torch.Tensor:
         """Normalise uint8 images [h, w, 3] of one padded size; returns float32 [B, 3, H, W] on `device`.
 
-        Resized sizes may differ. What an image becomes is bitwise independent of the others. The batch travels to the
-        device as one uint8 buffer, a quarter of its float32 size.
+        Resized sizes may differ. What an image becomes is bitwise independent of the others, and of the device. The
+        padding is 0 after normalisation, which is the mean colour and not black.
         """
         assert images_hw3
-        buffer_BHW3 = np.zeros((len(images_hw3), *padded_hw, 3), np.uint8)
-        for image_HW3, image_hw3 in zip(buffer_BHW3, images_hw3, strict=True):
-            assert image_hw3.dtype == np.uint8 and image_hw3.ndim == 3 and image_hw3.shape[2] == 3
-            height, width = image_hw3.shape[:2]
-            assert height <= padded_hw[0] and width <= padded_hw[1]
-            image_HW3[:height, :width] = image_hw3
-        pixels_B3HW = self.normalize(torch.from_numpy(buffer_BHW3).to(device), padded_hw)
-        for pixels_3HW, image_hw3 in zip(pixels_B3HW, images_hw3, strict=True):
-            height, width = image_hw3.shape[:2]
-            pixels_3HW[:, height:] = 0  # the buffer's zeros were normalised like black pixels
-            pixels_3HW[:, :, width:] = 0
-        return pixels_B3HW
+        tensors_hw3 = [torch.as_tensor(image_hw3) for image_hw3 in images_hw3]
+        for image_hw3 in tensors_hw3:
+            assert image_hw3.dtype == torch.uint8 and image_hw3.ndim == 3 and image_hw3.shape[2] == 3
+            assert image_hw3.shape[0] <= padded_hw[0] and image_hw3.shape[1] <= padded_hw[1]
+        return look_up(tensors_hw3, torch.from_numpy(self._normalized_values()).to(device), padded_hw)
+
+    def warm_up(self) -> None:
+        """Compile what the methods above compile on their first call, before images wait for it."""
+        self.to_batch([self.resize(Image.new("RGB", (4, 4)))], self.geometry(4, 4).padded_hw)
 
     # A training batch of images and their segmentation maps.
     encode_inputs = targets.encode_inputs

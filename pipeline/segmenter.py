@@ -103,6 +103,7 @@ class Segmenter:
             read_preprocessor_config(folder), spec.preprocess, spec.image_size
         )
         warm_up(spec.inference)
+        self.processor.warm_up()
         self.decoders = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
         # Ray may call from several threads at once, so that one shard decodes while another is on the device.
         self.device_lock = threading.Lock()

@@ -83,7 +83,7 @@ class Training:
         # Seeded anew for every step, so that a training that was resumed draws what it would have drawn.
         torch.manual_seed(_mix(self.settings.seed, self.iteration, self.rank))
         height, width = batch.pixels_Bhw3.shape[1:3]
-        pixels_B3HW = self.processor.normalize(batch.pixels_Bhw3.to(self.device), (height, width))
+        pixels_B3HW = self.processor.to_batch(list(batch.pixels_Bhw3), (height, width), self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             output = self.wrapped(
                 pixels_B3HW,

@@ -15,8 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from m2f_core import look_up as look_up_module
+from m2f_core import resize
 from m2f_core.image_processor import MODES, ImageProcessor
 from m2f_core.image_size import ImageSize
+from m2f_core.look_up import _look_up_by_torch, look_up
 
 torch.set_num_threads(1)
 
@@ -87,13 +90,6 @@ def test_an_image_does_not_depend_on_its_batch(mode: str) -> None:
     assert torch.equal(processor.to_batch(images[::-1], padded_hw), batch_B3HW.flip(0))
 
 
-def test_normalize_equals_to_batch() -> None:
-    images_Bhw3 = np.random.default_rng(0).integers(0, 256, (3, 30, 50, 3), dtype=np.uint8)
-    normalized_B3HW = SMALL.normalize(torch.from_numpy(images_Bhw3), (32, 64))
-    assert torch.equal(normalized_B3HW, SMALL.to_batch(list(images_Bhw3), (32, 64)))
-    assert normalized_B3HW.is_contiguous()
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("mode", MODES)
 def test_the_device_does_not_change_a_bit(mode: str) -> None:
@@ -102,10 +98,28 @@ def test_the_device_does_not_change_a_bit(mode: str) -> None:
     assert torch.equal(processor.to_batch(images, (32, 32), "cuda").cpu(), processor.to_batch(images, (32, 32)))
 
 
+def test_ways_to_look_pixels_up_give_the_same() -> None:
+    image_hw3 = torch.from_numpy(np.array(noise_image(30, 50)))
+    table_CV = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 256)).astype(np.float32))
+    out_CHW = torch.full((3, 32, 64), torch.nan)
+    _look_up_by_torch(image_hw3, table_CV, out_CHW)
+    assert torch.equal(look_up([image_hw3], table_CV, (32, 64))[0], out_CHW)
+
+
 def test_the_two_modes_differ_in_the_last_bits_only() -> None:
     every_value = [np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)]
     reference, hf = (ImageProcessor(mode).to_batch(every_value, (16, 16)) for mode in MODES)
     assert 0 < (reference - hf).abs().max() < 5e-7
+
+
+def test_warm_up_leaves_nothing_to_compile() -> None:
+    SMALL.warm_up()
+    kernels = (resize._along_rows, resize._along_columns, look_up_module._look_up)
+    compiled = [list(kernel.signatures) for kernel in kernels]
+    assert all(compiled)
+    process(SMALL, noise_image(70, 50))
+    process(SMALL, noise_image(30, 50))
+    assert [list(kernel.signatures) for kernel in kernels] == compiled
 
 
 def test_only_rgb_images_are_resized() -> None:

@@ -33,7 +33,7 @@ def gradients_of_batch(root: str, rank: int, num_workers: int) -> dict[str, torc
     model = initial_model(tiny_config(labels), 0)
     model.criterion = replace(model.criterion, rand=same_points)
     wrapped = DistributedDataParallel(model) if num_workers > 1 else model
-    pixels = PROCESSOR.normalize(batch.pixels_Bhw3, (64, 64))
+    pixels = PROCESSOR.to_batch(list(batch.pixels_Bhw3), (64, 64))
     wrapped(pixels, mask_labels=batch.mask_labels, class_labels=batch.class_labels).loss.backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
