@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from m2f_core.compiled import compiled
 from m2f_core.geometry import ImageGeometry
 from m2f_core.resize_taps import axis_taps
+from m2f_core.run_map import RunMap
 
 _TILE = 16  # output pixels; one AVX-512 register of float32
 _SLACK = np.float32(1e-6)  # above the rounding of a score (about 1e-7), so that no possible winner is passed over
@@ -42,8 +43,7 @@ _E2, _E3, _E4, _E5, _E6 = (np.float32(1 / n) for n in (2, 6, 24, 120, 720))
 class Winners:
     """Who wins each pixel, and the three areas (in pixels, int64 [K]) that decide which queries become segments."""
 
-    # 1 + index of the winning query, 0 where its probability is too low
-    winners_WH: NDArray[np.unsignedinteger]  # noqa: N815
+    winners: RunMap  # 1 + index of the winning query, 0 where its probability is too low
     mask_areas: NDArray[np.int64]  # pixels the query wins, whatever its probability there
     original_areas: NDArray[np.int64]  # pixels where the query's probability is at least the mask threshold
     final_areas: NDArray[np.int64]  # pixels where both hold
@@ -74,7 +74,7 @@ def find_winners(
         threshold_logit,
         winners_WH,
     )
-    return Winners(winners_WH, *areas)
+    return Winners(RunMap.from_transposed(winners_WH, scores_K.size), *areas)
 
 
 # -------------------------------------------------------------------------------------------------------------- tiles
@@ -284,11 +284,3 @@ def _write_winners(best_logits, best_queries, threshold, winners, final_areas): 
             inside = best_logits[x * _TILE + y] >= threshold
             final_areas[query] += inside
             winners[x, y] = (query + 1) * inside
-
-
-@compiled
-def relabel(labels, new_labels):  # type: ignore[no-untyped-def]
-    """Replace, in place, every label of a contiguous array by `new_labels[label]`."""
-    flat = labels.reshape(-1)
-    for i in range(flat.size):
-        flat[i] = new_labels[flat[i]]

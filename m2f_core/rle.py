@@ -23,6 +23,7 @@ Legend: H, W pixels of the image; R runs of the whole map; N distinct non-zero l
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ _MAX_CHARS = 7
 class LabelRuns:
     """Maximal runs of equal label of a whole map [H, W] in column-major order; together they cover every pixel."""
 
-    values: NDArray[np.int32]  # [R] label of each run; neighbours differ
+    values: NDArray[np.integer]  # [R] label of each run; neighbours differ
     lengths: NDArray[np.uint32]  # [R] pixels of each run, at least 1
 
 
@@ -70,8 +71,8 @@ def label_runs(label_map_HW: NDArray[np.integer]) -> LabelRuns:
     return LabelRuns(pixels[stops - 1].astype(np.int32), lengths.astype(np.uint32))
 
 
-def runs_to_label_map(runs: LabelRuns, height: int, width: int) -> NDArray[np.int32]:
-    """Rebuild the map [H, W] (column-major in memory) from its runs; the inverse of `label_runs`."""
+def runs_to_label_map(runs: LabelRuns, height: int, width: int) -> NDArray[Any]:
+    """Rebuild the map [H, W] (column-major in memory) from its runs, in their type; the inverse of `label_runs`."""
     _check_total(int(runs.lengths.sum(dtype=np.int64)), height, width)
     return np.repeat(runs.values, runs.lengths).reshape(width, height).T
 

@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from m2f_core.geometry import ImageGeometry
-from m2f_core.panoptic_kernel import Winners, find_winners, relabel
+from m2f_core.panoptic_kernel import Winners, find_winners
+from m2f_core.run_map import RunMap
 
 PanopticMode = Literal["reference", "hf"]
 
@@ -74,15 +75,16 @@ class SegmentInfo:
 
 @dataclass(frozen=True, eq=False)
 class PanopticResult:
-    """Segments of one image.
+    """Segments of one image. The map holds segment ids, 0 where there is no segment."""
 
-    The map holds segment ids, 0 where there is no segment. It lies column-major in memory, which is the order of COCO
-    RLE, so `rle.label_runs` reads it without a copy.
-    """
-
-    label_map_HW: NDArray[np.unsignedinteger]  # noqa: N815 - uint8, or uint16 if more than 255 queries were kept
+    label_map: RunMap
     infos: tuple[SegmentInfo, ...]
     num_kept_queries: int
+
+    @property
+    def label_map_HW(self) -> NDArray[np.unsignedinteger]:  # noqa: N802
+        """The map as an array, column-major in memory: uint8, or uint16 if more than 255 queries were kept."""
+        return self.label_map.array
 
 
 def panoptic_segments(
@@ -102,8 +104,7 @@ def panoptic_segments(
     no_object = pred_logits_QC1.shape[-1] - 1
     queries_K = ((classes_Q != no_object) & (scores_Q > settings.score_threshold)).nonzero()[:, 0]
     if queries_K.numel() == 0:
-        empty_WH = np.zeros(geometry.original_hw[::-1], np.uint8)
-        return PanopticResult(empty_WH.T, (), 0)
+        return PanopticResult(RunMap.from_transposed(np.zeros(geometry.original_hw[::-1], np.uint8), 0), (), 0)
 
     scores_K, classes_K = scores_Q[queries_K], classes_Q[queries_K]
     masks_Khw = pred_masks_Qhw.detach()[queries_K].float()
@@ -115,8 +116,7 @@ def panoptic_segments(
     else:
         found = find_winners_torch(masks_Khw, scores_K, geometry, settings)
     ids, infos = _number_segments(found, scores_K.tolist(), classes_K.tolist(), settings)
-    relabel(found.winners_WH, ids)
-    return PanopticResult(found.winners_WH.T, infos, int(queries_K.numel()))
+    return PanopticResult(found.winners.relabelled(ids), infos, int(queries_K.numel()))
 
 
 def warm_up(settings: PanopticSettings) -> None:
@@ -177,14 +177,8 @@ def find_winners_torch(
     if not hf:  # transformers leaves every pixel to its winner, also where the mask is not
         winner_HW *= inside_HW
     final_areas = winner_HW.flatten().bincount(minlength=num_kept + 1)[1:]
-    # Transposed on the device, so that one small plane travels, in the order that RLE wants.
-    winners_WH = winner_HW.T.contiguous().cpu().numpy()
-    return Winners(
-        winners_WH if num_kept < 256 else winners_WH.view(np.uint16),
-        mask_areas.cpu().numpy(),
-        torch.stack(original_areas).cpu().numpy(),
-        final_areas.cpu().numpy(),
-    )
+    areas_3K = torch.stack((mask_areas, torch.stack(original_areas), final_areas)).cpu().numpy()
+    return Winners(RunMap.from_transposed(winner_HW.T.contiguous(), num_kept), *areas_3K)
 
 
 def _reference_probabilities(mask_hw: torch.Tensor, geometry: ImageGeometry) -> torch.Tensor:

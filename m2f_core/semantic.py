@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from m2f_core.decoder_outputs import class_scores, finite_masks
 from m2f_core.geometry import ImageGeometry
 from m2f_core.resize_taps import Taps, axis_taps
+from m2f_core.run_map import RunMap
 from m2f_core.segments import _HF_GRID_HW, SegmentInfo, _bilinear
 from m2f_core.semantic_kernel import ClassMap, find_classes
 
@@ -59,14 +60,18 @@ class SemanticSettings:
 class SemanticResult:
     """The classes of one image.
 
-    The map holds 1 + class id; 0 does not occur and stays free for void. It lies column-major in memory, which is the
-    order of COCO RLE, so `rle.label_runs` reads it without a copy. There is one row for each class in the map, by
-    ascending class id; its segment id is the number in the map. Its score is the mean over its pixels of the class's
+    The map holds 1 + class id; 0 does not occur and stays free for void. There is one row for each class in the map,
+    by ascending class id; its segment id is the number in the map. Its score is the mean over its pixels of the class's
     score there, where more than 1 (several queries of one class on one pixel) counts as 1. It is right to 1e-5.
     """
 
-    label_map_HW: NDArray[np.unsignedinteger]  # noqa: N815 - uint8, or uint16 for more than 255 classes
+    label_map: RunMap
     infos: tuple[SegmentInfo, ...]
+
+    @property
+    def label_map_HW(self) -> NDArray[np.unsignedinteger]:  # noqa: N802
+        """The map as an array, column-major in memory: uint8, or uint16 for more than 255 classes."""
+        return self.label_map.array
 
 
 def semantic_segments(
@@ -89,7 +94,7 @@ def semantic_segments(
         SegmentInfo(int(c) + 1, int(c), float(found.score_sums_C[c] / found.areas_C[c]))
         for c in np.flatnonzero(found.areas_C)
     )
-    return SemanticResult(found.labels_WH.T, infos)
+    return SemanticResult(found.labels, infos)
 
 
 def warm_up(settings: SemanticSettings) -> None:
@@ -196,11 +201,10 @@ def _label_type(num_classes: int) -> torch.dtype:
 
 
 def _class_map(labels_HW: torch.Tensor, best_HW: torch.Tensor, num_classes: int) -> ClassMap:
-    """Areas and score sums of the labels (1 + class). The map is transposed on the device: one small plane travels."""
+    """Areas and score sums of the labels (1 + class)."""
     labels = labels_HW.flatten()
     areas = labels.bincount(minlength=num_classes + 1)[1:]
     sums = labels.bincount(weights=best_HW.clamp_(max=1).flatten().double(), minlength=num_classes + 1)[1:]
-    labels_WH = labels_HW.T.contiguous().cpu().numpy()
-    if num_classes > 255:
-        labels_WH = labels_WH.astype(np.uint16)
-    return ClassMap(labels_WH, areas.cpu().numpy(), sums.cpu().numpy())
+    return ClassMap(
+        RunMap.from_transposed(labels_HW.T.contiguous(), num_classes), areas.cpu().numpy(), sums.cpu().numpy()
+    )

@@ -31,6 +31,7 @@ from m2f_core.panoptic_kernel import (
     _tile_ranges,
 )
 from m2f_core.resize_taps import NUM_TAPS, axis_taps
+from m2f_core.run_map import RunMap
 
 _POINTS = 2 * _TILE  # of the resized image along one axis: an output pixel lies between two of them
 _HALF = np.float32(0.5)
@@ -47,7 +48,7 @@ _SCORE_ERROR = np.float32(1e-5)
 class ClassMap:
     """The best class of each pixel, and for each class the pixels it has and their scores."""
 
-    labels_WH: NDArray[np.unsignedinteger]  # noqa: N815 - 1 + class; uint8, or uint16 for more than 255 classes
+    labels: RunMap  # 1 + class
     areas_C: NDArray[np.int64]  # noqa: N815
     score_sums_C: NDArray[np.float64]  # noqa: N815 - of the class's score, at most 1 for each pixel, over its pixels
 
@@ -81,7 +82,7 @@ def find_classes(
     labels_WH = np.empty((width, height), np.uint8 if num_classes < 256 else np.uint16)
     areas_C, score_sums_C = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.float64)
     _fill_classes(masks_Qhw, scores_QC, rows, cols, resize_scores, labels_WH, areas_C, score_sums_C)
-    return ClassMap(labels_WH, areas_C, score_sums_C)
+    return ClassMap(RunMap.from_transposed(labels_WH, num_classes), areas_C, score_sums_C)
 
 
 def _axis(num_low: int, num_padded: int, num_resized: int, num_original: int, with_points: bool) -> _Axis:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from m2f_core import instances, segments, semantic
 from m2f_core.geometry import ImageGeometry
 from m2f_core.rle import Rle, encode_runs, label_runs
+from m2f_core.run_map import RunMap
 from pipeline.errors import InvalidResultError
 from pipeline.inference_settings import InferenceSettings
 
@@ -43,7 +43,7 @@ def found_segments(result: InferenceResult) -> tuple[FoundSegment, ...]:
     """The segments in the result's order. Instances, which have no ids, are numbered in it from 1."""
     if isinstance(result, instances.InstanceResult):
         return tuple(FoundSegment(n, i.class_id, i.score, i.mask) for n, i in enumerate(result.instances, 1))
-    return _segments_of_map(result.label_map_HW, result.infos)
+    return _segments_of_map(result.label_map, result.infos)
 
 
 def warm_up(settings: InferenceSettings) -> None:
@@ -57,10 +57,8 @@ def warm_up(settings: InferenceSettings) -> None:
     encode_runs(label_runs(np.eye(2, dtype=np.uint8)), 2, 2)
 
 
-def _segments_of_map(
-    label_map_HW: NDArray[np.unsignedinteger], infos: tuple[segments.SegmentInfo, ...]
-) -> tuple[FoundSegment, ...]:
-    masks = {rle.label: rle for rle in encode_runs(label_runs(label_map_HW), *label_map_HW.shape)}
+def _segments_of_map(label_map: RunMap, infos: tuple[segments.SegmentInfo, ...]) -> tuple[FoundSegment, ...]:
+    masks = {rle.label: rle for rle in encode_runs(label_map.runs, *label_map.size_hw)}
     listed = {info.segment_id for info in infos}
     if listed != set(masks):
         raise InvalidResultError(f"segments {sorted(listed)} are listed, {sorted(masks)} are in the map")

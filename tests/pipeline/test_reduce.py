@@ -13,6 +13,7 @@ from pycocotools import mask as coco
 from m2f_core import instance_kernel, panoptic_kernel, rle, semantic_kernel
 from m2f_core.geometry import ImageGeometry
 from m2f_core.instances import InstanceSettings, instance_segments
+from m2f_core.run_map import RunMap
 from m2f_core.segments import PanopticResult, PanopticSettings, SegmentInfo, panoptic_segments
 from m2f_core.semantic import SemanticSettings, semantic_segments
 from pipeline.errors import InvalidResultError
@@ -60,7 +61,7 @@ def test_each_task_is_the_cores_and_every_segment_has_its_mask(task, mode):
 
 @pytest.mark.parametrize("ids", [(1,), (1, 2, 3), (1, 3)])
 def test_rows_that_are_not_those_of_the_map_are_a_bug(ids):
-    label_map = np.array([[1, 1], [0, 2]], np.uint8)
+    label_map = RunMap.from_transposed(np.array([[1, 0], [1, 2]], np.uint8), 2)
     infos = tuple(SegmentInfo(segment_id, 0, 0.5) for segment_id in ids)
     with pytest.raises(InvalidResultError, match="are in the map"):
         found_segments(PanopticResult(label_map, infos, len(ids)))
