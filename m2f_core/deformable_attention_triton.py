@@ -9,6 +9,7 @@ tests hold it against the other ways. It has not been timed on a GPU.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import triton
@@ -29,16 +30,13 @@ def attend_by_triton(
     batch, cells, heads, dim = value_BSMD.shape
     queries, (levels, points) = len(centre_Q2), logits_BQMLP.shape[3:]
     out_BQMD = torch.empty((batch, queries, heads, dim), dtype=value_BSMD.dtype, device=value_BSMD.device)
-    starts = torch.tensor([0, *(h * w for h, w in level_hw)]).cumsum(0)[:-1]
-    # (height, width, first cell) of each level
-    table_L3 = torch.cat([torch.tensor(level_hw), starts[:, None]], dim=1).to(value_BSMD.device, torch.int32)
     grid = (triton.cdiv(queries, _QUERIES_PER_PROGRAM), heads, batch)
     _attend[grid](
         value_BSMD.contiguous(),
         centre_Q2.contiguous(),
         offsets_BQMLP2.contiguous(),
         logits_BQMLP.contiguous(),
-        table_L3,
+        _level_table(tuple(level_hw), value_BSMD.device),
         out_BQMD,
         queries,
         cells,
@@ -51,6 +49,13 @@ def attend_by_triton(
         READS_POWER=triton.next_power_of_2(levels * points),
     )
     return out_BQMD.flatten(2)
+
+
+@lru_cache(maxsize=256)  # also because nothing may be copied from the host while a CUDA graph is recorded
+def _level_table(level_hw: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """(height, width, first cell) of each level, int32 [L, 3]."""
+    starts = torch.tensor([0, *(h * w for h, w in level_hw)]).cumsum(0)[:-1]
+    return torch.cat([torch.tensor(level_hw), starts[:, None]], dim=1).to(device, torch.int32)
 
 
 @triton.jit

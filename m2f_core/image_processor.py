@@ -30,7 +30,7 @@ from m2f_core import targets
 from m2f_core.geometry import ImageGeometry
 from m2f_core.image_size import PAPER_EDGES, PAPER_SIZE, ImageSize
 from m2f_core.look_up import look_up
-from m2f_core.resize import RESAMPLES, resize_by_kernel
+from m2f_core.resize import RESAMPLES, resize_by_kernel, resize_by_torch
 
 MODES = ("reference", "hf")
 NETWORK_STRIDE = 32  # the coarsest feature map; padded sizes must be multiples of it
@@ -146,6 +146,17 @@ class ImageProcessor:
         if self.resample in RESAMPLES:
             return resize_by_kernel(np.array(image), (height, width), self.resample)
         return np.array(image.resize((width, height), Image.Resampling(self.resample)))
+
+    @property
+    def resizes_anywhere(self) -> bool:
+        """Whether `resize_on` knows the filter; Pillow has more of them."""
+        return self.resample in RESAMPLES
+
+    def resize_on(self, device: torch.device, image_hw3: torch.Tensor, resized_hw: tuple[int, int]) -> torch.Tensor:
+        """As `resize`, of a uint8 image [h, w, 3] and on a device; one that has its size already stays as it is."""
+        if image_hw3.shape[:2] == resized_hw:
+            return image_hw3
+        return resize_by_torch(image_hw3.to(device, non_blocking=True), resized_hw, self.resample)
 
     def to_batch(
         self,

@@ -8,13 +8,16 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def plan_batches(padded_hws: Sequence[tuple[int, int] | None], batch_size: int) -> list[list[int]]:
-    """Indices grouped by equal padded size, at most `batch_size` each; None is left out. Order is kept in a group."""
+def plan_batches(
+    padded_hws: Sequence[tuple[int, int] | None], most_of: Callable[[tuple[int, int]], int]
+) -> list[list[int]]:
+    """Indices grouped by equal padded size, at most `most_of` that size each; None is left out. Order is kept."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, padded_hw in enumerate(padded_hws):
         if padded_hw is not None:
             groups.setdefault(padded_hw, []).append(index)
-    return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
+    steps = {padded_hw: most_of(padded_hw) for padded_hw in groups}
+    return [group[i : i + steps[hw]] for hw, group in groups.items() for i in range(0, len(group), steps[hw])]
 
 
 def look_ahead(submit: Callable[[T], R], items: Iterable[T], depth: Callable[[], int]) -> Iterator[R]:

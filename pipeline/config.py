@@ -73,7 +73,9 @@ class Settings:
     shard_mib: int = 128
     """Encoded MiB of a shard at most (one larger image is a shard of its own)."""
     batch_size: int | None = None
-    """Images of a forward pass at most; only equal padded sizes share one. Default: 16 on a GPU, 1 on a CPU."""
+    """Images of a forward pass at most; only equal padded sizes share one. Default: 64 on a GPU, 1 on a CPU."""
+    max_batch_pixels: int | None = None
+    """Padded pixels of a forward pass at most; halved where memory runs out. Default: 16 images of 800x1344."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """auto: GPUs where the cluster has them or can start them, else CPUs."""
     gpu_actors: str | None = None
@@ -110,6 +112,7 @@ class Settings:
             ("images_per_shard", 1, 1_000_000),
             ("shard_mib", 1, 1024),  # an Arrow list of binaries and a worker's memory both end not far above
             ("batch_size", 1, 4096),
+            ("max_batch_pixels", 1, 2**40),
             ("cpus_per_actor", 1, 1024),
             ("max_image_pixels", 1, 2**31 - 1),  # run lengths are 32 bit
             ("top_k", 1, 1_000_000),

@@ -102,16 +102,16 @@ def room_to_work(
     encoded_bytes: int,
     max_image_pixels: int,
     decoding: int,
-    batch_size: int,
-    padded_hw: tuple[int, int],
+    batch_pixels: int,
     device: str,
 ) -> int:
-    """Bytes that `decoding` images at once, a batch on the device and `encoded_bytes` can take at the very most."""
+    """Bytes that `decoding` images at once, a batch of `batch_pixels` padded pixels on the device and `encoded_bytes`
+    can take at the very most.
+    """
     pixels = max_image_pixels * (decoding + 1)  # one more is being reduced
-    padded_pixels = batch_size * padded_hw[0] * padded_hw[1]
     return (
         _BYTES_ANYWAY[device]
         + encoded_bytes
         + pixels * _BYTES_PER_PIXEL
-        + padded_pixels * _BYTES_PER_PADDED_PIXEL[device]
+        + batch_pixels * _BYTES_PER_PADDED_PIXEL[device]
     )

@@ -57,6 +57,8 @@ SHARDS_PER_ROUND = 50_000
 # A shard is what a dying worker loses and what progress moves by: minutes of work on either device.
 SHARD_IMAGES_GPU, SHARD_IMAGES_CPU = 512, 16
 
+MAX_BATCH_PIXELS = 16 * 800 * 1344  # padded; larger batches keep a GPU no busier, smaller images are more in one
+
 
 def segment_bucket(settings: Settings) -> Report | None:
     """Run the whole job; None where there is nothing to do. Raises RunError where it cannot start."""
@@ -313,7 +315,8 @@ def _segment_spec(run: Run, allotment: Allotment) -> SegmentSpec:
         precision=settings.precision,
         device=allotment.device,
         threads=allotment.model_threads,
-        batch_size=settings.batch_size or (16 if allotment.device == "cuda" else 1),
+        batch_size=settings.batch_size or (64 if allotment.device == "cuda" else 1),
+        max_batch_pixels=settings.max_batch_pixels or MAX_BATCH_PIXELS,
         shard_bytes=max(settings.shard_mib * 2**20, MAX_OBJECT_BYTES),
         step_timeout=settings.step_timeout,
         planted_faults=os.environ.get("M2F_PLANTED_FAULTS") == "1",  # tests and drills only

@@ -59,7 +59,7 @@ class SegmentImages:
                 logger.warning(
                     f"shard {shard} was started {starts_before} times and never done: its images are tried one by one"
                 )
-                with self.segmenter.device_lent():
+                with self.segmenter.network.lent():
                     results = segment_one_by_one(self.segmenter.spec, encoded)
         segmented = segmented_table(images.drop_columns(["data"]), results)
         return pack_shard(shard, segmented, started, add_up(costs_of(row), costs.seconds))

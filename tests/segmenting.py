@@ -34,5 +34,6 @@ def small_spec(checkpoint: Path, **changes) -> SegmentSpec:
         "device": "cpu",
         "threads": 1,
         "batch_size": 2,
+        "max_batch_pixels": 1_000_000,
     }
     return SegmentSpec(**{**settings, **changes})

@@ -106,6 +106,15 @@ def test_ways_to_look_pixels_up_give_the_same() -> None:
     assert torch.equal(look_up([image_hw3], table_CV, (32, 64))[0], out_CHW)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_device_that_resizes_gives_the_same_network_input(mode: str) -> None:
+    processor, image = ImageProcessor(mode, ImageSize(edges=(64, 100))), noise_image(50, 70)
+    geometry = processor.geometry(image.height, image.width)
+    resized = processor.resize_on(torch.device("cpu"), torch.from_numpy(np.array(image)), geometry.resized_hw)
+    assert torch.equal(processor.to_batch([resized], geometry.padded_hw)[0], process(processor, image))
+    assert processor.resize_on(torch.device("cpu"), resized, geometry.resized_hw) is resized
+
+
 def test_the_two_modes_differ_in_the_last_bits_only() -> None:
     every_value = [np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)]
     reference, hf = (ImageProcessor(mode).to_batch(every_value, (16, 16)) for mode in MODES)

@@ -67,7 +67,7 @@ def segment(photographs, tiny_checkpoint):
             batch_size=1,
         )
         segmenter, outputs = Segmenter(spec), []
-        segmenter.model.register_forward_hook(lambda _, __, output: outputs.append(output))
+        segmenter.network.model.register_forward_hook(lambda _, __, output: outputs.append(output))
         results = segmenter.segment([(photographs / name).read_bytes() for name in PHOTOGRAPHS])
         planned = [{"image_key": name, "etag": "e", "size_bytes": 1, "reason": "new"} for name in PHOTOGRAPHS]
         fetched = pa.Table.from_pylist(planned, schema=pa.schema([f for f in FETCHED if f.name != "data"]))

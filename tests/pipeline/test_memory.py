@@ -82,7 +82,7 @@ def test_a_process_is_too_large_beyond_its_room_or_where_it_takes_the_last_of_th
 
 def test_the_room_of_the_defaults_is_a_few_times_what_was_measured():
     room = room_to_work(
-        encoded_bytes=GIB, max_image_pixels=64_000_000, decoding=2, batch_size=1, padded_hw=(800, 1344), device="cpu"
+        encoded_bytes=GIB, max_image_pixels=64_000_000, decoding=2, batch_pixels=800 * 1344, device="cpu"
     )
     measured = 2 * 64_000_000 * 7 + 800 * 1344 * 810
     assert 3 * measured < room < 16 * GIB

@@ -68,7 +68,7 @@ def test_from_the_third_start_on_a_shard_is_done_image_by_image(actor, monkeypat
     monkeypatch.setattr(actor.segmenter, "segment", lambda *args: ways.append("together") or usual(*args))
 
     def one_by_one(spec, data):
-        assert actor.segmenter.device_lock.locked(), "the device is the child's meanwhile"
+        assert actor.segmenter.network.lock.locked(), "the device is the child's meanwhile"
         ways.append("one by one")
         assert data == [encoded()]
         return [result]

@@ -22,15 +22,15 @@ from tests.segmenting import encoded, small_spec
 SIZES = st.lists(st.one_of(st.none(), st.sampled_from([(32, 32), (32, 64), (64, 32)])), max_size=40)
 
 
-@given(SIZES, st.integers(1, 6))
-def test_batches_hold_each_image_once_and_one_padded_size(sizes, batch_size):
-    batches = plan_batches(sizes, batch_size)
+@given(SIZES, st.fixed_dictionaries({size: st.integers(1, 6) for size in [(32, 32), (32, 64), (64, 32)]}))
+def test_batches_hold_each_image_once_and_one_padded_size(sizes, most):
+    batches = plan_batches(sizes, most.__getitem__)
     assert sorted(i for batch in batches for i in batch) == [i for i, size in enumerate(sizes) if size is not None]
     for batch in batches:
-        assert 1 <= len(batch) <= batch_size
-        assert len({sizes[i] for i in batch}) == 1
+        [size] = {sizes[i] for i in batch}
+        assert 1 <= len(batch) <= most[size]
     # No more batches than needed.
-    needed = {size: -(-sum(s == size for s in sizes) // batch_size) for size in set(sizes) - {None}}
+    needed = {size: -(-sum(s == size for s in sizes) // most[size]) for size in set(sizes) - {None}}
     assert len(batches) == sum(needed.values())
 
 
@@ -65,16 +65,17 @@ def test_every_image_has_one_outcome_in_its_place(tiny_checkpoint):
 def test_an_image_that_breaks_the_model_takes_no_neighbour_with_it(tiny_checkpoint, monkeypatch):
     segmenter = Segmenter(small_spec(tiny_checkpoint, batch_size=3))
     poison = np.asarray(Image.open(io.BytesIO(encoded(seed=2))))
-    forward = segmenter.model.forward
-    normal = segmenter.processor.resize(Image.fromarray(poison))
+    forward = segmenter.network.model.forward
+    normal = segmenter.network.processor.resize(Image.fromarray(poison))
 
     def breaks(pixels):
         if any(bool((p == poisoned[0]).all()) for p in pixels):
             raise RuntimeError("the device says no")
         return forward(pixels)
 
-    poisoned = segmenter.processor.to_batch([normal], segmenter.processor.geometry(60, 80).padded_hw, "cpu")
-    monkeypatch.setattr(segmenter.model, "forward", breaks)
+    padded_hw = segmenter.network.processor.geometry(60, 80).padded_hw
+    poisoned = segmenter.network.processor.to_batch([normal], padded_hw, "cpu")
+    monkeypatch.setattr(segmenter.network.model, "forward", breaks)
     results = segmenter.segment([encoded(seed=1), encoded(seed=2), encoded(seed=3)])
     assert isinstance(results[0], SegmentedImage) and isinstance(results[2], SegmentedImage)
     assert results[1].code is ErrorCode.INFERENCE_FAILED
@@ -113,7 +114,7 @@ def test_bf16_gives_segments_too(tiny_checkpoint):
 def test_the_memory_of_a_failed_batch_is_free_when_its_images_are_tried_alone(tiny_checkpoint, monkeypatch):
     """Or a batch that ran out of memory would take the same memory from each of its images."""
     segmenter = Segmenter(small_spec(tiny_checkpoint, batch_size=2))
-    forward, batches, alive = segmenter.model.forward, [], []
+    forward, batches, alive = segmenter.network.model.forward, [], []
 
     def out_of_memory(pixels):
         if len(pixels) > 1:
@@ -122,7 +123,7 @@ def test_the_memory_of_a_failed_batch_is_free_when_its_images_are_tried_alone(ti
         alive.append(batches[0]() is not None)
         return forward(pixels)
 
-    monkeypatch.setattr(segmenter.model, "forward", out_of_memory)
+    monkeypatch.setattr(segmenter.network.model, "forward", out_of_memory)
     results = segmenter.segment([encoded(seed=1), encoded(seed=2)])
     assert all(isinstance(result, SegmentedImage) for result in results)
     assert alive == [False, False]
@@ -132,7 +133,7 @@ class Memory:
     """A device that holds so many padded pixels; `forward` says how many images each batch had."""
 
     def __init__(self, segmenter, most_images, error):
-        self.model, self.most, self.error, self.batches = segmenter.model.forward, most_images, error, []
+        self.model, self.most, self.error, self.batches = segmenter.network.model.forward, most_images, error, []
 
     def forward(self, pixels):
         self.batches.append(len(pixels))
@@ -155,7 +156,7 @@ def test_a_batch_too_large_for_the_memory_is_halved_and_the_next_ones_are_small(
 ):
     segmenter = Segmenter(small_spec(tiny_checkpoint, batch_size=8))
     memory = Memory(segmenter, 2, error)
-    monkeypatch.setattr(segmenter.model, "forward", memory.forward)
+    monkeypatch.setattr(segmenter.network.model, "forward", memory.forward)
     images = [encoded(60, 60, seed) for seed in range(8)]
     results = segmenter.segment([*images, *(encoded(60, 80, seed) for seed in range(8))])
     assert all(isinstance(result, SegmentedImage) for result in results)
@@ -166,9 +167,19 @@ def test_a_batch_too_large_for_the_memory_is_halved_and_the_next_ones_are_small(
     assert segmenter.segment(images) == results[:8] and memory.batches[14:] == [2, 2, 2, 2]
 
 
+def test_a_batch_has_at_most_so_many_padded_pixels(tiny_checkpoint, monkeypatch):
+    segmenter = Segmenter(small_spec(tiny_checkpoint, batch_size=8, max_batch_pixels=3 * 64 * 64))
+    memory = Memory(segmenter, 8, None)
+    monkeypatch.setattr(segmenter.network.model, "forward", memory.forward)
+    results = segmenter.segment([encoded(size, 60, seed) for seed in range(4) for size in (60, 80, 100)])
+    assert all(isinstance(result, SegmentedImage) for result in results)
+    # 64 x 64 by threes, 96 x 64 by twos, 128 x 64 alone: half as many fit, and one always does.
+    assert memory.batches == [3, 1, 2, 2, 1, 1, 1, 1]
+
+
 def test_an_image_too_large_for_the_memory_alone_has_a_row_that_says_so(tiny_checkpoint, monkeypatch):
     segmenter = Segmenter(small_spec(tiny_checkpoint, batch_size=2))
-    monkeypatch.setattr(segmenter.model, "forward", Memory(segmenter, 0, OUT_OF_MEMORY[0]).forward)
+    monkeypatch.setattr(segmenter.network.model, "forward", Memory(segmenter, 0, OUT_OF_MEMORY[0]).forward)
     for result in segmenter.segment([encoded(seed=1), encoded(seed=2)]):
         assert result.code is ErrorCode.INFERENCE_FAILED
         assert "has not the memory for it (64 x 96 padded), alone in a batch: OutOfMemoryError: CUDA" in result.message
@@ -177,7 +188,7 @@ def test_an_image_too_large_for_the_memory_alone_has_a_row_that_says_so(tiny_che
 def test_where_the_host_is_short_of_memory_batches_are_halved_and_nothing_waits(tiny_checkpoint, monkeypatch):
     segmenter = Segmenter(small_spec(tiny_checkpoint, batch_size=4))
     memory = Memory(segmenter, 4, None)
-    monkeypatch.setattr(segmenter.model, "forward", memory.forward)
+    monkeypatch.setattr(segmenter.network.model, "forward", memory.forward)
     images = [encoded(seed=seed) for seed in range(8)]
     usual = segmenter.segment(images)
     monkeypatch.setattr("pipeline.segmenter.machine_memory", lambda: MachineMemory(total=100, available=10))
@@ -195,12 +206,12 @@ class LostCuda:
 def test_a_device_that_is_lost_ends_the_process_and_one_that_is_full_does_not(tiny_checkpoint, monkeypatch):
     segmenter = Segmenter(small_spec(tiny_checkpoint))
     ends = []
-    monkeypatch.setattr("pipeline.segmenter.os._exit", ends.append)
-    segmenter._exit_if_device_is_lost()  # a CPU is never lost
-    segmenter.device = LostCuda()
+    monkeypatch.setattr("pipeline.network.os._exit", ends.append)
+    segmenter.network.exit_if_lost()  # a CPU is never lost
+    segmenter.network.device = LostCuda()
     for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: an illegal memory access")):
-        monkeypatch.setattr("pipeline.segmenter.torch.zeros", raises(error))
-        segmenter._exit_if_device_is_lost()
+        monkeypatch.setattr("pipeline.network.torch.zeros", raises(error))
+        segmenter.network.exit_if_lost()
     assert ends == [1]
 
 

@@ -176,6 +176,7 @@ def test_an_actor_finds_the_same_segments_with_either_format(tiny_checkpoint, pi
             device="cpu",
             threads=1,
             batch_size=1,
+            max_batch_pixels=1_000_000,
         )
         (result,) = Segmenter(spec).segment([image.getvalue()])
         assert isinstance(result, SegmentedImage)
