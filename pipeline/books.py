@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
+from pipeline.costs import ON_DEVICE
 from pipeline.errors import BrokenRunError
 from pipeline.journal import Receipt, Totals
 from pipeline.runs import Run
@@ -29,9 +30,25 @@ class Report:
     table_versions: dict[str, int] = field(default_factory=dict)  # of the Delta tables, once published
     # Milliseconds an image, by step, over all attempts: on the device the time that passed, else CPU. See costs.
     step_ms: dict[str, float] = field(default_factory=dict)
+    # Share of the time that each model actor of this attempt had work in which its device was busy: see Clock
+    device_busy: dict[str, float] = field(default_factory=dict)
 
     def exit_code(self, max_failure_rate: float) -> int:
         return 1 if self.num_failed > max_failure_rate * self.num_images else 0
+
+
+@dataclass
+class ActorTime:
+    """When a model actor took its first shard and was done with its last, and how long its device was busy between."""
+
+    started: float
+    ended: float = 0.0
+    busy_seconds: float = 0.0
+
+    def add(self, receipt: Receipt) -> None:
+        self.started = min(self.started, receipt.started)
+        self.ended = max(self.ended, receipt.model_ended)
+        self.busy_seconds += sum(receipt.seconds.get(step, 0.0) for step in ON_DEVICE)
 
 
 class Clock:
@@ -39,11 +56,21 @@ class Clock:
 
     def __init__(self) -> None:
         self.started, self.finished, self.num_images = float("inf"), 0.0, 0
+        self.actors: dict[str, ActorTime] = {}
 
     def add(self, receipt: Receipt) -> None:
         self.started = min(self.started, receipt.started)
         self.finished = max(self.finished, receipt.finished)
         self.num_images += receipt.num_images
+        self.actors.setdefault(receipt.model_actor, ActorTime(receipt.started)).add(receipt)
+
+    def busy_shares(self) -> dict[str, float]:
+        """Of each model actor."""
+        return {
+            actor: round(time.busy_seconds / (time.ended - time.started), 3)
+            for actor, time in sorted(self.actors.items())
+            if time.ended > time.started
+        }
 
 
 def close_books(run: Run, totals: Totals, done_before: int, clock: Clock) -> Report:
@@ -74,6 +101,7 @@ def close_books(run: Run, totals: Totals, done_before: int, clock: Clock) -> Rep
             for step, seconds in totals.seconds.items()
             if totals.num_images
         },
+        device_busy=clock.busy_shares(),
     )
 
 

@@ -55,6 +55,8 @@ class Receipt:
     started: float  # when a model actor took the shard, seconds since the epoch
     finished: float  # when its parts were written
     seconds: dict[str, float] = field(default_factory=dict)  # that its steps took: see costs.STEPS
+    model_actor: str = ""  # that had the shard, by host and process
+    model_ended: float = 0.0  # when it was done with it
 
     @property
     def num_failed(self) -> int:

@@ -41,6 +41,11 @@ def print_summary(report: Report, settings: Settings) -> None:
     if report.step_ms:
         steps = ", ".join(f"{step} {ms:,.1f}" for step, ms in report.step_ms.items())
         table.add_row("ms per image", f"{steps} ({', '.join(ON_DEVICE)}: on the device; else CPU)")
+    if report.device_busy:
+        least = min(report.device_busy, key=report.device_busy.__getitem__)
+        mean = sum(report.device_busy.values()) / len(report.device_busy)
+        actors = f"{len(report.device_busy)} actors, least {least}: {report.device_busy[least]:.0%}"
+        table.add_row("devices busy", f"{mean:.0%} of the time of {actors}")
     # Highlighting off and no wrapping: a job's log is read by people and by grep.
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)

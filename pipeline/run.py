@@ -41,7 +41,7 @@ from pipeline.progress import Progress
 from pipeline.publish import Publisher
 from pipeline.read import MAX_OBJECT_BYTES, FetchImages
 from pipeline.runs import Run, find_report, find_run, plan_run, take_up
-from pipeline.schema import costs_of, pack_shard, unpack_shard
+from pipeline.schema import costs_of, pack_shard, unpack_shard, visit_of
 from pipeline.segment import SegmentImages
 from pipeline.segmenter import SegmentSpec
 from pipeline.storage import STORE_ERRORS, one_line, open_filesystem
@@ -259,14 +259,15 @@ class EncodeAndWrite:
     def __call__(self, row: pa.Table) -> pa.Table:
         self.writer.check_visible()
         shard, images = unpack_shard(row)
-        first_key = images.column("image_key")[0].as_py()
+        first_key, visit = images.column("image_key")[0].as_py(), visit_of(row)
         with self.tell(shard, "writing", first_key), watch("encoding and writing", f"shard {shard}"):
             costs = Costs()
             with costs.of_process("encode"):
                 tables = encode_shard(shard, images, self.encode)
             with costs.of_process("write"):
-                receipt = self.writer.write(shard, tables, started=row.column("started")[0].as_py())
-        receipt = replace(receipt, seconds=add_up(costs_of(row), costs.seconds))
+                receipt = self.writer.write(shard, tables, visit.started)
+        seconds = add_up(costs_of(row), costs.seconds)
+        receipt = replace(receipt, seconds=seconds, model_actor=visit.actor, model_ended=visit.ended)
         return pa.table({"receipt": [receipt.to_json()]})
 
 

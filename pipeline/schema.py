@@ -1,11 +1,12 @@
 """Every column on disk and between stages: name, type, unit. One place; a change of bytes on disk is a new version.
 
-Between stages one shard is one row (and so one Ray Data block): `shard`, `started` (seconds since the epoch when a
-model actor took it, 0 before), `costs` (seconds by step so far) and `images`, a list with one struct per image.
+Between stages one shard is one row (and so one Ray Data block): `shard`, `visit` (which model actor had it, and when),
+`costs` (seconds by step so far) and `images`, a list with one struct per image.
 `pack_shard` and `unpack_shard` turn that row into a plain table of images and back without copying.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -107,20 +108,39 @@ SEGMENTS = pa.schema(
 TABLES = {"images": IMAGES, "segments": SEGMENTS}
 
 
+class ModelVisit(NamedTuple):
+    """The time of a shard at a model actor, in seconds since the epoch."""
+
+    actor: str = ""  # host and process
+    started: float = 0.0
+    ended: float = 0.0
+
+
 _COSTS = pa.map_(pa.string(), pa.float64())
+_VISIT = pa.struct([("actor", pa.string()), ("started", pa.float64()), ("ended", pa.float64())])
 
 
 def pack_shard(
-    shard: int, images: pa.Table, started: float = 0.0, costs: Mapping[str, float] | None = None
+    shard: int, images: pa.Table, costs: Mapping[str, float] | None = None, visit: ModelVisit | None = None
 ) -> pa.Table:
     """One row: the shard's number and its images (a table of one row per image) as a list of structs.
 
-    `started` and `costs` are for the receipt: see `journal.Receipt`.
+    `costs` and `visit` are for the receipt: see `journal.Receipt`.
     """
     structs = images.combine_chunks().to_struct_array().chunk(0)
-    column = pa.ListArray.from_arrays(pa.array([0, len(structs)], pa.int32()), structs)
-    cost = pa.array([list((costs or {}).items())], _COSTS)
-    return pa.table({"shard": pa.array([shard], pa.int32()), "started": [started], "costs": cost, "images": column})
+    return pa.table(
+        {
+            "shard": pa.array([shard], pa.int32()),
+            "visit": pa.array([(visit or ModelVisit())._asdict()], _VISIT),
+            "costs": pa.array([list((costs or {}).items())], _COSTS),
+            "images": pa.ListArray.from_arrays(pa.array([0, len(structs)], pa.int32()), structs),
+        }
+    )
+
+
+def visit_of(row: pa.Table) -> ModelVisit:
+    """What the model actor has put into `pack_shard`."""
+    return ModelVisit(**row.column("visit")[0].as_py())
 
 
 def costs_of(row: pa.Table) -> dict[str, float]:

@@ -5,6 +5,8 @@ has ended the process twice is done in a child process, image by image.
 """
 
 import logging
+import os
+import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +18,7 @@ from m2f_core.rle import Rle
 from pipeline.costs import Costs, add_up
 from pipeline.errors import ImageError, RunError, StoreUnavailableError
 from pipeline.isolate import segment_one_by_one
-from pipeline.schema import SEGMENTED, costs_of, pack_shard, unpack_shard
+from pipeline.schema import SEGMENTED, ModelVisit, costs_of, pack_shard, unpack_shard
 from pipeline.segmenter import SegmentedImage, Segmenter, SegmentSpec
 from pipeline.started import Starts
 from pipeline.under_way import Tell, tell_nobody
@@ -62,7 +64,8 @@ class SegmentImages:
                 with self.segmenter.network.lent():
                     results = segment_one_by_one(self.segmenter.spec, encoded)
         segmented = segmented_table(images.drop_columns(["data"]), results)
-        return pack_shard(shard, segmented, started, add_up(costs_of(row), costs.seconds))
+        visit = ModelVisit(f"{socket.gethostname()}-{os.getpid()}", started, time.time())
+        return pack_shard(shard, segmented, add_up(costs_of(row), costs.seconds), visit)
 
 
 def segmented_table(images: pa.Table, results: Sequence[SegmentedImage | ImageError | None]) -> pa.Table:

@@ -80,6 +80,7 @@ def test_hf_modes_run_through_the_job(photographs, tiny_checkpoint, tmp_path):
     assert run(*flags, "--preprocess", "hf", "--postprocess", "hf") == 0
     step_ms = read_report(tmp_path)["step_ms"]
     assert list(step_ms) == list(STEPS) and all(ms > 0 for ms in step_ms.values())
+    assert [0 < share <= 1 for share in read_report(tmp_path)["device_busy"].values()] == [True]
     assert all(row["status"] == "ok" for row in read_table(tmp_path, "images"))
 
 

@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pytest
 
+from pipeline.books import Clock
 from pipeline.costs import STEPS, Costs, add_up
-from pipeline.schema import costs_of, pack_shard
+from pipeline.journal import Receipt
+from pipeline.schema import ModelVisit, costs_of, pack_shard, visit_of
 
 
 def work(seconds: float) -> None:
@@ -49,5 +51,21 @@ def test_sums_keep_the_order_of_the_flow():
 
 @pytest.mark.parametrize("costs", [{}, {"read": 0.25, "decode": 1.5}])
 def test_a_shard_carries_its_costs(costs):
-    row = pack_shard(3, pa.table({"image_key": ["a"]}), costs=costs)
-    assert costs_of(row) == costs
+    row = pack_shard(3, pa.table({"image_key": ["a"]}), costs)
+    assert costs_of(row) == costs and visit_of(row) == ModelVisit()
+    row = pack_shard(3, pa.table({"image_key": ["a"]}), costs, ModelVisit("node-7", 1.5, 2.5))
+    assert visit_of(row) == ("node-7", 1.5, 2.5)
+
+
+def test_a_device_is_busy_for_what_it_does_between_the_actors_first_shard_and_its_last():
+    clock = Clock()
+    for actor, started, ended, model, reduce in (
+        ("a", 0.0, 10.0, 4.0, 1.0),
+        ("a", 2.0, 20.0, 9.0, 1.0),  # while the first one is on the device, this one decodes
+        ("b", 5.0, 9.0, 1.0, 0.0),
+    ):
+        seconds = {"decode": 7.0, "model": model, "reduce": reduce}
+        clock.add(Receipt(0, 1, 0, {}, {}, started, ended + 5, seconds, actor, ended))
+    assert clock.busy_shares() == {"a": 0.75, "b": 0.25}
+    clock.add(Receipt(0, 1, 0, {}, {}, 3.0, 3.0, {}))
+    assert "" not in clock.busy_shares(), "a shard that no model saw says nothing"

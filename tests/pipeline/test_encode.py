@@ -13,6 +13,7 @@ from pycocotools import mask as coco
 
 from m2f_core.labels import Category
 from m2f_core.rle import Rle, counts_area, counts_bbox_xywh, encode_mask
+from m2f_core.run_map import RunMap
 from m2f_core.segments import PanopticResult, SegmentInfo
 from pipeline.encode import EncodeSpec, _overlap, check_tables, encode_shard
 from pipeline.errors import ErrorCode, ImageError, InvalidResultError
@@ -41,9 +42,13 @@ def fetched(count, errors=None):
     return pa.Table.from_pylist(rows, schema=pa.schema([f for f in FETCHED if f.name != "data"]))
 
 
+def run_map(label_map_HW) -> RunMap:
+    return RunMap.from_transposed(np.ascontiguousarray(label_map_HW.T), int(label_map_HW.max()))
+
+
 def segmented(label_map):
     infos = tuple(SegmentInfo(int(i), int(i) % 4, 0.5) for i in np.unique(label_map) if i)
-    return SegmentedImage(*label_map.shape, found_segments(PanopticResult(label_map, infos, len(infos))))
+    return SegmentedImage(*label_map.shape, found_segments(PanopticResult(run_map(label_map), infos, len(infos))))
 
 
 def of_masks(*masks, ids=None):
@@ -112,7 +117,7 @@ def test_a_shard_where_everything_failed_has_an_empty_segments_table_with_the_sc
 
 def test_repeated_ids_of_hf_mode_give_a_row_each():
     infos = (SegmentInfo(1, 0, 0.9), SegmentInfo(1, 3, 0.6))
-    segments = found_segments(PanopticResult(np.ones((2, 2), np.uint8), infos, 2))
+    segments = found_segments(PanopticResult(run_map(np.ones((2, 2), np.uint8)), infos, 2))
     rows = segment_rows(SegmentedImage(2, 2, segments))
     assert [(r["segment_id"], r["category_id"]) for r in rows] == [(1, 1), (1, 31)]
     assert rows[0]["segmentation"] == rows[1]["segmentation"]
