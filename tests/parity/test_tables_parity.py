@@ -65,6 +65,7 @@ def segment(photographs, tiny_checkpoint):
             device="cpu",
             threads=1,
             batch_size=1,
+            max_batch_pixels=1,
         )
         segmenter, outputs = Segmenter(spec), []
         segmenter.network.model.register_forward_hook(lambda _, __, output: outputs.append(output))

@@ -47,6 +47,7 @@ NO_RESULTS = {
     "images_per_shard": 2,
     "shard_mib": 1,
     "batch_size": 2,
+    "max_batch_pixels": 1_000_000,
     "device": "cpu",
     "gpu_actors": "1:2",
     "cpus_per_actor": 1,
