@@ -58,7 +58,7 @@ class Taps(NamedTuple):
     weights: NDArray[np.int32]  # [n, T]
 
 
-@lru_cache(maxsize=1024)  # a few KB each; a bucket has few sizes
+@lru_cache(maxsize=256)  # 20 to 80 KB each; a bucket has few sizes
 def pillow_taps(num_in: int, num_out: int, resample: int) -> Taps:
     """The taps along one axis (Pillow's `precompute_coeffs` and `normalize_coeffs_8bpc`)."""
     weigh, reach = _FILTERS[resample]

@@ -75,7 +75,7 @@ class Settings:
     batch_size: int | None = None
     """Images of a forward pass at most; only equal padded sizes share one. Default: 64 on a GPU, 1 on a CPU."""
     max_batch_pixels: int | None = None
-    """Padded pixels of a forward pass at most; halved where memory runs out. Default: 16 images of 800x1344."""
+    """Padded pixels of a forward pass at most; fewer where memory runs out. Default: --batch-size or 16 of 800x1344."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """auto: GPUs where the cluster has them or can start them, else CPUs."""
     gpu_actors: str | None = None

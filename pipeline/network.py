@@ -85,7 +85,7 @@ class Network:
         on_device = self.processor.resizes_anywhere and decoded <= _MOST_DECODED_TO_RESIZED * resized
         pixels_hw3 = torch.from_numpy(np.array(image) if on_device else self.processor.resize(image))
         # Pinned memory travels while the device computes.
-        return PreparedImage(pixels_hw3.pin_memory() if self.device.type == "cuda" else pixels_hw3, geometry, name)
+        return PreparedImage(pixels_hw3.pin_memory(), geometry, name)
 
     def run(self, images: Sequence[PreparedImage], costs: Costs) -> list[InferenceResult]:
         """What the task finds in each image. They have one padded size; what an image gets does not hang on the rest.
@@ -118,14 +118,20 @@ class Network:
         """Meanwhile no batch runs here and the device's memory is another process's: the model waits in the host's."""
         with self.lock:
             self.model.to("cpu")
-            self.free_memory()
+            self._free()
             try:
                 yield
             finally:
                 self.model.to(self.device)
 
     def free_memory(self) -> None:
-        """Give back what the device holds for later: recorded graphs, cached blocks."""
+        """Give back what the device holds for later: recorded graphs, cached blocks. Waits for the batch that runs:
+        its results lie in the memory of a graph.
+        """
+        with self.lock:
+            self._free()
+
+    def _free(self) -> None:
         if isinstance(self.forward, GraphedForward):
             self.forward.forget()
         if self.device.type == "cuda":

@@ -317,7 +317,8 @@ def _segment_spec(run: Run, allotment: Allotment) -> SegmentSpec:
         device=allotment.device,
         threads=allotment.model_threads,
         batch_size=settings.batch_size or (64 if allotment.device == "cuda" else 1),
-        max_batch_pixels=settings.max_batch_pixels or MAX_BATCH_PIXELS,
+        # A batch size that somebody asks for is not cut by a default.
+        max_batch_pixels=settings.max_batch_pixels or (2**40 if settings.batch_size else MAX_BATCH_PIXELS),
         shard_bytes=max(settings.shard_mib * 2**20, MAX_OBJECT_BYTES),
         step_timeout=settings.step_timeout,
         planted_faults=os.environ.get("M2F_PLANTED_FAULTS") == "1",  # tests and drills only

@@ -67,11 +67,11 @@ class SegmentedImage:
 class Segmenter:
     """Encoded images -> segments with one model on one device. Thread safe; knows nothing of Ray."""
 
-    def __init__(self, spec: SegmentSpec, network: Network | None = None):
+    def __init__(self, spec: SegmentSpec):
         self.spec = spec
         if spec.device == "cpu":
             torch.set_num_threads(spec.threads)
-        self.network = network or load_network(spec)
+        self.network = load_network(spec)
         self.decoders = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
         self.max_batch_pixels = spec.max_batch_pixels  # less, once memory has run out
 

@@ -1,6 +1,7 @@
 """Batching and look-ahead as plain functions; the answer to bad images, to a failing model, to memory that runs out."""
 
 import io
+import threading
 import weakref
 
 import numpy as np
@@ -195,6 +196,33 @@ def test_where_the_host_is_short_of_memory_batches_are_halved_and_nothing_waits(
     short = segmenter.segment(images)
     assert memory.batches == [4, 4, 2, 2, 2, 2]
     assert [r.segments for r in short] == [r.segments for r in usual]
+
+
+def test_a_gpu_gets_decoded_pixels_unless_they_are_many(tiny_checkpoint, monkeypatch):
+    """And resizes them to what the CPU would have made of them."""
+    network = Segmenter(small_spec(tiny_checkpoint)).network
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    network.device = LostCuda()
+    for size_hw, waits_as in (((60, 80), (60, 80)), ((600, 800), (64, 85))):
+        image = Image.open(io.BytesIO(encoded(*size_hw)))
+        prepared = network.prepare(image, "x")
+        assert prepared.pixels_hw3.shape == (*waits_as, 3) and pinned[-1] is prepared.pixels_hw3
+        resized = network.processor.resize_on(torch.device("cpu"), prepared.pixels_hw3, prepared.geometry.resized_hw)
+        assert np.array_equal(resized.numpy(), network.processor.resize(image))
+
+
+def test_memory_is_given_back_only_between_batches(tiny_checkpoint, monkeypatch):
+    """The results of the batch that runs lie in the memory of a recorded graph."""
+    network = Segmenter(small_spec(tiny_checkpoint)).network
+    freed = threading.Event()
+    monkeypatch.setattr(network, "_free", freed.set)
+    with network.lock:
+        thread = threading.Thread(target=network.free_memory)
+        thread.start()
+        assert not freed.wait(0.2)
+    thread.join()
+    assert freed.is_set()
 
 
 class LostCuda:
