@@ -5,7 +5,7 @@ A failed read is a row and no exception; where all of a shard fail, it is the st
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tenacity import (
 
 from pipeline.costs import Costs
 from pipeline.errors import ErrorCode, ImageError, StoreUnavailableError
-from pipeline.read_object import md5_of
+from pipeline.read_object import agrees, ask_for_object, md5_of
 from pipeline.schema import FETCHED, pack_shard, unpack_shard
 from pipeline.storage import check_visible, is_local, is_s3, local_etag, one_line, open_filesystem, path_of
 from pipeline.under_way import Tell, tell_nobody
@@ -31,9 +31,9 @@ from pipeline.watchdog import TRIED_AGAIN, start_watchdog, watch
 
 READ_THREADS = 16  # one object of 100 KB takes 20-50 ms from S3, so this many in flight are 300-800 images/s
 _READ_ATTEMPTS = 4  # on top of the client's own; for what clients do not repeat: cut bodies, wrong checksums
-# Of --step-timeout: what one request may take, and after which no object is asked for again. An object is two requests
-# at most, so a store that does not answer gives rows (0.4 + 2 x 0.25 < 1), and the watchdog, which ends the process, is
-# for what cannot be cancelled: a disk that hangs.
+# Of --step-timeout: what one request may take, and after which no object is asked for again. A store that does not
+# answer gives rows (0.4 + 0.25 < 1), and the watchdog, which ends the process, is for what cannot be cancelled: a disk
+# that hangs.
 _REQUEST_SHARE, _READ_SHARE = 0.25, 0.4
 # A connection that has fallen asleep is given up soon, a store that is slow is given longer each time. A tenth of the
 # bytes a second that one connection to S3 gives.
@@ -147,28 +147,43 @@ def read_verified(
     """The bytes of one object, checked by length and, where the ETag is an MD5 digest, by content.
 
     Raises _ChangedError where the store now holds another object, _CorruptError where the bytes are wrong,
-    TimeoutError where a request takes longer than `seconds`, and what the file system raises.
+    TimeoutError where the request takes longer than `seconds`, and what the file system raises.
     """
-    data: bytes = _request(filesystem, "cat_file", path, seconds, path)
     if is_local(filesystem):
-        if (now := local_etag(Path(path).stat())) != etag:
-            raise _ChangedError(f"planned with modification time and size {etag}, now {now}")
-        return data
-    if len(data) == size_bytes and hashlib.md5(data, usedforsecurity=False).hexdigest() == etag:
-        return data
-    return _ask_store(filesystem, path, etag, size_bytes, data, seconds)
+        return _read_local(filesystem, path, etag)
+    if is_s3(filesystem):
+        # The answer also says which object the store holds now, so there is nothing left to ask.
+        answer = _request(filesystem, ask_for_object(filesystem, path), path, seconds)
+        data, now, is_whole = answer["Body"], answer["ETag"].strip('"'), agrees(answer)
+        if now != etag:
+            raise _ChangedError(f"planned with ETag {etag}, now {now}")
+    else:
+        data = (
+            _request(filesystem, filesystem._cat_file(path), path, seconds)
+            if filesystem.async_impl
+            else filesystem.cat_file(path)
+        )
+        is_whole = md5_of({"ETag": etag}) in (None, hashlib.md5(data, usedforsecurity=False).hexdigest())
+    if len(data) != size_bytes or not is_whole:
+        raise _CorruptError(f"{len(data)} bytes came that are not the {size_bytes} bytes of ETag {etag}")
+    return data
 
 
-def _request(filesystem: Any, method: str, path: str, seconds: float, *args: Any, **kwargs: Any) -> Any:
-    """Call `method` of `filesystem`. Where it is asynchronous, as s3fs is, its request is cancelled after `seconds`.
+def _read_local(filesystem: fsspec.AbstractFileSystem, path: str, etag: str) -> bytes:
+    data: bytes = filesystem.cat_file(path)
+    if (now := local_etag(Path(path).stat())) != etag:
+        raise _ChangedError(f"planned with modification time and size {etag}, now {now}")
+    return data
+
+
+def _request(filesystem: Any, request: Coroutine[Any, Any, Any], path: str, seconds: float) -> Any:
+    """What `request` of an asynchronous file system gives. It is cancelled after `seconds`.
 
     fsspec's own time limit only stops waiting: the request, its connection and its memory would stay.
     """
-    if not filesystem.async_impl:
-        return getattr(filesystem, method)(*args, **kwargs)
 
-    async def request() -> "asyncio.Future[Any] | None":
-        task = asyncio.ensure_future(getattr(filesystem, f"_{method}")(*args, **kwargs))
+    async def limited() -> "asyncio.Future[Any] | None":
+        task = asyncio.ensure_future(request)
         if (await asyncio.wait([task], timeout=seconds))[0]:
             return task
         task.cancel()
@@ -176,22 +191,7 @@ def _request(filesystem: Any, method: str, path: str, seconds: float, *args: Any
         return None
 
     # What was raised is taken out here, because fsspec would replace a TimeoutError by one of its own without a text.
-    done = fsspec.asyn.sync(filesystem.loop, request)
+    done = fsspec.asyn.sync(filesystem.loop, limited)
     if done is None:
         raise TimeoutError(f"{path} did not come within {seconds:g} s")
     return done.result()
-
-
-def _ask_store(filesystem: Any, path: str, etag: str, size_bytes: int, data: bytes, seconds: float) -> bytes:
-    """Ask the store what it holds: another object, one whose ETag is no digest, or the planned one read wrongly."""
-    if not is_s3(filesystem):
-        if len(data) == size_bytes and md5_of({"ETag": etag}) is None:
-            return data
-        raise _CorruptError(f"{len(data)} bytes came where the listing said {size_bytes}")
-    bucket, key = path.split("/", 1)
-    head = _request(filesystem, "call_s3", path, seconds, "head_object", Bucket=bucket, Key=key)
-    if head["ETag"].strip('"') != etag:
-        raise _ChangedError(f"planned with ETag {etag}, now {head['ETag']}")
-    if md5_of(head) is None and len(data) == size_bytes:
-        return data  # the client's own checksum has to do
-    raise _CorruptError(f"{len(data)} bytes came that are not the {size_bytes} bytes of ETag {etag}")

@@ -28,21 +28,30 @@ def get_object(filesystem: Any, path: str) -> dict[str, Any]:
     The client checks by itself only what was stored with a checksum, and not every store keeps those. Raises
     DamagedError, FileNotFoundError, PermissionError, and other OSErrors.
     """
-    bucket, key = path.split("/", 1)
-
-    async def get() -> dict[str, Any]:
-        answer: dict[str, Any] = await filesystem._call_s3("get_object", Bucket=bucket, Key=key)
-        try:
-            answer["Body"] = await answer["Body"].read()
-        except (ClientError, BotoCoreError) as error:  # a body is read outside of the client's own retries
-            raise DamagedError(f"{path}: {one_line(error)}") from error
-        return answer
-
     filesystem.connect()
-    answer: dict[str, Any] = sync(filesystem.loop, get)
-    if md5_of(answer) not in (None, hashlib.md5(answer["Body"], usedforsecurity=False).hexdigest()):
+    answer: dict[str, Any] = sync(filesystem.loop, ask_for_object, filesystem, path)
+    if not agrees(answer):
         raise DamagedError(f"{len(answer['Body'])} bytes of {path} came that are not those of ETag {answer['ETag']}")
     return answer
+
+
+async def ask_for_object(filesystem: Any, path: str) -> dict[str, Any]:
+    """As `get_object`, to be awaited on the file system's loop, and nothing checked.
+
+    One request, where s3fs asks for the size first.
+    """
+    bucket, key = path.split("/", 1)
+    answer: dict[str, Any] = await filesystem._call_s3("get_object", Bucket=bucket, Key=key)
+    try:
+        answer["Body"] = await answer["Body"].read()
+    except (ClientError, BotoCoreError) as error:  # a body is read outside of the client's own retries
+        raise DamagedError(f"{path}: {one_line(error)}") from error
+    return answer
+
+
+def agrees(answer: Mapping[str, Any]) -> bool:
+    """Whether `Body` is what `ETag` says, or it says nothing of it."""
+    return md5_of(answer) in (None, hashlib.md5(answer["Body"], usedforsecurity=False).hexdigest())
 
 
 def md5_of(answer: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,6 @@ from functools import partial
 import pyarrow as pa
 import pytest
 from fsspec.asyn import AsyncFileSystem
-from fsspec.implementations.memory import MemoryFileSystem
 from tenacity import wait_none
 
 from pipeline import read
@@ -21,9 +20,10 @@ DATA = b"encoded image bytes" * 50
 ETAG = hashlib.md5(DATA).hexdigest()
 
 
-class FakeStore(MemoryFileSystem):
+class FakeStore(AsyncFileSystem):
     """Answers each read with the next of `answers`: bytes, or an exception to raise. Looks like S3 to `read`."""
 
+    protocol = "memory"
     cachable = False
 
     def __init__(self, *answers, head=None):
@@ -32,16 +32,24 @@ class FakeStore(MemoryFileSystem):
         self.head = head or {"ETag": f'"{ETAG}"'}
         self.reads = 0
 
-    def cat_file(self, path, **kwargs):
+    def call_s3(self, method, **kwargs):
+        raise NotImplementedError
+
+    async def _call_s3(self, method, **kwargs):
+        assert method == "get_object"
         self.reads += 1
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return {"Body": FakeBody(answer), **self.head}
 
-    def call_s3(self, method, **kwargs):
-        assert method == "head_object"
-        return self.head
+
+class FakeBody:
+    def __init__(self, data):
+        self.data = data
+
+    async def read(self):
+        return self.data
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +116,19 @@ def test_an_etag_of_an_encrypted_object_is_no_digest():
     plain = {"ETag": f'"{etag}"', "ServerSideEncryption": "AES256"}
     result = fetch(FakeStore(DATA, head=plain), etag=etag)
     assert isinstance(result, ImageError) and result.code is ErrorCode.CORRUPT_IN_TRANSIT
+
+
+def test_an_object_of_a_bucket_is_one_request_also_where_it_was_replaced(s3):
+    folder = s3.bucket("one-get")
+    stage = FetchImages(folder)
+    stage.filesystem.pipe_file(f"{stage.root}/a.jpg", DATA)
+    [image] = list_images(folder)
+    requests = []
+    stage.filesystem.s3.meta.events.register("before-send.s3", lambda request, **_: requests.append(request.method))
+    assert stage.fetch(image.image_key, image.etag, image.size_bytes) == DATA
+    result = stage.fetch(image.image_key, "0" * 32, image.size_bytes)
+    assert isinstance(result, ImageError) and result.code is ErrorCode.CHANGED
+    assert requests == ["GET", "GET"]
 
 
 def test_local_files_that_changed_or_went_are_rows(tmp_path):
