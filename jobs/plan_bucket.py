@@ -15,6 +15,8 @@ PROG = "plan_bucket.py"
 
 def main(args: Sequence[str] | None = None) -> int:
     settings = parse(Settings, sys.argv[1:] if args is None else args, prog=PROG)
+    if settings.selfcheck:
+        fail(PROG, "--selfcheck belongs to segment_bucket.py")
     from pipeline.preview import preview  # loads torch to read the checkpoint: --help should not wait
     from pipeline.report import print_preview, show_log_lines
 

@@ -20,11 +20,16 @@ def main(args: Sequence[str] | None = None) -> int:
     settings = parse(Settings, sys.argv[1:] if args is None else args, prog=PROG)
     set_ray_environment()
     # Only now, because these load Ray and torch: --help should not wait, and Ray reads its environment when loaded.
-    from pipeline.report import print_summary, show_log_lines
+    from pipeline.report import print_selfcheck, print_summary, show_log_lines
     from pipeline.run import segment_bucket
+    from pipeline.selfcheck import selfcheck
 
     show_log_lines()
     try:
+        if settings.selfcheck:
+            checked = selfcheck(settings)
+            print_selfcheck(checked)
+            return 0 if checked.passes else 1
         report = segment_bucket(settings)
     except RunError as error:
         fail(PROG, str(error))

@@ -8,10 +8,12 @@ import logging
 import math
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from pipeline.config import Settings
 from pipeline.errors import RunError
@@ -19,6 +21,8 @@ from pipeline.ray_environment import joins_a_cluster
 from pipeline.storage import one_line
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 READ_PLAN_CPUS = 0.1  # a task that reads a Parquet file of the plan
 FETCH_CPUS = 0.2  # an actor that waits for the store with 16 threads
@@ -132,6 +136,16 @@ def allot(settings: Settings, resources: Resources) -> Allotment:
     allotment = (_allot_gpus if device == "cuda" else _allot_cpus)(settings, resources)
     _check(allotment, resources)
     return allotment
+
+
+def run_on_worker(allotment: Allotment, function: Callable[..., T], *args: Any) -> T:
+    """`function(*args)`, once, where and with what a model actor would have. Raises what it raises, as it raised it."""
+    task = ray.remote(num_cpus=allotment.model_cpus, num_gpus=allotment.model_gpus, max_retries=0)(function)
+    try:
+        result: T = ray.get(task.remote(*args))
+    except RayTaskError as error:
+        raise error.cause from None
+    return result
 
 
 def _allot_gpus(settings: Settings, resources: Resources) -> Allotment:

@@ -84,6 +84,8 @@ class Settings:
     """CPUs of a model actor: decode threads beside a GPU, model threads without one. Default: up to 4."""
     limit: int | None = None
     """Only the first N images of the listing."""
+    selfcheck: bool = False
+    """Write nothing: compare the device's results for 8 (--limit) images with plain PyTorch on a CPU, and time it."""
     run_id: str | None = None
     """Name of the run. Default: an unfinished run of the same settings is resumed, else a new name from the time."""
     max_failure_rate: float = 0.01

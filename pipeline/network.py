@@ -92,14 +92,10 @@ class Network:
 
         Raises what PyTorch raises, also where the device has not the memory.
         """
-        padded_hw = images[0].geometry.padded_hw
-        assert all(image.geometry.padded_hw == padded_hw for image in images), "a batch has one padded size"
         what = images[0].name if len(images) == 1 else f"{len(images)} images from {images[0].name} on"
         with self.lock, watch("segmenting", what), torch.inference_mode():
             with costs.passing("model"):
-                resized = [self.processor.resize_on(self.device, i.pixels_hw3, i.geometry.resized_hw) for i in images]
-                output = self.forward(self.processor.to_batch(resized, padded_hw, self.device))
-                logits_BQK1, masks_BQhw = output.class_queries_logits.float(), output.masks_queries_logits.float()
+                logits_BQK1, masks_BQhw = self._decoder_outputs(images)
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)  # else the reduction would be charged with the model's time
             with costs.passing("reduce"):
@@ -107,6 +103,19 @@ class Network:
                     infer(logits_QK1, masks_Qhw, image.geometry, self.inference)
                     for image, logits_QK1, masks_Qhw in zip(images, logits_BQK1, masks_BQhw, strict=True)
                 ]
+
+    def decoder_outputs(self, images: Sequence[PreparedImage]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class logits [B, Q, K+1] and mask logits [B, Q, h, w] that `run` reduces, float32, in the host's memory."""
+        with self.lock, watch("segmenting", images[0].name), torch.inference_mode():
+            logits_BQK1, masks_BQhw = self._decoder_outputs(images)
+            return logits_BQK1.cpu(), masks_BQhw.cpu()
+
+    def _decoder_outputs(self, images: Sequence[PreparedImage]) -> tuple[torch.Tensor, torch.Tensor]:
+        padded_hw = images[0].geometry.padded_hw
+        assert all(image.geometry.padded_hw == padded_hw for image in images), "a batch has one padded size"
+        resized = [self.processor.resize_on(self.device, i.pixels_hw3, i.geometry.resized_hw) for i in images]
+        output = self.forward(self.processor.to_batch(resized, padded_hw, self.device))
+        return output.class_queries_logits.float(), output.masks_queries_logits.float()
 
     def _forward(self, pixels_B3HW: torch.Tensor) -> Mask2FormerOutput:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):

@@ -11,6 +11,7 @@ from pipeline.config import Settings
 from pipeline.costs import ON_DEVICE
 from pipeline.increments import describe
 from pipeline.preview import Preview
+from pipeline.selfcheck import SelfCheck
 
 
 def show_log_lines() -> None:
@@ -52,6 +53,26 @@ def print_summary(report: Report, settings: Settings) -> None:
     for name in ("images", "segments"):
         version = f" (Delta table, version {report.table_versions[name]})"
         console.print(f"{name}: {settings.output.rstrip('/')}/{name}{version}", markup=False, highlight=False)
+
+
+def print_selfcheck(check: SelfCheck) -> None:
+    """Differences, then speed."""
+    compared, timing = check.comparison, check.timing
+    table = Table(title=f"{check.device}, {check.precision}, against plain PyTorch on a CPU in fp32", show_header=False)
+    table.add_row("images compared", f"{compared.num_images}")
+    table.add_row("class logits", f"differ by {compared.class_logits:.1e} at most")
+    table.add_row("mask logits", f"differ by {compared.mask_logits:.1e} at most")
+    table.add_row(
+        "mask bits", f"{compared.flipped:.1e} of them differ: " + ("rounding" if check.passes else "TOO MANY")
+    )
+    only = f", {compared.segments_only_here} only here" if compared.segments_only_here else ""
+    table.add_row("segments", f"{compared.segments_alike} of {compared.segments} found alike{only}")
+    steps = ", ".join(f"{step} {ms:,.1f}" for step, ms in timing.device_ms.items())
+    table.add_row(
+        "images/s", f"{timing.images_per_second:,.2f} of one model actor; ms per image on the device: {steps}"
+    )
+    table.add_row("batches", f"at most {timing.batch_size} images and {timing.max_batch_pixels:,} padded pixels")
+    Console(highlight=False, soft_wrap=True).print(table)
 
 
 def print_preview(preview: Preview) -> None:

@@ -7,7 +7,6 @@ import _thread
 import contextlib
 import logging
 import math
-import os
 import re
 import signal
 import threading
@@ -39,11 +38,10 @@ from pipeline.plan import PlanFile, read_plan_file, refuse_empty
 from pipeline.prepare import Checked, check, output_errors
 from pipeline.progress import Progress
 from pipeline.publish import Publisher
-from pipeline.read import MAX_OBJECT_BYTES, FetchImages
+from pipeline.read import FetchImages
 from pipeline.runs import Run, find_report, find_run, plan_run, take_up
 from pipeline.schema import costs_of, pack_shard, unpack_shard, visit_of
-from pipeline.segment import SegmentImages
-from pipeline.segmenter import SegmentSpec
+from pipeline.segment import SegmentImages, segment_spec
 from pipeline.storage import STORE_ERRORS, one_line, open_filesystem
 from pipeline.sweep import sweep
 from pipeline.under_way import Tell
@@ -56,8 +54,6 @@ logger = logging.getLogger(__name__)
 SHARDS_PER_ROUND = 50_000
 # A shard is what a dying worker loses and what progress moves by: minutes of work on either device.
 SHARD_IMAGES_GPU, SHARD_IMAGES_CPU = 512, 16
-
-MAX_BATCH_PIXELS = 16 * 800 * 1344  # padded; larger batches keep a GPU no busier, smaller images are more in one
 
 
 def segment_bucket(settings: Settings) -> Report | None:
@@ -182,7 +178,12 @@ def build_dataset(
         )
         .map_batches(
             SegmentImages,
-            fn_constructor_args=(_segment_spec(run, allotment), settings.output, run.run_id, board.in_hand),
+            fn_constructor_args=(
+                segment_spec(settings, run.model, allotment),
+                settings.output,
+                run.run_id,
+                board.in_hand,
+            ),
             # Two shards at a time in an actor: one on the device, the next decoding. In flight / concurrent must stay
             # above 1.75 or Ray never adds an actor.
             compute=_pool(
@@ -301,28 +302,6 @@ def _rounds(files: tuple[PlanFile, ...], done: set[int]) -> Iterator[list[tuple[
             shards.append((file, pending))
     if shards:
         yield shards
-
-
-def _segment_spec(run: Run, allotment: Allotment) -> SegmentSpec:
-    settings = run.settings
-    return SegmentSpec(
-        model=settings.model,
-        weights_sha256=run.model.weights_sha256,
-        preprocess=settings.preprocess,
-        image_size=settings.parsed_image_size(),
-        exif=settings.exif,
-        max_image_pixels=settings.max_image_pixels,
-        inference=run.model.inference,
-        precision=settings.precision,
-        device=allotment.device,
-        threads=allotment.model_threads,
-        batch_size=settings.batch_size or (64 if allotment.device == "cuda" else 1),
-        # A batch size that somebody asks for is not cut by a default.
-        max_batch_pixels=settings.max_batch_pixels or (2**40 if settings.batch_size else MAX_BATCH_PIXELS),
-        shard_bytes=max(settings.shard_mib * 2**20, MAX_OBJECT_BYTES),
-        step_timeout=settings.step_timeout,
-        planted_faults=os.environ.get("M2F_PLANTED_FAULTS") == "1",  # tests and drills only
-    )
 
 
 def _pool(actors: tuple[int, int], num_shards: int, **options: Any) -> ActorPoolStrategy:

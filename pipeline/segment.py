@@ -15,9 +15,13 @@ import pyarrow as pa
 
 from m2f_core.checkpoint import CheckpointError
 from m2f_core.rle import Rle
+from pipeline.cluster import Allotment
+from pipeline.config import Settings
 from pipeline.costs import Costs, add_up
 from pipeline.errors import ImageError, RunError, StoreUnavailableError
 from pipeline.isolate import segment_one_by_one
+from pipeline.prepare import Model
+from pipeline.read import MAX_OBJECT_BYTES
 from pipeline.schema import SEGMENTED, ModelVisit, costs_of, pack_shard, unpack_shard
 from pipeline.segmenter import SegmentedImage, Segmenter, SegmentSpec
 from pipeline.started import Starts
@@ -28,6 +32,30 @@ logger = logging.getLogger(__name__)
 
 # One end may be the machine's, or that of another shard in the same process. Two are the shard's own.
 STARTS_BEFORE_ISOLATION = 2
+MAX_BATCH_PIXELS = 16 * 800 * 1344  # padded; larger batches keep a GPU no busier, smaller images are more in one
+_BATCH_SIZE_GPU, _BATCH_SIZE_CPU = 64, 1
+
+
+def segment_spec(settings: Settings, model: Model, allotment: Allotment) -> SegmentSpec:
+    """What a model actor of these settings is told."""
+    return SegmentSpec(
+        model=settings.model,
+        weights_sha256=model.weights_sha256,
+        preprocess=settings.preprocess,
+        image_size=settings.parsed_image_size(),
+        exif=settings.exif,
+        max_image_pixels=settings.max_image_pixels,
+        inference=model.inference,
+        precision=settings.precision,
+        device=allotment.device,
+        threads=allotment.model_threads,
+        batch_size=settings.batch_size or (_BATCH_SIZE_GPU if allotment.device == "cuda" else _BATCH_SIZE_CPU),
+        # A batch size that somebody asks for is not cut by a default.
+        max_batch_pixels=settings.max_batch_pixels or (2**40 if settings.batch_size else MAX_BATCH_PIXELS),
+        shard_bytes=max(settings.shard_mib * 2**20, MAX_OBJECT_BYTES),
+        step_timeout=settings.step_timeout,
+        planted_faults=os.environ.get("M2F_PLANTED_FAULTS") == "1",  # tests and drills only
+    )
 
 
 class SegmentImages:

@@ -48,6 +48,7 @@ FLAGS = (
     "--publish-every",
     "--run-id",
     "--score-threshold",
+    "--selfcheck",
     "--shard-mib",
     "--step-timeout",
     "--task",

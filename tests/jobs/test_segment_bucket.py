@@ -251,8 +251,8 @@ import dataclasses, sys
 from pipeline.ray_environment import set_ray_environment
 set_ray_environment()
 import pipeline.run
-right = pipeline.run._segment_spec
-pipeline.run._segment_spec = lambda *args: dataclasses.replace(right(*args), weights_sha256="0" * 64)
+right = pipeline.run.segment_spec
+pipeline.run.segment_spec = lambda *args: dataclasses.replace(right(*args), weights_sha256="0" * 64)
 from jobs import segment_bucket
 sys.exit(segment_bucket.main(sys.argv[1:]))
 """
