@@ -135,14 +135,14 @@ class ImageProcessor:
             resized_hw = padded_hw  # stretched instead of padded
         return ImageGeometry((height, width), resized_hw, padded_hw)
 
-    def resize(self, image: Image.Image) -> np.ndarray:
-        """Resize an RGB image; returns uint8 [h, w, 3] of `geometry(...).resized_hw`.
+    def resize(self, image: Image.Image, resized_hw: tuple[int, int] | None = None) -> np.ndarray:
+        """Resize an RGB image; returns uint8 [h, w, 3] of `resized_hw`, by default that of its own `geometry`.
 
         What Pillow's own `resize` gives, to the last bit.
         """
         if image.mode != "RGB":
             raise ValueError(f"the image has mode {image.mode}, not RGB")
-        height, width = self.geometry(image.height, image.width).resized_hw
+        height, width = resized_hw or self.geometry(image.height, image.width).resized_hw
         if self.resample in RESAMPLES:
             return resize_by_kernel(np.array(image), (height, width), self.resample)
         return np.array(image.resize((width, height), Image.Resampling(self.resample)))

@@ -60,6 +60,8 @@ class Settings:
     """SHORTEST:LONGEST edge (800:1333) or HEIGHTxWIDTH (384x384). Default: what the checkpoint's files say."""
     exif: bool = field(default=True, metadata=CHANGES_RESULTS)
     """Turn images as their EXIF orientation says; masks are in the turned frame."""
+    scaled_jpeg: bool = field(default=False, metadata=CHANGES_RESULTS)
+    """Decode JPEGs at 1/2, 1/4 or 1/8 of their size where the network's input is smaller still. Nearly the same."""
     max_image_pixels: int = field(default=64_000_000, metadata=CHANGES_RESULTS)
     """Images with more pixels get a row `too_large`; checked before a pixel is decoded."""
     precision: Literal["fp32", "bf16"] = field(default="fp32", metadata=CHANGES_RESULTS)

@@ -102,15 +102,21 @@ _PNG_ORIENTATION_KEYWORDS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.
 _TIFF_TAGS = {"BitsPerSample": 258, "PhotometricInterpretation": 262, "TileWidth": 322, "TileLength": 323}
 
 
-def decode_image(data: bytes, *, max_pixels: int, apply_exif: bool) -> Image.Image:
+def decode_image(
+    data: bytes, *, max_pixels: int, apply_exif: bool, at_least_hw: tuple[int, int] | None = None
+) -> Image.Image:
     """Decode to RGB; raises ImageError with UNSUPPORTED, DECODE_FAILED or TOO_LARGE and nothing else.
 
-    `max_pixels` bounds height x width as the header states them. Safe to call from several threads.
+    `max_pixels` bounds height x width as the header states them. Where `at_least_hw` (of the upright image) allows it,
+    a JPEG comes at a half, a quarter or an eighth of its size. Safe to call from several threads.
     """
     format_name = _format_of(data)
     with _as_image_error(format_name):
         image = _open(data, format_name, max_pixels)
         orientation = _orientation(image, data) if apply_exif else 1
+        if at_least_hw is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+            height, width = at_least_hw[::-1] if orientation in _SWAPS_SIDES else at_least_hw
+            _draft(image, height, width)
         image.load()
         rgb_image = _to_rgb(image)
         return rgb_image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb_image
@@ -214,6 +220,20 @@ def _orientation(image: ImageFile.ImageFile, data: bytes) -> int:
         return orientation if orientation in _UPRIGHT else 1
     except Exception:  # a broken EXIF block says nothing about the pixels
         return 1
+
+
+def _draft(image: JpegImagePlugin.JpegImageFile, height: int, width: int) -> None:
+    """Have libjpeg leave out the high frequencies, and thereby pixels, as long as height x width are left.
+
+    Only by a number that divides both sides: else its last cells stand for pixels that are not there, and the grid of
+    the smaller image lies beside that of the larger one.
+    """
+    for scale in (8, 4, 2):
+        if image.width % scale == image.height % scale == 0 and (
+            image.width >= scale * width and image.height >= scale * height
+        ):
+            image.draft(None, (image.width // scale, image.height // scale))
+            return
 
 
 def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:

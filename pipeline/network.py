@@ -76,14 +76,18 @@ class Network:
         # Ray may call from several threads at once, so that one shard decodes while another is on the device.
         self.lock = threading.Lock()
 
-    def prepare(self, image: Image.Image, name: str) -> PreparedImage:
-        """Resize an RGB image, or leave that to the device; the pixels the network sees are the same."""
-        geometry = self.processor.geometry(image.height, image.width)
+    def prepare(self, image: Image.Image, geometry: ImageGeometry, name: str) -> PreparedImage:
+        """Resize an RGB image, or leave that to the device; the pixels the network sees are the same.
+
+        `geometry` is that of the image as it is stored; it may have been decoded smaller.
+        """
         if self.device.type == "cpu":
-            return PreparedImage(torch.from_numpy(self.processor.resize(image)), geometry, name)
+            return PreparedImage(torch.from_numpy(self.processor.resize(image, geometry.resized_hw)), geometry, name)
         decoded, resized = image.height * image.width, geometry.resized_hw[0] * geometry.resized_hw[1]
         on_device = self.processor.resizes_anywhere and decoded <= _MOST_DECODED_TO_RESIZED * resized
-        pixels_hw3 = torch.from_numpy(np.array(image) if on_device else self.processor.resize(image))
+        pixels_hw3 = torch.from_numpy(
+            np.array(image) if on_device else self.processor.resize(image, geometry.resized_hw)
+        )
         # Pinned memory travels while the device computes.
         return PreparedImage(pixels_hw3.pin_memory(), geometry, name)
 

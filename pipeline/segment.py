@@ -44,6 +44,7 @@ def segment_spec(settings: Settings, model: Model, allotment: Allotment) -> Segm
         preprocess=settings.preprocess,
         image_size=settings.parsed_image_size(),
         exif=settings.exif,
+        scaled_jpeg=settings.scaled_jpeg,
         max_image_pixels=settings.max_image_pixels,
         inference=model.inference,
         precision=settings.precision,

@@ -5,6 +5,7 @@ what single images give, to float rounding. Where memory runs out, batches becom
 """
 
 import logging
+import math
 import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,9 @@ from pipeline.weights import stage_model
 
 logger = logging.getLogger(__name__)
 
+# Of the network's input. With 1 there is nothing left to resize, and the pixels differ by up to 30 levels, with 1.25 by
+# a third of that.
+_LEAST_DECODED = 1.25
 _BATCHES_AHEAD = 2  # decoded batches waiting for the device, per shard in the actor
 
 
@@ -52,6 +56,7 @@ class SegmentSpec:
     max_batch_pixels: int  # padded, of all images of a batch; one image may have more
     shard_bytes: int = 512 * 2**20  # encoded, at most
     step_timeout: float = 600.0  # seconds for one decode or one batch
+    scaled_jpeg: bool = False  # decode large JPEGs at a fraction of their size
     planted_faults: bool = False  # tests and drills: look for pipeline.planted_faults in the images
 
 
@@ -101,7 +106,7 @@ class Segmenter:
         results: list[Any] = list(self.decoders.map(self._measure, encoded, names, repeat(costs)))
         sizes = [r.padded_hw if isinstance(r, ImageGeometry) else None for r in results]
         batches = plan_batches(sizes, self._most_in_a_batch)
-        prepare = [[(encoded[index], names[index], costs) for index in batch] for batch in batches]
+        prepare = [[(encoded[i], results[i], names[i], costs) for i in batch] for batch in batches]
         for batch, prepared in zip(batches, self._prepare_ahead(prepare), strict=True):
             ready = [(i, p) for i, p in zip(batch, prepared, strict=True) if isinstance(p, PreparedImage)]
             for index, outcome in zip(batch, prepared, strict=True):
@@ -121,15 +126,21 @@ class Segmenter:
             return error
         return self.network.processor.geometry(height, width)
 
-    def _prepare(self, data: bytes, name: str, costs: Costs) -> PreparedImage | ImageError:
+    def _prepare(self, data: bytes, geometry: ImageGeometry, name: str, costs: Costs) -> PreparedImage | ImageError:
+        at_least_hw = least_decoded(geometry) if self.spec.scaled_jpeg else None
         try:
             with watch("decoding", name):
                 if self.spec.planted_faults:
                     planted_faults.trip(data)
                 with costs.of_thread("decode"):
-                    image = decode_image(data, max_pixels=self.spec.max_image_pixels, apply_exif=self.spec.exif)
+                    image = decode_image(
+                        data,
+                        max_pixels=self.spec.max_image_pixels,
+                        apply_exif=self.spec.exif,
+                        at_least_hw=at_least_hw,
+                    )
                 with costs.of_thread("resize"):
-                    return self.network.prepare(image, name)
+                    return self.network.prepare(image, geometry, name)
         except ImageError as error:
             return error
         except MemoryError:
@@ -196,6 +207,12 @@ class Segmenter:
                 SegmentedImage(*image.geometry.original_hw, found_segments(result))
                 for image, result in zip(images, found, strict=True)
             ]
+
+
+def least_decoded(geometry: ImageGeometry) -> tuple[int, int]:
+    """(height, width) that a JPEG must at least have when it is decoded smaller than it is."""
+    height, width = geometry.resized_hw
+    return math.ceil(_LEAST_DECODED * height), math.ceil(_LEAST_DECODED * width)
 
 
 def load_network(spec: SegmentSpec) -> Network:

@@ -113,7 +113,8 @@ def compare(network: Network, plain: Network, images: Sequence[Image.Image]) -> 
     class_logits = mask_logits = 0.0
     flipped = cells = segments = alike = only_here = 0
     for number, image in enumerate(images):
-        here, there = ([one.prepare(image, f"image {number}")] for one in (network, plain))
+        geometry = plain.processor.geometry(image.height, image.width)
+        here, there = ([one.prepare(image, geometry, f"image {number}")] for one in (network, plain))
         (classes_here, masks_here), (classes_there, masks_there) = (
             network.decoder_outputs(here),
             plain.decoder_outputs(there),

@@ -3,9 +3,9 @@
     python tests/benchmarks/bench_input.py [--repeats 15]
 
 Both sides decode with Pillow, resize by the paper's rule (800:1333) and normalise; ours is the `reference` mode, as the
-job does it on a CPU. "hf" is our mode that gives transformers' pixels bit for bit. The photographs come with
-scikit-image, scaled to the size named and saved with quality 90. The sides take turns; medians. "ceiling" is the time
-of the decoder alone, which is the same library on both sides. The last line is one JSON document.
+job does it on a CPU. "hf" is our mode that gives transformers' pixels bit for bit, "scaled" is `--scaled-jpeg`. The
+photographs come with scikit-image, scaled to the size named and saved with quality 90. The sides take turns; medians.
+"ceiling" is the time of the decoder alone, which is the same library on both sides. The last line is one JSON document.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from transformers.models.mask2former.image_processing_pil_mask2former import Mas
 
 from m2f_core.image_processor import ImageProcessor
 from pipeline.decode import decode_image
+from pipeline.segmenter import least_decoded
 
 SIZES_HW = [(480, 640), (1080, 1920), (3000, 4000)]
 PHOTOGRAPH = Path(skimage.__file__).parent / "data" / "coffee.png"
@@ -59,10 +60,12 @@ def compare(height: int, width: int, repeats: int) -> dict[str, object]:
     def transformers() -> np.ndarray:
         return theirs(Image.open(io.BytesIO(data)).convert("RGB"), return_tensors="pt")["pixel_values"].numpy()
 
-    def ours(mode: str) -> np.ndarray:
-        processor, image = ImageProcessor(mode), decode()
-        padded_hw = processor.geometry(image.height, image.width).padded_hw
-        return processor.to_batch([processor.resize(image)], padded_hw).numpy()
+    def ours(mode: str, *, scaled: bool = False) -> np.ndarray:
+        processor = ImageProcessor(mode)
+        geometry = processor.geometry(height, width)
+        least = least_decoded(geometry) if scaled else None
+        image = decode_image(data, max_pixels=10**9, apply_exif=True, at_least_hw=least)
+        return processor.to_batch([processor.resize(image, geometry.resized_hw)], geometry.padded_hw).numpy()
 
     if not np.array_equal(transformers(), ours("hf")):
         raise RuntimeError("hf mode must give transformers' pixels")
@@ -70,6 +73,7 @@ def compare(height: int, width: int, repeats: int) -> dict[str, object]:
         "transformers": transformers,
         "reference": lambda: ours("reference"),
         "hf": lambda: ours("hf"),
+        "scaled": lambda: ours("reference", scaled=True),
         "ceiling": decode,
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -85,6 +89,7 @@ def compare(height: int, width: int, repeats: int) -> dict[str, object]:
         **{f"{name}_ms": round(value, 2) for name, value in median.items()},
         "ratio": round(median["transformers"] / median["reference"], 2),
         "ratio_hf": round(median["transformers"] / median["hf"], 2),
+        "ratio_scaled": round(median["transformers"] / median["scaled"], 2),
     }
 
 

@@ -47,6 +47,7 @@ FLAGS = (
     "--progress-seconds",
     "--publish-every",
     "--run-id",
+    "--scaled-jpeg",
     "--score-threshold",
     "--selfcheck",
     "--shard-mib",

@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, TiffImagePlugin
 
+from m2f_core.image_processor import ImageProcessor
 from pipeline.decode import FORMATS, decode_image, measure_image
 from pipeline.errors import ErrorCode, ImageError
+from pipeline.segmenter import least_decoded
 
 ROOT = Path(__file__).parents[2]
 ODD_IMAGES = ROOT.parent / "shared" / "data" / "odd_images"
@@ -513,3 +515,66 @@ def test_damaged_files_never_raise_anything_else(data: st.DataObject) -> None:
         damaged[data.draw(st.integers(0, min(end, len(damaged)) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.one_of(st.just(len(damaged)), st.integers(0, len(damaged))))
     assert outcome(bytes(damaged[:cut]), max_pixels=1_000_000) in {"rgb", "unsupported", "decode_failed", "too_large"}
+
+
+# --- JPEGs at a fraction of their size --------------------------------------------------------------------------------
+
+
+@settings(max_examples=40)
+@given(
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.sampled_from([1, 2, 4, 6, 8, 16]),
+    st.tuples(st.integers(1, 64), st.integers(1, 64)),
+    st.sampled_from([1, 3, 6, 8]),
+)
+def test_a_jpeg_may_come_smaller_where_the_number_divides_its_sides_and_enough_is_left(
+    units_hw, factor, at_least_hw, orientation
+):
+    height, width = (side * factor for side in units_hw)
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encoded(Image.new("RGB", (width, height), (200, 30, 90)), "JPEG", exif=exif)
+    upright_hw = (width, height) if orientation >= 5 else (height, width)
+    image = decode_image(data, max_pixels=MAX_PIXELS, apply_exif=True, at_least_hw=at_least_hw)
+    allowed = [
+        scale
+        for scale in (1, 2, 4, 8)
+        if scale == 1
+        or all(side % scale == 0 and side >= scale * least for side, least in zip(upright_hw, at_least_hw, strict=True))
+    ]
+    assert (image.height, image.width) == tuple(side // max(allowed) for side in upright_hw)
+    assert np.abs(np.asarray(image).astype(int) - (200, 30, 90)).max() <= 3
+
+
+@pytest.mark.parametrize("format_name", sorted(set(FORMATS) - {"JPEG"}))
+def test_other_formats_come_whole(format_name):
+    data = encoded(Image.new("RGB", (64, 64)), format_name)
+    assert decode_image(data, max_pixels=MAX_PIXELS, apply_exif=True, at_least_hw=(8, 8)).size == (64, 64)
+
+
+def test_broken_jpegs_are_errors_at_any_size():
+    data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)), "JPEG")
+    for bad in (data[: len(data) // 2], data[:200]):
+        with pytest.raises(ImageError):
+            decode_image(bad, max_pixels=MAX_PIXELS, apply_exif=True, at_least_hw=(32, 32))
+
+
+def test_what_the_network_sees_of_a_smaller_jpeg_is_within_the_documented_bound(photographs):
+    """docs/operations.md: one level of 255 on the mean, 16 at most."""
+    processor, rng = ImageProcessor("reference"), np.random.default_rng(0)
+    worst = []
+    for path in sorted(photographs.iterdir())[:4]:
+        large = Image.open(path).convert("RGB").resize((2600, 2000), Image.Resampling.BICUBIC)
+        grain = rng.normal(0, 6, (2000, 2600, 1))
+        data = encoded(Image.fromarray((np.asarray(large) + grain).clip(0, 255).astype(np.uint8)), "JPEG", quality=90)
+        geometry = processor.geometry(2000, 2600)
+        whole, small = (
+            decode_image(data, max_pixels=MAX_PIXELS, apply_exif=True, at_least_hw=least)
+            for least in (None, least_decoded(geometry))
+        )
+        assert small.size == (1300, 1000), "the closest case that there is"
+        seen = processor.resize(whole).astype(int), processor.resize(small, geometry.resized_hw).astype(int)
+        difference = np.abs(seen[0] - seen[1])
+        worst.append((difference.mean(), difference.max()))
+    assert max(mean for mean, _ in worst) <= 1.0
+    assert 0 < max(most for _, most in worst) <= 16

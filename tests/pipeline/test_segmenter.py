@@ -14,6 +14,7 @@ from PIL import Image
 from m2f_core.instances import InstanceSettings
 from m2f_core.rle import decode
 from m2f_core.semantic import SemanticSettings
+from pipeline import segmenter as segmenter_module
 from pipeline.batches import look_ahead, plan_batches
 from pipeline.errors import ErrorCode, ImageError, InvalidResultError, RunError
 from pipeline.memory import MachineMemory
@@ -206,7 +207,7 @@ def test_a_gpu_gets_decoded_pixels_unless_they_are_many(tiny_checkpoint, monkeyp
     network.device = LostCuda()
     for size_hw, waits_as in (((60, 80), (60, 80)), ((600, 800), (64, 85))):
         image = Image.open(io.BytesIO(encoded(*size_hw)))
-        prepared = network.prepare(image, "x")
+        prepared = network.prepare(image, network.processor.geometry(image.height, image.width), "x")
         assert prepared.pixels_hw3.shape == (*waits_as, 3) and pinned[-1] is prepared.pixels_hw3
         resized = network.processor.resize_on(torch.device("cpu"), prepared.pixels_hw3, prepared.geometry.resized_hw)
         assert np.array_equal(resized.numpy(), network.processor.resize(image))
@@ -258,3 +259,27 @@ def test_planted_faults_are_looked_for_only_where_asked(tiny_checkpoint, monkeyp
         [result] = Segmenter(small_spec(tiny_checkpoint, planted_faults=planted_faults)).segment([image])
         assert isinstance(result, SegmentedImage), "a marker behind the end of an image changes nothing"
         assert tripped == [image] * planted_faults
+
+
+def test_a_jpeg_that_is_decoded_smaller_keeps_the_size_of_its_result(tiny_checkpoint, photographs, monkeypatch):
+    image = Image.open(photographs / "rocket.jpg").convert("RGB").resize((480, 304))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95)
+    decoded, decode_image = [], segmenter_module.decode_image
+    monkeypatch.setattr(
+        segmenter_module,
+        "decode_image",
+        lambda *args, **more: decoded.append(decode_image(*args, **more)) or decoded[-1],
+    )
+    whole, small = (
+        Segmenter(small_spec(tiny_checkpoint, scaled_jpeg=scaled)).segment([buffer.getvalue()])[0]
+        for scaled in (False, True)
+    )
+    assert [d.size for d in decoded] == [(480, 304), (240, 152)], (
+        "the network sees 64 x 101: a quarter, 76 x 120, is too close"
+    )
+    assert (small.height, small.width) == (whole.height, whole.width) == (304, 480)
+    areas = [{segment.class_id: segment.mask.area for segment in result.segments} for result in (whole, small)]
+    assert areas[0] and areas[0].keys() == areas[1].keys()
+    for class_id, area in areas[0].items():
+        assert areas[1][class_id] == pytest.approx(area, rel=0.05)
