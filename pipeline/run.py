@@ -20,33 +20,29 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 from ray._private.log import PlainRayHandler
-from ray.data import ActorPoolStrategy, Datasource, ReadTask
-from ray.data.block import BlockMetadata
+from ray.data import ActorPoolStrategy
 
 from pipeline.board import Board, start_board
 from pipeline.books import Clock, Report, close_books
 from pipeline.cluster import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, Allotment, allot, connect
 from pipeline.config import Settings
-from pipeline.costs import Costs, add_up
-from pipeline.encode import EncodeSpec, encode_shard, warm_up
+from pipeline.encode import EncodeSpec
 from pipeline.errors import BrokenRunError
 from pipeline.increments import changes_of, describe
 from pipeline.journal import Committer, Receipt, Totals
 from pipeline.kill_points import reached
 from pipeline.lease import Lease
-from pipeline.plan import PlanFile, read_plan_file, refuse_empty
+from pipeline.plan import PlanFile, refuse_empty
 from pipeline.prepare import Checked, check, output_errors
 from pipeline.progress import Progress
 from pipeline.publish import Publisher
 from pipeline.read import FetchImages
 from pipeline.runs import Run, find_report, find_run, plan_run, take_up
-from pipeline.schema import costs_of, pack_shard, unpack_shard, visit_of
 from pipeline.segment import SegmentImages, segment_spec
+from pipeline.shard_source import ShardSource
 from pipeline.storage import STORE_ERRORS, one_line, open_filesystem
 from pipeline.sweep import sweep
-from pipeline.under_way import Tell
-from pipeline.watchdog import TRIED_AGAIN, start_watchdog, watch
-from pipeline.write import ShardWriter
+from pipeline.write import EncodeAndWrite, ShardWriter
 
 logger = logging.getLogger(__name__)
 
@@ -219,57 +215,6 @@ def build_dataset(
             **one_shard,
         )
     )
-
-
-class ShardSource(Datasource):
-    """The plan as a Ray source: one read task per plan file, one row per shard that is not done."""
-
-    def __init__(self, output: str, shards: "list[tuple[PlanFile, list[int]]]"):
-        super().__init__()
-        self.output = output
-        self.shards = shards
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        return None
-
-    def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
-        return [self._read_task(plan_file, pending) for plan_file, pending in self.shards]
-
-    def _read_task(self, plan_file: PlanFile, pending: list[int]) -> ReadTask:
-        output = self.output
-
-        def read() -> Iterator[pa.Table]:
-            filesystem, _ = open_filesystem(output)
-            for shard, images in read_plan_file(filesystem, plan_file, pending):
-                yield pack_shard(shard, images)
-
-        metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=(plan_file.path,), exec_stats=None)
-        return ReadTask(read, metadata)
-
-
-class EncodeAndWrite:
-    """CPU actor: the rows of a shard, checked and written; gives its receipt."""
-
-    def __init__(self, encode: EncodeSpec, writer: ShardWriter, step_timeout: float, tell: Tell):
-        self.encode = encode
-        self.writer = writer
-        self.tell = tell
-        warm_up()
-        start_watchdog(step_timeout, TRIED_AGAIN)
-
-    def __call__(self, row: pa.Table) -> pa.Table:
-        self.writer.check_visible()
-        shard, images = unpack_shard(row)
-        first_key, visit = images.column("image_key")[0].as_py(), visit_of(row)
-        with self.tell(shard, "writing", first_key), watch("encoding and writing", f"shard {shard}"):
-            costs = Costs()
-            with costs.of_process("encode"):
-                tables = encode_shard(shard, images, self.encode)
-            with costs.of_process("write"):
-                receipt = self.writer.write(shard, tables, visit.started)
-        seconds = add_up(costs_of(row), costs.seconds)
-        receipt = replace(receipt, seconds=seconds, model_actor=visit.actor, model_ended=visit.ended)
-        return pa.table({"receipt": [receipt.to_json()]})
 
 
 def _stream_receipts(run: Run, allotment: Allotment, done: set[int], board: Board) -> Iterator[Receipt]:

@@ -8,17 +8,21 @@ beside it and the receipt decides. So no part is ever overwritten by another, wh
 import hashlib
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.costs import Costs, add_up
+from pipeline.encode import EncodeSpec, encode_shard, warm_up
 from pipeline.errors import RunError
 from pipeline.journal import PartRecord, Receipt
 from pipeline.kill_points import reached
-from pipeline.schema import TABLES
+from pipeline.schema import TABLES, costs_of, unpack_shard, visit_of
 from pipeline.storage import STORE_ERRORS, check_visible, one_line, open_filesystem, put_object
+from pipeline.under_way import Tell
+from pipeline.watchdog import TRIED_AGAIN, start_watchdog, watch
 
 
 def part_path(table: str, run_id: str, shard: int, sha256: str) -> str:
@@ -79,3 +83,28 @@ class ShardWriter:
             started=started,
             finished=time.time(),
         )
+
+
+class EncodeAndWrite:
+    """CPU actor: the rows of a shard, checked and written; gives its receipt."""
+
+    def __init__(self, encode: EncodeSpec, writer: ShardWriter, step_timeout: float, tell: Tell):
+        self.encode = encode
+        self.writer = writer
+        self.tell = tell
+        warm_up()
+        start_watchdog(step_timeout, TRIED_AGAIN)
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        self.writer.check_visible()
+        shard, images = unpack_shard(row)
+        first_key, visit = images.column("image_key")[0].as_py(), visit_of(row)
+        with self.tell(shard, "writing", first_key), watch("encoding and writing", f"shard {shard}"):
+            costs = Costs()
+            with costs.of_process("encode"):
+                tables = encode_shard(shard, images, self.encode)
+            with costs.of_process("write"):
+                receipt = self.writer.write(shard, tables, visit.started)
+        seconds = add_up(costs_of(row), costs.seconds)
+        receipt = replace(receipt, seconds=seconds, model_actor=visit.actor, model_ended=visit.ended)
+        return pa.table({"receipt": [receipt.to_json()]})

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 THIRD_PARTY_OF_CORE = {"torch", "triton", "numpy", "scipy", "numba", "PIL", "safetensors"}  # Triton comes with torch
 MAY_IMPORT = {"m2f_core": set(), "pipeline": {"m2f_core"}, "jobs": {"m2f_core", "pipeline"}}
-RAY_FILES = {"pipeline/run.py", "pipeline/board.py", "pipeline/cluster.py", "pipeline/finetune.py"}
+RAY_FILES = {f"pipeline/{name}.py" for name in ("run", "shard_source", "board", "cluster", "finetune")}
 
 
 def imported_roots(source: str) -> set[str]:
@@ -86,3 +86,10 @@ def test_the_model_room_runs_without_ray_and_storage():
     loaded = modules_after("import m2f_core.model, m2f_core.segments, m2f_core.checkpoint, m2f_core.image_processor")
     assert not loaded & {"ray", "fsspec", "pyarrow", "pipeline"}
     assert "torch" in loaded
+
+
+@pytest.mark.parametrize("stage", ["pipeline.read", "pipeline.shard_source", "pipeline.write"])
+def test_stages_beside_the_model_do_not_load_torch(stage):
+    """It would cost each of their processes 2 s and 300 MB. What Ray starts imports the module of the class."""
+    code = f"import sys, {stage}; assert not {{'torch', 'pipeline.run'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -94,8 +94,9 @@ def test_the_titles_are_those_of_ray(ray_session):
 
     from pipeline.killer import _TITLES
     from pipeline.read import FetchImages
-    from pipeline.run import EncodeAndWrite, ShardSource
     from pipeline.segment import SegmentImages
+    from pipeline.shard_source import ShardSource
+    from pipeline.write import EncodeAndWrite
 
     names = [FetchImages.__name__, SegmentImages.__name__, EncodeAndWrite.__name__, ShardSource.__name__]
     assert [title for title, name in zip(_TITLES.values(), names, strict=True) if name not in title] == []
