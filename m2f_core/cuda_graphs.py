@@ -29,24 +29,25 @@ class GraphedForward:
         self.record = record or CudaRecorder()
         self.seen: Counter[torch.Size] = Counter()
         self.recorded: dict[torch.Size, Forward] = {}
+        self.too_large: set[torch.Size] = set()
         self.works = True
 
     def __call__(self, pixels_B3HW: Tensor) -> Any:
         shape = pixels_B3HW.shape
-        if shape in self.recorded:
-            return self.recorded[shape](pixels_B3HW)
-        self.seen[shape] += 1
-        if self.works and self.seen[shape] > _SEEN_BEFORE and len(self.recorded) < _MOST_GRAPHS:
+        if shape not in self.recorded and self._pays(shape):
             try:
                 self.recorded[shape] = self.record(self.forward, pixels_B3HW)
             except torch.OutOfMemoryError:
-                raise  # a smaller batch may do
+                self.too_large.add(shape)  # a graph holds memory of its own: without one the batch may well fit
             except Exception as error:
                 self.works = False
                 logger.warning(f"batches are started kernel by kernel, a CUDA graph cannot be recorded: {error}")
-            else:
-                return self.recorded[shape](pixels_B3HW)
-        return self.forward(pixels_B3HW)
+        return self.recorded.get(shape, self.forward)(pixels_B3HW)
+
+    def _pays(self, shape: torch.Size) -> bool:
+        self.seen[shape] += 1
+        is_frequent = self.seen[shape] > _SEEN_BEFORE and shape not in self.too_large
+        return self.works and is_frequent and len(self.recorded) < _MOST_GRAPHS
 
     def forget(self) -> None:
         """Give the memory of all recordings back."""

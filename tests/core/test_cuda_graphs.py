@@ -56,11 +56,26 @@ def test_where_recording_fails_one_warning_says_so_and_results_come_all_the_same
     assert [r.levelname for r in caplog.records] == ["WARNING"] and "not permitted" in caplog.text
 
 
-def test_memory_that_runs_out_while_recording_is_the_batchs_affair() -> None:
-    graphed = GraphedForward(double, Recorder(torch.OutOfMemoryError("CUDA out of memory")))
-    graphed(torch.ones(3)), graphed(torch.ones(3))
-    with pytest.raises(torch.OutOfMemoryError):
-        graphed(torch.ones(3))
+def test_a_batch_too_large_to_record_goes_without_and_smaller_ones_are_recorded() -> None:
+    recorder = Recorder(torch.OutOfMemoryError("CUDA out of memory"))
+    graphed = GraphedForward(double, recorder)
+    for _ in range(5):
+        assert torch.equal(graphed(torch.ones(3)), torch.full((3,), 2.0))
+    assert recorder.shapes == [(3,)], "tried once"
+    recorder.error = None
+    for _ in range(4):
+        assert torch.equal(graphed(torch.ones(2)), torch.full((2,), 2.0))
+    assert recorder.shapes == [(3,), (2,)] and (2,) in graphed.recorded
+
+
+def test_a_batch_that_does_not_fit_without_a_graph_either_is_said_to_be_too_large() -> None:
+    def too_large(pixels: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    graphed = GraphedForward(too_large, Recorder(torch.OutOfMemoryError("CUDA out of memory")))
+    for _ in range(4):
+        with pytest.raises(torch.OutOfMemoryError):
+            graphed(torch.ones(3))
 
 
 class OnDeviceOnly(TorchDispatchMode):
