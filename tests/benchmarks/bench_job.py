@@ -1,12 +1,15 @@
-"""The whole job against a plain transformers + pycocotools loop, on the same photographs, weights, sizes and threads.
+"""The whole job, from a bucket to tables, against the same job by hand and against its own model alone.
 
-    python tests/benchmarks/bench_job.py [--images FOLDER] [--image-size 480:800] [--threads N] [--rounds R]
+    python tests/benchmarks/bench_job.py [--images FOLDER] [--image-sizes 512:800 800:1333] [--threads N] [--rounds R]
+        [--copies C]
 
-The loop is what a competent user writes: transformers' processor, model and panoptic post-processing under
-`inference_mode`, then pycocotools for every segment. The job is `jobs/segment_bucket.py` as a process of its own, in
-the same mode of transformers (`hf`) and in the default one (`reference`). Both exclude start-up and loading the model;
-the job's time runs from the first shard on a model to the last part written, so it includes encoding, checking and
-writing the tables, and reading all shards but the first. The last line printed is one JSON document.
+Photographs, each several times, lie in a SeaweedFS on this machine. `by hand` is Ray Data, transformers and
+pycocotools: tests/benchmarks/ray_data_by_hand.py. `job` is `jobs/segment_bucket.py`, in the mode of transformers
+(`hf`), whose segments are the same ones, and by default (`reference`), in fp32 and in bf16. `model` is the forward pass
+of the job's own network in a loop over prepared inputs: what the job would do if all the rest cost nothing. All are
+processes of their own with the same number of threads, the same niceness and the same weights (Swin-T, 133 classes,
+random, jittered). Starting, loading the model and, in `model`, the first image do not count. Sides take turns within a
+round, medians are printed. The last line is one JSON document.
 """
 
 import argparse
@@ -17,22 +20,24 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.update(HF_HUB_OFFLINE="1", RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
+# Ray's own 15 would slow its workers, those of both jobs, by 5 %, and not the model alone.
+os.environ.update({"RAY_worker_niceness": "0"})
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import numpy as np
 import torch
-from PIL import Image
-from pycocotools import mask as coco
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
+from tests.s3_server import S3Server, embedded_s3
+
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT.parent / "shared" / "data" / "coco_things" / "images"
-STUFF = list(range(80, 133))
+STUFF = [str(label) for label in range(80, 133)]
+BY_HAND, JOBS, MODELS = "by hand", ("job hf", "job fp32", "job bf16"), ("model fp32", "model bf16")
 
 
 def make_checkpoint(folder: Path, shortest: int, longest: int) -> None:
@@ -56,90 +61,94 @@ def make_checkpoint(folder: Path, shortest: int, longest: int) -> None:
     processor.save_pretrained(folder)
 
 
-def run_loop(folder: Path, images: list[Path], threads: int) -> dict:
-    """Images per second of the loop; the first image, repeated, warms up."""
-    torch.set_num_threads(threads)
-    model = Mask2FormerForUniversalSegmentation.from_pretrained(folder).eval()
-    processor = Mask2FormerImageProcessorPil.from_pretrained(folder)
-    segments = 0
-
-    def segment(path: Path) -> int:
-        image = Image.open(path).convert("RGB")
-        inputs = processor(image, return_tensors="pt")
-        with torch.inference_mode():
-            outputs = model(**inputs)
-        [result] = processor.post_process_panoptic_segmentation(
-            outputs, threshold=0.5, label_ids_to_fuse=set(STUFF), target_sizes=[image.size[::-1]]
-        )
-        panoptic = result["segmentation"].numpy()
-        rows = []
-        for info in result["segments_info"]:
-            rle = coco.encode(np.asfortranarray(panoptic == info["id"], dtype=np.uint8))
-            rows.append({**info, "area": int(coco.area(rle)), "bbox": coco.toBbox(rle).tolist(), "segmentation": rle})
-        return len(rows)
-
-    segment(images[0])
-    started = time.perf_counter()
-    for path in images:
-        segments += segment(path)
-    seconds = time.perf_counter() - started
-    return {"images_per_second": len(images) / seconds, "seconds": seconds, "segments": segments}
+def run_by_hand(bucket: str, output: str, model: Path, threads: int) -> dict[str, float]:
+    flags = ("--input", f"{bucket}/images", "--output", output, "--model", model, "--threads", threads, "--stuff")
+    said = python("tests/benchmarks/ray_data_by_hand.py", *(str(flag).removeprefix("s3://") for flag in flags), *STUFF)
+    return json.loads(said.splitlines()[-1])
 
 
-def run_job(folder: Path, images: Path, threads: int, mode: str) -> dict:
-    """Images per second of the job, from its own report."""
-    with tempfile.TemporaryDirectory() as output:
-        subprocess.run(
-            [
-                *(sys.executable, str(ROOT / "jobs" / "segment_bucket.py")),
-                *("--input", str(images), "--output", output, "--model", str(folder)),
-                *("--preprocess", mode, "--postprocess", mode, "--score-threshold", "0.5"),
-                *("--label-ids-to-fuse", *map(str, STUFF)),
-                *("--device", "cpu", "--cpus-per-actor", str(threads), "--images-per-shard", "4"),
-            ],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        [report] = Path(output).glob("_runs/*/report.json")
-        content = json.loads(report.read_text())
-    return {
-        "images_per_second": content["images_per_second"],
-        "seconds": content["seconds"],
-        "segments": content["num_segments"],
+def run_job(server: S3Server, output: str, bucket: str, model: Path, threads: int, side: str) -> dict[str, float]:
+    """As its own report says."""
+    mode = "hf" if side == "job hf" else "reference"
+    python(
+        "jobs/segment_bucket.py",
+        *("--input", f"{bucket}/images", "--output", output, "--model", str(model), "--device", "cpu"),
+        *("--preprocess", mode, "--postprocess", mode, "--score-threshold", "0.5", "--label-ids-to-fuse", *STUFF),
+        *("--precision", "bf16" if side == "job bf16" else "fp32"),
+        *("--cpus-per-actor", str(threads), "--images-per-shard", "4"),
+    )
+    name, prefix = output.removeprefix("s3://").split("/", 1)
+    keys = [o["Key"] for o in server.client.list_objects_v2(Bucket=name, Prefix=prefix)["Contents"]]
+    [report] = [key for key in keys if key.endswith("report.json")]
+    content = json.loads(server.client.get_object(Bucket=name, Key=report)["Body"].read())
+    return {name: content[name] for name in ("seconds", "step_ms", "device_busy")} | {
+        "segments": content["num_segments"]
     }
+
+
+def run_model(images: Path, model: Path, threads: int, side: str, copies: int) -> dict[str, float]:
+    said = python("tests/benchmarks/model_alone.py", str(images), str(model), str(threads), side.split()[1])
+    return {"seconds": copies * json.loads(said.splitlines()[-1])["seconds"]}
+
+
+def python(script: str, *args: str) -> str:
+    """Run a script of this checkout; what it prints."""
+    done = subprocess.run([sys.executable, str(ROOT / script), *args], check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{script} ended with {done.returncode}: {done.stderr}")
+    return done.stdout
+
+
+def measure(server: S3Server, images: Path, size: str, threads: int, rounds: int, copies: int):
+    """What each side says, round after round."""
+    sides: dict[str, list[dict[str, float]]] = {side: [] for side in (BY_HAND, *JOBS, *MODELS)}
+    bucket = server.bucket(f"photographs-{size.replace(':', '-')}")
+    for path in sorted(images.iterdir()):
+        for copy in range(copies):
+            server.client.upload_file(str(path), bucket.removeprefix("s3://"), f"images/{path.stem}-{copy}.jpg")
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder)
+        make_checkpoint(model, *map(int, size.split(":")))
+        for number in range(rounds):
+            for side, said in sides.items():
+                output = f"{bucket}/{side.replace(' ', '-')}-{number}"
+                if side == BY_HAND:
+                    said.append(run_by_hand(bucket, output, model, threads))
+                elif side in JOBS:
+                    said.append(run_job(server, output, bucket, model, threads, side))
+                else:
+                    said.append(run_model(images, model, threads, side, copies))
+    return sides
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, default=IMAGES, help="folder of photographs")
-    parser.add_argument("--image-size", default="480:800", help="SHORTEST:LONGEST edge")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads of both sides")
-    parser.add_argument("--rounds", type=int, default=1, help="rounds of loop, job, job")
+    parser.add_argument("--image-sizes", nargs="+", default=["512:800", "800:1333"], help="SHORTEST:LONGEST edge")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads of all sides")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--copies", type=int, default=3, help="of each photograph in the bucket")
     args = parser.parse_args()
     if not args.images.is_dir():
         parser.error(f"no folder {args.images}; name one with --images")
-    images = sorted(args.images.iterdir())
-    shortest, longest = map(int, args.image_size.split(":"))
-    sides: dict[str, list[dict]] = {"loop": [], "job hf": [], "job reference": []}
-    with tempfile.TemporaryDirectory() as folder:
-        make_checkpoint(Path(folder), shortest, longest)
-        for _ in range(args.rounds):  # the sides take turns, so that a change of the machine's pace meets all of them
-            sides["loop"].append(run_loop(Path(folder), images, args.threads))
-            for mode in ("hf", "reference"):
-                sides[f"job {mode}"].append(run_job(Path(folder), args.images, args.threads, mode))
-    speed = {side: statistics.median(r["images_per_second"] for r in runs) for side, runs in sides.items()}
-    print(f"{len(images)} photographs, Swin-T at {args.image_size}, fp32, {args.threads} threads")
-    for side, rate in speed.items():
-        print(f"{side:14} {rate:6.3f} images/s   {rate / speed['loop']:5.2f}x   {sides[side][0]['segments']} segments")
+    num_images, rows = args.copies * len(list(args.images.iterdir())), []
+    with tempfile.TemporaryDirectory() as folder, embedded_s3(Path(folder)) as server:
+        os.environ.update(server.environment)
+        for size in args.image_sizes:
+            sides = measure(server, args.images, size, args.threads, args.rounds, args.copies)
+            rate = {side: num_images / statistics.median(r["seconds"] for r in said) for side, said in sides.items()}
+            rows.append({"image_size": size, "images_per_second": rate, "runs": sides})
+            print(f"{num_images} images at {size}, {args.threads} threads")
+            for side, said in sides.items():
+                against = f"{rate[side] / rate[BY_HAND]:5.2f} x by hand"
+                if side in ("job fp32", "job bf16"):
+                    against += f"  {rate[side] / rate[side.replace('job', 'model')]:5.2f} x its model alone"
+                print(f"  {side:10} {rate[side]:6.3f} images/s  {against}  {said[0].get('segments', '')}", flush=True)
     document = {
         "benchmark": "job",
-        "images": len(images),
-        "image_size": args.image_size,
+        "images": num_images,
         "threads": args.threads,
-        "images_per_second": speed,
-        "ratio_to_loop": {side: rate / speed["loop"] for side, rate in speed.items()},
-        "runs": sides,
+        "rows": rows,
         "machine": {"cpu_count": os.cpu_count(), "platform": platform.platform()},
         "versions": {name: version(name) for name in ("torch", "transformers", "pycocotools", "ray", "numba")},
     }
