@@ -5,6 +5,7 @@ device), against the same checkpoint on the CPU in float32, its layers as PyTorc
 """
 
 import itertools
+import math
 import platform
 import time
 from collections.abc import Sequence
@@ -109,7 +110,7 @@ def plain_network(spec: SegmentSpec) -> Network:
 
 
 def compare(network: Network, plain: Network, images: Sequence[Image.Image]) -> Comparison:
-    """One image at a time, at least one."""
+    """One image at a time, at least one. Logits that are no numbers count as differing without end."""
     class_logits = mask_logits = 0.0
     flipped = cells = segments = alike = only_here = 0
     for number, image in enumerate(images):
@@ -119,10 +120,14 @@ def compare(network: Network, plain: Network, images: Sequence[Image.Image]) -> 
             network.decoder_outputs(here),
             plain.decoder_outputs(there),
         )
+        cells += masks_here.numel()
+        if not (classes_here.isfinite().all() and masks_here.isfinite().all()):
+            class_logits = mask_logits = math.inf
+            flipped += masks_here.numel()
+            continue
         class_logits = max(class_logits, float((classes_here - classes_there).abs().max()))
         mask_logits = max(mask_logits, float((masks_here - masks_there).abs().max()))
         flipped += int(((masks_here >= 0) != (masks_there >= 0)).sum())
-        cells += masks_here.numel()
         found_here, found_there = (
             found_segments(network.run(here, Costs())[0]),
             found_segments(plain.run(there, Costs())[0]),

@@ -10,7 +10,7 @@ from m2f_core.segments import PanopticSettings
 from pipeline import selfcheck
 from pipeline.reduce import FoundSegment
 from pipeline.segmenter import Segmenter
-from pipeline.selfcheck import SelfCheck, compare, plain_network, time_actor
+from pipeline.selfcheck import SelfCheck, Timing, compare, plain_network, time_actor
 from tests.segmenting import encoded, small_spec
 
 # Random weights are sure of nothing: with the usual thresholds there would be no segments to compare.
@@ -47,6 +47,17 @@ def test_a_network_that_computes_something_else_does_not_pass(tiny_checkpoint, p
     found = compare(segmenter.network, network, photographs_small)
     assert found.mask_logits > 0.1
     assert not SelfCheck("CPU", "fp32", found, time_actor(segmenter, [encoded()], seconds=0.1)).passes
+
+
+def test_logits_that_are_no_numbers_do_not_pass(tiny_checkpoint, photographs_small):
+    spec = small_spec(tiny_checkpoint, inference=INFERENCE)
+    network = plain_network(spec)
+    with torch.no_grad():
+        network.model.class_predictor.bias.fill_(float("nan"))
+    found = compare(network, plain_network(spec), photographs_small[:1])
+    assert found.class_logits == float("inf") and found.flipped == 1
+    timing = Timing(1.0, {"model": 1.0, "reduce": 1.0}, 1, 1)
+    assert not SelfCheck("CPU", "bf16", found, timing).passes
 
 
 def segment(class_id, mask_HW):
