@@ -12,7 +12,7 @@ demo: $(VENV)/.ready-demo  ## set up, segment held-out scenes with the checkpoin
 	$(BIN)/python jobs/demo.py
 
 test: $(VENV)/.ready-test lint  ## set up, lint, type-check and run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.ready-test  ## the tests that need minutes each
 	$(BIN)/python -m pytest -m slow -s
@@ -29,6 +29,7 @@ bench: $(VENV)/.ready-test  ## speed against transformers + pycocotools, as rati
 	$(BIN)/python tests/benchmarks/bench_steps.py
 	$(BIN)/python tests/benchmarks/bench_model.py
 	$(BIN)/python tests/benchmarks/bench_job.py
+	$(BIN)/python tests/benchmarks/bench_devices.py
 
 overfit: $(VENV)/.ready-test  ## two hours: 13 photographs of ../shared/data by heart
 	$(BIN)/python tests/training/overfit_photographs.py

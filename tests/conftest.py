@@ -1,6 +1,5 @@
 """What many tests share: the data folder, a tiny checkpoint, photographs, an S3 server, a local Ray."""
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -57,18 +56,17 @@ def ray_session():
     """One Ray in this process for tests that call the pipeline directly; ended by ray.shutdown, never `ray stop`."""
     import ray
 
-    with contextlib.ExitStack() as stack:
-        if not ray.is_initialized():
-            ray.init(
-                address="local",
-                num_cpus=4,
-                include_dashboard=False,
-                logging_level="ERROR",
-                log_to_driver=False,
-                object_store_memory=500_000_000,
-            )
-            stack.callback(ray.shutdown)
-        yield
+    ray.shutdown()  # one that a test of the whole job has left in this process is of another size
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+        object_store_memory=500_000_000,
+    )
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

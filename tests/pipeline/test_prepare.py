@@ -30,6 +30,7 @@ RESULTS = {
     "postprocess": "hf",
     "image_size": "64:128",
     "exif": False,
+    "scaled_jpeg": True,
     "max_image_pixels": 1000,
     "precision": "bf16",
 }
@@ -53,6 +54,7 @@ NO_RESULTS = {
     "cpus_per_actor": 1,
     "mode": "overwrite",
     "tombstone_removed": True,
+    "selfcheck": True,
     "step_timeout": 5.0,
     "publish_every": 1.0,
     "compact": True,
