@@ -42,10 +42,13 @@ async def ask_for_object(filesystem: Any, path: str) -> dict[str, Any]:
     """
     bucket, key = path.split("/", 1)
     answer: dict[str, Any] = await filesystem._call_s3("get_object", Bucket=bucket, Key=key)
+    body = answer["Body"]
     try:
-        answer["Body"] = await answer["Body"].read()
+        answer["Body"] = await body.read()
     except (ClientError, BotoCoreError) as error:  # a body is read outside of the client's own retries
         raise DamagedError(f"{path}: {one_line(error)}") from error
+    finally:
+        body.close()  # else a read that is given up keeps its connection
     return answer
 
 

@@ -31,6 +31,7 @@ class FakeStore(AsyncFileSystem):
         self.answers = list(answers)
         self.head = head or {"ETag": f'"{ETAG}"'}
         self.reads = 0
+        self.bodies = []
 
     def call_s3(self, method, **kwargs):
         raise NotImplementedError
@@ -41,15 +42,22 @@ class FakeStore(AsyncFileSystem):
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
             raise answer
-        return {"Body": FakeBody(answer), **self.head}
+        self.bodies.append(FakeBody(answer))
+        return {"Body": self.bodies[-1], **self.head}
 
 
 class FakeBody:
     def __init__(self, data):
         self.data = data
+        self.is_open = True
 
     async def read(self):
+        if self.data is None:
+            await asyncio.sleep(1000)
         return self.data
+
+    def close(self):
+        self.is_open = False
 
 
 @pytest.fixture(autouse=True)
@@ -227,6 +235,13 @@ def test_a_connection_that_sleeps_is_given_up_soon_and_a_slow_store_is_given_lon
     stage.filesystem = SlowStore(seconds=100)
     assert stage.fetch("slow://bucket/a.jpg", ETAG, len(DATA)) == DATA
     assert (stage.filesystem.asked, stage.filesystem.cancelled) == (2, 1)
+
+
+def test_a_body_that_falls_asleep_is_closed_with_its_connection():
+    stage = FetchImages("memory://bucket", step_timeout=2.0)
+    stage.filesystem = FakeStore(None, DATA)
+    assert stage.fetch("memory://bucket/a.jpg", ETAG, len(DATA)) == DATA
+    assert [body.is_open for body in stage.filesystem.bodies] == [False, False]
 
 
 async def never(store, path, **kwargs):
