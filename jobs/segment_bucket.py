@@ -25,11 +25,14 @@ def main(args: Sequence[str] | None = None) -> int:
     from pipeline.selfcheck import selfcheck
 
     show_log_lines()
-    try:
-        if settings.selfcheck:
+    if settings.selfcheck:
+        try:
             checked = selfcheck(settings)
-            print_selfcheck(checked)
-            return 0 if checked.passes else 1
+        except RunError as error:
+            fail(PROG, str(error))
+        print_selfcheck(checked)
+        return 0 if checked.passes else 1
+    try:
         report = segment_bucket(settings)
     except RunError as error:
         fail(PROG, str(error))

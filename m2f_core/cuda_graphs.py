@@ -53,6 +53,7 @@ class GraphedForward:
         """Give the memory of all recordings back."""
         self.recorded.clear()
         self.seen.clear()
+        self.too_large.clear()
 
 
 class CudaRecorder:
@@ -71,7 +72,8 @@ class CudaRecorder:
         torch.cuda.current_stream(example.device).wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
         self.pool = self.pool or torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self.pool):
+        # Meanwhile other threads pin memory for decoded images, which a capture would forbid them too by default.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             output = forward(still)
 
         def play(pixels_B3HW: Tensor) -> Any:

@@ -139,12 +139,22 @@ def allot(settings: Settings, resources: Resources) -> Allotment:
 
 
 def run_on_worker(allotment: Allotment, function: Callable[..., T], *args: Any) -> T:
-    """`function(*args)`, once, where and with what a model actor would have. Raises what it raises, as it raised it."""
-    task = ray.remote(num_cpus=allotment.model_cpus, num_gpus=allotment.model_gpus, max_retries=0)(function)
+    """`function(*args)`, once, in a process of its own with what a model actor would have.
+
+    RunError where it raises, with the words of its own RunErrors, and where its process dies.
+    """
+    with_resources = ray.remote(
+        num_cpus=allotment.model_cpus, num_gpus=allotment.model_gpus, max_retries=0, max_calls=1
+    )
     try:
-        result: T = ray.get(task.remote(*args))
+        result: T = ray.get(with_resources(function).remote(*args))
     except RayTaskError as error:
-        raise error.cause from None
+        if isinstance(error.cause, RunError):
+            raise error.cause from None
+        logger.error(str(error))
+        raise RunError(f"a worker failed: {type(error.cause).__name__}: {one_line(error.cause)}") from None
+    except RayError as error:
+        raise RunError(f"a worker's process ended: {one_line(error)}") from None
     return result
 
 

@@ -53,6 +53,7 @@ class DrillSettings(Settings):
             images_per_shard=min(self.images_per_shard or most, most),
             batch_size=1,
             limit=None,
+            selfcheck=False,
             mode="incremental",
             run_id="drill",
             **changes,

@@ -153,10 +153,10 @@ def read_verified(
         return _read_local(filesystem, path, etag)
     if is_s3(filesystem):
         # The answer also says which object the store holds now, so there is nothing left to ask.
-        answer = _request(filesystem, ask_for_object(filesystem, path), path, seconds)
-        data, now, is_whole = answer["Body"], answer["ETag"].strip('"'), agrees(answer)
-        if now != etag:
+        answer = _request(filesystem, ask_for_object(filesystem, path, etag), path, seconds)
+        if (now := answer["ETag"].strip('"')) != etag:
             raise _ChangedError(f"planned with ETag {etag}, now {now}")
+        data, is_whole = answer["Body"], agrees(answer)
     else:
         data = (
             _request(filesystem, filesystem._cat_file(path), path, seconds)

@@ -35,16 +35,18 @@ def get_object(filesystem: Any, path: str) -> dict[str, Any]:
     return answer
 
 
-async def ask_for_object(filesystem: Any, path: str) -> dict[str, Any]:
+async def ask_for_object(filesystem: Any, path: str, etag: str | None = None) -> dict[str, Any]:
     """As `get_object`, to be awaited on the file system's loop, and nothing checked.
 
-    One request, where s3fs asks for the size first.
+    One request, where s3fs asks for the size first. Where the store holds another object than that of `etag`, its body
+    is not read: it may be of any size.
     """
     bucket, key = path.split("/", 1)
     answer: dict[str, Any] = await filesystem._call_s3("get_object", Bucket=bucket, Key=key)
     body = answer["Body"]
     try:
-        answer["Body"] = await body.read()
+        is_wanted = etag is None or answer["ETag"].strip('"') == etag
+        answer["Body"] = await body.read() if is_wanted else b""
     except (ClientError, BotoCoreError) as error:  # a body is read outside of the client's own retries
         raise DamagedError(f"{path}: {one_line(error)}") from error
     finally:

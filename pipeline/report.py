@@ -60,18 +60,21 @@ def print_selfcheck(check: SelfCheck) -> None:
     compared, timing = check.comparison, check.timing
     table = Table(title=f"{check.device}, {check.precision}, against plain PyTorch on a CPU in fp32", show_header=False)
     table.add_row("images compared", f"{compared.num_images}")
+    verdict = "rounding" if check.passes else "MORE THAN ROUNDING"
     table.add_row("class logits", f"differ by {compared.class_logits:.1e} at most")
     table.add_row("mask logits", f"differ by {compared.mask_logits:.1e} at most")
-    table.add_row(
-        "mask bits", f"{compared.flipped:.1e} of them differ: " + ("rounding" if check.passes else "TOO MANY")
-    )
+    table.add_row("classes", f"of {compared.other_classes:.1e} of the queries the most likely one is another")
+    table.add_row("mask bits", f"{compared.flipped:.1e} of them differ")
+    table.add_row("verdict", verdict)
     only = f", {compared.segments_only_here} only here" if compared.segments_only_here else ""
     table.add_row("segments", f"{compared.segments_alike} of {compared.segments} found alike{only}")
     steps = ", ".join(f"{step} {ms:,.1f}" for step, ms in timing.device_ms.items())
     table.add_row(
         "images/s", f"{timing.images_per_second:,.2f} of one model actor; ms per image on the device: {steps}"
     )
-    table.add_row("batches", f"at most {timing.batch_size} images and {timing.max_batch_pixels:,} padded pixels")
+    lowered = timing.max_batch_pixels
+    memory = f"; memory ran out: --max-batch-pixels {lowered}" if lowered is not None else ""
+    table.add_row("batches", f"at most {timing.batch_size} images{memory}")
     Console(highlight=False, soft_wrap=True).print(table)
 
 

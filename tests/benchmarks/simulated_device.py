@@ -116,6 +116,7 @@ def steady_rate(receipts: list[Receipt]) -> float:
         actors.setdefault(receipt.model_actor, []).append(receipt)
     since = max(min(receipt.started for receipt in done) for done in actors.values())
     until = min(done[-1].model_ended for done in actors.values())
+    assert until > since, "too few shards: never had all actors work at one time"
     images = 0.0
     for done in actors.values():
         began = min(receipt.started for receipt in done)

@@ -1,10 +1,22 @@
 """Who gets how many CPUs: never all of them, because Ray Data would hang without a word."""
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cluster import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, NodeGroup, Resources, allot, connect
+from pipeline.cluster import (
+    FETCH_CPUS,
+    READ_PLAN_CPUS,
+    WRITE_CPUS,
+    Allotment,
+    NodeGroup,
+    Resources,
+    allot,
+    connect,
+    run_on_worker,
+)
 from pipeline.config import Settings
 from pipeline.errors import RunError
 
@@ -123,3 +135,22 @@ def test_what_the_autoscaler_can_start_counts(monkeypatch):
     resources = connect()
     assert (resources.gpus, resources.gpus_now) == (16, 0)
     assert allot(settings(), resources).model_actors == (1, 16)
+
+
+def test_what_goes_wrong_on_a_worker_is_one_line(ray_session, caplog):
+    allotment = Allotment("cpu", (1, 1), 1, 1.0, 0, helpers=(1, 1))
+
+    def says(error):
+        raise error
+
+    def dies():
+        os._exit(1)
+
+    assert run_on_worker(allotment, lambda number: number + 1, 1) == 2
+    with pytest.raises(RunError, match=r"^none of the images can be read$"):
+        run_on_worker(allotment, says, RunError("none of the images can be read"))
+    with pytest.raises(RunError, match=r"^a worker failed: ValueError: no such kernel$"):
+        run_on_worker(allotment, says, ValueError("no such kernel"))
+    assert "in says" in caplog.text, "the worker's own stack is in the log"
+    with pytest.raises(RunError, match=r"^a worker's process ended: "):
+        run_on_worker(allotment, dies)

@@ -559,7 +559,7 @@ def test_broken_jpegs_are_errors_at_any_size():
             decode_image(bad, max_pixels=MAX_PIXELS, apply_exif=True, at_least_hw=(32, 32))
 
 
-def test_what_the_network_sees_of_a_smaller_jpeg_is_within_the_documented_bound(photographs):
+def test_what_the_network_sees_of_a_smaller_photograph_is_within_the_documented_bound(photographs):
     """docs/operations.md: one level of 255 on the mean, 16 at most."""
     processor, rng = ImageProcessor("reference"), np.random.default_rng(0)
     worst = []

@@ -110,6 +110,13 @@ def test_a_replaced_object_is_not_read_as_the_planned_one():
     assert isinstance(result, ImageError) and result.code is ErrorCode.CHANGED
 
 
+def test_the_body_of_a_replaced_object_is_not_read():
+    store = FakeStore(None, head={"ETag": '"another"'})  # would sleep
+    result = fetch(store)
+    assert isinstance(result, ImageError) and result.code is ErrorCode.CHANGED
+    assert [body.is_open for body in store.bodies] == [False]
+
+
 def test_an_etag_of_a_multipart_upload_is_no_digest():
     etag = "0123456789abcdef0123456789abcdef-3"
     assert fetch(FakeStore(DATA, head={"ETag": f'"{etag}"'}), etag=etag) == DATA

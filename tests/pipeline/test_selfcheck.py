@@ -8,6 +8,7 @@ from PIL import Image
 from m2f_core.rle import Rle, counts_area, counts_bbox_xywh, encode_mask
 from m2f_core.segments import PanopticSettings
 from pipeline import selfcheck
+from pipeline.errors import RunError
 from pipeline.reduce import FoundSegment
 from pipeline.segmenter import Segmenter
 from pipeline.selfcheck import SelfCheck, Timing, compare, plain_network, time_actor
@@ -49,6 +50,21 @@ def test_a_network_that_computes_something_else_does_not_pass(tiny_checkpoint, p
     assert not SelfCheck("CPU", "fp32", found, time_actor(segmenter, [encoded()], seconds=0.1)).passes
 
 
+def test_wrong_classes_do_not_pass_though_all_masks_are_right(tiny_checkpoint, photographs_small):
+    spec = small_spec(tiny_checkpoint, inference=INFERENCE)
+    network = plain_network(spec)
+    with torch.no_grad():
+        network.model.class_predictor.bias[3] += 100.0
+    found = compare(network, plain_network(spec), photographs_small[:1])
+    assert found.flipped == 0 and found.other_classes > 0.5
+    assert not SelfCheck("CPU", "bf16", found, Timing(1.0, {}, 1, None)).passes
+
+
+def test_images_that_fail_are_no_speed(tiny_checkpoint):
+    with pytest.raises(RunError, match=r"--selfcheck: in batches of 2 an image failed: unsupported"):
+        time_actor(Segmenter(small_spec(tiny_checkpoint)), [encoded(), b"no image"], seconds=0.1)
+
+
 def test_logits_that_are_no_numbers_do_not_pass(tiny_checkpoint, photographs_small):
     spec = small_spec(tiny_checkpoint, inference=INFERENCE)
     network = plain_network(spec)
@@ -56,8 +72,8 @@ def test_logits_that_are_no_numbers_do_not_pass(tiny_checkpoint, photographs_sma
         network.model.class_predictor.bias.fill_(float("nan"))
     found = compare(network, plain_network(spec), photographs_small[:1])
     assert found.class_logits == float("inf") and found.flipped == 1
-    timing = Timing(1.0, {"model": 1.0, "reduce": 1.0}, 1, 1)
-    assert not SelfCheck("CPU", "bf16", found, timing).passes
+    assert not SelfCheck("CPU", "bf16", found, Timing(1.0, {}, 1, None)).passes
+    assert compare(plain_network(spec), network, photographs_small[:1]).flipped == 1
 
 
 def segment(class_id, mask_HW):
