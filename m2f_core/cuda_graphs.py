@@ -39,6 +39,7 @@ class GraphedForward:
                 self.recorded[shape] = self.record(self.forward, pixels_B3HW)
             except torch.OutOfMemoryError:
                 self.too_large.add(shape)  # a graph holds memory of its own: without one the batch may well fit
+                logger.warning(f"no memory to record a CUDA graph for {tuple(shape)}: started kernel by kernel")
             except Exception as error:
                 self.works = False
                 logger.warning(f"batches are started kernel by kernel, a CUDA graph cannot be recorded: {error}")

@@ -56,12 +56,15 @@ def test_where_recording_fails_one_warning_says_so_and_results_come_all_the_same
     assert [r.levelname for r in caplog.records] == ["WARNING"] and "not permitted" in caplog.text
 
 
-def test_a_batch_too_large_to_record_goes_without_and_smaller_ones_are_recorded() -> None:
+def test_a_batch_too_large_to_record_goes_without_and_smaller_ones_are_recorded(caplog) -> None:
     recorder = Recorder(torch.OutOfMemoryError("CUDA out of memory"))
     graphed = GraphedForward(double, recorder)
     for _ in range(5):
         assert torch.equal(graphed(torch.ones(3)), torch.full((3,), 2.0))
     assert recorder.shapes == [(3,)], "tried once"
+    assert [r.message for r in caplog.records] == [
+        "no memory to record a CUDA graph for (3,): started kernel by kernel"
+    ]
     recorder.error = None
     for _ in range(4):
         assert torch.equal(graphed(torch.ones(2)), torch.full((2,), 2.0))
