@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.benchmarks.bench_steps import draw
+from tests.benchmarks.scripts import run_script
 from tests.s3_server import embedded_s3
 
 DRAWN = 16  # scenes; the rest are copies
@@ -54,14 +54,8 @@ def bucket_of(images: Path, temporary: Path) -> Iterator[str]:
 
 
 def simulate(source: str, output: str, **flags: object) -> dict:
-    given = [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    command = [sys.executable, str(Path(__file__).with_name("simulated_device.py")), *given]
-    done = subprocess.run(
-        [*command, "--input", source, "--output", output], check=False, capture_output=True, text=True
-    )
-    if done.returncode:
-        sys.exit(f"{command} ended with {done.returncode}: {done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    said = run_script("tests/benchmarks/simulated_device.py", input=source, output=output, **flags)
+    return json.loads(said.splitlines()[-1])
 
 
 def feed(images: int, stores: list[str], drawn: Path, temporary: Path) -> Iterator[dict]:

@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
@@ -32,9 +31,9 @@ import torch
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
+from tests.benchmarks.scripts import ROOT, run_script
 from tests.s3_server import S3Server, embedded_s3
 
-ROOT = Path(__file__).parents[2]
 IMAGES = ROOT.parent / "shared" / "data" / "coco_things" / "images"
 STUFF = [str(label) for label in range(80, 133)]
 BY_HAND, JOBS, MODELS = "by hand", ("job hf", "job fp32", "job bf16"), ("model fp32", "model bf16")
@@ -63,14 +62,16 @@ def make_checkpoint(folder: Path, shortest: int, longest: int) -> None:
 
 def run_by_hand(bucket: str, output: str, model: Path, threads: int) -> dict[str, float]:
     flags = ("--input", f"{bucket}/images", "--output", output, "--model", model, "--threads", threads, "--stuff")
-    said = python("tests/benchmarks/ray_data_by_hand.py", *(str(flag).removeprefix("s3://") for flag in flags), *STUFF)
+    said = run_script(
+        "tests/benchmarks/ray_data_by_hand.py", *(str(flag).removeprefix("s3://") for flag in flags), *STUFF
+    )
     return json.loads(said.splitlines()[-1])
 
 
 def run_job(server: S3Server, output: str, bucket: str, model: Path, threads: int, side: str) -> dict[str, float]:
     """As its own report says."""
     mode = "hf" if side == "job hf" else "reference"
-    python(
+    run_script(
         "jobs/segment_bucket.py",
         *("--input", f"{bucket}/images", "--output", output, "--model", str(model), "--device", "cpu"),
         *("--preprocess", mode, "--postprocess", mode, "--score-threshold", "0.5", "--label-ids-to-fuse", *STUFF),
@@ -87,16 +88,8 @@ def run_job(server: S3Server, output: str, bucket: str, model: Path, threads: in
 
 
 def run_model(images: Path, model: Path, threads: int, side: str, copies: int) -> dict[str, float]:
-    said = python("tests/benchmarks/model_alone.py", str(images), str(model), str(threads), side.split()[1])
+    said = run_script("tests/benchmarks/model_alone.py", str(images), str(model), str(threads), side.split()[1])
     return {"seconds": copies * json.loads(said.splitlines()[-1])["seconds"]}
-
-
-def python(script: str, *args: str) -> str:
-    """Run a script of this checkout; what it prints."""
-    done = subprocess.run([sys.executable, str(ROOT / script), *args], check=False, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{script} ended with {done.returncode}: {done.stderr}")
-    return done.stdout
 
 
 def measure(server: S3Server, images: Path, size: str, threads: int, rounds: int, copies: int):

@@ -10,34 +10,28 @@ takes over `resize` and `reduce`: what is then left is printed too. The last lin
 import argparse
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+from tests.benchmarks.scripts import run_script
+
 ON_A_GPU = ("resize", "model", "reduce")
 
 
 def draw(folder: Path, number: int) -> Path:
     """A folder of so many JPEGs."""
-    job("make_scenes", output=folder / "scenes", number=number, height=480, width=640)
+    run_script("jobs/make_scenes.py", output=folder / "scenes", number=number, height=480, width=640)
     images = folder / "images"
     images.mkdir()
     for path in sorted((folder / "scenes" / "images").iterdir()):
         Image.open(path).convert("RGB").save(images / f"{path.stem}.jpg", quality=90)
     return images
-
-
-def job(name: str, **flags: object) -> None:
-    given = [text for flag, value in flags.items() for text in (f"--{flag.replace('_', '-')}", str(value))]
-    command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *given]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{name}.py ended with {done.returncode}: {done.stderr}")
 
 
 def main() -> None:
@@ -48,7 +42,14 @@ def main() -> None:
         folder = Path(temporary)
         images, output = draw(folder, number), folder / "output"
         kib = sum(path.stat().st_size for path in images.iterdir()) / number / 1024
-        job("segment_bucket", input=images, output=output, image_size="800:1333", cpus_per_actor=1, device="cpu")
+        run_script(
+            "jobs/segment_bucket.py",
+            input=images,
+            output=output,
+            image_size="800:1333",
+            cpus_per_actor=1,
+            device="cpu",
+        )
         [report] = output.glob("_runs/*/report.json")
         content = json.loads(report.read_text())
     step_ms: dict[str, float] = content["step_ms"]
