@@ -24,7 +24,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,11 @@ def main() -> None:
         sys.exit(f"needs the photographs of {PHOTOGRAPHS}")
     output.mkdir(parents=True, exist_ok=True)
     architecture, repeated, images = output / "architecture.json", output / "repeated.json", PHOTOGRAPHS / "images"
+    settings = json.dumps([ARCHITECTURE, COMMON, *map(asdict, STAGES)], indent=1)
+    kept = output / "settings.json"
+    if any(output.glob("stage*")) and not (kept.exists() and kept.read_text() == settings):
+        sys.exit(f"{output} holds stages of other settings: remove it or choose another --output")
+    kept.write_text(settings)
     architecture.write_text(json.dumps(ARCHITECTURE, indent=1))
     repeated.write_text(json.dumps(crowded_more_often(json.loads(TRUTH.read_text()))))
     for number, stage in enumerate(STAGES, 1):
