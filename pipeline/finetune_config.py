@@ -71,6 +71,10 @@ class FinetuneSettings:
     """... and at most this."""
     flip: bool = True
     """Mirror half of the images, left to right."""
+    train_num_points: int | None = None
+    """Points at which matching and losses read a mask; more for tiny things. Default: the model's, mostly 12,544."""
+    importance_sample_ratio: float | None = None
+    """Part of the points of the losses that is drawn where the mask is uncertain. Default: the model's, mostly 0.75."""
     image_size: str | None = None
     """SHORTEST:LONGEST edge or HEIGHTxWIDTH for validation and for users of the model. Default: --model's, 800:1333."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -104,6 +108,8 @@ class FinetuneSettings:
             ("warmup_iterations", 0, 10_000_000),
             ("min_scale", 0.01, 100.0),
             ("max_scale", 0.01, 100.0),
+            ("train_num_points", 1, 16_777_216),
+            ("importance_sample_ratio", 0.0, 1.0),
             ("workers", 1, 1024),
             ("cpus_per_worker", 1, 1024),
             ("seed", 0, 2**31 - 1),

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from m2f_core.checkpoint import (
     CONFIG_FILE,
@@ -17,7 +18,7 @@ from m2f_core.config import Mask2FormerConfig
 from m2f_core.image_processor import ImageProcessor
 from m2f_core.initial_weights import initial_model, new_class_predictor
 from m2f_core.labels import LabelMap
-from m2f_core.model import Mask2Former
+from m2f_core.model import Mask2Former, build_criterion
 from pipeline.errors import RunError
 from pipeline.finetune_config import FinetuneSettings
 from pipeline.read_object import parse_json_object, read_bytes
@@ -55,7 +56,8 @@ def starting_model(settings: FinetuneSettings, labels: LabelMap) -> tuple[Mask2F
     model = load_checkpoint(path)
     of_model = LabelMap.from_config_dict(read_config(path))
     same = [(c.name, c.isthing) for c in of_model.categories] == [(c.name, c.isthing) for c in labels.categories]
-    model.config = replace(model.config, id2label=_names(labels))
+    model.config = replace(model.config, id2label=_names(labels), **_points(settings))
+    model.criterion = build_criterion(model.config)
     if not same:
         new_class_predictor(model, len(labels.categories), settings.seed)
     return model.train(), not same
@@ -74,13 +76,19 @@ def _architecture(settings: FinetuneSettings, labels: LabelMap) -> Mask2FormerCo
     assert settings.architecture is not None
     names = _names(labels) or {0: "any"}
     if settings.architecture in ARCHITECTURES:
-        return ARCHITECTURES[settings.architecture](id2label=names)
+        return ARCHITECTURES[settings.architecture](id2label=names, **_points(settings))
     if not settings.architecture.endswith(".json"):
         known = ", ".join(ARCHITECTURES)
         raise RunError(f"--architecture {settings.architecture} is none of {known}, and no {CONFIG_FILE} either")
     filesystem, path = open_filesystem(settings.architecture)
     content = parse_json_object(read_bytes(filesystem, path, "--architecture"), path, "--architecture")
-    return replace(Mask2FormerConfig.from_dict(content), id2label=names)
+    return replace(Mask2FormerConfig.from_dict(content), id2label=names, **_points(settings))
+
+
+def _points(settings: FinetuneSettings) -> dict[str, Any]:
+    """Those fields of the model's configuration that flags replace: how masks are sampled."""
+    flags = {name: getattr(settings, name) for name in ("train_num_points", "importance_sample_ratio")}
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def _names(labels: LabelMap) -> dict[int, str]:

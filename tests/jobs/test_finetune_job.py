@@ -224,6 +224,7 @@ def test_a_start_from_a_checkpoint_keeps_or_replaces_the_class_head(folder, undi
         ({"evaluate_every": 12}, "--evaluate-every 12 is no multiple of --save-every 8"),
         ({"val_images": "images"}, "--val-images and --val-gt belong together"),
         ({"min_scale": 3.0}, "--min-scale 3.0 is above --max-scale 2.0"),
+        ({"importance_sample_ratio": 1.5}, "--importance-sample-ratio is 1.5; it must lie in 0.0 .. 1.0"),
         ({"workers": 1000, "batch_size": 1000}, "1000 workers with 1 CPUs each do not fit"),
     ],
 )

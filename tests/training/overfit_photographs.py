@@ -21,13 +21,13 @@ stage, crops at up to twice the scale, in which these masks come to life; and 49
 alive on the way back over larger crops to whole images.
 
 Every step has the same norm of its gradient: all that occur are above 0.01, where the paper clips. So with one image a
-step a thing among 19 would count a 19th of a lone one. A photograph is therefore listed once for every three things.
+step a thing among 19 would count a 19th of a lone one. A photograph is therefore listed once for every three things,
+in stages for small things by the sum of 1 / area.
 """
 
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -82,19 +82,15 @@ class Stage:
         if self.crop is not None:
             least, most = (side / self.crop for side in self.longest_side)
             size = {"crop-size": f"{self.crop}x{self.crop}", "min-scale": f"{least}", "max-scale": f"{most}"}
+        # The paper draws three quarters of the points where a logit is near 0.
+        ratio = 0.0 if self.small_things else 0.75
+        points = {"train-num-points": self.num_points, "importance-sample-ratio": ratio}
         course = {"batch-size": self.batch_size, "learning-rate": self.learning_rate, "iterations": self.iterations}
-        return {**size, **course}
+        return {**size, **points, **course}
 
     def copies(self, areas: list[float]) -> float:
         """How often a photograph is listed, by the areas of its things in cells of the mask."""
         return sum(60 / area for area in areas) if self.small_things else len(areas) / 3
-
-    def points(self) -> dict[str, float]:
-        """Fields of the model's configuration. The paper draws three quarters of the points where a logit is near 0."""
-        return {
-            "train_num_points": self.num_points,
-            "importance_sample_ratio": 0.0 if self.small_things else 0.75,
-        }
 
 
 STAGES = (
@@ -102,8 +98,15 @@ STAGES = (
     Stage(crop=None, batch_size=1, learning_rate=6e-4, iterations=1200),
     Stage(crop=256, batch_size=4, learning_rate=6e-4, iterations=2000),
     Stage(crop=None, batch_size=1, learning_rate=6e-4, iterations=1850),
-    Stage(256, 4, 6e-4, 2400, longest_side=(SCALE, 2 * SCALE), small_things=True),
-    Stage(640, 1, 4e-4, 400, small_things=True, num_points=49152),
+    Stage(
+        crop=256,
+        batch_size=4,
+        learning_rate=6e-4,
+        iterations=2400,
+        longest_side=(SCALE, 2 * SCALE),
+        small_things=True,
+    ),
+    Stage(crop=640, batch_size=1, learning_rate=4e-4, iterations=400, small_things=True, num_points=49152),
     Stage(crop=None, batch_size=1, learning_rate=5e-4, iterations=2000, num_points=49152),
 )
 COMMON = {
@@ -133,16 +136,13 @@ def main() -> None:
     if any(output.glob("stage*")) and not (kept.exists() and kept.read_text() == settings):
         sys.exit(f"{output} holds stages of other settings: remove it or choose another --output")
     kept.write_text(settings)
-    architecture.write_text(json.dumps({**ARCHITECTURE, **STAGES[0].points()}, indent=1))
+    architecture.write_text(json.dumps(ARCHITECTURE, indent=1))
     for number, stage in enumerate(STAGES, 1):
         folder = output / f"stage{number}"
         if (folder / "model" / "config.json").exists():
             continue
-        start, repeated = {"architecture": architecture}, output / f"repeated{number}.json"
-        if number > 1:
-            start = {"model": output / f"start{number}"}
-            shutil.copytree(output / f"stage{number - 1}" / "model", start["model"], dirs_exist_ok=True)
-            change(start["model"] / "config.json", **stage.points())
+        start = {"model": output / f"stage{number - 1}" / "model"} if number > 1 else {"architecture": architecture}
+        repeated = output / f"repeated{number}.json"
         repeated.write_text(json.dumps(repeated_for(stage, truth)))
         data = {"images": images, "panoptic-gt": repeated, "panoptic-pngs": TRUTH.with_suffix("")}
         validation = {"val-images": images, "val-gt": TRUTH}
@@ -159,17 +159,13 @@ def main() -> None:
 def repeated_for(stage: Stage, truth: dict[str, Any]) -> dict[str, Any]:
     """The same ground truth in COCO's panoptic format, with each photograph as often as the stage wants it."""
     cells_of_pixel = {
-        image["id"]: (SCALE / max(image["height"], image["width"])) ** 2 / STRIDE**2 for image in truth["images"]
+        image["id"]: (SCALE / max(image["height"], image["width"]) / STRIDE) ** 2 for image in truth["images"]
     }
     repeated = []
     for annotation in truth["annotations"]:
         areas = [segment["area"] * cells_of_pixel[annotation["image_id"]] for segment in annotation["segments_info"]]
         repeated += [annotation] * max(1, round(stage.copies(areas)))
     return {**truth, "annotations": repeated}
-
-
-def change(config: Path, **fields: float) -> None:
-    config.write_text(json.dumps({**json.loads(config.read_text()), **fields}, indent=2))
 
 
 def run(job: str, flags: tuple[str, ...] = (), **named: object) -> None:
