@@ -80,3 +80,13 @@ def s3(tmp_path_factory):
         yield server
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+
+@pytest.fixture
+def fresh_s3():
+    """For tests that change endpoint or keys: s3fs keeps an instance, and with it the environment of its first test."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import ray
-import s3fs
 from safetensors.numpy import load_file, save_file
 
 from jobs.segment_bucket import PROG, main
@@ -59,14 +58,6 @@ def bucket(s3):
     s3.bucket(BUCKET)
     s3.client.put_object(Bucket=BUCKET, Key="photographs/a.jpg", Body=b"1")
     return s3
-
-
-@pytest.fixture
-def fresh_s3():
-    """s3fs keeps an instance, and with it the environment, of earlier tests."""
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def check_line(stderr: str, *named: object) -> str:

@@ -285,18 +285,16 @@ def test_the_model_was_fetched_once_and_without_pickles(job, cache, tiny_checkpo
         assert (folder / path.name).read_bytes() == path.read_bytes()
 
 
-def test_a_second_start_does_not_fetch_again(job, cache, model_uri, monkeypatch):
+def test_a_second_start_does_not_fetch_again(job, cache, model_uri, fresh_s3, monkeypatch):
     fetched = []
 
     async def count(self, source, *args, **kwargs):
         fetched.append(source)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    s3fs.S3FileSystem.clear_instance_cache()  # the method below is looked up when an instance is made
-    monkeypatch.setattr(s3fs.S3FileSystem, "_get_file", count)
+    monkeypatch.setattr(s3fs.S3FileSystem, "_get_file", count)  # looked up when an instance is made, hence fresh_s3
     assert (stage_model(model_uri) / "config.json").is_file()
     assert fetched == []
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_a_replaced_model_is_fetched_anew(bucket, tiny_checkpoint, tmp_path, monkeypatch):

@@ -89,19 +89,15 @@ def test_age_is_measured_by_the_store(place):
     assert -2 < read_stored(filesystem, path).age_seconds < 10
 
 
-def test_an_identity_that_may_not_write_is_told_so(s3, monkeypatch):
+def test_an_identity_that_may_not_write_is_told_so(s3, fresh_s3, monkeypatch):
     from tests.s3_server import READ_ONLY_ACCESS_KEY, READ_ONLY_SECRET_KEY
 
     bucket = s3.bucket(f"read-only-{uuid.uuid4().hex[:8]}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", READ_ONLY_ACCESS_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READ_ONLY_SECRET_KEY)
-    fsspec.filesystem("s3").clear_instance_cache()
-    try:
-        filesystem, root = open_filesystem(bucket)
-        with pytest.raises(PermissionError):
-            create_object(filesystem, f"{root}/x", b"x")
-    finally:
-        fsspec.filesystem("s3").clear_instance_cache()
+    filesystem, root = open_filesystem(bucket)
+    with pytest.raises(PermissionError):
+        create_object(filesystem, f"{root}/x", b"x")
 
 
 @pytest.mark.parametrize("cuts", [2, 99])

@@ -112,10 +112,9 @@ def test_without_rules_writes_are_those_of_the_store(bucket, proxy):
     assert {entry["Key"] for entry in deleted["Deleted"]} == {"w/one", "w/parts"}
 
 
-def test_the_pipelines_own_file_system_goes_through_it(bucket, proxy, monkeypatch):
+def test_the_pipelines_own_file_system_goes_through_it(bucket, proxy, fresh_s3, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     filesystem, path = open_filesystem(f"s3://{BUCKET}/own/x.bin")
-    filesystem = type(filesystem)(**filesystem.storage_options, skip_instance_cache=True)
     put_object(filesystem, path, BODY)
     assert filesystem.cat_file(path) == BODY
     assert filesystem.cat_file(path, start=10, end=20) == BODY[10:20]

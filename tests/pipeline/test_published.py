@@ -309,15 +309,12 @@ def test_too_little_memory_is_one_clear_line(local_output):
 
 
 @pytest.fixture
-def fresh_chain(monkeypatch):
+def fresh_chain(monkeypatch, fresh_s3):
     """The environment is read anew, and what was read of it here is forgotten."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    filesystem = type(open_filesystem("s3://bucket/x")[0])
-    filesystem.clear_instance_cache()
-    yield monkeypatch
-    filesystem.clear_instance_cache()
+    return monkeypatch
 
 
 def test_options_are_those_of_the_environment(s3, s3_output):
