@@ -239,7 +239,7 @@ def test_a_job_that_is_stopped_goes_on_where_it_was(head, working_dir, photograp
     """`ray job stop` sends SIGTERM, and SIGKILL three seconds later."""
     output = tmp_path / "tables"
     (tmp_path / "many").mkdir()
-    for copy in range(8):
+    for copy in range(24):  # 12 s of work, of which the start of `ray job stop` takes up to 4
         for path in photographs.iterdir():
             shutil.copy(path, tmp_path / "many" / f"{copy}-{path.name}")
     args = [
