@@ -1,7 +1,7 @@
 """Train a Mask2Former: `python jobs/finetune.py --images ... --panoptic-gt ... --model ... --output ...`.
 
-Exit code 0: done; 1: the training broke (the same command goes on from its last checkpoint); 2: it could not start, for
-the one reason given.
+Exit code 0: done; 1: the training broke (the same command goes on from its last checkpoint); 2: it could not start, or
+not go on, for the one reason given; 130: interrupted.
 """
 
 import sys

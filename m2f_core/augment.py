@@ -3,10 +3,10 @@
 `LargeScaleJitter` is what the paper does (Ghiasi et al. 2021, "Simple Copy-Paste"): an image is flipped or not, resized
 to fit `scale` times the crop, then cropped at random, or padded at the right and at the bottom, to exactly the crop.
 The original's `coco_panoptic_new_baseline_dataset_mapper.py` does so with detectron2's RandomFlip, ResizeScale and
-FixedSizeCrop. `WholeImages` shows each image as inference will. Padding is grey (128) in the image, before it is
-normalised.
+FixedSizeCrop. `WholeImages` shows each image at the size that inference gives it. Padding is grey (128) in the image,
+before it is normalised, as in that mapper; inference pads with 0 afterwards, nearly the same.
 
-Legend: H, W pixels of the image; h, w of the crop; N masks.
+Legend: H, W pixels of the image; h, w of the crop.
 """
 
 from dataclasses import dataclass
@@ -41,12 +41,10 @@ class Jitter:
         resized = self._resize(Image.fromarray(map_HW.astype(np.int32)), Image.Resampling.NEAREST)
         return self._paste(np.asarray(resized), np.full(self.crop_hw, padding, np.int32))
 
-    def masks(self, masks_NHW: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Masks, by nearest neighbour, as bool [N, h, w]; padding belongs to none."""
-        out_Nhw = np.zeros((len(masks_NHW), *self.crop_hw), np.bool_)
-        for mask_HW, out_hw in zip(masks_NHW, out_Nhw, strict=True):
-            self._paste(np.asarray(self._resize(Image.fromarray(mask_HW), Image.Resampling.NEAREST)), out_hw)
-        return out_Nhw
+    def mask(self, mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """A mask, by nearest neighbour, as bool [h, w]; padding does not belong to it."""
+        resized = self._resize(Image.fromarray(mask_HW), Image.Resampling.NEAREST)
+        return self._paste(np.asarray(resized), np.zeros(self.crop_hw, np.bool_))
 
     def _resize(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
         if self.flip:
@@ -83,7 +81,7 @@ class LargeScaleJitter:
 
 @dataclass(frozen=True)
 class WholeImages:
-    """Nothing but the size, the way of resizing and the padding that `processor` gives an image in inference."""
+    """Nothing but the size and the way of resizing that `processor` gives an image in inference."""
 
     processor: ImageProcessor
     flip: bool  # half of the images, left to right

@@ -101,7 +101,7 @@ class Criterion:
 
         With several workers, each of which has a part of the batch, sums are divided by those of the whole batch over
         the number of workers: the mean of the workers' gradients is then the gradient of the whole batch's loss. The
-        original does so for the masks only.
+        original does so for the masks only, and takes no quotient below 1.
         """
         batch, num_queries, _ = class_logits_BQK1.shape
         device = class_logits_BQK1.device
@@ -113,8 +113,8 @@ class Criterion:
         class_weights = num_matched + self.no_object_weight * (batch * num_queries - num_matched)
         sums_2 = torch.tensor([num_masks, class_weights], dtype=torch.float32, device=device)
         torch.distributed.all_reduce(sums_2)
-        means_2 = sums_2 / num_workers
-        return _Normalizers(means_2[0].clamp(min=1), means_2[1])
+        num_masks_of_all, class_weights_of_all = sums_2
+        return _Normalizers(num_masks_of_all.clamp(min=1) / num_workers, class_weights_of_all / num_workers)
 
     def _class_loss(
         self,

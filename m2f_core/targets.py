@@ -12,7 +12,7 @@ Legend: N targets of one image; B images; H W pixels of the map or, after paddin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -107,6 +107,16 @@ def instance_targets(
     Raises ValueError that names the annotation.
     """
     masks, class_ids = [], []
+    for mask_HW, class_id in instance_masks(annotations, height, width, class_id_of_category):
+        masks.append(mask_HW)
+        class_ids.append(class_id)
+    return _targets(np.stack(masks) if masks else np.zeros((0, height, width), np.bool_), class_ids)
+
+
+def instance_masks(
+    annotations: Sequence[Mapping[str, Any]], height: int, width: int, class_id_of_category: Mapping[int, int]
+) -> Iterator[tuple[NDArray[np.bool_], int]]:
+    """As `instance_targets`, one after the other: mask [H, W] and class id. Raises ValueError."""
     for annotation in annotations:
         if annotation.get("iscrowd", 0):
             continue
@@ -117,9 +127,7 @@ def instance_targets(
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         if mask_HW.any():
-            masks.append(mask_HW)
-            class_ids.append(class_id)
-    return _targets(np.stack(masks) if masks else np.zeros((0, height, width), np.bool_), class_ids)
+            yield mask_HW, class_id
 
 
 def annotation_mask(segmentation: object, height: int, width: int) -> NDArray[np.bool_]:

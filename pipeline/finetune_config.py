@@ -14,6 +14,9 @@ from pipeline.errors import RunError
 # May differ between the command that started a training and the one that goes on with it.
 _MAY_CHANGE = ("log_every", "save_every", "evaluate_every", "workers", "cpus_per_worker", "device", "max_failures")
 
+# Settings that are paths or URIs, and nothing else.
+PLACES = ("images", "output", "panoptic_gt", "panoptic_pngs", "instances_gt", "val_images", "val_gt", "val_pngs")
+
 _WHOLE = "whole"  # value of --crop-size
 _OF_JITTER = ("min_scale", "max_scale")
 
@@ -43,6 +46,8 @@ class FinetuneSettings:
     """Their ground truth, of the same kind as that of the training images: gives PQ, or AP of masks."""
     val_pngs: str | None = None
     """Folder of the PNGs of --val-gt. Default: beside it, named as it is without its ending."""
+    exif: bool = True
+    """Turn images as their EXIF orientation says, as the main job does; --no-exif where the annotations do not."""
     model: str | None = None
     """Checkpoint to start from: a folder, a URI, a hub id or an original .pkl. Other labels get a new class head."""
     architecture: str | None = None
@@ -64,7 +69,7 @@ class FinetuneSettings:
     warmup_iterations: int = 10
     """Steps over which the learning rate rises."""
     crop_size: str = "1024x1024"
-    """HEIGHTxWIDTH of a training image, in pixels. Or `whole`: no jitter and no crop, each image as in inference."""
+    """HEIGHTxWIDTH of a training image, in pixels. Or `whole`: no jitter, each image at its size in inference."""
     min_scale: float = 0.1
     """Large-scale jitter: an image is resized to fit the crop times a random factor, at least this ..."""
     max_scale: float = 2.0
@@ -125,6 +130,8 @@ class FinetuneSettings:
             raise RunError(f"--min-scale {self.min_scale} is above --max-scale {self.max_scale}")
         if self.batch_size % self.workers:
             raise RunError(f"--batch-size {self.batch_size} cannot be shared equally by {self.workers} --workers")
+        if self.evaluate_every is not None and self.val_gt is None:
+            raise RunError("--evaluate-every needs images to validate with: give --val-images and --val-gt")
         if self.evaluate_every is not None and self.evaluate_every % self.save_every:
             raise RunError(f"--evaluate-every {self.evaluate_every} is no multiple of --save-every {self.save_every}")
         if self.crop_size != _WHOLE and self.crop_hw() is None:
@@ -135,7 +142,7 @@ class FinetuneSettings:
         self.parsed_image_size()
 
     def _check_places(self) -> None:
-        for name in ("images", "output", "panoptic_gt", "panoptic_pngs", "instances_gt", "val_images", "val_gt"):
+        for name in PLACES:
             value = getattr(self, name)
             if value is not None and not value.strip():
                 raise RunError(f"{_flag(name)} is empty")

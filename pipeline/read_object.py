@@ -12,7 +12,7 @@ from botocore.exceptions import BotoCoreError
 from fsspec.asyn import sync
 from tenacity import retry, retry_if_not_exception_type, stop_after_attempt, wait_random_exponential
 
-from pipeline.errors import RunError
+from pipeline.errors import RunError, StoreUnavailableError
 from pipeline.storage import STORE_ERRORS, is_s3, one_line
 
 _MD5_ETAG = re.compile('"?([0-9a-f]{32})"?')  # of a multipart upload it ends in -N, and is no digest
@@ -86,13 +86,17 @@ def read_object(filesystem: fsspec.AbstractFileSystem, path: str) -> bytes:
 
 
 def read_or_none(filesystem: fsspec.AbstractFileSystem, path: str, what: str) -> bytes | None:
-    """The bytes at `path`, None where there is no such object. RunError, starting with `what`, on any other failure."""
+    """The bytes at `path`, None where there is no such object.
+
+    RunError, starting with `what`, on any other failure: StoreUnavailableError where it may pass.
+    """
     try:
         return read_object(filesystem, path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except STORE_ERRORS as error:
-        raise RunError(f"{what} {path} cannot be read: {one_line(error)}") from None
+        kind = RunError if isinstance(error, (PermissionError, IsADirectoryError)) else StoreUnavailableError
+        raise kind(f"{what} {path} cannot be read: {one_line(error)}") from None
 
 
 def read_bytes(filesystem: fsspec.AbstractFileSystem, path: str, what: str) -> bytes:

@@ -91,7 +91,8 @@ class Records:
         self.images.append({"id": image.number, "file_name": image.name, "height": height, "width": width})
         for records, added in ((self.truth, truth), (self.predicted, predicted)):
             # Records of an instances file keep the ids that they have.
-            records.extend({"id": len(records) + n, "image_id": image.number, **r} for n, r in enumerate(added, 1))
+            before = len(records)
+            records.extend({"id": before + n, "image_id": image.number, **r} for n, r in enumerate(added, 1))
 
 
 def score_part(spec: ScoreSpec, task: PartTask) -> Sums:

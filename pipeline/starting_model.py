@@ -76,7 +76,7 @@ def _architecture(settings: FinetuneSettings, labels: LabelMap) -> Mask2FormerCo
     assert settings.architecture is not None
     names = _names(labels) or {0: "any"}
     if settings.architecture in ARCHITECTURES:
-        return ARCHITECTURES[settings.architecture](id2label=names, **_points(settings))
+        return replace(ARCHITECTURES[settings.architecture](id2label=names), **_points(settings))
     if not settings.architecture.endswith(".json"):
         known = ", ".join(ARCHITECTURES)
         raise RunError(f"--architecture {settings.architecture} is none of {known}, and no {CONFIG_FILE} either")

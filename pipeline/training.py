@@ -6,6 +6,8 @@ Knows nothing of Ray; where several workers share the batches, torch.distributed
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,9 +31,13 @@ _PLACE_FILE = "training.json"
 
 @dataclass
 class LossMeter:
-    """Means of the losses since the last row of the log; the device is asked for them only then."""
+    """Means of the losses since the last row of the log; the device is asked for them only then.
+
+    Where torch.distributed has several workers, over their parts of the batch, and all of them have to take part.
+    """
 
     started: float = field(default_factory=time.monotonic)
+    paused: float = 0.0  # seconds
     steps: int = 0
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -44,11 +50,22 @@ class LossMeter:
 
     def row(self) -> Row:
         """And start again."""
-        seconds = time.monotonic() - self.started
-        row = {name: round(value.item() / self.steps, 6) for name, value in self.sums.items()}
+        seconds = time.monotonic() - self.started - self.paused
+        sums = torch.stack(list(self.sums.values()))
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+            sums /= torch.distributed.get_world_size()
+        row = {name: round(value / self.steps, 6) for name, value in zip(self.sums, sums.tolist(), strict=True)}
         row["iterations_per_second"] = round(self.steps / seconds, 3)
-        self.started, self.steps, self.sums = time.monotonic(), 0, {}
+        self.started, self.paused, self.steps, self.sums = time.monotonic(), 0.0, 0, {}
         return row
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens meanwhile, validating and saving, is no part of a step."""
+        began = time.monotonic()
+        yield
+        self.paused += time.monotonic() - began
 
 
 class Training:
@@ -95,8 +112,8 @@ class Training:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_gradient_norm)
         if not math.isfinite(norm.item()):
             raise RunError(
-                f"the gradient of step {self.iteration + 1} is not finite (loss {output.loss.item()}): "
-                "lower --learning-rate, or train in --precision fp32"
+                f"the gradient of step {self.iteration + 1} is not finite (loss {output.loss.item()}): train again, "
+                "in a new --output, with a lower --learning-rate or in --precision fp32"
             )
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * self.course.factor(self.iteration)
@@ -120,7 +137,7 @@ class Training:
 
     def resume(self, folder: Path) -> None:
         """All but the model's weights, which come from `folder` as from any checkpoint."""
-        state = torch.load(folder / _OPTIMIZER_FILE, map_location=self.device, weights_only=True)
+        state = torch.load(folder / _OPTIMIZER_FILE, map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state)
         self.iteration = json.loads((folder / _PLACE_FILE).read_text())["iteration"]
         self.log = from_lines((folder / LOG_FILE).read_bytes())

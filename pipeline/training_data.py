@@ -3,11 +3,15 @@
 Sample n of a training is image n of an endless sequence of shuffled epochs, augmented by a generator seeded with n. So
 a batch is decided by its first n, a worker takes its share of it, and going on means to start at another n.
 
-Memory of a worker: the ground truth's JSON (about 0.3 KB a segment), and its share of a batch.
+Memory of a worker: the ground truth, shared with the processes that load (40 bytes a panoptic segment; polygons what
+they take in the JSON), and four times the JSON while that is read; its share of a batch. Of a process that loads: one
+image at its own size, its targets at the size of the crop.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -15,15 +19,21 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from m2f_core.augment import IMAGE_PADDING, LargeScaleJitter, WholeImages
+from m2f_core.augment import IMAGE_PADDING, Jitter, LargeScaleJitter, WholeImages
+from m2f_core.image_processor import NETWORK_STRIDE
+from m2f_core.labels import LabelMap
 from m2f_core.panoptic_png import PANOPTIC_VOID
-from m2f_core.targets import Targets, instance_targets, map_targets, panoptic_map
+from m2f_core.targets import Targets, instance_masks, map_targets, panoptic_map
 from pipeline.decode import decode_image
 from pipeline.errors import ImageError, RunError
-from pipeline.ground_truth import GroundTruth, read_instances, read_panoptic
+from pipeline.finetune_config import FinetuneSettings
+from pipeline.ground_truth import GtImage, read_instances, read_panoptic
 from pipeline.ground_truth_png import read_panoptic_pixels
+from pipeline.packed import PackedSequence
 from pipeline.read_object import read_bytes
-from pipeline.storage import open_filesystem
+from pipeline.storage import one_line, open_filesystem
+
+logger = logging.getLogger(__name__)
 
 Augmentation = LargeScaleJitter | WholeImages
 MAX_IMAGE_PIXELS = 2**31 - 1  # whoever trains knows the data
@@ -43,27 +53,72 @@ class AnnotatedImages:
     """Images in a folder and what is annotated in them."""
 
     folder: str
-    ground_truth: GroundTruth
+    images: PackedSequence[GtImage]
+    categories: tuple[dict[str, Any], ...]  # as in the JSON
+    where: str  # the flag and the place of the JSON, for messages
     panoptic: bool
+    exif: bool  # turn images as their EXIF orientation says, as the main job does
 
     @classmethod
-    def read(cls, folder: str, gt: str, pngs: str | None, panoptic: bool, flag: str) -> "AnnotatedImages":
+    def read(
+        cls, folder: str, gt: str, pngs: str | None, panoptic: bool, flag: str, exif: bool = True
+    ) -> "AnnotatedImages":
         """RunError where the ground truth cannot be used. `flag` names it in messages."""
         truth = read_panoptic(gt, pngs, flag) if panoptic else read_instances(gt, flag)
-        return cls(folder.rstrip("/"), truth, panoptic)
+        where = f"{flag} {gt}"
+        images = truth.images if panoptic else _with_usable_masks(truth.images, where)
+        return cls(folder.rstrip("/"), PackedSequence(images), truth.categories, where, panoptic, exif)
+
+    def check_first(self) -> None:
+        """RunError where not even the first image, or its PNG, can be used: most likely a folder is wrong."""
+        self.image(0)
+        if self.panoptic:
+            read_panoptic_pixels(self.images[0])
 
     def image(self, index: int) -> Image.Image:
         """RGB. RunError where it cannot be read, or is not of the size that the ground truth says."""
-        annotated = self.ground_truth.images[index]
+        annotated = self.images[index]
         filesystem, path = open_filesystem(f"{self.folder}/{annotated.name}")
+        data = read_bytes(filesystem, path, "image")
         try:
-            image = decode_image(read_bytes(filesystem, path, "image"), max_pixels=MAX_IMAGE_PIXELS, apply_exif=False)
+            image = decode_image(data, max_pixels=MAX_IMAGE_PIXELS, apply_exif=self.exif)
         except ImageError as error:
             raise RunError(f"image {path} cannot be used: {error}") from None
-        if (image.height, image.width) != annotated.size:
+        size = image.height, image.width
+        if size != annotated.size:
+            hint = f"; is --{'no-' if self.exif else ''}exif right?" if size[::-1] == annotated.size else ""
             found = f"{image.height} x {image.width} (height x width)"
-            raise RunError(f"image {path} is {found}, its ground truth says {annotated.size}")
+            raise RunError(f"image {path} is {found}, its ground truth says {annotated.size}{hint}")
         return image
+
+
+def training_data(settings: FinetuneSettings) -> AnnotatedImages:
+    """What the settings say to train with. RunError where the ground truth cannot be used."""
+    if settings.panoptic_gt is not None:
+        gt, flag = settings.panoptic_gt, "--panoptic-gt"
+    else:
+        assert settings.instances_gt is not None
+        gt, flag = settings.instances_gt, "--instances-gt"
+    panoptic = settings.panoptic_gt is not None
+    return AnnotatedImages.read(settings.images, gt, settings.panoptic_pngs, panoptic, flag, settings.exif)
+
+
+def validation_data(settings: FinetuneSettings) -> AnnotatedImages | None:
+    """What they say to validate with, if anything. RunError where it cannot be used."""
+    if settings.val_images is None or settings.val_gt is None:
+        return None
+    panoptic = settings.panoptic_gt is not None
+    return AnnotatedImages.read(
+        settings.val_images, settings.val_gt, settings.val_pngs, panoptic, "--val-gt", settings.exif
+    )
+
+
+def labels_of(data: AnnotatedImages) -> LabelMap:
+    """The classes that a model for `data` has. RunError where its categories are not COCO's kind of categories."""
+    try:
+        return LabelMap.from_coco_categories(list(data.categories))
+    except ValueError as error:
+        raise RunError(f"{data.where}: {one_line(error)}") from None
 
 
 class TrainingSamples(Dataset[tuple[np.ndarray, Targets]]):
@@ -75,7 +130,7 @@ class TrainingSamples(Dataset[tuple[np.ndarray, Targets]]):
         self.data = data
         self.class_id_of_category = class_id_of_category
         self.augmentation = augmentation
-        self.order = EndlessOrder(len(data.ground_truth.images), seed)
+        self.order = EndlessOrder(len(data.images), seed)
         self.seed = seed
 
     def __getitem__(self, n: int) -> tuple[np.ndarray, Targets]:
@@ -83,20 +138,30 @@ class TrainingSamples(Dataset[tuple[np.ndarray, Targets]]):
         image = self.data.image(index)
         rng = np.random.default_rng([self.seed, n])
         jitter = self.augmentation.draw(image.height, image.width, rng)
-        annotated = self.data.ground_truth.images[index]
+        annotated = self.data.images[index]
         try:
             if self.data.panoptic:
                 png_HW3 = read_panoptic_pixels(annotated)
                 ids_HW, class_ids = panoptic_map(png_HW3, annotated.annotations, self.class_id_of_category)
                 targets = map_targets(jitter.map(ids_HW, PANOPTIC_VOID), class_ids, PANOPTIC_VOID)
             else:
-                whole = instance_targets(annotated.annotations, image.height, image.width, self.class_id_of_category)
-                masks_Nhw = torch.from_numpy(jitter.masks(whole.mask_labels.numpy()))
-                visible_N = masks_Nhw.flatten(1).any(1) if len(masks_Nhw) else torch.zeros(0, dtype=torch.bool)
-                targets = Targets(masks_Nhw[visible_N], whole.class_labels[visible_N])
+                targets = self._instance_targets(annotated.annotations, image, jitter)
         except ValueError as error:
             raise RunError(f"the ground truth of {annotated.name} cannot be used: {error}") from None
         return jitter.image(image), targets
+
+    def _instance_targets(
+        self, annotations: Sequence[Mapping[str, Any]], image: Image.Image, jitter: Jitter
+    ) -> Targets:
+        """One mask at a time at the image's own size: there may be hundreds of them."""
+        masks, class_ids = [], []
+        for mask_HW, class_id in instance_masks(annotations, image.height, image.width, self.class_id_of_category):
+            mask_hw = jitter.mask(mask_HW)
+            if mask_hw.any():
+                masks.append(torch.from_numpy(mask_hw))
+                class_ids.append(class_id)
+        masks_Nhw = torch.stack(masks) if masks else torch.zeros((0, *jitter.crop_hw), dtype=torch.bool)
+        return Targets(masks_Nhw, torch.tensor(class_ids, dtype=torch.int64))
 
 
 class EndlessOrder:
@@ -159,8 +224,9 @@ class _Batches:
 
 
 def _collate(samples: Sequence[tuple[np.ndarray, Targets]]) -> Batch:
-    """Whole images differ in size: all get that of the largest, and with it the pixels of their masks stay theirs."""
-    height, width = (max(pixels.shape[axis] for pixels, _ in samples) for axis in (0, 1))
+    """All get the size of the largest, in multiples of the network's stride; the pixels of their masks stay theirs."""
+    largest_hw = (max(pixels.shape[axis] for pixels, _ in samples) for axis in (0, 1))
+    height, width = (-(-length // NETWORK_STRIDE) * NETWORK_STRIDE for length in largest_hw)
     pixels_Bhw3 = np.full((len(samples), height, width, 3), IMAGE_PADDING, np.uint8)
     mask_labels = []
     for padded_hw3, (pixels_hw3, targets) in zip(pixels_Bhw3, samples, strict=True):
@@ -168,3 +234,37 @@ def _collate(samples: Sequence[tuple[np.ndarray, Targets]]) -> Batch:
         padded_hw3[:h, :w] = pixels_hw3
         mask_labels.append(F.pad(targets.mask_labels, (0, width - w, 0, height - h)))
     return Batch(torch.from_numpy(pixels_Bhw3), mask_labels, [targets.class_labels for _, targets in samples])
+
+
+def _with_usable_masks(images: Iterable[GtImage], where: str) -> Iterator[GtImage]:
+    """Without polygons of fewer than three points, and without the objects of which nothing is left then.
+
+    As in detectron2's `annotations_to_instances`, and said. RunError at what is no segmentation at all: better now than
+    at the step that meets it.
+    """
+    dropped: list[Any] = []  # ids
+    for image in images:
+        annotations = []
+        for annotation in image.annotations:
+            segmentation = annotation["segmentation"]
+            if isinstance(segmentation, list):
+                if not all(isinstance(polygon, list) and len(polygon) % 2 == 0 for polygon in segmentation):
+                    _refuse(annotation, where, "a polygon is a flat list of numbers x0, y0, x1, y1, ...")
+                polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+                if not polygons:
+                    dropped.append(annotation["id"])
+                    continue
+                annotation = {**annotation, "segmentation": polygons}
+            elif not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
+                _refuse(annotation, where, "a segmentation is a list of polygons or an RLE with size and counts")
+            annotations.append(annotation)
+        yield replace(image, annotations=tuple(annotations))
+    if dropped:
+        logger.warning(
+            f"{where}: {len(dropped):,} annotations have no polygon of three points and are left out, "
+            f"such as {dropped[0]!r}"
+        )
+
+
+def _refuse(annotation: Mapping[str, Any], where: str, why: str) -> NoReturn:
+    raise RunError(f"{where}: annotation {annotation['id']!r} cannot be used: {why}")

@@ -42,11 +42,11 @@ def validate(
     with torch.inference_mode():
         for index in share:
             predicted = _predict(model, data, labels, processor, index)
-            image = data.ground_truth.images[index]
+            image = data.images[index]
             truth = panoptic_records(image, read_panoptic_png(image)) if data.panoptic else image.annotations
             records.add(image, truth, predicted)
     model.train()
-    categories = data.ground_truth.categories
+    categories = data.categories
     if data.panoptic:
         own = panoptic_sums(records.images, records.truth, records.predicted, categories)
         sums = np.sum(gather(own), axis=0)

@@ -257,6 +257,7 @@ def test_smaller_masks_are_padded_with_nothing() -> None:
 # --- several workers --------------------------------------------------------------------------------------------------
 
 COUNTS = [3, 0, 5]  # targets of the three images; worker 0 has the first two, worker 1 the last
+FEWER_THAN_WORKERS = [1, 0, 0]
 SHARES = [slice(0, 2), slice(2, 3)]
 
 
@@ -274,10 +275,12 @@ class ToyModel(nn.Module):
         return self.class_head(self.queries + features_BChw.mean((2, 3)).unsqueeze(1)), masks_BQhw
 
 
-def toy_gradients(model: nn.Module, share: slice) -> tuple[dict[str, Tensor], dict[str, float]]:
+def toy_gradients(
+    model: nn.Module, share: slice, counts: list[int] = COUNTS
+) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Gradients after a backward pass over `share` of the three images, and the losses."""
     features = torch.randn(3, 8, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
-    masks, classes = random_targets(2, COUNTS)
+    masks, classes = random_targets(2, counts)
     model.zero_grad()
     class_logits, mask_logits = model(features[share])
     earlier = [{"class_queries_logits": 0.5 * class_logits, "masks_queries_logits": 0.5 * mask_logits}]
@@ -287,11 +290,11 @@ def toy_gradients(model: nn.Module, share: slice) -> tuple[dict[str, Tensor], di
     return gradients, {name: loss.item() for name, loss in losses.items()}
 
 
-def toy_worker(rank: int, folder: str) -> None:
+def toy_worker(rank: int, folder: str, counts: list[int]) -> None:
     """Averages gradients as DistributedDataParallel does; that itself aborts now and then as a process ends (gloo)."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    gradients, losses = toy_gradients(ToyModel(), SHARES[rank])
+    gradients, losses = toy_gradients(ToyModel(), SHARES[rank], counts)
     for gradient in gradients.values():
         torch.distributed.all_reduce(gradient)
         gradient /= 2
@@ -300,9 +303,10 @@ def toy_worker(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_workers_gradients_average_to_that_of_the_joined_batch(tmp_path: Path) -> None:
-    joined, joined_losses = toy_gradients(ToyModel(), slice(0, 3))
-    torch.multiprocessing.spawn(toy_worker, args=(str(tmp_path),), nprocs=2)
+@pytest.mark.parametrize("counts", [COUNTS, FEWER_THAN_WORKERS], ids=str)
+def test_workers_gradients_average_to_that_of_the_joined_batch(tmp_path: Path, counts: list[int]) -> None:
+    joined, joined_losses = toy_gradients(ToyModel(), slice(0, 3), counts)
+    torch.multiprocessing.spawn(toy_worker, args=(str(tmp_path), counts), nprocs=2)
     (first, first_losses), (second, second_losses) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for name, expected in joined.items():
         assert torch.equal(first[name], second[name])

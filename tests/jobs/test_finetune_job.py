@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,10 @@ def architecture(tmp_path_factory) -> Path:
     return path
 
 
+def validation(folder: CocoFolder) -> dict:
+    return {"val_images": folder.images, "val_gt": folder.panoptic_gt, "evaluate_every": STEPS}
+
+
 def flags_of(folder: CocoFolder, output: Path, **others) -> list[str]:
     values = {
         "images": folder.images,
@@ -48,7 +53,6 @@ def flags_of(folder: CocoFolder, output: Path, **others) -> list[str]:
         "learning-rate": 1e-3,
         "log-every": SAVE_EVERY,
         "save-every": SAVE_EVERY,
-        "evaluate-every": STEPS,
         **{name.replace("_", "-"): value for name, value in others.items()},
     }
     return [f"--{name}={value}" for name, value in values.items()]
@@ -99,8 +103,7 @@ def iteration_of(place: Path) -> int:
 @pytest.fixture(scope="module")
 def undisturbed(folder, architecture, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("undisturbed") / "out"
-    validation = {"val_images": folder.images, "val_gt": folder.panoptic_gt}
-    said = finish(job(flags_of(folder, output, architecture=architecture, **validation)))
+    said = finish(job(flags_of(folder, output, architecture=architecture, **validation(folder))))
     assert f"{STEPS}/{STEPS}  loss" in said and "PQ" in said
     return output
 
@@ -130,31 +133,28 @@ def test_log_and_plot_lie_beside_it(undisturbed):
 
 def test_a_finished_training_is_left_as_it_is(folder, architecture, undisturbed, capsys):
     with pytest.raises(SystemExit) as stop:
-        finetune.main(
-            flags_of(
-                folder, undisturbed, architecture=architecture, val_images=folder.images, val_gt=folder.panoptic_gt
-            )
-        )
+        finetune.main(flags_of(folder, undisturbed, architecture=architecture, **validation(folder)))
     assert stop.value.code == 2
     assert "holds a finished training" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("victim", ["driver", "worker"])
+@pytest.mark.parametrize("victim", ["driver", "worker", "driver, by Ctrl-C"])
 def test_a_killed_training_ends_with_the_same_weights(folder, architecture, undisturbed, tmp_path, victim):
-    """kill -9 at a random moment after the first checkpoint. A dead worker is replaced within the run; after a dead
-    driver the same command goes on.
+    """kill -9, or SIGINT, at a random moment after the first checkpoint. A dead worker is replaced within the run;
+    after a dead driver the same command goes on.
     """
     output = tmp_path / "out"
-    flags = flags_of(
-        folder, output, architecture=architecture, val_images=folder.images, val_gt=folder.panoptic_gt
-    )  # fmt: skip
+    flags = flags_of(folder, output, architecture=architecture, **validation(folder))
     process = job(flags)
     wait_for_checkpoint(output, process)
     time.sleep(random.uniform(0, 0.5))
-    if victim == "driver":
+    if victim != "worker":
         assert process.poll() is None, "the training was over before it could be killed"
-        process.kill()
-        process.communicate()
+        process.send_signal(signal.SIGKILL if victim == "driver" else signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+        if victim != "driver":
+            assert process.returncode == 130, said
+            assert said.splitlines()[-1].endswith("interrupted; the same command goes on from the last checkpoint")
         assert not (output / "model").exists()
         process = job(flags)
     else:
@@ -198,7 +198,7 @@ def test_two_workers_on_instance_data(folder, architecture, tmp_path):
 def test_a_start_from_a_checkpoint_keeps_or_replaces_the_class_head(folder, undisturbed, tmp_path):
     """Of the same classes the head stays; a step of nothing shows it. Others get a new one, and keep the rest."""
     same, other = tmp_path / "same", tmp_path / "other"
-    nothing = {"iterations": 1, "save_every": 1, "evaluate_every": 1, "learning_rate": 1e-12, "weight_decay": 0}
+    nothing = {"iterations": 1, "save_every": 1, "learning_rate": 1e-12, "weight_decay": 0}
     finish(job(flags_of(folder, same, model=undisturbed / "model", **nothing)))
     flags = [flag for flag in flags_of(folder, other, model=undisturbed / "model", **nothing) if "panoptic" not in flag]
     finish(job([*flags, f"--instances-gt={folder.instances_gt}"]))
@@ -221,7 +221,14 @@ def test_a_start_from_a_checkpoint_keeps_or_replaces_the_class_head(folder, undi
         ({"crop_size": "64:64"}, "--crop-size is '64:64'"),
         ({"crop_size": "whole", "max_scale": 3.0}, "--max-scale belongs to the jitter"),
         ({"batch_size": 3, "workers": 2}, "--batch-size 3 cannot be shared equally by 2 --workers"),
-        ({"evaluate_every": 12}, "--evaluate-every 12 is no multiple of --save-every 8"),
+        (
+            {"evaluate_every": 12, "val_images": "images", "val_gt": "gt.json"},
+            "--evaluate-every 12 is no multiple of --save-every 8",
+        ),
+        ({"evaluate_every": 8}, "--evaluate-every needs images to validate with"),
+        ({"images": "missing"}, r"image .*missing/001.png does not exist"),
+        ({"panoptic_pngs": "missing"}, r"missing/001.png does not exist"),
+        ({"val_pngs": " "}, "--val-pngs is empty"),
         ({"val_images": "images"}, "--val-images and --val-gt belong together"),
         ({"min_scale": 3.0}, "--min-scale 3.0 is above --max-scale 2.0"),
         ({"importance_sample_ratio": 1.5}, "--importance-sample-ratio is 1.5; it must lie in 0.0 .. 1.0"),
@@ -250,3 +257,35 @@ def test_another_trainings_folder_is_refused(folder, architecture, undisturbed, 
     with pytest.raises(SystemExit):
         finetune.main(flags_of(folder, tmp_path, architecture=architecture))
     assert "is not empty and holds no training" in capsys.readouterr().err
+
+
+def test_other_classes_in_the_same_file_are_another_training(folder, architecture, tmp_path, capsys):
+    """The paths alone would let a head with one output too few go on."""
+    output, changed = tmp_path / "out", tmp_path / "panoptic.json"
+    content = json.loads(folder.panoptic_gt.read_text())
+    changed.write_text(json.dumps(content))
+    flags = flags_of(
+        folder, output, architecture=architecture, panoptic_gt=changed, panoptic_pngs=folder.root / "panoptic"
+    )
+    finish(job([*flags, "--iterations=1"]))
+    (output / "model" / "config.json").unlink()
+    content["categories"].append({"id": 91, "name": "cube", "isthing": 1})
+    changed.write_text(json.dumps(content))
+    with pytest.raises(SystemExit):
+        finetune.main([*flags, "--iterations=1"])
+    assert "holds a training with other settings: categories (" in capsys.readouterr().err
+
+
+def test_what_would_fail_again_ends_it_with_one_line(folder, architecture, tmp_path):
+    """An image that cannot be read, met in the middle: no second try, and the checkpoints stay."""
+    for name in ("images", "panoptic", "panoptic.json"):
+        source = folder.root / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    broken = CocoFolder(tmp_path)
+    (broken.images / "004.png").write_bytes(b"no image")
+    process = job(flags_of(broken, tmp_path / "out", architecture=architecture, save_every=1))
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 2, said
+    last = said.splitlines()[-1]
+    assert last.startswith("finetune.py: error: the training cannot go on: image ") and "004.png cannot be used" in last
+    assert said.count("starting;") == 1 and "going on" not in said.replace("cannot go on", "")

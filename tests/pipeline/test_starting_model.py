@@ -10,7 +10,7 @@ from m2f_core.config import Mask2FormerConfig
 from m2f_core.initial_weights import initial_model
 from m2f_core.labels import LabelMap
 from pipeline.finetune_config import FinetuneSettings
-from pipeline.starting_model import starting_model
+from pipeline.starting_model import ARCHITECTURES, check_start, starting_model
 
 LABELS = LabelMap.from_coco_categories([{"id": 7, "name": "cat", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}])
 
@@ -44,3 +44,9 @@ def test_sampled_points_are_those_of_the_flags_else_of_the_start(checkpoint, kin
     assert (model.criterion.num_points, model.criterion.importance_sample_ratio) == expected
     for name, weight in saved.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_named_architectures_take_the_flags_too(name):
+    points = {"train_num_points": 99, "importance_sample_ratio": 0.25}
+    check_start(FinetuneSettings(images="i", output="o", panoptic_gt="p", architecture=name, **points))

@@ -43,7 +43,7 @@ def data(tmp_path_factory) -> AnnotatedImages:
 
 @pytest.fixture(scope="module")
 def labels(data) -> LabelMap:
-    return LabelMap.from_coco_categories(list(data.ground_truth.categories))
+    return LabelMap.from_coco_categories(list(data.categories))
 
 
 def tiny_config(labels: LabelMap) -> Mask2FormerConfig:

@@ -14,6 +14,7 @@ from m2f_core.image_processor import ImageProcessor
 from m2f_core.image_size import ImageSize
 from m2f_core.labels import LabelMap
 from pipeline.errors import RunError
+from pipeline.packed import PackedSequence
 from pipeline.training_data import AnnotatedImages, EndlessOrder, TrainingSamples, WorkerShare, load_batches
 from tests.coco_folders import CATEGORIES, colour_of, write_coco_folder
 
@@ -28,7 +29,7 @@ def folder(tmp_path_factory):
 def samples_of(folder, panoptic: bool, jitter=None, seed=0) -> TrainingSamples:
     gt = folder.panoptic_gt if panoptic else folder.instances_gt
     data = AnnotatedImages.read(str(folder.images), str(gt), None, panoptic, "--gt")
-    labels = LabelMap.from_coco_categories(list(data.ground_truth.categories))
+    labels = LabelMap.from_coco_categories(list(data.categories))
     jitter = jitter or LargeScaleJitter((48, 48), 0.5, 1.5, True)
     return TrainingSamples(data, labels.class_id_of_category, jitter, seed)
 
@@ -127,8 +128,72 @@ def test_what_cannot_be_used_is_named(tmp_path):
     with pytest.raises(RunError, match=r"001\.png does not exist"):
         samples_of(folder, True)[0]
     content = json.loads(folder.instances_gt.read_text())
-    content["annotations"][0]["segmentation"] = [[1, 2, 3]]
+    content["annotations"][0]["segmentation"]["counts"] = "~~"
     folder.instances_gt.write_text(json.dumps(content))
     Image.new("RGB", (32, 32)).save(image)
     with pytest.raises(RunError, match=r"the ground truth of 001\.png cannot be used: annotation 1"):
         samples_of(folder, False)[0]
+
+
+@pytest.mark.parametrize("segmentation", [None, "221O", [[1, 2, 3]], [1, 2, 3, 4, 5, 6], {"counts": []}], ids=str)
+def test_what_is_no_segmentation_is_refused_before_the_first_step(tmp_path, segmentation):
+    folder = write_coco_folder(tmp_path / "set", [(32, 32)])
+    content = json.loads(folder.instances_gt.read_text())
+    content["annotations"][1]["segmentation"] = segmentation
+    folder.instances_gt.write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"--gt .*instances\.json: annotation 2 "):
+        samples_of(folder, False)
+
+
+def test_polygons_without_an_area_are_left_out_and_said(tmp_path, caplog):
+    """As in detectron2, and so is an object that had no other; the rest of the image stays."""
+    folder = write_coco_folder(tmp_path / "set", [(32, 32)])
+    content = json.loads(folder.instances_gt.read_text())
+    square = [4, 4, 12, 4, 12, 12, 4, 12]
+    forms = [[], [[1, 1, 2, 2]], [[1, 1], square], [square]]
+    first = content["annotations"][0]
+    content["annotations"] = [{**first, "id": n, "segmentation": form} for n, form in enumerate(forms, 1)]
+    folder.instances_gt.write_text(json.dumps(content))
+    samples = samples_of(folder, False, LargeScaleJitter((32, 32), 1.0, 1.0, False))
+    targets = samples[0][1]
+    assert torch.equal(targets.mask_labels[0], targets.mask_labels[1]) and targets.mask_labels.sum() == 2 * 64
+    assert "2 annotations have no polygon of three points and are left out, such as 1" in caplog.text
+
+
+def test_images_are_turned_as_their_exif_says_unless_told_not_to(tmp_path):
+    folder = write_coco_folder(tmp_path / "set", [(32, 48)])
+    upright = Image.open(folder.images / "001.png").convert("RGB")
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by 90 degrees to the right
+    upright.transpose(Image.Transpose.ROTATE_90).save(folder.images / "001.png", exif=exif)
+
+    def first(exif: bool) -> Image.Image:
+        args = str(folder.images), str(folder.panoptic_gt), None, True, "--gt"
+        return AnnotatedImages.read(*args, exif=exif).image(0)
+
+    np.testing.assert_array_equal(np.asarray(first(exif=True)), np.asarray(upright))
+    with pytest.raises(RunError, match=r"001\.png is 48 x 32 .* its ground truth says \(32, 48\); is --exif right\?"):
+        first(exif=False)
+
+
+@pytest.mark.parametrize("crop_hw", [(48, 48), (50, 33)])
+def test_batches_have_a_size_that_the_network_divides(folder, crop_hw):
+    """Otherwise the coarsest features would be taken for those of a smaller image than the one they show."""
+    samples = samples_of(folder, True, LargeScaleJitter(crop_hw, 1.0, 1.0, False))
+    [batch] = load_batches(samples, WorkerShare(2, 0, 1), range(1), 0)
+    assert batch.pixels_Bhw3.shape == (2, 64, 64, 3)
+    h, w = crop_hw
+    for place, (pixels, masks) in enumerate(zip(batch.pixels_Bhw3.numpy(), batch.mask_labels, strict=True)):
+        alone, targets = samples[place]
+        np.testing.assert_array_equal(pixels[:h, :w], alone)
+        assert (pixels[h:] == IMAGE_PADDING).all() and (pixels[:, w:] == IMAGE_PADDING).all()
+        assert torch.equal(masks[:, :h, :w], targets.mask_labels) and masks.sum() == targets.mask_labels.sum()
+
+
+@given(st.lists(st.one_of(st.integers(), st.text(), st.dictionaries(st.text(), st.integers()))))
+def test_a_packed_sequence_gives_back_what_was_put_in(items):
+    packed = PackedSequence(items)
+    assert len(packed) == len(items) and list(packed) == items
+    assert [packed[index] for index in range(len(items))] == items
+    with pytest.raises(IndexError):
+        packed[len(items)]

@@ -27,7 +27,7 @@ def same_points(size: tuple[int, ...], device: torch.device | None = None) -> to
 def gradients_of_batch(root: str, rank: int, num_workers: int) -> dict[str, torch.Tensor]:
     torch.set_num_threads(1)
     data = AnnotatedImages.read(f"{root}/images", f"{root}/panoptic.json", None, True, "--panoptic-gt")
-    labels = LabelMap.from_coco_categories(list(data.ground_truth.categories))
+    labels = LabelMap.from_coco_categories(list(data.categories))
     samples = TrainingSamples(data, labels.class_id_of_category, LargeScaleJitter((64, 64), 0.5, 2.0, True), 0)
     [batch] = load_batches(samples, WorkerShare(4, rank, num_workers), range(3, 4), 0)
     model = initial_model(tiny_config(labels), 0)

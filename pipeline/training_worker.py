@@ -1,0 +1,118 @@
+"""What each of Ray Train's workers runs: step, log, validate and save, until all steps are done."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.util.queue import Queue
+
+from m2f_core.augment import LargeScaleJitter, WholeImages
+from m2f_core.checkpoint import load_checkpoint
+from m2f_core.image_processor import ImageProcessor
+from m2f_core.labels import LabelMap
+from pipeline.finetune_config import FinetuneSettings
+from pipeline.starting_model import check_start, starting_model
+from pipeline.storage import open_filesystem, put_object
+from pipeline.training import Training
+from pipeline.training_data import (
+    Augmentation,
+    TrainingSamples,
+    WorkerShare,
+    labels_of,
+    load_batches,
+    training_data,
+    validation_data,
+)
+from pipeline.training_log import LOG_FILE, PLOT_FILE, as_text, plot, to_lines
+from pipeline.validate import validate
+
+
+def train_on_worker(config: dict[str, Any]) -> None:
+    """`config` holds the settings, the CPUs of a worker, and a queue for lines to print.
+
+    RunError where it cannot go on, whoever tries; StoreUnavailableError where it may later.
+    """
+    settings: FinetuneSettings = config["settings"]
+    lines: Queue = config["lines"]
+    context = ray.train.get_context()
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(config["cpus"])
+    data = training_data(settings)
+    labels = labels_of(data)
+    val_data = validation_data(settings)
+    training = _start_or_resume(settings, labels, check_start(settings), rank)
+    if rank == 0:
+        what = f"going on after step {training.iteration:,}" if training.iteration else "starting"
+        lines.put(f"{what}; {sum(p.numel() for p in training.model.parameters()) / 1e6:.2f} M parameters")
+    augmentation = _augmentation(settings, training.processor)
+    samples = TrainingSamples(data, labels.class_id_of_category, augmentation, settings.seed)
+    share = WorkerShare(settings.batch_size, rank, num_workers)
+    loaders = config["cpus"] if device.type == "cuda" else 0
+    for batch in load_batches(samples, share, range(training.iteration, settings.iterations), loaders):
+        training.step(batch)
+        last = training.iteration == settings.iterations
+        if training.iteration % settings.log_every == 0 or last:
+            row = training.add_log_row()
+            if rank == 0:
+                lines.put(as_text(row, settings.iterations))
+        if training.iteration % settings.save_every == 0 or last:
+            with training.meter.pause():
+                if val_data is not None and (training.iteration % (settings.evaluate_every or 1) == 0 or last):
+                    indices = range(rank, len(val_data.images), num_workers)
+                    figures = validate(training.model, val_data, labels, training.processor, indices, _gather)
+                    training.log.append({"iteration": training.iteration, **figures})
+                    if rank == 0:
+                        lines.put(as_text(training.log[-1], settings.iterations))
+                _report(training, settings)
+
+
+def _augmentation(settings: FinetuneSettings, processor: ImageProcessor) -> Augmentation:
+    crop_hw = settings.crop_hw()
+    if crop_hw is None:
+        return WholeImages(processor, settings.flip)
+    return LargeScaleJitter(crop_hw, settings.min_scale, settings.max_scale, settings.flip)
+
+
+def _start_or_resume(settings: FinetuneSettings, labels: LabelMap, processor: ImageProcessor, rank: int) -> Training:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        model, _ = starting_model(settings, labels)
+        return Training(model, _share_gradients(model), settings, labels, processor, rank)
+    with checkpoint.as_directory() as folder:
+        model = load_checkpoint(folder).train()
+        training = Training(model, _share_gradients(model), settings, labels, processor, rank)
+        training.resume(Path(folder))
+    return training
+
+
+def _share_gradients(model: torch.nn.Module) -> torch.nn.Module:
+    """The model on the worker's device, wrapped where there are several workers."""
+    return ray.train.torch.prepare_model(model)
+
+
+def _gather(value: Any) -> list[Any]:
+    num_workers = ray.train.get_context().get_world_size()
+    if num_workers == 1:
+        return [value]
+    values: list[Any] = [None] * num_workers
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def _report(training: Training, settings: FinetuneSettings) -> None:
+    """Hand the checkpoint of worker 0 to Ray Train; every worker has to take part."""
+    metrics = training.log[-1] if training.log else {"iteration": training.iteration}
+    if training.rank != 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        training.save(Path(folder))
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    filesystem, root = open_filesystem(settings.output)
+    put_object(filesystem, f"{root}/{LOG_FILE}", to_lines(training.log))
+    put_object(filesystem, f"{root}/{PLOT_FILE}", plot(training.log))
