@@ -126,9 +126,9 @@ def _fit_once(trainer: TorchTrainer) -> ray.train.Result:
 
 def _reason(error: BaseException) -> str:
     """What an error says, on one line. Out of a loading process it comes with its traceback as text: the last line."""
-    name = type(error).__name__
-    *_, last = str(error).splitlines() or [""]
-    said = last.removeprefix(f"{type(error).__module__}.{name}: ").strip()
+    name, said = type(error).__name__, one_line(error)
+    if "Traceback (most recent call last)" in str(error):
+        said = str(error).splitlines()[-1].removeprefix(f"{type(error).__module__}.{name}: ")
     return said if isinstance(error, RunError) else f"{name}: {said}"
 
 
