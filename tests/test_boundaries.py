@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 THIRD_PARTY_OF_CORE = {"torch", "triton", "numpy", "scipy", "numba", "PIL", "safetensors"}  # Triton comes with torch
 MAY_IMPORT = {"m2f_core": set(), "pipeline": {"m2f_core"}, "jobs": {"m2f_core", "pipeline"}}
-RAY_FILES = {f"pipeline/{name}.py" for name in ("run", "shard_source", "board", "cluster", "finetune")}
+_IMPORT_RAY = ("run", "shard_source", "board", "cluster", "finetune", "training_worker")
+RAY_FILES = {f"pipeline/{name}.py" for name in _IMPORT_RAY}
 
 
 def imported_roots(source: str) -> set[str]:
