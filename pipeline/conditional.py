@@ -6,7 +6,6 @@ lease and the numbering of attempts stand on.
 
 import hashlib
 import os
-import uuid
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -20,7 +19,7 @@ from fsspec.asyn import sync
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from pipeline.read_object import DamagedError, get_object
-from pipeline.storage import is_local, is_s3, put_object
+from pipeline.storage import is_local, is_s3, put_object, temporary_beside
 
 # The condition does not hold. For If-Match on nothing AWS says NoSuchKey, SeaweedFS PreconditionFailed.
 _LOST = ("PreconditionFailed", "412", "NoSuchKey")
@@ -116,7 +115,7 @@ def _conditional_put(filesystem: Any, path: str, data: bytes, **condition: str) 
 
 def _create_file(path: Path, data: bytes) -> str | None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = temporary_beside(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -136,7 +135,7 @@ def _read_file(path: Path) -> Stored | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     # The disk's clock, which on a network file system is not this machine's.
-    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    probe = temporary_beside(path)
     try:
         probe.touch()
         now = probe.stat().st_mtime

@@ -112,7 +112,7 @@ def put_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) ->
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    temporary = temporary_beside(target)
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -121,6 +121,20 @@ def put_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) ->
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_TEMPORARY = ".tmp"
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new name in the same folder, hidden, for what becomes `path` when it is whole."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+
+
+def is_temporary(path: str) -> bool:
+    """Whether `temporary_beside` made this name; a process that was killed leaves such a file."""
+    name = path.rpartition("/")[2]
+    return name.startswith(".") and name.endswith(_TEMPORARY)
 
 
 def one_line(error: BaseException) -> str:

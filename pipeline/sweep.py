@@ -1,7 +1,7 @@
-"""What a finished run leaves behind that nobody needs: parts without a receipt, markers of starts.
+"""What a finished run leaves behind that nobody needs: parts without a receipt, half-written files, markers of starts.
 
 A shard that was done twice with different results has a part too many. Readers of the Delta tables never see it, but
-whoever reads `run=<run_id>/*.parquet` would.
+whoever reads `run=<run_id>/*.parquet` would. On a disk, a writer that was killed also leaves a temporary file.
 """
 
 import contextlib
@@ -10,21 +10,21 @@ import logging
 from pipeline.runs import Run
 from pipeline.schema import TABLES
 from pipeline.started import STARTED
-from pipeline.storage import STORE_ERRORS, list_folder, one_line, open_filesystem
+from pipeline.storage import STORE_ERRORS, is_temporary, list_folder, one_line, open_filesystem
 from pipeline.write import run_folder
 
 logger = logging.getLogger(__name__)
 
 
 def sweep(run: Run) -> int:
-    """Delete the parts of `run` that its journal does not name; how many there were."""
+    """Delete the parts of `run` that its journal does not name, and what was never whole; how many there were."""
     filesystem, root = open_filesystem(run.settings.output)
     named = {f"{root}/{part.path}" for receipt in run.journal.read() for part in receipt.parts.values()}
     orphans = [
         path
         for table in TABLES
         for path in list_folder(filesystem, f"{root}/{run_folder(table, run.run_id)}")
-        if path.endswith(".parquet") and path not in named
+        if (path.endswith(".parquet") and path not in named) or is_temporary(path)
     ]
     for path in orphans:
         try:
