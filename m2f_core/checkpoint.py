@@ -56,11 +56,13 @@ def check_checkpoint(path: str | Path) -> None:
 def save_checkpoint(model: Mask2Former, folder: str | Path, label_map: LabelMap | None = None) -> None:
     """Write config.json and model.safetensors under the names of the hub, for us and for transformers to load.
 
-    `label_map` adds the dataset's category ids to config.json, under a key that transformers ignores.
+    `label_map` adds the dataset's category ids to config.json, under a key that transformers ignores. CheckpointError,
+    with nothing written, where the model's weights are not those of its configuration.
     """
     import torch
     from safetensors.torch import save_file
 
+    _check_weights(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights: dict[str, Tensor] = {}
@@ -87,6 +89,18 @@ def save_checkpoint(model: Mask2Former, folder: str | Path, label_map: LabelMap 
     part = folder / f".{CONFIG_FILE}.part"
     part.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(folder / CONFIG_FILE)
+
+
+def _check_weights(model: Mask2Former) -> None:
+    """Weights are packed by `prepare_for_inference`, and may be replaced by hand: such a file would not load again."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in _empty_model(model.config).state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{name} has shape {found.get(name)}, by the model's configuration {wanted.get(name)}: a model that "
+                "was prepared for inference, or has another class head than its configuration says, cannot be saved"
+            )
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class Criterion:
         batch, num_queries, _ = class_logits_BQK1.shape
         device = class_logits_BQK1.device
         num_masks = sum(map(len, class_labels))
-        num_workers = torch.distributed.get_world_size() if _is_distributed() else 1
+        num_workers = torch.distributed.get_world_size() if is_distributed() else 1
         if num_workers == 1:
             return _Normalizers(torch.tensor(float(max(num_masks, 1)), device=device), None)
         num_matched = sum(min(num_queries, len(classes)) for classes in class_labels)
@@ -180,5 +180,6 @@ def _pad_to_largest(mask_labels: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def _is_distributed() -> bool:
+def is_distributed() -> bool:
+    """Whether torch.distributed has a group of workers, of which this process is one."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 _FINE = 5  # fine pixels a pixel
 _MIDDLE = _FINE // 2
+FEWEST_NUMBERS = 6  # of a polygon: three corners
 MAX_COORDINATE = 100_000  # pixels; the outline's points are proportional to it
 
 
@@ -42,7 +43,7 @@ def _corners(polygon: ArrayLike) -> NDArray[np.int64]:
         numbers = np.asarray(polygon, dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(f"a polygon is a flat list of numbers x0, y0, x1, y1, ..., not {polygon!r:.80}") from None
-    if numbers.ndim != 1 or numbers.size < 6 or numbers.size % 2:
+    if numbers.ndim != 1 or numbers.size < FEWEST_NUMBERS or numbers.size % 2:
         raise ValueError(
             f"a polygon has at least three x, y pairs in a flat list, got numbers of shape {numbers.shape}"
         )

@@ -29,7 +29,7 @@ from pipeline.read_object import parse_json_object, read_or_none
 from pipeline.starting_model import check_start
 from pipeline.storage import STORE_ERRORS, is_local, list_folder, one_line, open_filesystem, put_object
 from pipeline.training import training_files
-from pipeline.training_data import AnnotatedImages, labels_of, training_data, validation_data
+from pipeline.training_data import labels_of, training_data, validation_data
 from pipeline.training_worker import train_on_worker
 from pipeline.weights import is_local_path
 
@@ -48,19 +48,13 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     where workers keep dying.
     """
     settings = _with_whole_paths(settings)
-    check_start(settings)
-    data, val_data = training_data(settings), validation_data(settings)
-    if val_data is not None and labels_of(val_data).categories != labels_of(data).categories:
-        raise RunError(f"{val_data.where} has other categories than the training data")
+    for warning in check_start(settings).warnings():
+        logger.warning(warning)
+    identity = _identity(settings)
     filesystem, root = open_filesystem(settings.output)
-    identity = _identity(settings, data)
     _check_output(filesystem, root, settings, identity)
-    for images in (data, val_data):
-        if images is not None:
-            images.check_first()
-    del data, val_data  # workers read their own
     cpus, use_gpu = _room(settings)
-    with _store_errors_of(settings):
+    with _store_errors_as(RunError, settings):
         put_object(filesystem, f"{root}/{_IDENTITY_FILE}", json.dumps(identity, indent=1).encode())
     what = f"{cpus} CPUs and a GPU" if use_gpu else f"{cpus} CPUs"
     logger.info(f"training on {settings.workers} workers with {what} each")
@@ -84,7 +78,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     with _print_lines(lines):
         result = _fit(trainer, settings.max_failures)
     assert result.checkpoint is not None
-    with result.checkpoint.as_directory() as folder, _store_errors_of(settings):
+    with result.checkpoint.as_directory() as folder, _store_errors_as(BrokenRunError, settings):
         _publish(settings, Path(folder))
     return dict(result.metrics or {})
 
@@ -180,11 +174,18 @@ def _with_whole_paths(settings: FinetuneSettings) -> FinetuneSettings:
     return replace(settings, **changed)
 
 
-def _identity(settings: FinetuneSettings, data: AnnotatedImages) -> dict[str, Any]:
+def _identity(settings: FinetuneSettings) -> dict[str, Any]:
     """What two commands must have in common for the second to go on with the first one's training.
 
     The content of the data beside its place: a class more, or fewer images, would make another training of it.
+    RunError where the data cannot be used. It is read for this alone; workers read their own.
     """
+    data, val_data = training_data(settings), validation_data(settings)
+    data.check_first()
+    if val_data is not None:
+        val_data.check_first()
+        if labels_of(val_data).categories != labels_of(data).categories:
+            raise RunError(f"{val_data.where} has other categories than the training data")
     content = {"categories": labels_of(data).to_list(), "number_of_images": len(data.images)}
     identity: dict[str, Any] = json.loads(json.dumps({**settings.identity(), **content}))
     return identity
@@ -192,7 +193,7 @@ def _identity(settings: FinetuneSettings, data: AnnotatedImages) -> dict[str, An
 
 def _check_output(filesystem: Any, root: str, settings: FinetuneSettings, identity: dict[str, Any]) -> None:
     """RunError where --output holds a finished training or one of another identity, or cannot be used."""
-    with _store_errors_of(settings):
+    with _store_errors_as(RunError, settings):
         data = read_or_none(filesystem, f"{root}/{_IDENTITY_FILE}", "--output")
         other = data is None and list_folder(filesystem, root)
         finished = filesystem.exists(f"{root}/model/{CONFIG_FILE}")
@@ -212,12 +213,12 @@ def _check_output(filesystem: Any, root: str, settings: FinetuneSettings, identi
 
 
 @contextmanager
-def _store_errors_of(settings: FinetuneSettings) -> Iterator[None]:
-    """As RunErrors."""
+def _store_errors_as(kind: type[Exception], settings: FinetuneSettings) -> Iterator[None]:
+    """What the store of --output raises."""
     try:
         yield
     except STORE_ERRORS as error:
-        raise RunError(f"--output {settings.output} cannot be used: {one_line(error)}") from None
+        raise kind(f"--output {settings.output} cannot be used: {one_line(error)}") from None
 
 
 def _room(settings: FinetuneSettings) -> tuple[int, bool]:

@@ -17,6 +17,7 @@ from torch import nn
 
 from m2f_core.image_processor import ImageProcessor
 from m2f_core.labels import LabelMap
+from m2f_core.loss import is_distributed
 from m2f_core.model import Mask2Former
 from m2f_core.optimization import LearningRate, parameter_groups
 from pipeline.errors import RunError
@@ -52,7 +53,7 @@ class LossMeter:
         """And start again."""
         seconds = time.monotonic() - self.started - self.paused
         sums = torch.stack(list(self.sums.values()))
-        if torch.distributed.is_initialized():
+        if is_distributed():
             torch.distributed.all_reduce(sums)
             sums /= torch.distributed.get_world_size()
         row = {name: round(value / self.steps, 6) for name, value in zip(self.sums, sums.tolist(), strict=True)}

@@ -23,6 +23,7 @@ from m2f_core.augment import IMAGE_PADDING, Jitter, LargeScaleJitter, WholeImage
 from m2f_core.image_processor import NETWORK_STRIDE
 from m2f_core.labels import LabelMap
 from m2f_core.panoptic_png import PANOPTIC_VOID
+from m2f_core.polygons import FEWEST_NUMBERS
 from m2f_core.targets import Targets, instance_masks, map_targets, panoptic_map
 from pipeline.decode import decode_image
 from pipeline.errors import ImageError, RunError
@@ -239,7 +240,7 @@ def _collate(samples: Sequence[tuple[np.ndarray, Targets]]) -> Batch:
 def _with_usable_masks(images: Iterable[GtImage], where: str) -> Iterator[GtImage]:
     """Without polygons of fewer than three points, and without the objects of which nothing is left then.
 
-    As in detectron2's `annotations_to_instances`, and said. RunError at what is no segmentation at all: better now than
+    As in detectron2's `load_coco_json`, and said. RunError at what is no segmentation at all: better now than
     at the step that meets it.
     """
     dropped: list[Any] = []  # ids
@@ -250,7 +251,7 @@ def _with_usable_masks(images: Iterable[GtImage], where: str) -> Iterator[GtImag
             if isinstance(segmentation, list):
                 if not all(isinstance(polygon, list) and len(polygon) % 2 == 0 for polygon in segmentation):
                     _refuse(annotation, where, "a polygon is a flat list of numbers x0, y0, x1, y1, ...")
-                polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+                polygons = [polygon for polygon in segmentation if len(polygon) >= FEWEST_NUMBERS]
                 if not polygons:
                     dropped.append(annotation["id"])
                     continue

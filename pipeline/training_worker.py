@@ -45,10 +45,14 @@ def train_on_worker(config: dict[str, Any]) -> None:
     data = training_data(settings)
     labels = labels_of(data)
     val_data = validation_data(settings)
-    training = _start_or_resume(settings, labels, check_start(settings), rank)
+    training, has_new_head = _start_or_resume(settings, labels, check_start(settings), rank)
     if rank == 0:
         what = f"going on after step {training.iteration:,}" if training.iteration else "starting"
         lines.put(f"{what}; {sum(p.numel() for p in training.model.parameters()) / 1e6:.2f} M parameters")
+        if has_new_head and settings.model is not None:
+            lines.put(
+                "the class head starts from random weights: --model's classes differ from the data's, or their order"
+            )
     augmentation = _augmentation(settings, training.processor)
     samples = TrainingSamples(data, labels.class_id_of_category, augmentation, settings.seed)
     share = WorkerShare(settings.batch_size, rank, num_workers)
@@ -78,16 +82,19 @@ def _augmentation(settings: FinetuneSettings, processor: ImageProcessor) -> Augm
     return LargeScaleJitter(crop_hw, settings.min_scale, settings.max_scale, settings.flip)
 
 
-def _start_or_resume(settings: FinetuneSettings, labels: LabelMap, processor: ImageProcessor, rank: int) -> Training:
+def _start_or_resume(
+    settings: FinetuneSettings, labels: LabelMap, processor: ImageProcessor, rank: int
+) -> tuple[Training, bool]:
+    """And whether its class head is new."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        model, _ = starting_model(settings, labels)
-        return Training(model, _share_gradients(model), settings, labels, processor, rank)
+        model, has_new_head = starting_model(settings, labels)
+        return Training(model, _share_gradients(model), settings, labels, processor, rank), has_new_head
     with checkpoint.as_directory() as folder:
         model = load_checkpoint(folder).train()
         training = Training(model, _share_gradients(model), settings, labels, processor, rank)
         training.resume(Path(folder))
-    return training
+    return training, False
 
 
 def _share_gradients(model: torch.nn.Module) -> torch.nn.Module:

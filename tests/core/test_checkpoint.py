@@ -20,6 +20,8 @@ from m2f_core.checkpoint import (
     weights_sha256,
 )
 from m2f_core.config import Mask2FormerConfig, ResNetConfig, SwinConfig
+from m2f_core.inference import prepare_for_inference
+from m2f_core.initial_weights import new_class_predictor
 from m2f_core.labels import LabelMap
 from m2f_core.model import Mask2Former, build_model
 from m2f_core.seeded import seeded_model
@@ -279,3 +281,14 @@ def test_categories_travel_with_the_checkpoint(model: Mask2Former, folder: Path)
     save_checkpoint(model, folder, label_map)
     assert LabelMap.from_config_dict(read_config(folder)) == label_map
     assert load_config(folder) == model.config
+
+
+def test_a_model_that_would_not_load_again_is_not_saved(tmp_path: Path) -> None:
+    """Packed for inference, its weights are no part of its state; with another head they do not fit its config."""
+    packed = prepare_for_inference(seeded_model(Mask2FormerConfig.tiny(), seed=0), torch.device("cpu"), "fp32")
+    other_head = seeded_model(Mask2FormerConfig.tiny(), seed=0)
+    new_class_predictor(other_head, 11, seed=0)
+    for broken in (packed, other_head):
+        with pytest.raises(CheckpointError, match="by the model's configuration"):
+            save_checkpoint(broken, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()

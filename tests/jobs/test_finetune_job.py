@@ -199,9 +199,10 @@ def test_a_start_from_a_checkpoint_keeps_or_replaces_the_class_head(folder, undi
     """Of the same classes the head stays; a step of nothing shows it. Others get a new one, and keep the rest."""
     same, other = tmp_path / "same", tmp_path / "other"
     nothing = {"iterations": 1, "save_every": 1, "learning_rate": 1e-12, "weight_decay": 0}
-    finish(job(flags_of(folder, same, model=undisturbed / "model", **nothing)))
+    kept = finish(job(flags_of(folder, same, model=undisturbed / "model", **nothing)))
     flags = [flag for flag in flags_of(folder, other, model=undisturbed / "model", **nothing) if "panoptic" not in flag]
-    finish(job([*flags, f"--instances-gt={folder.instances_gt}"]))
+    replaced = finish(job([*flags, f"--instances-gt={folder.instances_gt}"]))
+    assert "the class head starts from random weights" in replaced and "the class head" not in kept
     start = load_file(undisturbed / "model" / "model.safetensors")
     of_same, of_other = (load_file(path / "model" / "model.safetensors") for path in (same, other))
     for name, weight in start.items():
@@ -259,8 +260,8 @@ def test_another_trainings_folder_is_refused(folder, architecture, undisturbed, 
     assert "is not empty and holds no training" in capsys.readouterr().err
 
 
-def test_other_classes_in_the_same_file_are_another_training(folder, architecture, tmp_path, capsys):
-    """The paths alone would let a head with one output too few go on."""
+def test_other_data_in_the_same_file_is_another_training(folder, architecture, tmp_path, capsys):
+    """The paths alone would let a head with one output too few go on. The same data goes on to the very end."""
     output, changed = tmp_path / "out", tmp_path / "panoptic.json"
     content = json.loads(folder.panoptic_gt.read_text())
     changed.write_text(json.dumps(content))
@@ -268,12 +269,18 @@ def test_other_classes_in_the_same_file_are_another_training(folder, architectur
         folder, output, architecture=architecture, panoptic_gt=changed, panoptic_pngs=folder.root / "panoptic"
     )
     finish(job([*flags, "--iterations=1"]))
-    (output / "model" / "config.json").unlink()
-    content["categories"].append({"id": 91, "name": "cube", "isthing": 1})
-    changed.write_text(json.dumps(content))
-    with pytest.raises(SystemExit):
-        finetune.main([*flags, "--iterations=1"])
-    assert "holds a training with other settings: categories (" in capsys.readouterr().err
+    weights = (output / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(output / "model")  # as if it had been killed before the last of its work
+    finish(job([*flags, "--iterations=1"]))
+    assert (output / "model" / "model.safetensors").read_bytes() == weights
+    shutil.rmtree(output / "model")
+    more_classes = [*content["categories"], {"id": 91, "name": "cube", "isthing": 1}]
+    for name, value in {"categories": more_classes, "annotations": content["annotations"][:-1]}.items():
+        changed.write_text(json.dumps({**content, name: value}))
+        with pytest.raises(SystemExit):
+            finetune.main([*flags, "--iterations=1"])
+        what = {"categories": "categories", "annotations": "number_of_images"}[name]
+        assert f"holds a training with other settings: {what} (" in capsys.readouterr().err
 
 
 def test_what_would_fail_again_ends_it_with_one_line(folder, architecture, tmp_path):

@@ -14,7 +14,7 @@ from m2f_core.initial_weights import initial_model
 from m2f_core.labels import LabelMap
 from pipeline.errors import RunError
 from pipeline.finetune_config import FinetuneSettings
-from pipeline.training import Training
+from pipeline.training import LossMeter, Training
 from pipeline.training_data import AnnotatedImages, Batch, TrainingSamples, WorkerShare, load_batches
 from pipeline.training_log import as_text, from_lines, plot, to_lines
 from pipeline.validate import validate
@@ -140,3 +140,18 @@ def test_log_as_lines_text_and_plot():
     assert as_text(rows[0], 2000) == "20/2,000  loss 90.500 (mask 1.250)  lr 1.0e-04  4.10 it/s"
     assert as_text(rows[1], 2000) == "20/2,000  PQ 50.00  PQ stuff 75.00"
     assert plot(rows).startswith(b"\x89PNG") and plot(rows[:1]).startswith(b"\x89PNG")
+
+
+def test_validating_and_saving_are_no_part_of_a_step(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("pipeline.training.time.monotonic", lambda: now[0])
+    meter = LossMeter(started=now[0])
+    for _ in range(2):
+        now[0] += 2.0
+        meter.add(torch.tensor(1.0), {})
+        with meter.pause():
+            now[0] += 50.0
+    assert meter.row()["iterations_per_second"] == 0.5
+    now[0] += 4.0
+    meter.add(torch.tensor(1.0), {})
+    assert meter.row()["iterations_per_second"] == 0.25

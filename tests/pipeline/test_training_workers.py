@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from m2f_core.augment import LargeScaleJitter
 from m2f_core.initial_weights import initial_model
 from m2f_core.labels import LabelMap
+from pipeline.training import LossMeter
 from pipeline.training_data import AnnotatedImages, TrainingSamples, WorkerShare, load_batches
 from tests.coco_folders import write_coco_folder
 from tests.pipeline.test_training import PROCESSOR, tiny_config
@@ -42,6 +43,10 @@ def _worker(rank: int, root: str, port: int) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
     )  # fmt: skip
+    meter = LossMeter()
+    meter.add(torch.tensor(1.0 + rank), {"mask": torch.tensor(3.0 * rank)})
+    row = meter.row()
+    assert (row["loss"], row["mask"]) == (1.5, 1.5), "the log shows one worker's part of the batch"
     gradients = gradients_of_batch(root, rank, 2)
     if rank == 0:
         torch.save(gradients, Path(root) / "gradients.pt")
