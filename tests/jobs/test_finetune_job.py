@@ -20,7 +20,7 @@ from m2f_core.config import Mask2FormerConfig
 from tests.coco_folders import CATEGORIES, CocoFolder, write_coco_folder
 
 ROOT = Path(__file__).parents[2]
-STEPS = 160
+STEPS = 96
 SAVE_EVERY = 8
 
 
