@@ -45,7 +45,7 @@ class Settings:
     preprocess: Literal["reference", "hf"] = field(default="reference", metadata=CHANGES_RESULTS)
     """reference: the paper's resize and zero padding; hf: what transformers does, exactly."""
     postprocess: Literal["reference", "hf"] = field(default="reference", metadata=CHANGES_RESULTS)
-    """reference: the paper's inference; hf: what transformers does, bit for bit."""
+    """reference: the paper's inference; hf: as transformers, bit for bit if given the same ids to fuse."""
     score_threshold: float | None = field(default=None, metadata=changes_results_of("panoptic", "instance"))
     """Score that a query (panoptic) or an instance needs. Default, reference/hf: panoptic 0.8/0.5, instance 0.0/0.5."""
     overlap_threshold: float | None = field(default=None, metadata=changes_results_of("panoptic"))

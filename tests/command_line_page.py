@@ -25,7 +25,7 @@ input: s3://my-bucket/photographs
 output: s3://my-bucket/segments
 model: s3://my-bucket/models/swin-large
 image_size: "800:1333"
-label_ids_to_fuse: [80, 81, 82]
+gpu_actors: "1:16"
 ```
 """
 

@@ -2,7 +2,7 @@
 
 It is made of the same operations in the same order, so no tolerance is needed. Only deformable attention is not: a
 program that shall run anywhere holds torch's operations, so the model uses these here too; that the compiled kernel
-gives the same is shown in test_deformable_attention.py.
+gives the same up to rounding is shown here for the whole model, and in test_deformable_attention.py.
 """
 
 from dataclasses import replace
@@ -29,7 +29,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def torch_operations_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deformable_attention, "fused_way", lambda *inputs: None)
 
@@ -58,6 +58,7 @@ def assert_same_answer(program: torch.export.ExportedProgram, model: Mask2Former
     assert output.loss is None and output.encoder_hidden_states is None
 
 
+@pytest.mark.usefixtures("torch_operations_only")
 def test_one_size(model: Mask2Former, tmp_path: Path) -> None:
     """Also after a round through a file."""
     program = export(model, random_images(2))
@@ -68,12 +69,14 @@ def test_one_size(model: Mask2Former, tmp_path: Path) -> None:
     assert_same_answer(torch.export.load(tmp_path / "model.pt2"), model, random_images(2))
 
 
+@pytest.mark.usefixtures("torch_operations_only")
 def test_any_number_of_images(model: Mask2Former) -> None:
     program = export(model, random_images(2), dynamic_batch=True)
     for batch in (1, 2, 5):
         assert_same_answer(program, model, random_images(batch))
 
 
+@pytest.mark.usefixtures("torch_operations_only")
 def test_hidden_states_are_exported_where_asked_for() -> None:
     """Tuples and dicts in the output come back as what they were."""
     model = seeded_model(TINY, seed=0).eval()
@@ -87,3 +90,13 @@ def test_hidden_states_are_exported_where_asked_for() -> None:
         states = getattr(output, name)
         assert type(states) is tuple
         assert all(torch.equal(*pair) for pair in zip(states, getattr(expected, name), strict=True))
+
+
+def test_beside_the_kernel(model: Mask2Former) -> None:
+    """The model as users have it, with its kernel: the program differs by rounding only."""
+    images = random_images(2)
+    program = export(model, images)
+    with torch.no_grad():
+        output, expected = program.module()(images), model(images)
+    torch.testing.assert_close(output.class_queries_logits, expected.class_queries_logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(output.masks_queries_logits, expected.masks_queries_logits, rtol=0, atol=1e-4)
