@@ -6,6 +6,7 @@ around each token in eight directions. Sources: `swin.py`, `msdeformattn.py`, `m
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -46,6 +47,15 @@ def new_class_predictor(model: Mask2Former, num_labels: int, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model.class_predictor = nn.Linear(model.class_predictor.in_features, num_labels + 1)
+
+
+def reorder_class_predictor(model: Mask2Former, class_ids: Sequence[int]) -> None:
+    """Let class i of the head be what class `class_ids[i]` has been; "no object" stays last."""
+    assert isinstance(model.class_predictor, nn.Linear)
+    rows = [*class_ids, model.class_predictor.out_features - 1]
+    with torch.no_grad():
+        for parameter in model.class_predictor.parameters():
+            parameter.copy_(parameter[rows])
 
 
 def _start_backbone(backbone: nn.Module) -> None:

@@ -16,7 +16,7 @@ from m2f_core.checkpoint import (
 )
 from m2f_core.config import Mask2FormerConfig
 from m2f_core.image_processor import ImageProcessor
-from m2f_core.initial_weights import initial_model, new_class_predictor
+from m2f_core.initial_weights import initial_model, new_class_predictor, reorder_class_predictor
 from m2f_core.labels import LabelMap
 from m2f_core.model import Mask2Former, build_criterion
 from pipeline.errors import RunError
@@ -55,12 +55,14 @@ def starting_model(settings: FinetuneSettings, labels: LabelMap) -> tuple[Mask2F
     path = stage_model(settings.model)
     model = load_checkpoint(path)
     of_model = LabelMap.from_config_dict(read_config(path))
-    same = [(c.name, c.isthing) for c in of_model.categories] == [(c.name, c.isthing) for c in labels.categories]
+    class_ids = _class_ids_by_name(of_model, labels)
     model.config = replace(model.config, id2label=_names(labels), **_points(settings))
     model.criterion = build_criterion(model.config)
-    if not same:
+    if class_ids is None:
         new_class_predictor(model, len(labels.categories), settings.seed)
-    return model.train(), not same
+    else:
+        reorder_class_predictor(model, class_ids)
+    return model.train(), class_ids is None
 
 
 def save_model(model: Mask2Former, folder: Path, labels: LabelMap, processor: ImageProcessor) -> None:
@@ -83,6 +85,18 @@ def _architecture(settings: FinetuneSettings, labels: LabelMap) -> Mask2FormerCo
     filesystem, path = open_filesystem(settings.architecture)
     content = parse_json_object(read_bytes(filesystem, path, "--architecture"), path, "--architecture")
     return replace(Mask2FormerConfig.from_dict(content), id2label=names, **_points(settings))
+
+
+def _class_ids_by_name(of_model: LabelMap, labels: LabelMap) -> list[int] | None:
+    """The checkpoint's class ids of the classes of `labels`, by name and kind; None where these are other classes.
+
+    Their order may differ: published models of ADE20K and Mapillary mix things and stuff, a training never does.
+    """
+    class_ids = {(c.name, c.isthing): c.class_id for c in of_model.categories}
+    wanted = [(c.name, c.isthing) for c in labels.categories]
+    if len(class_ids) != len(of_model.categories) or sorted(class_ids) != sorted(wanted):
+        return None
+    return [class_ids[name_and_kind] for name_and_kind in wanted]
 
 
 def _points(settings: FinetuneSettings) -> dict[str, Any]:

@@ -50,9 +50,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
         what = f"going on after step {training.iteration:,}" if training.iteration else "starting"
         lines.put(f"{what}; {sum(p.numel() for p in training.model.parameters()) / 1e6:.2f} M parameters")
         if has_new_head and settings.model is not None:
-            lines.put(
-                "the class head starts from random weights: --model's classes differ from the data's, or their order"
-            )
+            lines.put("the class head starts from random weights: --model's classes are not those of the data")
     augmentation = _augmentation(settings, training.processor)
     samples = TrainingSamples(data, labels.class_id_of_category, augmentation, settings.seed)
     share = WorkerShare(settings.batch_size, rank, num_workers)

@@ -1,4 +1,4 @@
-"""What a training starts from: flags replace what a checkpoint or an architecture says about sampled points."""
+"""What a training starts from: which weights a checkpoint gives, and what flags replace."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import torch
 from m2f_core.checkpoint import CONFIG_FILE, save_checkpoint
 from m2f_core.config import Mask2FormerConfig
 from m2f_core.initial_weights import initial_model
-from m2f_core.labels import LabelMap
+from m2f_core.labels import Category, LabelMap
 from pipeline.finetune_config import FinetuneSettings
 from pipeline.starting_model import ARCHITECTURES, check_start, starting_model
 
@@ -22,6 +22,10 @@ def checkpoint(tmp_path_factory):
     model = initial_model(replace(config, train_num_points=77, importance_sample_ratio=0.5), seed=3)
     save_checkpoint(model, folder, LABELS)
     return folder, model
+
+
+def settings_from(folder):
+    return FinetuneSettings(images="images", output="out", panoptic_gt="panoptic.json", model=str(folder))
 
 
 @pytest.mark.parametrize(
@@ -44,6 +48,35 @@ def test_sampled_points_are_those_of_the_flags_else_of_the_start(checkpoint, kin
     assert (model.criterion.num_points, model.criterion.importance_sample_ratio) == expected
     for name, weight in saved.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], weight, rtol=0, atol=0)
+
+
+def test_the_class_head_is_kept_in_whatever_order_its_classes_were(checkpoint, tmp_path):
+    _, saved = checkpoint
+    sky, cat = Category(0, 9, "sky", False), Category(1, 7, "cat", True)
+    save_checkpoint(saved, tmp_path, LabelMap((sky, cat)))
+
+    model, has_new_head = starting_model(settings_from(tmp_path), LABELS)
+
+    assert not has_new_head and model.config.id2label == {0: "cat", 1: "sky"}
+    kept, head = saved.class_predictor, model.class_predictor
+    for cat, sky, no_object, of_saved in ((*head.weight, kept.weight), (*head.bias, kept.bias)):
+        torch.testing.assert_close(torch.stack([sky, cat, no_object]), of_saved, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "categories",
+    [
+        [{"id": 7, "name": "dog", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}],
+        [{"id": 7, "name": "cat", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 1}],
+        [{"id": 7, "name": "cat", "isthing": 1}],
+    ],
+    ids=["name", "kind", "number"],
+)
+def test_other_classes_get_a_new_head(checkpoint, categories):
+    folder, saved = checkpoint
+    model, has_new_head = starting_model(settings_from(folder), LabelMap.from_coco_categories(categories))
+    assert has_new_head and model.class_predictor.out_features == len(categories) + 1
+    assert not torch.isin(model.class_predictor.weight, saved.class_predictor.weight).any()
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
