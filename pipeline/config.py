@@ -53,7 +53,7 @@ class Settings:
     mask_threshold: float | None = field(default=None, metadata=changes_results_of("panoptic"))
     """panoptic: a pixel belongs to a mask from this probability on. Default: 0.5."""
     label_ids_to_fuse: tuple[int, ...] | None = field(default=None, metadata=changes_results_of("panoptic"))
-    """panoptic: class ids whose segments become one. Default: the stuff classes of the checkpoint's label map."""
+    """panoptic: class ids whose segments become one in each image. Default: the stuff of the checkpoint's label map."""
     top_k: int | None = field(default=None, metadata=changes_results_of("instance"))
     """instance: look at so many pairs of query and class, the best. Default: reference 100, hf as many as queries."""
     image_size: str | None = field(default=None, metadata=CHANGES_RESULTS)

@@ -16,7 +16,9 @@ InferenceSettings = PanopticSettings | InstanceSettings | SemanticSettings
 def inference_settings(settings: Settings, labels: LabelMap, trained_for: Task | None) -> InferenceSettings:
     """The core's settings for `settings.task`. RunError where it makes no sense for these labels."""
     if settings.task == "panoptic":
-        panoptic = PanopticSettings.defaults(settings.postprocess, labels.stuff_class_ids)
+        given = settings.label_ids_to_fuse
+        fused = labels.stuff_class_ids if given is None else frozenset(given)
+        panoptic = PanopticSettings.defaults(settings.postprocess, fused)
         return replace(panoptic, **_given(settings, "score_threshold", "overlap_threshold", "mask_threshold"))
     if settings.task == "instance":
         instance = InstanceSettings.defaults(settings.postprocess, _things_to_keep(settings, labels))
@@ -40,14 +42,14 @@ def results_of(inference: InferenceSettings) -> dict[str, Any]:
 
 
 def with_given_stuff(settings: Settings, labels: LabelMap) -> LabelMap:
-    """The checkpoint's label map, or where --label-ids-to-fuse is given, one with that stuff."""
+    """The checkpoint's label map; where that does not say what is stuff, the classes of --label-ids-to-fuse are."""
     given = settings.label_ids_to_fuse
     if given is None:
         return labels
     if unknown := sorted(set(given) - labels.class_ids):
         last = len(labels.categories) - 1
         raise RunError(f"--label-ids-to-fuse holds {unknown}, the checkpoint has classes 0 .. {last}")
-    return labels.with_stuff(given)
+    return labels if labels.known else labels.with_stuff(given)
 
 
 def task_warnings(settings: Settings, labels: LabelMap, trained_for: Task | None) -> list[str]:

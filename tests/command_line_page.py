@@ -7,6 +7,7 @@ from typing import Any, get_args, get_origin
 import docstring_parser
 
 from pipeline.config import Settings
+from pipeline.drill_config import DrillSettings
 from pipeline.evaluation_config import EvaluationSettings
 from pipeline.finetune_config import FinetuneSettings
 from pipeline.scenes_config import ScenesSettings
@@ -15,8 +16,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "command-line.md"
 
 HEAD = """# Command line
 
-Made from `config.py`, `finetune_config.py`, `evaluation_config.py` and `scenes_config.py` of `pipeline/`; do not edit
-(`python -m tests.command_line_page` writes it, a test compares).
+Made from the settings classes of `pipeline/`; do not edit (`python -m tests.command_line_page` writes it, a test
+compares).
 
 Every flag may stand in a YAML file, without its dashes, and be given as `--config FILE`; flags win.
 
@@ -31,13 +32,14 @@ gpu_actors: "1:16"
 
 JOBS = {
     "segment_bucket.py": Settings,
+    "drill.py": DrillSettings,
     "finetune.py": FinetuneSettings,
     "evaluate.py": EvaluationSettings,
     "make_scenes.py": ScenesSettings,
 }
 TABLE_HEAD = """
 ## jobs/{job}
-
+{inherited}
 | flag | values | default | |
 |---|---|---|---|
 """
@@ -69,19 +71,29 @@ def default_of(field: dataclasses.Field) -> str:
 
 
 def table(settings_class: type) -> str:
-    """One row a flag."""
+    """One row a flag, without those of the main job in another job that takes them too."""
     help_texts = field_help(settings_class)
     rows = []
     for field in dataclasses.fields(settings_class):
+        if inherits(settings_class) and field.name in Settings.__dataclass_fields__:
+            continue
         name = field.name.replace("_", "-")
         flag = f"`--{name}`, `--no-{name}`" if field.type is bool else f"`--{name}`"
         rows.append(f"| {flag} | {values_of(field.type)} | {default_of(field)} | {help_texts[field.name]} |")
     return "\n".join(rows) + "\n"
 
 
+def inherits(settings_class: type) -> bool:
+    return settings_class is not Settings and issubclass(settings_class, Settings)
+
+
 def page() -> str:
     """The whole page."""
-    return HEAD + "".join(TABLE_HEAD.format(job=job) + table(settings_class) for job, settings_class in JOBS.items())
+    parts = [HEAD]
+    for job, settings_class in JOBS.items():
+        inherited = "\nAll flags of segment_bucket.py, and these:\n" if inherits(settings_class) else ""
+        parts += [TABLE_HEAD.format(job=job, inherited=inherited), table(settings_class)]
+    return "".join(parts)
 
 
 if __name__ == "__main__":

@@ -162,6 +162,15 @@ def with_classes(folder, settings, *isthing):
     return dataclasses.replace(settings, model=str(folder))
 
 
+def without_categories(folder, settings):
+    """The settings with a copy of their checkpoint that names its 8 classes and no more."""
+    settings = with_classes(folder, settings, *[True] * 8)
+    config = json.loads((folder / "config.json").read_text())
+    del config["categories"]
+    (folder / "config.json").write_text(json.dumps(config))
+    return settings
+
+
 def warnings_of(settings, task):
     return check_model(dataclasses.replace(settings, task=task)).warnings
 
@@ -186,19 +195,21 @@ def test_a_checkpoint_that_is_asked_for_what_it_has_not_learned(settings, tmp_pa
         assert f"trained for {trained_for} segmentation" in warning and f"--task {task}, and use --task" in warning
 
 
-def test_stuff_that_is_named_makes_panoptic_segmentation_of_things_sensible(settings, tmp_path):
+def test_ids_to_fuse_leave_things_what_they_are(settings, tmp_path):
     settings = with_classes(tmp_path / "things", settings, *[True] * 8)
+    model = check_model(dataclasses.replace(settings, label_ids_to_fuse=(7,)))
+    assert model.warnings == () and model.inference.fuse_class_ids == {7} and not model.labels.stuff_class_ids
+
+
+def test_ids_to_fuse_are_the_stuff_of_a_checkpoint_that_names_none(settings, tmp_path):
+    settings = without_categories(tmp_path / "guess", settings)
     model = check_model(dataclasses.replace(settings, label_ids_to_fuse=(7,)))
     assert model.warnings == () and model.inference.fuse_class_ids == model.labels.stuff_class_ids == {7}
 
 
 @pytest.mark.parametrize("task", RESULTS_OF_TASK)
 def test_classes_that_the_checkpoint_does_not_describe_count_as_things(settings, tmp_path, task):
-    settings = with_classes(tmp_path / "guess", settings, *[True] * 8)
-    config = json.loads((tmp_path / "guess" / "config.json").read_text())
-    del config["categories"]
-    (tmp_path / "guess" / "config.json").write_text(json.dumps(config))
-    [warning] = warnings_of(settings, task)
+    [warning] = warnings_of(without_categories(tmp_path / "guess", settings), task)
     assert "does not say which of its classes are stuff" in warning
     assert ("--label-ids-to-fuse" in warning) == (task == "panoptic")
 
