@@ -138,7 +138,7 @@ def _read_dataset(dataset: str) -> tuple[tuple[Category, ...], Mapping[str, str]
     """The categories in class order, and the name that each spelling stands for."""
     path = files("m2f_core") / "datasets" / DATASET_FILES[dataset]
     entries = json.loads(path.read_text(encoding="utf-8"))["categories"]
-    spellings = {_spelling(name): e["name"] for e in entries for name in [e["name"], *e.get("also", [])]}
+    spellings = {spelling(name): e["name"] for e in entries for name in [e["name"], *e.get("also", [])]}
     return tuple(_read_categories(entries, len(entries))), spellings
 
 
@@ -150,7 +150,7 @@ def _numbered(categories: Sequence[Category]) -> tuple[Category, ...]:
     return tuple(replace(category, class_id=class_id) for class_id, category in enumerate(categories))
 
 
-def _spelling(name: str) -> str:
+def spelling(name: str) -> str:
     """What spellings of one name share: "Building, edifice", "building" and COCO's "building-other-merged" are one."""
     first_synonym = name.split(",")[0].strip().lower()
     without_suffix = re.sub(r"(-(other|merged|stuff))+$", "", first_synonym)
@@ -164,7 +164,7 @@ def _is_order_of(label_map: LabelMap, name_of_spelling: Mapping[str, str], names
     """
     if len(names) != len(label_map.categories):
         return False
-    pairs = [(name_of_spelling.get(_spelling(n)), c.name) for n, c in zip(names, label_map.categories, strict=True)]
+    pairs = [(name_of_spelling.get(spelling(n)), c.name) for n, c in zip(names, label_map.categories, strict=True)]
     num_right = sum(meant == expected for meant, expected in pairs)
     return num_right >= SHARE_OF_NAMES * len(names) and all(meant in (None, expected) for meant, expected in pairs)
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import track
 
+from m2f_core.labels import spelling
 from pipeline.errors import RunError
 from pipeline.evaluation_config import EvaluationSettings
 from pipeline.finished_run import FinishedRun, find_finished_run, read_part
@@ -56,7 +57,8 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
         "task": run.task,
         "fingerprint": run.fingerprint,
         "ground_truth": {
-            kind: {"place": truth.place, "images": censuses[kind].counts()} for kind, truth in truths.items()
+            kind: {"place": truth.place, "images": censuses[kind].counts(), "warning": _names_warning(run, truth)}
+            for kind, truth in truths.items()
         },
     }
     if spec.panoptic is not None:
@@ -99,6 +101,20 @@ def _read_ground_truths(settings: EvaluationSettings, run: FinishedRun) -> dict[
     if settings.semantic_gt is not None:
         truths["semantic"] = read_semantic(settings.semantic_gt, run.categories)
     return truths
+
+
+def _names_warning(run: FinishedRun, truth: GroundTruth) -> str | None:
+    """Ids decide what is compared. Where they are a guess, or those of another data set, names tell."""
+    of_run = {category["id"]: category["name"] for category in run.categories}
+    common = [(c["id"], c["name"], of_run[c["id"]]) for c in truth.categories if c["id"] in of_run]
+    others = [(number, name, found) for number, name, found in common if spelling(name) != spelling(found)]
+    if not others:
+        return None
+    number, name, found = others[0]
+    return (
+        f"{len(others)} of {len(common)} categories have other names in the run: {number} is {name} here and {found} "
+        "there. Categories are compared by id; --model's should be those of this ground truth"
+    )
 
 
 def _score_spec(settings: EvaluationSettings, run: FinishedRun, truths: dict[str, GroundTruth]) -> ScoreSpec:

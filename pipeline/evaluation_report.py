@@ -12,6 +12,8 @@ def print_evaluation(report: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for kind, truth in report["ground_truth"].items():
         console.print(f"{kind} ground truth {truth['place']}: {_images(truth['images'])}", markup=False)
+        if truth["warning"] is not None:
+            console.print(f"WARNING: {truth['warning']}", markup=False)
     for table in _tables(report):
         console.print(table)
 

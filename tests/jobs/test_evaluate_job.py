@@ -199,6 +199,27 @@ def test_the_run_that_finished_last_is_scored_unless_another_is_named(place, cap
     assert "run c is not finished" in unfinished
 
 
+@pytest.mark.parametrize(
+    ("names", "warned"),
+    [
+        ({}, None),
+        ({7: "CAT", 92: "sky-other-merged, heaven"}, None),  # spellings
+        ({92: "sea"}, "1 of 4 categories have other names in the run: 92 is sea here and sky there"),
+        ({7: "sky", 92: "cat"}, "2 of 4 categories have other names in the run: 7 is sky here and cat there"),
+    ],
+)
+def test_ids_that_may_be_those_of_another_data_set_are_said(place, capsys, names, warned):
+    """The figures stay: ids decide."""
+    write_run(place, images())
+    categories = [{**c, "name": names.get(c["id"], c["name"])} for c in place.categories]
+    panoptic = write_panoptic(replace(place, categories=categories), images())
+    report = Path(place.root) / "report.json"
+    assert run("--tables", place.tables, "--panoptic-gt", panoptic, "--report", report) == 0
+    warning = json.loads(report.read_text())["ground_truth"]["panoptic"]["warning"]
+    assert (warning is None) == (warned is None) and (warned or "") in (warning or "")
+    assert ("WARNING" in capsys.readouterr().out) == (warned is not None)
+
+
 def test_parts_that_the_journal_does_not_name_are_not_read(place):
     """A part of a shard that was never committed, and one of another plan, lie in the run's folder."""
     write_run(place, images(), per_shard=2)
