@@ -92,11 +92,11 @@ def _class_ids_by_name(of_model: LabelMap, labels: LabelMap) -> list[int] | None
 
     Their order may differ: published models of ADE20K and Mapillary mix things and stuff, a training never does.
     """
-    class_ids = {(c.name, c.isthing): c.class_id for c in of_model.categories}
-    wanted = [(c.name, c.isthing) for c in labels.categories]
-    if len(class_ids) != len(of_model.categories) or sorted(class_ids) != sorted(wanted):
+    found, wanted = (sorted(of.categories, key=lambda c: (c.name, c.isthing)) for of in (of_model, labels))
+    if [(c.name, c.isthing) for c in found] != [(c.name, c.isthing) for c in wanted]:
         return None
-    return [class_ids[name_and_kind] for name_and_kind in wanted]
+    class_ids = {w.class_id: f.class_id for f, w in zip(found, wanted, strict=True)}
+    return [class_ids[category.class_id] for category in labels.categories]
 
 
 def _points(settings: FinetuneSettings) -> dict[str, Any]:

@@ -63,6 +63,14 @@ def test_the_class_head_is_kept_in_whatever_order_its_classes_were(checkpoint, t
         torch.testing.assert_close(torch.stack([sky, cat, no_object]), of_saved, rtol=0, atol=0)
 
 
+def test_two_classes_of_one_name_keep_their_head(checkpoint, tmp_path):
+    _, saved = checkpoint
+    labels = LabelMap((Category(0, 7, "cat", True), Category(1, 8, "cat", True)))
+    save_checkpoint(saved, tmp_path, labels)
+    model, has_new_head = starting_model(settings_from(tmp_path), labels)
+    assert not has_new_head and torch.equal(model.class_predictor.weight, saved.class_predictor.weight)
+
+
 @pytest.mark.parametrize(
     "categories",
     [
