@@ -26,6 +26,7 @@ bench: $(VENV)/.ready-test  ## speed against transformers + pycocotools, as rati
 	$(BIN)/python tests/benchmarks/bench_postprocess.py
 	$(BIN)/python tests/benchmarks/bench_tasks.py
 	$(BIN)/python tests/benchmarks/bench_input.py
+	$(BIN)/python tests/benchmarks/bench_augment.py
 	$(BIN)/python tests/benchmarks/bench_steps.py
 	$(BIN)/python tests/benchmarks/bench_model.py
 	$(BIN)/python tests/benchmarks/bench_job.py

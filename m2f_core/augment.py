@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m2f_core.image_processor import ImageProcessor
+from m2f_core.resize import RESAMPLES, resize_by_kernel
 
 IMAGE_PADDING = 128
 
@@ -32,31 +33,51 @@ class Jitter:
 
     def image(self, image: Image.Image) -> NDArray[np.uint8]:
         """An RGB image as uint8 [h, w, 3]."""
-        pixels = np.asarray(self._resize(image, self.resample))
-        out_hw3 = np.full((*self.crop_hw, 3), IMAGE_PADDING, np.uint8)
-        return self._paste(pixels, out_hw3)
+        if self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.resample in RESAMPLES:
+            pixels = resize_by_kernel(np.asarray(image), self.resized_hw, self.resample, self._window)
+        else:
+            pixels = np.asarray(image.resize(self.resized_hw[::-1], self.resample))[self._window]
+        return self._padded(pixels, IMAGE_PADDING)
 
     def map(self, map_HW: NDArray[np.integer], padding: int) -> NDArray[np.int32]:
         """An integer map, by nearest neighbour, as int32 [h, w]."""
-        resized = self._resize(Image.fromarray(map_HW.astype(np.int32)), Image.Resampling.NEAREST)
-        return self._paste(np.asarray(resized), np.full(self.crop_hw, padding, np.int32))
+        return self._padded(self._nearest(map_HW.astype(np.int32, copy=False)), padding)
 
     def mask(self, mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """A mask, by nearest neighbour, as bool [h, w]; padding does not belong to it."""
-        resized = self._resize(Image.fromarray(mask_HW), Image.Resampling.NEAREST)
-        return self._paste(np.asarray(resized), np.zeros(self.crop_hw, np.bool_))
+        return self._padded(self._nearest(mask_HW), False)
 
-    def _resize(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
+    @property
+    def _window(self) -> tuple[slice, slice]:
+        """Rows and columns of the resized image that the crop has. The others are not computed."""
+        y, x = (
+            slice(offset, min(offset + crop, resized))
+            for offset, crop, resized in zip(self.offset_yx, self.crop_hw, self.resized_hw, strict=True)
+        )
+        return y, x
+
+    def _nearest(self, map_HW: NDArray) -> NDArray:
         if self.flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        height, width = self.resized_hw
-        return image.resize((width, height), resample)
+            map_HW = map_HW[:, ::-1]
+        rows, columns = (
+            _nearest_places(length, resized)[window]
+            for length, resized, window in zip(map_HW.shape, self.resized_hw, self._window, strict=True)
+        )
+        return map_HW[:, columns][rows]
 
-    def _paste(self, resized: NDArray, out: NDArray) -> NDArray:
-        y, x = self.offset_yx
-        cropped = resized[y : y + self.crop_hw[0], x : x + self.crop_hw[1]]
+    def _padded(self, cropped: NDArray, padding: int) -> NDArray:
+        """To the size of the crop, at the right and at the bottom."""
+        out = np.full((*self.crop_hw, *cropped.shape[2:]), padding, cropped.dtype)
         out[: cropped.shape[0], : cropped.shape[1]] = cropped
         return out
+
+
+def _nearest_places(num_in: int, num_out: int) -> NDArray[np.int32]:
+    """Which of `num_in` pixels each of `num_out` is, as Pillow has it: int32 [num_out]."""
+    places = Image.fromarray(np.arange(num_in, dtype=np.int32)[None])
+    return np.asarray(places.resize((num_out, 1), Image.Resampling.NEAREST))[0]
 
 
 @dataclass(frozen=True)

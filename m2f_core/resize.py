@@ -100,17 +100,38 @@ def _columns_first(image_hw: tuple[int, int], size_hw: tuple[int, int]) -> bool:
 # ---------------------------------------------------------------------------------------------------------- on a CPU
 
 
-def resize_by_kernel(image_hw3: NDArray[np.uint8], size_hw: tuple[int, int], resample: int) -> NDArray[np.uint8]:
-    """`Image.resize` of an RGB image as an array: uint8 [H, W, 3], the input itself where it has that size already."""
-    height, width = image_hw3.shape[:2]
-    columns_first = _columns_first((height, width), size_hw)
-    if size_hw[0] != height and columns_first:
-        image_hw3 = _along_columns(image_hw3, *pillow_taps(height, size_hw[0], resample))
-    if size_hw[1] != width:
-        image_hw3 = _along_rows(image_hw3, *pillow_taps(width, size_hw[1], resample))
-    if size_hw[0] != height and not columns_first:
-        image_hw3 = _along_columns(image_hw3, *pillow_taps(height, size_hw[0], resample))
+def resize_by_kernel(
+    image_hw3: NDArray[np.uint8],
+    size_hw: tuple[int, int],
+    resample: int,
+    window: tuple[slice, slice] = (slice(None), slice(None)),
+) -> NDArray[np.uint8]:
+    """`Image.resize` of an RGB image as an array: uint8 [H, W, 3], a view of the input where it has that size already.
+
+    `window`: of the resized image, only these rows and columns; what they do not need is not computed.
+    """
+    order = ((0, _along_columns), (1, _along_rows))
+    if not _columns_first(image_hw3.shape[:2], size_hw):
+        order = order[::-1]
+    passes = []
+    for axis, along in order:
+        num_in, wanted = image_hw3.shape[axis], window[axis]
+        if size_hw[axis] == num_in:
+            read = wanted
+        else:
+            read, taps = _windowed(pillow_taps(num_in, size_hw[axis], resample), wanted)
+            passes.append((along, taps))
+        image_hw3 = image_hw3[read] if axis == 0 else image_hw3[:, read]
+    for along, taps in passes:
+        image_hw3 = along(np.ascontiguousarray(image_hw3), *taps)
     return image_hw3
+
+
+def _windowed(taps: Taps, wanted: slice) -> tuple[slice, Taps]:
+    """Which input pixels the wanted outputs read, and their taps in these."""
+    first, weights = taps.first[wanted], taps.weights[wanted]
+    start = int(first[0])
+    return slice(start, int(first[-1]) + weights.shape[1]), Taps(first - start, weights)
 
 
 @compiled

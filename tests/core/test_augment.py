@@ -1,5 +1,7 @@
 """Large-scale jitter: image, map and masks stay together; the distribution is the one that the docstring names."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,6 +67,34 @@ def test_resized_pixels_are_pillows_and_the_crop_is_where_the_offset_says():
     draw = Jitter(flip=False, resized_hw=(80, 120), offset_yx=(7, 11), crop_hw=(32, 48))
     expected = np.asarray(image.resize((120, 80), Image.Resampling.BILINEAR))[7:39, 11:59]
     assert np.array_equal(draw.image(image), expected)
+
+
+@given(
+    st.tuples(SIDES, SIDES),
+    st.tuples(SIDES, SIDES),
+    st.sampled_from([0.1, 1.0, 3.7]),
+    st.integers(0, 2**31),
+    st.sampled_from([Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS]),
+)
+def test_the_crop_of_a_resized_image_is_what_is_resized_into_the_crop(size_hw, crop_hw, scale, seed, resample):
+    """As if Pillow had resized all of it and it were cropped then, to the last bit."""
+    rng = np.random.default_rng(seed)
+    draw = replace(LargeScaleJitter(crop_hw, 0.1 * scale, scale, True).draw(*size_hw, rng), resample=resample)
+    image = Image.fromarray(rng.integers(0, 256, (*size_hw, 3), dtype=np.uint8))
+    ids_HW = rng.integers(0, 9, size_hw, dtype=np.int32)
+    height, width = draw.resized_hw
+    y, x = draw.offset_yx
+    window = slice(y, y + crop_hw[0]), slice(x, x + crop_hw[1])
+
+    def whole(image, resample):
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.flip else image
+        return np.asarray(image.resize((width, height), resample))[window]
+
+    wanted, wanted_ids = whole(image, resample), whole(Image.fromarray(ids_HW), Image.Resampling.NEAREST)
+    inside = slice(0, wanted.shape[0]), slice(0, wanted.shape[1])
+    assert np.array_equal(draw.image(image)[inside], wanted)
+    assert np.array_equal(draw.map(ids_HW, 0)[inside], wanted_ids)
+    assert np.array_equal(draw.mask(ids_HW == 3)[inside], wanted_ids == 3)
 
 
 def test_padding_belongs_to_no_mask():
