@@ -26,11 +26,10 @@ import torch
 import torch.nn.functional as F
 
 from m2f_core import rle
-from m2f_core.decoder_outputs import class_scores, finite_masks
+from m2f_core.decoder_outputs import HF_GRID_HW, bilinear, class_scores, finite_masks
 from m2f_core.geometry import ImageGeometry
 from m2f_core.instance_kernel import find_mask
 from m2f_core.resize_taps import axis_taps
-from m2f_core.segments import _HF_GRID_HW, _bilinear
 
 InstanceMode = Literal["reference", "hf"]
 
@@ -188,8 +187,8 @@ def find_mask_torch(mask_hw: torch.Tensor, geometry: ImageGeometry) -> tuple[rle
     This is the plain statement of what `instance_kernel.find_mask` computes faster on the CPU.
     """
     height, width = geometry.resized_hw
-    padded = _bilinear(mask_hw[None, None], geometry.padded_hw)
-    logits_HW = _bilinear(padded[:, :, :height, :width], geometry.original_hw)[0, 0]
+    padded = bilinear(mask_hw[None, None], geometry.padded_hw)
+    logits_HW = bilinear(padded[:, :, :height, :width], geometry.original_hw)[0, 0]
     mask_HW = logits_HW > 0
     mask_score = (logits_HW.sigmoid() * mask_HW).sum() / (mask_HW.sum() + _EPSILON)
     return _runs_of(mask_HW.T), np.float32(mask_score.item())
@@ -199,13 +198,13 @@ def _hf_finder(masks_Qhw: torch.Tensor, geometry: ImageGeometry) -> MaskFinder:
     """As transformers: mask and score on its own grid, padding and all, then the mask by nearest neighbour."""
     rows_H, cols_W = (
         _nearest(num_grid, num_pixels, masks_Qhw.device)
-        for num_grid, num_pixels in zip(_HF_GRID_HW, geometry.original_hw, strict=True)
+        for num_grid, num_pixels in zip(HF_GRID_HW, geometry.original_hw, strict=True)
     )
     # With more than one thread torch adds up a single row in another order than one of many.
     num_rows = min(2, masks_Qhw.shape[0])
 
     def find(mask_hw: torch.Tensor) -> tuple[rle.LabelRuns, np.float32]:
-        logits = _bilinear(mask_hw[None, None], _HF_GRID_HW)[0, 0]
+        logits = bilinear(mask_hw[None, None], HF_GRID_HW)[0, 0]
         mask = logits > 0
         inside = (logits.sigmoid() * mask).flatten().expand(num_rows, -1).sum(1)[0]
         mask_score = inside / (mask.sum().float() + _EPSILON)

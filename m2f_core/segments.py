@@ -22,16 +22,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from m2f_core.decoder_outputs import HF_GRID_HW, all_scores, bilinear, finite_masks
 from m2f_core.geometry import ImageGeometry
 from m2f_core.panoptic_kernel import Winners, find_winners
 from m2f_core.run_map import RunMap
 
 PanopticMode = Literal["reference", "hf"]
-
-_HF_GRID_HW = (384, 384)  # transformers enlarges every mask to this, whatever the size of the input
 
 
 @dataclass(frozen=True)
@@ -94,23 +92,14 @@ def panoptic_segments(
 
     ValueError if the outputs are not finite: half precision can break a decoder, and thresholds would hide it.
     """
-    if pred_masks_Qhw.ndim != 3 or pred_logits_QC1.shape[:-1] != pred_masks_Qhw.shape[:1]:
-        raise ValueError(
-            f"class logits {tuple(pred_logits_QC1.shape)} and masks {tuple(pred_masks_Qhw.shape)} disagree"
-        )
-    scores_Q, classes_Q = pred_logits_QC1.detach().float().softmax(-1).max(-1)
-    if not scores_Q.isfinite().all():
-        raise ValueError("class logits are not finite")
+    scores_Q, classes_Q = all_scores(pred_logits_QC1, pred_masks_Qhw).max(-1)
     no_object = pred_logits_QC1.shape[-1] - 1
     queries_K = ((classes_Q != no_object) & (scores_Q > settings.score_threshold)).nonzero()[:, 0]
     if queries_K.numel() == 0:
         return PanopticResult(RunMap.from_transposed(np.zeros(geometry.original_hw[::-1], np.uint8), 0), (), 0)
 
     scores_K, classes_K = scores_Q[queries_K], classes_Q[queries_K]
-    masks_Khw = pred_masks_Qhw.detach()[queries_K].float()
-    # The sum of finite numbers may overflow, but hardly ever does, and is several times cheaper than the full check.
-    if not masks_Khw.sum().isfinite() and not masks_Khw.isfinite().all():
-        raise ValueError("mask logits are not finite")
+    masks_Khw = finite_masks(pred_masks_Qhw[queries_K])
     if settings.mode == "reference" and masks_Khw.device.type == "cpu":
         found = find_winners(masks_Khw.numpy(), scores_K.numpy(), geometry, settings.mask_threshold)
     else:
@@ -184,17 +173,13 @@ def find_winners_torch(
 def _reference_probabilities(mask_hw: torch.Tensor, geometry: ImageGeometry) -> torch.Tensor:
     """Probabilities [H, W]: logits to the padded size, padding cut off, to the original size, then the sigmoid."""
     height, width = geometry.resized_hw
-    padded = _bilinear(mask_hw[None, None], geometry.padded_hw)
-    return _bilinear(padded[:, :, :height, :width], geometry.original_hw)[0, 0].sigmoid()
+    padded = bilinear(mask_hw[None, None], geometry.padded_hw)
+    return bilinear(padded[:, :, :height, :width], geometry.original_hw)[0, 0].sigmoid()
 
 
 def _hf_probabilities(mask_hw: torch.Tensor, geometry: ImageGeometry) -> torch.Tensor:
     """Probabilities [H, W] as transformers computes them: sigmoid on its own grid, then resized, padding and all."""
-    return _bilinear(_bilinear(mask_hw[None, None], _HF_GRID_HW).sigmoid(), geometry.original_hw)[0, 0]
-
-
-def _bilinear(planes_BChw: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
-    return F.interpolate(planes_BChw, size=size_hw, mode="bilinear", align_corners=False)
+    return bilinear(bilinear(mask_hw[None, None], HF_GRID_HW).sigmoid(), geometry.original_hw)[0, 0]
 
 
 # ------------------------------------------------------------------------------------------------------- segment rows

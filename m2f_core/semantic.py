@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from m2f_core.decoder_outputs import class_scores, finite_masks
+from m2f_core.decoder_outputs import HF_GRID_HW, bilinear, class_scores, finite_masks
 from m2f_core.geometry import ImageGeometry
 from m2f_core.resize_taps import Taps, axis_taps
 from m2f_core.run_map import RunMap
-from m2f_core.segments import _HF_GRID_HW, SegmentInfo, _bilinear
+from m2f_core.segments import SegmentInfo
 from m2f_core.semantic_kernel import ClassMap, find_classes
 
 SemanticMode = Literal["reference", "hf"]
@@ -168,14 +168,14 @@ def _resize(planes_Cnm: torch.Tensor, taps: Taps, axis: int) -> torch.Tensor:
 def find_classes_hf(masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, geometry: ImageGeometry) -> ClassMap:
     """The best class of each pixel as transformers finds it, but with the scores of one class at a time enlarged."""
     num_classes = scores_QC.shape[1]
-    probs = _bilinear(masks_Qhw[None], _HF_GRID_HW).sigmoid_()
+    probs = bilinear(masks_Qhw[None], HF_GRID_HW).sigmoid_()
     # In transformers' words, batch of one and all, because another product might add up in another order.
     scores = torch.einsum("bqc, bqhw -> bchw", scores_QC[None], probs)
     del probs
     best_HW = masks_Qhw.new_full(geometry.original_hw, -1.0)
     labels_HW = best_HW.new_zeros(geometry.original_hw, dtype=_label_type(num_classes))
     for c in _possible_classes(scores[0]):
-        scores_HW = _bilinear(scores[:, c : c + 1], geometry.original_hw)[0, 0]
+        scores_HW = bilinear(scores[:, c : c + 1], geometry.original_hw)[0, 0]
         better_HW = scores_HW > best_HW  # strictly: of equals the first class wins, as with argmax
         torch.maximum(best_HW, scores_HW, out=best_HW)
         # A later class has a higher number, so the maximum replaces; torch.where takes ten times as long on a CPU.
