@@ -53,11 +53,14 @@ def check_checkpoint(path: str | Path) -> None:
         _match(Path(path), stack)
 
 
-def save_checkpoint(model: Mask2Former, folder: str | Path, label_map: LabelMap | None = None) -> None:
+def save_checkpoint(
+    model: Mask2Former, folder: str | Path, label_map: LabelMap | None = None, license_name: str | None = None
+) -> None:
     """Write config.json and model.safetensors under the names of the hub, for us and for transformers to load.
 
-    `label_map` adds the dataset's category ids to config.json, under a key that transformers ignores. CheckpointError,
-    with nothing written, where the model's weights are not those of its configuration.
+    `label_map` adds the dataset's category ids to config.json, and `license_name` the licence of the weights (of those
+    that they come from, `licenses.model_license` knows it), under keys that transformers ignores. CheckpointError, with
+    nothing written, where the model's weights are not those of its configuration.
     """
     import torch
     from safetensors.torch import save_file
@@ -82,6 +85,8 @@ def save_checkpoint(model: Mask2Former, folder: str | Path, label_map: LabelMap 
     config = model.config.to_dict()
     if label_map is not None:
         config["categories"] = label_map.to_list()
+    if license_name is not None:
+        config["license"] = license_name
     # config.json comes last, and each file in one step: a folder with a config.json is a whole checkpoint.
     part = folder / f".{WEIGHTS_FILE}.part"
     save_file(weights, part, metadata={"format": "pt"})

@@ -18,6 +18,7 @@ from m2f_core.config import Mask2FormerConfig
 from m2f_core.image_processor import ImageProcessor
 from m2f_core.initial_weights import initial_model, new_class_predictor, reorder_class_predictor
 from m2f_core.labels import LabelMap
+from m2f_core.licenses import UNKNOWN, model_license
 from m2f_core.model import Mask2Former, build_criterion
 from pipeline.errors import RunError
 from pipeline.finetune_config import FinetuneSettings
@@ -65,12 +66,22 @@ def starting_model(settings: FinetuneSettings, labels: LabelMap) -> tuple[Mask2F
     return model.train(), class_ids is None
 
 
-def save_model(model: Mask2Former, folder: Path, labels: LabelMap, processor: ImageProcessor) -> None:
+def license_of_start(settings: FinetuneSettings) -> str | None:
+    """The licence of --model, which what is trained from it has too; None where nothing says one."""
+    if settings.model is None:
+        return None
+    found = model_license(stage_model(settings.model), settings.model)
+    return None if found == UNKNOWN else found
+
+
+def save_model(
+    model: Mask2Former, folder: Path, labels: LabelMap, processor: ImageProcessor, license_name: str | None
+) -> None:
     """A Hugging Face folder: config.json with the data set's categories, weights, and how images are prepared."""
     folder.mkdir(parents=True, exist_ok=True)
     config = json.dumps(processor.to_preprocessor_config(), indent=2)
     (folder / PREPROCESSOR_FILE).write_text(config + "\n", encoding="utf-8")
-    save_checkpoint(model, folder, labels)
+    save_checkpoint(model, folder, labels, license_name)
 
 
 def _architecture(settings: FinetuneSettings, labels: LabelMap) -> Mask2FormerConfig:

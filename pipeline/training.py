@@ -70,7 +70,7 @@ class LossMeter:
 
 
 class Training:
-    """`wrapped` is `model`, or what averages its gradients over the workers."""
+    """`wrapped` is `model`, or what averages its gradients over the workers; `license_name` is saved with the model."""
 
     def __init__(
         self,
@@ -80,6 +80,7 @@ class Training:
         labels: LabelMap,
         processor: ImageProcessor,
         rank: int = 0,
+        license_name: str | None = None,
     ) -> None:
         self.model = model
         self.wrapped = wrapped
@@ -87,6 +88,7 @@ class Training:
         self.labels = labels
         self.processor = processor
         self.rank = rank
+        self.license_name = license_name
         self.device = next(model.parameters()).device
         groups = parameter_groups(model, settings.learning_rate, settings.weight_decay, settings.backbone_multiplier)
         self.optimizer = torch.optim.AdamW(groups)
@@ -131,7 +133,7 @@ class Training:
 
     def save(self, folder: Path) -> None:
         """The model as a Hugging Face folder, and beside it what going on takes."""
-        save_model(self.model, folder, self.labels, self.processor)
+        save_model(self.model, folder, self.labels, self.processor, self.license_name)
         torch.save(self.optimizer.state_dict(), folder / _OPTIMIZER_FILE)
         (folder / LOG_FILE).write_bytes(to_lines(self.log))
         (folder / _PLACE_FILE).write_text(json.dumps({"iteration": self.iteration}))
