@@ -54,9 +54,14 @@ def with_given_stuff(settings: Settings, labels: LabelMap) -> LabelMap:
 
 def task_warnings(settings: Settings, labels: LabelMap, trained_for: Task | None) -> list[str]:
     """What somebody should know who asks this checkpoint for this task."""
-    if settings.label_ids_to_fuse is not None:  # who names the stuff has looked at the classes
-        return []
     warnings = []
+    if not labels.known:
+        warnings.append(
+            "the checkpoint does not say which ids a dataset has for its classes, so category_id in the tables is the "
+            "class id of the model; `categories` in its config.json can say it"
+        )
+    if settings.label_ids_to_fuse is not None:  # who names the stuff has looked at the classes
+        return warnings
     # The original evaluates its panoptic checkpoints in all three tasks, the others in their own.
     if trained_for not in (None, "panoptic", settings.task):
         warnings.append(

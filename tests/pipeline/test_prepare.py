@@ -204,14 +204,17 @@ def test_ids_to_fuse_leave_things_what_they_are(settings, tmp_path):
 def test_ids_to_fuse_are_the_stuff_of_a_checkpoint_that_names_none(settings, tmp_path):
     settings = without_categories(tmp_path / "guess", settings)
     model = check_model(dataclasses.replace(settings, label_ids_to_fuse=(7,)))
-    assert model.warnings == () and model.inference.fuse_class_ids == model.labels.stuff_class_ids == {7}
+    assert model.inference.fuse_class_ids == model.labels.stuff_class_ids == {7}
+    [about_ids] = model.warnings
+    assert "category_id in the tables is the class id of the model" in about_ids
 
 
 @pytest.mark.parametrize("task", RESULTS_OF_TASK)
 def test_classes_that_the_checkpoint_does_not_describe_count_as_things(settings, tmp_path, task):
-    [warning] = warnings_of(without_categories(tmp_path / "guess", settings), task)
-    assert "does not say which of its classes are stuff" in warning
-    assert ("--label-ids-to-fuse" in warning) == (task == "panoptic")
+    about_ids, about_stuff = warnings_of(without_categories(tmp_path / "guess", settings), task)
+    assert "category_id in the tables is the class id of the model" in about_ids
+    assert "does not say which of its classes are stuff" in about_stuff
+    assert ("--label-ids-to-fuse" in about_stuff) == (task == "panoptic")
 
 
 def test_instances_are_those_of_things_unless_transformers_is_followed(settings):
