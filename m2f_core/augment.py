@@ -10,6 +10,7 @@ Legend: H, W pixels of the image; h, w of the crop.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +75,7 @@ class Jitter:
         return out
 
 
+@lru_cache(maxsize=2)  # rows and columns: an image may have hundreds of masks
 def _nearest_places(num_in: int, num_out: int) -> NDArray[np.int32]:
     """Which of `num_in` pixels each of `num_out` is, as Pillow has it: int32 [num_out]."""
     places = Image.fromarray(np.arange(num_in, dtype=np.int32)[None])

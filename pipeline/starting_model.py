@@ -18,7 +18,7 @@ from m2f_core.config import Mask2FormerConfig
 from m2f_core.image_processor import ImageProcessor
 from m2f_core.initial_weights import initial_model, new_class_predictor, reorder_class_predictor
 from m2f_core.labels import LabelMap
-from m2f_core.licenses import UNKNOWN, model_license
+from m2f_core.licenses import model_license
 from m2f_core.model import Mask2Former, build_criterion
 from pipeline.errors import RunError
 from pipeline.finetune_config import FinetuneSettings
@@ -67,11 +67,8 @@ def starting_model(settings: FinetuneSettings, labels: LabelMap) -> tuple[Mask2F
 
 
 def license_of_start(settings: FinetuneSettings) -> str | None:
-    """The licence of --model, which what is trained from it has too; None where nothing says one."""
-    if settings.model is None:
-        return None
-    found = model_license(stage_model(settings.model), settings.model)
-    return None if found == UNKNOWN else found
+    """The licence of --model, as far as its files say, which what is trained from it has too; None without --model."""
+    return None if settings.model is None else model_license(stage_model(settings.model), settings.model)
 
 
 def save_model(

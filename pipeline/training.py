@@ -22,7 +22,7 @@ from m2f_core.model import Mask2Former
 from m2f_core.optimization import LearningRate, parameter_groups
 from pipeline.errors import RunError
 from pipeline.finetune_config import FinetuneSettings
-from pipeline.starting_model import save_model
+from pipeline.starting_model import license_of_start, save_model
 from pipeline.training_data import Batch
 from pipeline.training_log import LOG_FILE, Row, from_lines, to_lines
 
@@ -70,7 +70,7 @@ class LossMeter:
 
 
 class Training:
-    """`wrapped` is `model`, or what averages its gradients over the workers; `license_name` is saved with the model."""
+    """`wrapped` is `model`, or what averages its gradients over the workers."""
 
     def __init__(
         self,
@@ -80,7 +80,6 @@ class Training:
         labels: LabelMap,
         processor: ImageProcessor,
         rank: int = 0,
-        license_name: str | None = None,
     ) -> None:
         self.model = model
         self.wrapped = wrapped
@@ -88,7 +87,7 @@ class Training:
         self.labels = labels
         self.processor = processor
         self.rank = rank
-        self.license_name = license_name
+        self.license_name = license_of_start(settings)
         self.device = next(model.parameters()).device
         groups = parameter_groups(model, settings.learning_rate, settings.weight_decay, settings.backbone_multiplier)
         self.optimizer = torch.optim.AdamW(groups)

@@ -14,7 +14,7 @@ from m2f_core.checkpoint import load_checkpoint
 from m2f_core.image_processor import ImageProcessor
 from m2f_core.labels import LabelMap
 from pipeline.finetune_config import FinetuneSettings
-from pipeline.starting_model import check_start, license_of_start, starting_model
+from pipeline.starting_model import check_start, starting_model
 from pipeline.storage import open_filesystem, put_object
 from pipeline.training import Training
 from pipeline.training_data import (
@@ -84,14 +84,13 @@ def _start_or_resume(
     settings: FinetuneSettings, labels: LabelMap, processor: ImageProcessor, rank: int
 ) -> tuple[Training, bool]:
     """And whether its class head is new."""
-    checkpoint, license_name = ray.train.get_checkpoint(), license_of_start(settings)
+    checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         model, has_new_head = starting_model(settings, labels)
-        training = Training(model, _share_gradients(model), settings, labels, processor, rank, license_name)
-        return training, has_new_head
+        return Training(model, _share_gradients(model), settings, labels, processor, rank), has_new_head
     with checkpoint.as_directory() as folder:
         model = load_checkpoint(folder).train()
-        training = Training(model, _share_gradients(model), settings, labels, processor, rank, license_name)
+        training = Training(model, _share_gradients(model), settings, labels, processor, rank)
         training.resume(Path(folder))
     return training, False
 

@@ -5,14 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from m2f_core.checkpoint import CONFIG_FILE, save_checkpoint
+from m2f_core.checkpoint import CONFIG_FILE, read_config, save_checkpoint
 from m2f_core.config import Mask2FormerConfig
 from m2f_core.image_processor import ImageProcessor
 from m2f_core.initial_weights import initial_model
 from m2f_core.labels import Category, LabelMap
 from m2f_core.licenses import UNKNOWN, model_license
 from pipeline.finetune_config import FinetuneSettings
-from pipeline.starting_model import ARCHITECTURES, check_start, license_of_start, save_model, starting_model
+from pipeline.starting_model import ARCHITECTURES, check_start, starting_model
+from pipeline.training import Training
 
 LABELS = LabelMap.from_coco_categories([{"id": 7, "name": "cat", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}])
 
@@ -89,19 +90,22 @@ def test_other_classes_get_a_new_head(checkpoint, categories):
     assert not torch.isin(model.class_predictor.weight, saved.class_predictor.weight).any()
 
 
-@pytest.mark.parametrize(("stated", "expected"), [("CC BY-NC 4.0", "CC BY-NC 4.0"), (None, None)])
-def test_what_is_trained_from_a_checkpoint_has_its_licence(checkpoint, tmp_path, stated, expected):
+@pytest.mark.parametrize("stated", ["CC BY-NC 4.0", None])
+def test_what_is_trained_from_a_checkpoint_has_its_licence(checkpoint, tmp_path, stated):
     _, saved = checkpoint
     save_checkpoint(saved, tmp_path / "start", LABELS, license_name=stated)
-    license_name = license_of_start(settings_from(tmp_path / "start"))
+    settings, processor = settings_from(tmp_path / "start"), ImageProcessor.from_preprocessor_config(None, "reference")
+    model, _ = starting_model(settings, LABELS)
+    Training(model, model, settings, LABELS, processor).save(tmp_path / "trained")
+    assert model_license(tmp_path / "trained") == (stated or UNKNOWN)
+
+
+def test_what_is_trained_from_nothing_says_no_licence(checkpoint, tmp_path):
+    folder, saved = checkpoint
+    settings = replace(settings_from(folder), model=None, architecture="swin-tiny")
     processor = ImageProcessor.from_preprocessor_config(None, "reference")
-    save_model(saved, tmp_path / "trained", LABELS, processor, license_name)
-    assert license_name == expected and model_license(tmp_path / "trained") == (expected or UNKNOWN)
-
-
-def test_what_is_trained_from_nothing_has_no_licence_yet():
-    settings = FinetuneSettings(images="i", output="o", panoptic_gt="p", architecture="swin-tiny")
-    assert license_of_start(settings) is None
+    Training(saved, saved, settings, LABELS, processor).save(tmp_path)
+    assert "license" not in read_config(tmp_path)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

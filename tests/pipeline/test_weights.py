@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from m2f_core.checkpoint import CheckpointError, find_pickle, load_checkpoint, save_checkpoint, weights_sha256
 from m2f_core.labels import LabelMap
+from m2f_core.licenses import ZOO_LICENSE, model_license
 from m2f_core.segments import PanopticSettings
 from pipeline.config import Settings
 from pipeline.errors import RunError
@@ -183,6 +184,13 @@ def test_an_actor_finds_the_same_segments_with_either_format(tiny_checkpoint, pi
         assert result.segments
         results.append(result)
     assert results[0] == results[1]
+
+
+def test_converted_it_keeps_its_licence(pickled, tmp_path):
+    published = tmp_path / "model_final_9fd0ae.pkl"
+    published.symlink_to(pickled)
+    save_checkpoint(load_checkpoint(published), tmp_path / "converted", license_name=model_license(published))
+    assert model_license(tmp_path / "converted") == ZOO_LICENSE
 
 
 def test_saved_again_it_is_a_hugging_face_folder(pickled, tmp_path):
