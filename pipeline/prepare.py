@@ -11,6 +11,7 @@ import fsspec
 
 from m2f_core.checkpoint import check_checkpoint, find_pickle, read_config, read_preprocessor_config, weights_sha256
 from m2f_core.image_processor import ImageProcessor
+from m2f_core.image_size import ImageSize
 from m2f_core.labels import LabelMap
 from m2f_core.licenses import model_license
 from m2f_core.zoo import trained_task, zoo_task
@@ -37,6 +38,7 @@ class Model:
     license: str  # as its files state it
     weights_sha256: str
     labels: LabelMap
+    image_size: ImageSize  # of the flag, else of its files
     inference: InferenceSettings
     warnings: tuple[str, ...]
 
@@ -77,7 +79,7 @@ def check_model(settings: Settings) -> Model:
     ]
     labels = with_given_stuff(settings, labels)
     inference = inference_settings(settings, labels, trained_for)
-    return Model(settings.model, license_name, identity, labels, inference, tuple(warnings))
+    return Model(settings.model, license_name, identity, labels, processor.size, inference, tuple(warnings))
 
 
 def _scenes_warning(model: str) -> Iterator[str]:
@@ -96,7 +98,7 @@ def _names_warning(pickled: Path | None, labels: LabelMap) -> Iterator[str]:
 
 def resolved_results(settings: Settings, model: Model) -> dict[str, Any]:
     """The settings that change results with their defaults filled in, so that a spelled-out default is no change."""
-    return {**settings.results_dict(), **results_of(model.inference)}
+    return {**settings.results_dict(), "image_size": str(model.image_size), **results_of(model.inference)}
 
 
 def check(settings: Settings) -> Checked:

@@ -109,6 +109,19 @@ def test_a_default_that_is_spelled_out_is_no_change(settings, task, spelled_out)
     assert mark(dataclasses.replace(default, **spelled_out)) == mark(default)
 
 
+@pytest.mark.parametrize("in_file", [None, {"height": 384, "width": 384}, {"shortest_edge": 96, "longest_edge": 160}])
+def test_an_image_size_that_is_that_of_the_files_is_no_change(settings, tmp_path, tiny_checkpoint, in_file):
+    """A night with --image-size after one without would otherwise do the whole bucket anew."""
+    shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    if in_file is not None:
+        (tmp_path / "copy" / "preprocessor_config.json").write_text(json.dumps({"size": in_file}))
+    default = dataclasses.replace(settings, model=str(tmp_path / "copy"))
+    size = str(check_model(default).image_size)
+    assert size == {None: "800:1333", 384: "384x384", 96: "96:160"}[in_file and next(iter(in_file.values()))]
+    for spelled in (size, f"0{size}"):
+        assert mark(dataclasses.replace(default, image_size=spelled)) == mark(default)
+
+
 @pytest.mark.parametrize("task", RESULTS_OF_TASK)
 def test_a_run_is_known_by_the_settings_of_its_task(settings, task):
     settings = dataclasses.replace(settings, task=task)
