@@ -1,7 +1,8 @@
 """Does this device compute what the checkpoint says, and how fast? For `--selfcheck`, where the run would be done.
 
 The network as a run uses it, with whatever makes it fast there (kernels, graphs, packed weights, bf16, resizing on the
-device), against the same checkpoint on the CPU in float32, its layers as PyTorch computes them. Nothing is written.
+device), against the same checkpoint on the CPU in float32, its layers as PyTorch computes them. What is made of the
+outputs is computed on either side's device, with the same code where both are CPUs. Nothing is written.
 """
 
 import itertools
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m2f_core.checkpoint import load_checkpoint
+from m2f_core.deformable_attention import DeformableAttention
 from m2f_core.rle import decode
 from pipeline.cluster import allot, connect, run_on_worker
 from pipeline.config import Settings
@@ -113,6 +115,9 @@ def plain_network(spec: SegmentSpec) -> Network:
         inference=spec.inference,
     )
     network.model = load_checkpoint(folder).eval().requires_grad_(False)
+    for module in network.model.modules():
+        if isinstance(module, DeformableAttention):
+            module.train()  # the way that has a gradient is PyTorch's; the other is a kernel of ours on a CPU too
     return network
 
 

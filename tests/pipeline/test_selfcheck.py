@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from m2f_core import deformable_attention
 from m2f_core.rle import Rle, counts_area, counts_bbox_xywh, encode_mask
 from m2f_core.segments import PanopticSettings
 from pipeline import selfcheck
@@ -48,6 +49,15 @@ def test_a_network_that_computes_something_else_does_not_pass(tiny_checkpoint, p
     found = compare(segmenter.network, network, photographs_small)
     assert found.mask_logits > 0.1
     assert not SelfCheck("CPU", "fp32", found, time_actor(segmenter, [encoded()], seconds=0.1)).passes
+
+
+def test_a_kernel_that_computes_something_else_does_not_pass(tiny_checkpoint, photographs_small, monkeypatch):
+    """On a CPU too: a kernel that both sides had would be compared with itself."""
+    right = deformable_attention.attend_by_kernel
+    monkeypatch.setattr(deformable_attention, "attend_by_kernel", lambda *inputs: 1.1 * right(*inputs))
+    spec = small_spec(tiny_checkpoint, inference=INFERENCE)
+    found = compare(Segmenter(spec).network, plain_network(spec), photographs_small[:1])
+    assert not SelfCheck("CPU", "fp32", found, Timing(1.0, {}, 1, None)).passes
 
 
 def test_wrong_classes_do_not_pass_though_all_masks_are_right(tiny_checkpoint, photographs_small):
