@@ -75,7 +75,7 @@ def read_instances(place: str, flag: str = "--instances-gt") -> GroundTruth:
         mask, size = annotation["segmentation"], sizes.get(annotation["image_id"])
         if size is None:  # of an image that is not to be scored, as in pycocotools
             continue
-        if isinstance(mask, dict) and list(mask.get("size", ())) != size:
+        if isinstance(mask, dict) and mask.get("size") != size:
             raise RunError(f"{flag} {place}: annotation {annotation['id']} has a mask of another size than its image")
         by_image[annotation["image_id"]].append(annotation)
     images = tuple(
@@ -135,6 +135,8 @@ class Census:
 
     def add(self, row: dict[str, Any]) -> GtImage | None:
         """Count a row of `images`; gives its image where that has a result to score."""
+        if row["status"] == "removed":  # no longer in the bucket, and so not in the run
+            return None
         image = self.find(row["image_key"])
         if image is None:
             self.num_ignored += 1

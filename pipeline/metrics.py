@@ -9,6 +9,7 @@ Legend: C categories of the ground truth, in its order; H, W pixels of an image.
 
 import contextlib
 import io
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +18,9 @@ from hotcoco import StreamingEval
 from hotcoco.panoptic import PanopticEval
 from numpy.typing import NDArray
 
+from pipeline.errors import RunError
 from pipeline.ground_truth_png import IGNORED
+from pipeline.storage import one_line
 
 Category = dict[str, Any]  # COCO's: id, name and, where panoptic, isthing
 Record = dict[str, Any]  # COCO's: image_id, category_id, segmentation, ...
@@ -121,18 +124,35 @@ def semantic_summary(confusion: NDArray[np.int64], categories: tuple[Category, .
 
 
 def instance_state(
-    kind: str, images: list[Record], truth: list[Record], predicted: list[Record], categories: tuple[Category, ...]
+    kind: str,
+    images: list[Record],
+    truth: list[Record],
+    predicted: list[Record],
+    categories: tuple[Category, ...],
+    where: str,
 ) -> bytes:
     """Images matched for AP by their masks ("segm") or boxes ("bbox"), as bytes that `instance_summary` adds up.
 
-    About 1 KB an image: scores and matches, no masks. `images` hold id, height and width.
+    About 1 KB an image: scores and matches, no masks. `images` hold id, height and width. RunError where an annotation
+    of `truth`, which is from `where`, has no usable mask or box; those of a run are checked when they are written.
     """
     matched = StreamingEval(list(categories), iou_type=kind)
     # Areas decide what is small and large: of masks those of the mask, of boxes those of the box, as in detectron2.
     shape = "segmentation" if kind == "segm" else "bbox"
     names = ("image_id", "category_id", "score", shape)
-    matched.update(images, truth, [{name: record[name] for name in names} for record in predicted])
+    try:
+        matched.update(images, truth, [{name: record[name] for name in names} for record in predicted])
+    except ValueError as error:
+        raise RunError(f"{where}: {_with_id(one_line(error), truth)}") from None
     return matched.to_bytes()
+
+
+def _with_id(message: str, truth: list[Record]) -> str:
+    """hotcoco's message with the annotation named by its id instead of its place in the list."""
+    place = re.match(r"gt_anns\[(\d+)\]: ", message)
+    if place is None:
+        return message
+    return f"annotation {truth[int(place[1])]['id']!r} cannot be used: {message[place.end() :]}"
 
 
 def instance_summary(states: Iterable[bytes], categories: tuple[Category, ...]) -> dict[str, Any]:

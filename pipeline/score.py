@@ -19,7 +19,6 @@ from pipeline.ground_truth import GtImage, check_size
 from pipeline.ground_truth_png import panoptic_classes, panoptic_records, read_label_png, read_panoptic_png
 from pipeline.journal import PartRecord
 from pipeline.metrics import Category, Record, confusion_matrix, instance_state, panoptic_sums
-from pipeline.storage import one_line
 
 INSTANCE_KINDS = ("segm", "bbox")
 _COLUMNS = ["image_key", "segment_id", "category_id", "category_name", "isthing", "score", "bbox", "segmentation"]
@@ -90,8 +89,7 @@ class Records:
         height, width = image.size
         self.images.append({"id": image.number, "file_name": image.name, "height": height, "width": width})
         for records, added in ((self.truth, truth), (self.predicted, predicted)):
-            # Records of an instances file keep the ids that they have.
-            before = len(records)
+            before = len(records)  # records of an instances file keep the ids that they have, for messages
             records.extend({"id": before + n, "image_id": image.number, **r} for n, r in enumerate(added, 1))
 
 
@@ -124,18 +122,9 @@ def score_part(spec: ScoreSpec, task: PartTask) -> Sums:
     if spec.panoptic is not None:
         sums.panoptic += panoptic_sums(panoptic.images, panoptic.truth, panoptic.predicted, spec.panoptic)
     if spec.instances is not None:
-        sums.instances = _instance_states(instances, spec.instances)
+        parts = instances.images, instances.truth, instances.predicted, spec.instances, "--instances-gt"
+        sums.instances = {kind: [instance_state(kind, *parts)] for kind in INSTANCE_KINDS}
     return sums
-
-
-def _instance_states(records: Records, categories: tuple[Category, ...]) -> dict[str, list[bytes]]:
-    try:
-        return {
-            kind: [instance_state(kind, records.images, records.truth, records.predicted, categories)]
-            for kind in INSTANCE_KINDS
-        }
-    except ValueError as error:  # of a box or mask in the JSON; the tables' are checked when they are written
-        raise RunError(f"--instances-gt holds an annotation that cannot be used: {one_line(error)}") from None
 
 
 def _confusion(truth_HW: NDArray[np.int32], rows: list[Record], categories: tuple[Category, ...]) -> NDArray[np.int64]:

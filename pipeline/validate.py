@@ -34,6 +34,7 @@ def validate(
     gather: Gather,
 ) -> dict[str, float | None]:
     """PQ, PQ_things and PQ_stuff, or AP, as fractions; None where there is nothing to find.
+    RunError where an image or its ground truth cannot be used.
 
     `share` are the indices of this worker's images. The model is in training mode again afterwards.
     """
@@ -56,7 +57,7 @@ def validate(
             "PQ_things": summary["things"]["PQ"],
             "PQ_stuff": summary["stuff"]["PQ"],
         }
-    state = instance_state("segm", records.images, records.truth, records.predicted, categories)
+    state = instance_state("segm", records.images, records.truth, records.predicted, categories, data.where)
     return {"AP": instance_summary(gather(state), categories)["AP"]}
 
 

@@ -56,13 +56,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class MadeImage:
-    """An image: what is in it, and what a run found. `found` None: the run failed; missing: the run had it not."""
+    """An image: what is in it, and what a run found. `found` None: the run failed.
+
+    Missing: the run had it not; removed: there is only a row that says so.
+    """
 
     name: str
     size: tuple[int, int]
     truth: Sequence[Segment] = ()
     found: Sequence[Segment] | None = ()
     missing: bool = False
+    removed: bool = False
 
 
 @dataclass
@@ -122,16 +126,16 @@ def _tables(place: Place, images: Sequence[MadeImage], shard: int, run_id: str, 
     image_rows, segment_rows = [], []
     for image in images:
         of_run = {"image_key": prefix + image.name, "run_id": run_id, "shard": shard}
-        failed = image.found is None
+        failed = image.found is None and not image.removed
         found = image.found or ()
         image_rows.append(
             {
                 **of_run,
-                "status": "failed" if failed else "ok",
+                "status": "removed" if image.removed else "failed" if failed else "ok",
                 "error_code": "decode_failed" if failed else None,
                 "error_message": "broken" if failed else None,
-                "height": None if failed else image.size[0],
-                "width": None if failed else image.size[1],
+                "height": None if image.found is None else image.size[0],
+                "width": None if image.found is None else image.size[1],
                 "etag": "e",
                 "size_bytes": 1,
                 "num_segments": len(found),

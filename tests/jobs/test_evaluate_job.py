@@ -392,9 +392,11 @@ def test_the_other_kind_of_coco_file_is_recognised(ready, capsys):
     ("change", "said"),
     [
         ({"category_id": 55}, "uses category 55"),
-        ({"bbox": [1, 2]}, "bbox"),
-        ({"segmentation": "abc"}, "segmentation"),
+        ({"bbox": [1, 2]}, "annotation 100 cannot be used: field 'bbox'"),
+        ({"segmentation": "abc"}, "annotation 100 cannot be used: field 'segmentation'"),
         ({"segmentation": {"size": [3, 3], "counts": "9"}}, "annotation 100 has a mask of another size"),
+        ({"segmentation": {"size": 6, "counts": "9"}}, "annotation 100 has a mask of another size"),
+        ({"segmentation": {"size": None, "counts": "9"}}, "annotation 100 has a mask of another size"),
     ],
 )
 def test_a_wrong_annotation_is_named(ready, capsys, change, said):

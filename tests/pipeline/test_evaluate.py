@@ -185,6 +185,18 @@ def test_ap_of_an_instance_run_is_that_of_pycocotools(new_place, seed):
     assert_instances(score(place, instances_gt=path), ground_truth, coco_results(images, IDS))
 
 
+@given(SEEDS, st.integers(1, 6))
+@settings(max_examples=20)
+def test_annotation_ids_that_come_twice_change_no_ap(new_place, seed, per_shard):
+    """As in files that were put together of several, whichever images lie in one part."""
+    images, place = scenes(seed, instance_scene), new_place()
+    write_run(place, images, task="instance", per_shard=per_shard)
+    ground_truth = coco_instances(images, CATEGORIES)
+    twice = {**ground_truth, "annotations": [{**a, "id": a["id"] % 100} for a in ground_truth["annotations"]]}
+    path = place.put("instances.json", json.dumps(twice).encode())
+    assert_instances(score(place, instances_gt=path), ground_truth, coco_results(images, IDS))
+
+
 @given(SEEDS)
 @settings(max_examples=20)
 def test_ap_of_a_panoptic_run_is_that_of_its_things(new_place, seed):
@@ -299,20 +311,21 @@ def test_missing_and_failed_images_are_missed_and_counted(new_place):
         MadeImage("ok.jpg", (4, 10), truth, truth),
         MadeImage("failed.jpg", (4, 10), truth, None),
         MadeImage("missing.jpg", (4, 10), truth, missing=True),
+        MadeImage("removed.jpg", (4, 10), truth, None, removed=True),
     ]
     place = new_place()
     write_run(place, [*images, MadeImage("other.jpg", (1, 1), [], [])])
     report = score(place, panoptic_gt=write_panoptic(place, images), semantic_gt=write_labels(place, images))
     entry = by_id(report["panoptic"])[7]
-    assert (entry["tp"], entry["fp"], entry["fn"]) == (1, 0, 2)
-    assert report["semantic"]["mIoU"] == pytest.approx(1 / 3)
+    assert (entry["tp"], entry["fp"], entry["fn"]) == (1, 0, 3)
+    assert report["semantic"]["mIoU"] == pytest.approx(1 / 4)
     for kind in ("panoptic", "semantic"):
         assert report["ground_truth"][kind]["images"] == {
-            "in_ground_truth": 3,
+            "in_ground_truth": 4,
             "with_result": 1,
             "failed": 1,
             "failed_by_code": {"decode_failed": 1},
-            "missing": 1,
+            "missing": 2,
             "ignored": 1,
         }
 
@@ -585,6 +598,6 @@ def test_the_figures_that_the_coco_api_published_come_out(shared_data, kind):
     for images in (truth["images"][::2], truth["images"][1::2]):
         ids = {image["id"] for image in images}
         known, found = ([r for r in records if r["image_id"] in ids] for records in (truth["annotations"], results))
-        states.append(instance_state(kind, images, known, found, categories))
+        states.append(instance_state(kind, images, known, found, categories, "here"))
     figures = instance_summary(states, categories)
     assert [f"{figures[name]:.3f}" for name in COCO_FIGURES] == expected
