@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any, Literal, get_args
 
@@ -155,6 +155,21 @@ def spelling(name: str) -> str:
     first_synonym = name.split(",")[0].strip().lower()
     without_suffix = re.sub(r"(-(other|merged|stuff))+$", "", first_synonym)
     return "".join(filter(str.isalnum, without_suffix))
+
+
+def name_keys() -> Iterator[Callable[[str], str]]:
+    """Ways to tell which names of two lists mean the same: such have one key.
+
+    Names are the same as they are spelled, or because a dataset that is known has them as synonyms; each dataset is a
+    way of its own, for what one calls a window may be the windowpane of another.
+    """
+    yield spelling
+    for dataset in DATASET_FILES:
+        yield partial(_name_in, _read_dataset(dataset)[1])
+
+
+def _name_in(name_of_spelling: Mapping[str, str], name: str) -> str:
+    return name_of_spelling.get(spelling(name), spelling(name))
 
 
 def _is_order_of(label_map: LabelMap, name_of_spelling: Mapping[str, str], names: Sequence[str]) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import track
 
-from m2f_core.labels import spelling
+from m2f_core.labels import name_keys
 from pipeline.errors import RunError
 from pipeline.evaluation_config import EvaluationSettings
 from pipeline.finished_run import FinishedRun, find_finished_run, read_part
@@ -107,7 +107,7 @@ def _names_warning(run: FinishedRun, truth: GroundTruth) -> str | None:
     """Ids decide what is compared. Where they are a guess, or those of another data set, names tell."""
     of_run = {category["id"]: category["name"] for category in run.categories}
     common = [(c["id"], c["name"], of_run[c["id"]]) for c in truth.categories if c["id"] in of_run]
-    others = [(number, name, found) for number, name, found in common if spelling(name) != spelling(found)]
+    others = min(([one for one in common if key(one[1]) != key(one[2])] for key in name_keys()), key=len)
     if not others:
         return None
     number, name, found = others[0]

@@ -1,6 +1,7 @@
 """The model that a training starts from, and the files that a trained one is saved as."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from m2f_core.checkpoint import (
 from m2f_core.config import Mask2FormerConfig
 from m2f_core.image_processor import ImageProcessor
 from m2f_core.initial_weights import initial_model, new_class_predictor, reorder_class_predictor
-from m2f_core.labels import LabelMap
+from m2f_core.labels import LabelMap, name_keys
 from m2f_core.licenses import model_license
 from m2f_core.model import Mask2Former, build_criterion
 from pipeline.errors import RunError
@@ -98,13 +99,21 @@ def _architecture(settings: FinetuneSettings, labels: LabelMap) -> Mask2FormerCo
 def _class_ids_by_name(of_model: LabelMap, labels: LabelMap) -> list[int] | None:
     """The checkpoint's class ids of the classes of `labels`, by name and kind; None where these are other classes.
 
-    Their order may differ: published models of ADE20K and Mapillary mix things and stuff, a training never does.
+    Their order may differ: published models of ADE20K and Mapillary mix things and stuff, a training never does. So may
+    their spelling: ADE20K's own files say "road, route" and "tub" where published models have "road" and "bathtub".
     """
-    found, wanted = (sorted(of.categories, key=lambda c: (c.name, c.isthing)) for of in (of_model, labels))
-    if [(c.name, c.isthing) for c in found] != [(c.name, c.isthing) for c in wanted]:
-        return None
-    class_ids = {w.class_id: f.class_id for f, w in zip(found, wanted, strict=True)}
-    return [class_ids[category.class_id] for category in labels.categories]
+    for key in name_keys():
+        (names_found, found), (names_wanted, wanted) = _by_name(of_model, key), _by_name(labels, key)
+        if names_found == names_wanted:
+            class_ids = dict(zip(wanted, found, strict=True))
+            return [class_ids[category.class_id] for category in labels.categories]
+    return None
+
+
+def _by_name(labels: LabelMap, key: Callable[[str], str]) -> tuple[list[tuple[str, bool]], list[int]]:
+    """Keys and kinds of the classes, sorted, and their class ids in the same order."""
+    categories = sorted(labels.categories, key=lambda c: (key(c.name), c.isthing, c.name))
+    return [(key(c.name), c.isthing) for c in categories], [c.class_id for c in categories]
 
 
 def _points(settings: FinetuneSettings) -> dict[str, Any]:

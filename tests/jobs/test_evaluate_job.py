@@ -220,6 +220,18 @@ def test_ids_that_may_be_those_of_another_data_set_are_said(place, capsys, names
     assert ("WARNING" in capsys.readouterr().out) == (warned is not None)
 
 
+def test_synonyms_of_a_known_data_set_are_no_other_names(place, capsys):
+    """ADE20K's files say "window " and "tub" of what its published models call windowpane and bathtub."""
+    of_run = {7: "windowpane", 92: "bathtub"}
+    place = replace(place, categories=[{**c, "name": of_run.get(c["id"], c["name"])} for c in place.categories])
+    write_run(place, images())
+    of_files = {7: "window ", 92: "tub"}
+    categories = [{**c, "name": of_files.get(c["id"], c["name"])} for c in place.categories]
+    panoptic = write_panoptic(replace(place, categories=categories), images())
+    assert run("--tables", place.tables, "--panoptic-gt", panoptic) == 0
+    assert "WARNING" not in capsys.readouterr().out
+
+
 def test_parts_that_the_journal_does_not_name_are_not_read(place):
     """A part of a shard that was never committed, and one of another plan, lie in the run's folder."""
     write_run(place, images(), per_shard=2)

@@ -66,6 +66,26 @@ def test_the_class_head_is_kept_in_whatever_order_its_classes_were(checkpoint, t
         torch.testing.assert_close(torch.stack([sky, cat, no_object]), of_saved, rtol=0, atol=0)
 
 
+def test_names_of_the_data_set_s_own_files_keep_the_head_of_a_published_model(checkpoint, tmp_path):
+    """ADE20K's: "windowpane" of the model is "window " there, "bathtub" is "tub"; and others come with synonyms."""
+    files = {"windowpane": "window ", "bathtub": "tub", "streetlight": "street lamp", "road": "road, route"}
+    published = LabelMap.of_dataset("ade20k-panoptic")
+    assert files.keys() <= {category.name for category in published.categories}
+    names = {category.class_id: category.name for category in published.categories}
+    start = initial_model(Mask2FormerConfig.tiny(id2label=names), seed=3)
+    save_checkpoint(start, tmp_path, published)
+    entries = [{**entry, "name": files.get(entry["name"], entry["name"])} for entry in published.to_list()]
+
+    labels = LabelMap.from_coco_categories(entries)
+    model, has_new_head = starting_model(settings_from(tmp_path), labels)
+
+    assert not has_new_head
+    class_of_id = published.class_id_of_category
+    order = [class_of_id[category.category_id] for category in labels.categories]
+    assert order != sorted(order) and torch.equal(model.class_predictor.bias[:-1], start.class_predictor.bias[order])
+    assert torch.equal(model.class_predictor.weight[:-1], start.class_predictor.weight[order])
+
+
 def test_two_classes_of_one_name_keep_their_head(checkpoint, tmp_path):
     _, saved = checkpoint
     labels = LabelMap((Category(0, 7, "cat", True), Category(1, 8, "cat", True)))
