@@ -31,6 +31,10 @@ WEIGHTS_FILE = "model.safetensors"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = "model_final*.pkl"  # the original code's name for what training ends with
+OTHER_PICKLES = ("*.bin", "*.pkl", "*.pth", "*.pt")  # of a folder without safetensors; never opened
+REFUSES_PICKLES = (
+    f"a pickle can run code; convert it to {WEIGHTS_FILE} first (or name it, if it is a {PICKLES} of the original code)"
+)
 HASH_BLOCK_BYTES = 1 << 20
 
 
@@ -154,12 +158,9 @@ def weights_files(path: str | Path) -> list[Path]:
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
     if not (folder / INDEX_FILE).is_file():
-        pickles = sorted(path.name for suffix in ("bin", "pkl", "pth", "pt") for path in folder.glob(f"*.{suffix}"))
+        pickles = sorted(path.name for pattern in OTHER_PICKLES for path in folder.glob(pattern))
         if pickles:
-            raise CheckpointError(
-                f"{folder / pickles[0]}: a pickle can run code; convert it to {WEIGHTS_FILE} first "
-                f"(or name it, if it is a {PICKLES} of the original code)"
-            )
+            raise CheckpointError(f"{folder / pickles[0]}: {REFUSES_PICKLES}")
         raise CheckpointError(f"{folder}: no {WEIGHTS_FILE} and no {INDEX_FILE}; is this a checkpoint's folder?")
     weight_map = _read_json(folder / INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

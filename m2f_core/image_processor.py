@@ -36,6 +36,7 @@ MODES = ("reference", "hf")
 NETWORK_STRIDE = 32  # the coarsest feature map; padded sizes must be multiples of it
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_NOT_NORMALIZED = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # mean and deviation
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,13 @@ class ImageProcessor:
         """Read the content of a `preprocessor_config.json`; None means the paper's setting.
 
         `image_size` replaces the file's size. `do_normalize: false` and `do_rescale: false` are honoured.
-        `do_resize: false` and `pad_size` are refused, since every image must get a size of ours. Keys that do not
-        change an image's pixels are ignored. Every ValueError names the field it is about.
+        `pad_size`, and `do_resize: false` without `image_size`, are refused, since every image must get a size. Keys
+        that do not change an image's pixels are ignored. Every ValueError names the field it is about.
         """
         if config is None:
             return cls(mode, image_size or PAPER_SIZE, size_source="argument" if image_size else "default")
-        if config.get("do_resize") is False:
-            raise _field_error("do_resize", False, "the network needs resized images; remove it or set it to true")
+        if config.get("do_resize") is False and image_size is None:
+            raise _field_error("do_resize", False, "the network needs resized images; give an image size")
         if config.get("pad_size") is not None:
             raise _field_error("pad_size", config["pad_size"], "padding to a fixed size is not supported; remove it")
         file_size = None if image_size else _file_size(config)
@@ -81,8 +82,8 @@ class ImageProcessor:
         return cls(
             mode=mode,
             size=image_size or file_size or PAPER_SIZE,
-            mean=_three_numbers(config, "image_mean", IMAGENET_MEAN) if normalizes else (0.0, 0.0, 0.0),
-            std=_three_numbers(config, "image_std", IMAGENET_STD, positive=True) if normalizes else (1.0, 1.0, 1.0),
+            mean=_three_numbers(config, "image_mean", IMAGENET_MEAN) if normalizes else _NOT_NORMALIZED[0],
+            std=_three_numbers(config, "image_std", IMAGENET_STD, positive=True) if normalizes else _NOT_NORMALIZED[1],
             rescale_factor=_rescale_factor(config) if rescales else 1.0,
             resample=_resample(config),
             size_divisor=_size_divisor(config),
@@ -113,13 +114,20 @@ class ImageProcessor:
 
     def warnings(self) -> list[str]:
         """What a user should be told before images are processed in this way, one sentence each."""
+        warnings = []
         if self.size_source == "file" and self.size.fixed_hw:
-            return [
+            warnings.append(
                 f"preprocessor_config.json asks for a fixed size of {self.size}, as the published Hugging Face files "
                 "do: it distorts images and is not the size the models were evaluated at "
                 f"({PAPER_SIZE} = shortest:longest edge for COCO); give an image size to override it"
-            ]
-        return []
+            )
+        if self.rescale_factor == 1.0 or (self.mean, self.std) == _NOT_NORMALIZED:
+            warnings.append(
+                "preprocessor_config.json leaves pixels as they are (do_rescale or do_normalize is off, or mean and "
+                "deviation are 0 and 1): right only for a model that was trained with such pixels, as none of the "
+                "published ones was"
+            )
+        return warnings
 
     def geometry(self, height: int, width: int) -> ImageGeometry:
         """The sizes an image of `height` x `width` pixels has after resizing and after padding."""

@@ -98,6 +98,13 @@ class LabelMap:
         categories, _ = _read_dataset(dataset)
         return _things_of(categories) if task == "instance" else cls(categories)
 
+    def has_classes_of(self, name: str) -> bool:
+        """Whether these are the classes of `dataset-task`, as in `of_dataset`, in whatever order."""
+        expected = self.of_dataset(name)
+        _, name_of_spelling = _read_dataset(name.rpartition("-")[0])
+        here, there = (sorted(_name_in(name_of_spelling, c.name) for c in of.categories) for of in (self, expected))
+        return here == there
+
     @classmethod
     def of_num_labels(cls, num_labels: int) -> LabelMap | None:
         """The one dataset and task with so many classes, or None: for detectron2's checkpoints, which hold no names.

@@ -17,7 +17,7 @@ Legend: Q queries, K kept queries; h, w mask logits (stride 4 of the padded inpu
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from m2f_core.decoder_outputs import HF_GRID_HW, all_scores, bilinear, finite_masks
 from m2f_core.geometry import ImageGeometry
+from m2f_core.labels import LabelMap
 from m2f_core.panoptic_kernel import Winners, find_winners
 from m2f_core.run_map import RunMap
 
@@ -56,6 +57,17 @@ class PanopticSettings:
         """The original's thresholds for COCO, or those of transformers."""
         score_threshold = 0.5 if mode == "hf" else 0.8
         return cls(mode, score_threshold, overlap_threshold=0.8, mask_threshold=0.5, fuse_class_ids=fuse_class_ids)
+
+    @classmethod
+    def for_labels(cls, mode: PanopticMode, labels: LabelMap) -> "PanopticSettings":
+        """The defaults for a checkpoint's classes: its stuff is fused, thresholds are those of the original's configs.
+
+        These keep every query on Mapillary Vistas (OBJECT_MASK_THRESHOLD in configs/mapillary-vistas/...).
+        """
+        settings = cls.defaults(mode, labels.stuff_class_ids)
+        if mode == "reference" and labels.has_classes_of("mapillary-panoptic"):
+            return replace(settings, score_threshold=0.0)
+        return settings
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ docs/checkpoints.md lists them. No torch.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from m2f_core.checkpoint import find_pickle
@@ -39,6 +40,17 @@ def zoo_task(pickled: Path) -> Task | None:
     """What a `.pkl` with the name of a published one was trained for; None for any other."""
     digits = re.fullmatch(r"model_final_([0-9a-f]{6})\.pkl", pickled.name)
     return None if digits is None else ZOO_FILES.get(digits[1])
+
+
+def guessed_names_warning(path: str | Path, labels: LabelMap) -> Iterator[str]:
+    """What to say, if anything, where `labels` of the checkpoint at `path` go by the number of its classes alone."""
+    pickled = find_pickle(path)
+    if pickled is not None and labels.known and zoo_task(pickled) is None:
+        names = [category.name for category in labels.categories]
+        yield (
+            f"{pickled.name} holds no names of classes: its {len(names)} are taken to be {names[0]}, {names[1]}, ..., "
+            f"{names[-1]}, because a dataset has as many"
+        )
 
 
 def trained_task(path: str | Path, name: str, labels: LabelMap) -> Task | None:

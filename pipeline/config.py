@@ -43,11 +43,12 @@ class Settings:
     task: Task = field(default="panoptic", metadata=CHANGES_RESULTS)
     """Things and stuff without overlap (panoptic), things that may overlap, or one class for every pixel."""
     preprocess: Literal["reference", "hf"] = field(default="reference", metadata=CHANGES_RESULTS)
-    """reference: the paper's resize and zero padding; hf: what transformers does, exactly."""
+    """reference: the paper's resize and zero padding; hf: the pixels of transformers' Pillow processor, exactly."""
     postprocess: Literal["reference", "hf"] = field(default="reference", metadata=CHANGES_RESULTS)
-    """reference: the paper's inference; hf: as transformers, bit for bit if given the same ids to fuse."""
+    """reference: the paper's inference; hf: what transformers makes of the same logits and ids to fuse, exactly."""
     score_threshold: float | None = field(default=None, metadata=changes_results_of("panoptic", "instance"))
-    """Score that a query (panoptic) or an instance needs. Default, reference/hf: panoptic 0.8/0.5, instance 0.0/0.5."""
+    """Score that a query (panoptic) or an instance needs. Default, reference/hf: panoptic 0.8/0.5
+    (classes of Mapillary Vistas: 0.0/0.5), instance 0.0/0.5."""
     overlap_threshold: float | None = field(default=None, metadata=changes_results_of("panoptic"))
     """panoptic: drop a segment of which less than this share is left visible. Default: 0.8."""
     mask_threshold: float | None = field(default=None, metadata=changes_results_of("panoptic"))

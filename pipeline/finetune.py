@@ -26,7 +26,7 @@ from pipeline.cluster import connect
 from pipeline.errors import BrokenRunError, RunError, StoreUnavailableError
 from pipeline.finetune_config import PLACES, FinetuneSettings
 from pipeline.read_object import parse_json_object, read_or_none
-from pipeline.starting_model import check_start
+from pipeline.starting_model import start_warnings
 from pipeline.storage import STORE_ERRORS, is_local, list_folder, one_line, open_filesystem, put_object
 from pipeline.training import training_files
 from pipeline.training_data import labels_of, training_data, validation_data
@@ -48,7 +48,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     where workers keep dying.
     """
     settings = _with_whole_paths(settings)
-    for warning in check_start(settings).warnings():
+    for warning in start_warnings(settings):
         logger.warning(warning)
     identity = _identity(settings)
     filesystem, root = open_filesystem(settings.output)

@@ -16,9 +16,9 @@ InferenceSettings = PanopticSettings | InstanceSettings | SemanticSettings
 def inference_settings(settings: Settings, labels: LabelMap, trained_for: Task | None) -> InferenceSettings:
     """The core's settings for `settings.task`. RunError where it makes no sense for these labels."""
     if settings.task == "panoptic":
-        given = settings.label_ids_to_fuse
-        fused = labels.stuff_class_ids if given is None else frozenset(given)
-        panoptic = PanopticSettings.defaults(settings.postprocess, fused)
+        panoptic = PanopticSettings.for_labels(settings.postprocess, labels)
+        if settings.label_ids_to_fuse is not None:
+            panoptic = replace(panoptic, fuse_class_ids=frozenset(settings.label_ids_to_fuse))
         return replace(panoptic, **_given(settings, "score_threshold", "overlap_threshold", "mask_threshold"))
     if settings.task == "instance":
         instance = InstanceSettings.defaults(settings.postprocess, _things_to_keep(settings, labels))

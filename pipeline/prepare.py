@@ -4,17 +4,16 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import fsspec
 
-from m2f_core.checkpoint import check_checkpoint, find_pickle, read_config, read_preprocessor_config, weights_sha256
+from m2f_core.checkpoint import check_checkpoint, read_config, read_preprocessor_config, weights_sha256
 from m2f_core.image_processor import ImageProcessor
 from m2f_core.image_size import ImageSize
 from m2f_core.labels import LabelMap
 from m2f_core.licenses import model_license
-from m2f_core.zoo import trained_task, zoo_task
+from m2f_core.zoo import guessed_names_warning, trained_task
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import RunError
 from pipeline.inference_settings import (
@@ -67,14 +66,13 @@ def check_model(settings: Settings) -> Model:
         )
         identity = weights_sha256(path)
         license_name = model_license(path, settings.model)
-        pickled = find_pickle(path)
     except (ValueError, OSError) as error:  # CheckpointError and ConfigError are ValueErrors
         raise RunError(f"--model {settings.model}: {one_line(error)}") from None
     trained_for = trained_task(path, settings.model, labels)
     warnings = [
         *_scenes_warning(settings.model),
         *processor.warnings(),
-        *_names_warning(pickled, labels),
+        *guessed_names_warning(path, labels),
         *task_warnings(settings, labels, trained_for),
     ]
     labels = with_given_stuff(settings, labels)
@@ -85,15 +83,6 @@ def check_model(settings: Settings) -> Model:
 def _scenes_warning(model: str) -> Iterator[str]:
     if is_embedded(model):
         yield f"{model} knows the scenes that jobs/make_scenes.py draws, nothing else; give --model for photographs"
-
-
-def _names_warning(pickled: Path | None, labels: LabelMap) -> Iterator[str]:
-    if pickled is not None and labels.known and zoo_task(pickled) is None:
-        yield (
-            f"{pickled.name} holds no names of classes: its {len(labels.categories)} are taken to be "
-            f"{labels.categories[0].name}, {labels.categories[1].name}, ..., {labels.categories[-1].name}, because a "
-            "dataset has as many"
-        )
 
 
 def resolved_results(settings: Settings, model: Model) -> dict[str, Any]:

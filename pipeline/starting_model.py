@@ -21,6 +21,7 @@ from m2f_core.initial_weights import initial_model, new_class_predictor, reorder
 from m2f_core.labels import LabelMap, name_keys
 from m2f_core.licenses import model_license
 from m2f_core.model import Mask2Former, build_criterion
+from m2f_core.zoo import guessed_names_warning
 from pipeline.errors import RunError
 from pipeline.finetune_config import FinetuneSettings
 from pipeline.read_object import parse_json_object, read_bytes
@@ -48,6 +49,15 @@ def check_start(settings: FinetuneSettings) -> ImageProcessor:
         )
     except (ValueError, OSError) as error:  # CheckpointError and ConfigError are ValueErrors
         raise RunError(f"{_source(settings)}: {one_line(error)}") from None
+
+
+def start_warnings(settings: FinetuneSettings) -> list[str]:
+    """What somebody should know who starts from this. RunError as `check_start`."""
+    warnings = check_start(settings).warnings()
+    if settings.model is not None:
+        path = stage_model(settings.model)
+        warnings += guessed_names_warning(path, LabelMap.from_config_dict(read_config(path)))
+    return warnings
 
 
 def starting_model(settings: FinetuneSettings, labels: LabelMap) -> tuple[Mask2Former, bool]:

@@ -69,9 +69,7 @@ def _predict(
     device = next(model.parameters()).device
     output = model(processor.to_batch([processor.resize(image)], geometry.padded_hw, device))
     settings = (
-        PanopticSettings.defaults("reference", labels.stuff_class_ids)
-        if data.panoptic
-        else InstanceSettings.defaults("reference")
+        PanopticSettings.for_labels("reference", labels) if data.panoptic else InstanceSettings.defaults("reference")
     )
     result = infer(output.class_queries_logits[0], output.masks_queries_logits[0], geometry, settings)
     size = [image.height, image.width]

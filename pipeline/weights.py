@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from m2f_core.checkpoint import PICKLES, weights_sha256
+from m2f_core.checkpoint import OTHER_PICKLES, PICKLES, REFUSES_PICKLES, WEIGHTS_FILE, weights_sha256
 from pipeline.errors import RunError, StoreUnavailableError
 from pipeline.storage import STORE_ERRORS, one_line, open_filesystem
 
@@ -97,7 +97,11 @@ def _wanted(files: list[dict[str, Any]], uri: str) -> list[dict[str, Any]]:
         return [info for info in files if any(Path(info["name"]).match(pattern) for pattern in patterns)]
 
     wanted, pickles = matching(*_PATTERNS), matching(PICKLES)
-    if matching("config.json", "*.safetensors"):
+    if matching("*.safetensors"):
+        return wanted
+    if matching("config.json"):
+        if unsafe := matching(*OTHER_PICKLES):
+            raise RunError(f"--model {uri} holds {Path(unsafe[0]['name']).name}: {REFUSES_PICKLES}")
         return wanted
     if len(pickles) == 1:
         return pickles
@@ -115,9 +119,12 @@ def _fetch_from_hub(hub_id: str) -> Path:
             f"--model {hub_id} is no folder here; to load it from the hub: pip install 'm2f-pipeline[hub]'"
         ) from None
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(_PATTERNS)))
+        folder = Path(snapshot_download(hub_id, allow_patterns=list(_PATTERNS)))
     except Exception as error:  # the hub client raises a family of its own and those of its HTTP library
         raise RunError(f"--model {hub_id} is no folder here and the hub has it not: {one_line(error)}") from None
+    if not any(folder.glob("*.safetensors")):
+        raise RunError(f"--model {hub_id} has no *.safetensors on the hub; convert its weights to {WEIGHTS_FILE} first")
+    return folder
 
 
 def _cache_root() -> Path:

@@ -263,6 +263,20 @@ def test_switched_off_steps_are_honoured() -> None:
         assert torch.equal(raw.to_batch([every_value], (16, 16))[0, 0], torch.arange(256.0).view(16, 16))
 
 
+@pytest.mark.parametrize("off", [{"do_normalize": False}, {"do_rescale": False}, {"image_std": 1, "image_mean": 0}])
+def test_pixels_that_are_not_normalised_are_worth_a_warning(off: dict[str, object]) -> None:
+    """Folders of trainings whose scripts normalise by themselves say so; published models have other pixels."""
+    (warning,) = ImageProcessor.from_preprocessor_config(off, "reference", None).warnings()
+    assert "do_rescale or do_normalize" in warning
+
+
+def test_a_file_that_does_not_resize_needs_a_size() -> None:
+    size = ImageSize.parse("640:2560")
+    assert ImageProcessor.from_preprocessor_config({"do_resize": False}, "hf", size) == ImageProcessor(
+        "hf", size, size_source="argument"
+    )
+
+
 @pytest.mark.parametrize(
     ("field", "config"),
     [

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from m2f_core import panoptic_kernel, rle, segments
 from m2f_core.geometry import ImageGeometry
+from m2f_core.labels import LabelMap
 from m2f_core.resize_taps import axis_taps
 from m2f_core.segments import PanopticResult, PanopticSettings, SegmentInfo, panoptic_segments
 
@@ -334,4 +335,20 @@ def test_defaults_of_the_modes() -> None:
     fused = frozenset({90})
     assert PanopticSettings.defaults("reference", fused) == PanopticSettings("reference", 0.8, 0.8, 0.5, fused)
     assert PanopticSettings.defaults("hf") == PanopticSettings("hf", 0.5, 0.8, 0.5, frozenset())
+
+
+@pytest.mark.parametrize("name", ["coco", "ade20k", "cityscapes", "mapillary"])
+def test_thresholds_are_those_of_the_dataset(name):
+    """The original's configs have OBJECT_MASK_THRESHOLD 0.8, that of Mapillary Vistas 0.0."""
+    labels = LabelMap.of_dataset(f"{name}-panoptic")
+    # As after a training, which numbers things first and keeps the files' names.
+    trained = LabelMap.from_coco_categories([{**entry, "name": entry["name"].upper()} for entry in labels.to_list()])
+    for of_checkpoint in (labels, trained):
+        reference = PanopticSettings.for_labels("reference", of_checkpoint)
+        score = 0.0 if name == "mapillary" else 0.8
+        assert reference == PanopticSettings("reference", score, 0.8, 0.5, of_checkpoint.stuff_class_ids)
+        hf = PanopticSettings.for_labels("hf", of_checkpoint)
+        assert hf == PanopticSettings.defaults("hf", of_checkpoint.stuff_class_ids)
+    fewer = LabelMap(labels.categories[:-1])
+    assert PanopticSettings.for_labels("reference", fewer).score_threshold == 0.8
     assert NUM_CLASSES - 1 in STUFF_CLASS_IDS

@@ -4,7 +4,9 @@ import dataclasses
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +19,10 @@ from m2f_core.licenses import ZOO_LICENSE, model_license
 from m2f_core.segments import PanopticSettings
 from pipeline.config import Settings
 from pipeline.errors import RunError
+from pipeline.finetune_config import FinetuneSettings
 from pipeline.prepare import check, check_model
 from pipeline.segment import SegmentedImage, Segmenter, SegmentSpec
+from pipeline.starting_model import start_warnings
 from pipeline.weights import is_local_path, stage_model
 from tests.detectron2_pickles import original_names, write_pickle
 from tests.planning import planned
@@ -101,6 +105,17 @@ def test_folders_that_are_no_checkpoint(tmp_path, names, says):
         stage_model(f"file://{tmp_path}/source")
 
 
+@pytest.mark.parametrize("source", ["uri", "hub"])
+def test_weights_that_are_pickled_beside_a_config_must_be_converted(tiny_checkpoint, tmp_path, monkeypatch, source):
+    shutil.copytree(tiny_checkpoint, tmp_path / "source")
+    weights = tmp_path / "source" / "model.safetensors"
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    hub = SimpleNamespace(snapshot_download=lambda model, allow_patterns: str(tmp_path / "source"))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    with pytest.raises(RunError, match=r"--model .* convert .* to model\.safetensors first"):
+        stage_model({"uri": f"file://{tmp_path}/source", "hub": "somebody/their-mask2former"}[source])
+
+
 def test_uris_of_no_file(tmp_path):
     (tmp_path / "folder.pkl").mkdir()
     with pytest.raises(RunError, match="is no file"):
@@ -134,6 +149,9 @@ def test_a_run_says_which_licence_its_model_has(settings, tmp_path, tiny_checkpo
     assert unknown.license == "unknown"
     assert len(unknown.warnings) == 1
     assert "model_final.pkl holds no names of classes: its 8 are taken to be person, rider, ...," in unknown.warnings[0]
+    training = FinetuneSettings("images", "out", panoptic_gt="panoptic.json", model=str(tmp_path / "model_final.pkl"))
+    assert start_warnings(training) == list(unknown.warnings)
+    assert start_warnings(dataclasses.replace(training, model=settings.model)) == []
 
     shutil.copytree(tiny_checkpoint, tmp_path / "folder")
     (tmp_path / "folder" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
