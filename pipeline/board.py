@@ -13,8 +13,8 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.cluster import on_this_node
 from pipeline.under_way import UnderWay
 
 _ANSWER_SECONDS = 5.0
@@ -76,5 +76,4 @@ class _Held:
 
 def start_board() -> Board:
     """A board on this node; it ends with the driver."""
-    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Board(ray.remote(_Held).options(num_cpus=0, scheduling_strategy=node).remote())
+    return Board(ray.remote(_Held).options(num_cpus=0, scheduling_strategy=on_this_node()).remote())

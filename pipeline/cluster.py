@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import Settings
 from pipeline.errors import RunError
@@ -120,6 +121,11 @@ def connect(log_to_driver: bool = True) -> Resources:
         tuple(NodeGroup(*shape, max(now[shape], may_start[shape]), now[shape]) for shape in shapes),
         joined=joins_a_cluster(),
     )
+
+
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """For small actors beside the driver: nodes of workers come and go, and what such an actor holds would go too."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def allot(settings: Settings, resources: Resources) -> Allotment:

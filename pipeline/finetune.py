@@ -18,11 +18,12 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from m2f_core.checkpoint import CONFIG_FILE
-from pipeline.cluster import connect
+from pipeline.cluster import connect, on_this_node
 from pipeline.errors import BrokenRunError, RunError, StoreUnavailableError
 from pipeline.finetune_config import PLACES, FinetuneSettings
 from pipeline.read_object import parse_json_object, read_or_none
@@ -39,10 +40,11 @@ _IDENTITY_FILE = "finetune.json"
 _CHECKPOINTS_KEPT = 2
 _DEFAULT_CPUS = 4
 _TRAIN = "train"  # name of Ray Train's run below --output
+_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of the checkpoints that are whole
 
 
-def finetune(settings: FinetuneSettings) -> dict[str, Any]:
-    """Train, or go on training, until all steps are done; the last row of the log.
+def finetune(settings: FinetuneSettings) -> None:
+    """Train, or go on training, until all steps are done.
 
     RunError where it cannot start, with nothing written, or cannot go on, with its checkpoints kept; BrokenRunError
     where workers keep dying.
@@ -55,10 +57,11 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     _check_output(filesystem, root, settings, identity)
     cpus, use_gpu = _room(settings)
     with _store_errors_as(RunError, settings):
+        _remove_unfinished_checkpoints(filesystem, root)
         put_object(filesystem, f"{root}/{_IDENTITY_FILE}", json.dumps(identity, indent=1).encode())
     what = f"{cpus} CPUs and a GPU" if use_gpu else f"{cpus} CPUs"
     logger.info(f"training on {settings.workers} workers with {what} each")
-    lines = Queue(actor_options={"num_cpus": 0})
+    lines = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node()})
 
     def trainer() -> TorchTrainer:
         return TorchTrainer(
@@ -79,8 +82,8 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
         result = _fit(trainer, settings.max_failures)
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder, _store_errors_as(BrokenRunError, settings):
+        _remove_unfinished_checkpoints(filesystem, root)
         _publish(settings, Path(folder))
-    return dict(result.metrics or {})
 
 
 def _fit(trainer: Callable[[], TorchTrainer], max_failures: int) -> ray.train.Result:
@@ -99,7 +102,7 @@ def _fit(trainer: Callable[[], TorchTrainer], max_failures: int) -> ray.train.Re
             if not failures_left:
                 raise BrokenRunError(f"the training broke: {reason}") from error
             logger.warning(f"{reason}; going on, {failures_left} of {max_failures} failures left")
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, RayError) as error:  # Ray's own processes may die too
             raise BrokenRunError(f"the training broke: {one_line(error)}") from error
     raise AssertionError("the last failure raises")
 
@@ -132,9 +135,10 @@ def _print_lines(lines: Queue) -> Iterator[None]:
     done = threading.Event()
 
     def print_all() -> None:
-        while not done.is_set() or not lines.empty():
-            with suppress(Empty):
-                logger.info(lines.get(timeout=0.5))
+        with suppress(RayError):  # of a queue that has died: silence is better than no training
+            while not done.is_set() or not lines.empty():
+                with suppress(Empty):
+                    logger.info(lines.get(timeout=0.5))
 
     thread = threading.Thread(target=print_all, daemon=True)
     thread.start()
@@ -143,6 +147,27 @@ def _print_lines(lines: Queue) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def _remove_unfinished_checkpoints(filesystem: Any, root: str) -> None:
+    """Remove what workers left that were killed while they saved: checkpoints that Ray Train does not know of.
+
+    RunError where its list of them is damaged: Ray writes it in place, so that a crash may have cut it off.
+    """
+    names = [path.rstrip("/").rsplit("/", 1)[1] for path in list_folder(filesystem, f"{root}/{_TRAIN}")]
+    folders = [name for name in names if name.startswith("checkpoint_") and name != _SNAPSHOT]
+    data = read_or_none(filesystem, f"{root}/{_TRAIN}/{_SNAPSHOT}", "--output")
+    try:
+        snapshot = {} if data is None else parse_json_object(data, f"{root}/{_TRAIN}/{_SNAPSHOT}", "--output")
+    except RunError as error:
+        raise RunError(
+            f"{error}; without this list Ray Train cannot go on. Begin with a new --output, one of the checkpoints "
+            f"beside it as --model ({', '.join(folders)}) and the --iterations that are left"
+        ) from None
+    known = {checkpoint["checkpoint_dir_name"] for checkpoint in snapshot.get("checkpoint_results", ())}
+    for name in folders:
+        if name not in known:
+            filesystem.rm(f"{root}/{_TRAIN}/{name}", recursive=True)
 
 
 def _publish(settings: FinetuneSettings, checkpoint: Path) -> None:

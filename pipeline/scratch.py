@@ -2,23 +2,18 @@
 
 import contextlib
 import os
-import re
-import shutil
-import socket
 import tempfile
 import weakref
 from collections.abc import Iterator
-from pathlib import Path
 
 import duckdb
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from pipeline.errors import RunError
+from pipeline.scratch_folder import lock_new_folder, remove_folder
 from pipeline.storage import one_line
 
 MEMORY_MIB = 1024  # enough for tens of millions of images; what does not fit goes to the temporary folder
-# By machine, where several share a temporary folder: not every network file system knows locks.
-_PREFIX = f"m2f-scratch-{re.sub(r'[^a-zA-Z0-9.]', '_', socket.gethostname())}-"
 # Each thread needs buffers of its own out of the same memory: with 32 MiB for each, some joins ran out of it, with 64
 # none did.
 _MAX_THREADS = 4
@@ -35,8 +30,7 @@ class ScratchDatabase:
     """
 
     def __init__(self, memory_mib: int = MEMORY_MIB):
-        _remove_abandoned()
-        folder, lock = _own_folder()
+        folder, lock = lock_new_folder()
         self.connection = duckdb.connect(
             f"{folder}/scratch.duckdb",
             config={
@@ -65,25 +59,6 @@ def out_of_room() -> Iterator[None]:
         raise RunError(f"too little memory, or room in {folder} (TMPDIR), to compare: {one_line(error)}") from None
 
 
-def _own_folder() -> tuple[str, FileLock]:
-    """A new folder below TMPDIR, locked for as long as this process lives."""
-    while True:
-        folder = tempfile.mkdtemp(prefix=_PREFIX)
-        lock = FileLock(f"{folder}/lock", timeout=0)
-        with contextlib.suppress(Timeout, FileNotFoundError):
-            lock.acquire()
-            if Path(lock.lock_file).exists():  # else a sweeper was faster, between these lines
-                return folder, lock
-
-
-def _remove_abandoned() -> None:
-    """Remove what processes of this machine have left that were killed: nobody holds its lock."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with contextlib.suppress(Timeout, OSError), FileLock(folder / "lock", timeout=0):
-            shutil.rmtree(folder)
-
-
 def _close(connection: duckdb.DuckDBPyConnection, folder: str, lock: FileLock) -> None:
     connection.close()
-    shutil.rmtree(folder, ignore_errors=True)
-    lock.release()
+    remove_folder(folder, lock)

@@ -134,12 +134,19 @@ class TrainingSamples(Dataset[tuple[np.ndarray, Targets]]):
         self.order = EndlessOrder(len(data.images), seed)
         self.seed = seed
 
+    def padded_hw(self, numbers: range) -> tuple[int, int]:
+        """The size of a batch of these: that of the largest, in multiples of the network's stride."""
+        if isinstance(self.augmentation, LargeScaleJitter):
+            sizes = [self.augmentation.crop_hw]
+        else:
+            sizes = [self._jitter(n, self.data.images[self.order[n]]).crop_hw for n in numbers]
+        height, width = (-(-max(lengths) // NETWORK_STRIDE) * NETWORK_STRIDE for lengths in zip(*sizes, strict=True))
+        return height, width
+
     def __getitem__(self, n: int) -> tuple[np.ndarray, Targets]:
         index = self.order[n]
-        image = self.data.image(index)
-        rng = np.random.default_rng([self.seed, n])
-        jitter = self.augmentation.draw(image.height, image.width, rng)
-        annotated = self.data.images[index]
+        image, annotated = self.data.image(index), self.data.images[index]
+        jitter = self._jitter(n, annotated)
         try:
             if self.data.panoptic:
                 png_HW3 = read_panoptic_pixels(annotated)
@@ -150,6 +157,10 @@ class TrainingSamples(Dataset[tuple[np.ndarray, Targets]]):
         except ValueError as error:
             raise RunError(f"the ground truth of {annotated.name} cannot be used: {error}") from None
         return jitter.image(image), targets
+
+    def _jitter(self, n: int, image: GtImage) -> Jitter:
+        assert image.size is not None
+        return self.augmentation.draw(*image.size, np.random.default_rng([self.seed, n]))
 
     def _instance_targets(
         self, annotations: Sequence[Mapping[str, Any]], image: Image.Image, jitter: Jitter
@@ -189,11 +200,14 @@ class WorkerShare:
     rank: int
     num_workers: int
 
+    def batch_numbers(self, iteration: int) -> range:
+        """All of the batch that follows `iteration` finished steps."""
+        return range(iteration * self.batch_size, (iteration + 1) * self.batch_size)
+
     def sample_numbers(self, iteration: int) -> range:
-        """Of the batch that follows `iteration` finished steps."""
+        """This worker's of that batch."""
         size = self.batch_size // self.num_workers
-        first = iteration * self.batch_size + self.rank * size
-        return range(first, first + size)
+        return self.batch_numbers(iteration)[self.rank * size : (self.rank + 1) * size]
 
 
 def load_batches(
@@ -201,8 +215,8 @@ def load_batches(
 ) -> Iterator[Batch]:
     """One batch for each of `iterations`, loaded ahead where there are processes for it."""
     loader = DataLoader(
-        samples,
-        batch_sampler=_Batches(share, iterations),
+        _PaddedSamples(samples),
+        batch_sampler=_Batches(samples, share, iterations),
         collate_fn=_collate,
         num_workers=loading_processes,
         multiprocessing_context="spawn" if loading_processes else None,  # a fork would copy locks of other threads
@@ -213,28 +227,44 @@ def load_batches(
 
 @dataclass(frozen=True)
 class _Batches:
+    """A worker's sample numbers of each batch, each with the size of the whole batch: what the network says of an image
+    depends on its padding, and so would depend on the number of workers.
+    """
+
+    samples: TrainingSamples
     share: WorkerShare
     iterations: range
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, int]]]]:
         for iteration in self.iterations:
-            yield list(self.share.sample_numbers(iteration))
+            padded_hw = self.samples.padded_hw(self.share.batch_numbers(iteration))
+            yield [(n, padded_hw) for n in self.share.sample_numbers(iteration)]
 
     def __len__(self) -> int:
         return len(self.iterations)
 
 
-def _collate(samples: Sequence[tuple[np.ndarray, Targets]]) -> Batch:
-    """All get the size of the largest, in multiples of the network's stride; the pixels of their masks stay theirs."""
-    largest_hw = (max(pixels.shape[axis] for pixels, _ in samples) for axis in (0, 1))
-    height, width = (-(-length // NETWORK_STRIDE) * NETWORK_STRIDE for length in largest_hw)
-    pixels_Bhw3 = np.full((len(samples), height, width, 3), IMAGE_PADDING, np.uint8)
-    mask_labels = []
-    for padded_hw3, (pixels_hw3, targets) in zip(pixels_Bhw3, samples, strict=True):
+@dataclass(frozen=True)
+class _PaddedSamples(Dataset[tuple[np.ndarray, Targets]]):
+    """Samples at the size of their batch; the pixels of their masks stay theirs."""
+
+    samples: TrainingSamples
+
+    def __getitem__(self, of_batch: tuple[int, tuple[int, int]]) -> tuple[np.ndarray, Targets]:
+        n, (height, width) = of_batch
+        pixels_hw3, targets = self.samples[n]
         h, w, _ = pixels_hw3.shape
-        padded_hw3[:h, :w] = pixels_hw3
-        mask_labels.append(F.pad(targets.mask_labels, (0, width - w, 0, height - h)))
-    return Batch(torch.from_numpy(pixels_Bhw3), mask_labels, [targets.class_labels for _, targets in samples])
+        padded_HW3 = np.full((height, width, 3), IMAGE_PADDING, np.uint8)
+        padded_HW3[:h, :w] = pixels_hw3
+        return padded_HW3, targets._replace(mask_labels=F.pad(targets.mask_labels, (0, width - w, 0, height - h)))
+
+
+def _collate(samples: Sequence[tuple[np.ndarray, Targets]]) -> Batch:
+    return Batch(
+        torch.from_numpy(np.stack([pixels_hw3 for pixels_hw3, _ in samples])),
+        [targets.mask_labels for _, targets in samples],
+        [targets.class_labels for _, targets in samples],
+    )
 
 
 def _with_usable_masks(images: Iterable[GtImage], where: str) -> Iterator[GtImage]:

@@ -1,12 +1,13 @@
-"""What each of Ray Train's workers runs: step, log, validate and save, until all steps are done."""
+"""What each of Ray Train's workers runs: step, log, save and validate, until all steps are done."""
 
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayError
 from ray.util.queue import Queue
 
 from m2f_core.augment import LargeScaleJitter, WholeImages
@@ -14,6 +15,7 @@ from m2f_core.checkpoint import load_checkpoint
 from m2f_core.image_processor import ImageProcessor
 from m2f_core.labels import LabelMap
 from pipeline.finetune_config import FinetuneSettings
+from pipeline.scratch_folder import scratch_folder
 from pipeline.starting_model import check_start, starting_model
 from pipeline.storage import open_filesystem, put_object
 from pipeline.training import Training
@@ -46,11 +48,34 @@ def train_on_worker(config: dict[str, Any]) -> None:
     labels = labels_of(data)
     val_data = validation_data(settings)
     training, has_new_head = _start_or_resume(settings, labels, check_start(settings), rank)
-    if rank == 0:
-        what = f"going on after step {training.iteration:,}" if training.iteration else "starting"
-        lines.put(f"{what}; {sum(p.numel() for p in training.model.parameters()) / 1e6:.2f} M parameters")
-        if has_new_head and settings.model is not None:
-            lines.put("the class head starts from random weights: --model's classes are not those of the data")
+
+    def say(text: str) -> None:
+        if rank == 0:
+            with suppress(RayError):  # a line that nobody takes is worth no training
+                lines.put(text)
+
+    what = f"going on after step {training.iteration:,}" if training.iteration else "starting"
+    say(f"{what}; {sum(p.numel() for p in training.model.parameters()) / 1e6:.2f} M parameters")
+    if has_new_head and settings.model is not None:
+        say("the class head starts from random weights: --model's classes are not those of the data")
+
+    def follow_up() -> None:
+        """What comes after a checkpoint, so that a fault in it loses no step: validation where it is due, and the log.
+
+        A training that is resumed begins with it: it may have been lost.
+        """
+        last = training.iteration == settings.iterations
+        if val_data is not None and (training.iteration % (settings.evaluate_every or 1) == 0 or last):
+            indices = range(rank, len(val_data.images), num_workers)
+            figures = validate(training.model, val_data, labels, training.processor, indices, _gather)
+            training.log.append({"iteration": training.iteration, **figures})
+            say(as_text(training.log[-1], settings.iterations))
+        if rank == 0:
+            _show_log(training, settings)
+
+    if training.iteration:
+        with training.meter.pause():
+            follow_up()
     augmentation = _augmentation(settings, training.processor)
     samples = TrainingSamples(data, labels.class_id_of_category, augmentation, settings.seed)
     share = WorkerShare(settings.batch_size, rank, num_workers)
@@ -59,18 +84,11 @@ def train_on_worker(config: dict[str, Any]) -> None:
         training.step(batch)
         last = training.iteration == settings.iterations
         if training.iteration % settings.log_every == 0 or last:
-            row = training.add_log_row()
-            if rank == 0:
-                lines.put(as_text(row, settings.iterations))
+            say(as_text(training.add_log_row(), settings.iterations))
         if training.iteration % settings.save_every == 0 or last:
             with training.meter.pause():
-                if val_data is not None and (training.iteration % (settings.evaluate_every or 1) == 0 or last):
-                    indices = range(rank, len(val_data.images), num_workers)
-                    figures = validate(training.model, val_data, labels, training.processor, indices, _gather)
-                    training.log.append({"iteration": training.iteration, **figures})
-                    if rank == 0:
-                        lines.put(as_text(training.log[-1], settings.iterations))
-                _report(training, settings)
+                _save(training)
+                follow_up()
 
 
 def _augmentation(settings: FinetuneSettings, processor: ImageProcessor) -> Augmentation:
@@ -109,15 +127,18 @@ def _gather(value: Any) -> list[Any]:
     return values
 
 
-def _report(training: Training, settings: FinetuneSettings) -> None:
+def _save(training: Training) -> None:
     """Hand the checkpoint of worker 0 to Ray Train; every worker has to take part."""
-    metrics = training.log[-1] if training.log else {"iteration": training.iteration}
+    metrics = {"iteration": training.iteration}
     if training.rank != 0:
         ray.train.report(metrics)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        training.save(Path(folder))
+    with scratch_folder() as folder:
+        training.save(folder)
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _show_log(training: Training, settings: FinetuneSettings) -> None:
     filesystem, root = open_filesystem(settings.output)
     put_object(filesystem, f"{root}/{LOG_FILE}", to_lines(training.log))
     put_object(filesystem, f"{root}/{PLOT_FILE}", plot(training.log))

@@ -168,6 +168,12 @@ def test_a_killed_training_ends_with_the_same_weights(folder, architecture, undi
     assert [row["iteration"] for row in rows if "loss" in row] == list(range(SAVE_EVERY, STEPS + 1, SAVE_EVERY))
 
 
+def whole_checkpoint(output: Path) -> str:
+    """The name of the one checkpoint."""
+    [folder] = (path for path in (output / "train").glob("checkpoint_*") if path.is_dir())
+    return folder.name.removeprefix("checkpoint_")
+
+
 def worker_of(driver: int) -> int:
     """Ray's worker process that trains; a grandchild of the driver."""
     found = subprocess.run(["pgrep", "-f", "ray::RayTrainWorker"], capture_output=True, text=True).stdout.split()
@@ -269,10 +275,14 @@ def test_other_data_in_the_same_file_is_another_training(folder, architecture, t
         folder, output, architecture=architecture, panoptic_gt=changed, panoptic_pngs=folder.root / "panoptic"
     )
     finish(job([*flags, "--iterations=1"]))
-    weights = (output / "model" / "model.safetensors").read_bytes()
-    shutil.rmtree(output / "model")  # as if it had been killed before the last of its work
+    weights, log = (output / "model" / "model.safetensors").read_bytes(), (output / "log.jsonl").read_bytes()
+    for last in ("model", "log.jsonl", "loss.png"):  # as if it had been killed before the last of its work
+        (shutil.rmtree if last == "model" else os.remove)(output / last)
+    shutil.copytree(*(output / "train" / f"checkpoint_{name}" for name in (whole_checkpoint(output), "2026-begun")))
     finish(job([*flags, "--iterations=1"]))
     assert (output / "model" / "model.safetensors").read_bytes() == weights
+    assert (output / "log.jsonl").read_bytes() == log and (output / "loss.png").exists()
+    assert whole_checkpoint(output), "what a killed worker had begun to save is still there"
     shutil.rmtree(output / "model")
     more_classes = [*content["categories"], {"id": 91, "name": "cube", "isthing": 1}]
     for name, value in {"categories": more_classes, "annotations": content["annotations"][:-1]}.items():
@@ -296,3 +306,37 @@ def test_what_would_fail_again_ends_it_with_one_line(folder, architecture, tmp_p
     last = said.splitlines()[-1]
     assert last.startswith("finetune.py: error: the training cannot go on: image ") and "004.png cannot be used" in last
     assert said.count("starting;") == 1 and "going on" not in said.replace("cannot go on", "")
+
+
+def test_a_fault_in_the_validation_loses_no_step(folder, architecture, tmp_path):
+    """The second of the images to validate with is broken, which only the first validation finds out."""
+    shutil.copytree(folder.root, tmp_path / "val")
+    val = CocoFolder(tmp_path / "val")
+    whole = (val.images / "002.png").read_bytes()
+    (val.images / "002.png").write_bytes(b"no image")
+    places = {"val_images": val.images, "val_gt": val.panoptic_gt, "iterations": 4, "save_every": 2}
+    flags = flags_of(folder, tmp_path / "out", architecture=architecture, **places)
+    process = job(flags)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 2, said
+    assert "the training cannot go on: image" in said.splitlines()[-1] and "002.png" in said.splitlines()[-1]
+    (val.images / "002.png").write_bytes(whole)
+    said = finish(job(flags))
+    assert "going on after step 2" in said and "2/4  PQ" in said and "4/4  PQ" in said
+    rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows if "PQ" in row] == [2, 4]
+
+
+def test_a_damaged_list_of_checkpoints_is_named(folder, architecture, tmp_path, capsys):
+    """Ray writes it in place, so that the crash of a machine may have cut it off."""
+    output = tmp_path / "out"
+    flags = flags_of(folder, output, architecture=architecture, iterations=1)
+    finish(job(flags))
+    shutil.rmtree(output / "model")
+    snapshot = output / "train" / "checkpoint_manager_snapshot.json"
+    snapshot.write_bytes(snapshot.read_bytes()[:100])
+    with pytest.raises(SystemExit) as stop:
+        finetune.main(flags)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert f"{snapshot} is not JSON" in error and f"checkpoint_{whole_checkpoint(output)}" in error

@@ -90,3 +90,24 @@ def test_a_failure_in_a_loading_process_says_what_it_would_have_said_here(tmp_pa
         samples_of(folder, True)[0]
     assert "Traceback" in str(there.value)
     assert finetune._reason(there.value) == finetune._reason(here.value) == str(here.value)
+
+
+class DeadQueue:
+    """A queue whose actor is gone."""
+
+    def empty(self) -> bool:
+        return False
+
+    def get(self, timeout: float) -> str:
+        raise ray.exceptions.ActorDiedError
+
+
+def test_without_its_queue_a_training_is_silent_and_nothing_else(caplog):
+    with finetune._print_lines(DeadQueue()):
+        pass
+    assert not caplog.records
+
+
+def test_a_death_among_rays_own_processes_breaks_it_in_one_line():
+    with pytest.raises(BrokenRunError, match="the training broke: "):
+        finetune._fit(lambda: FailsFirst(ray.exceptions.ActorDiedError()), max_failures=3)

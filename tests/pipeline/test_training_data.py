@@ -18,6 +18,7 @@ from pipeline.packed import PackedSequence
 from pipeline.training_data import AnnotatedImages, EndlessOrder, TrainingSamples, WorkerShare, load_batches
 from tests.coco_folders import CATEGORIES, colour_of, write_coco_folder
 
+WHOLE_IMAGES = WholeImages(ImageProcessor("reference", ImageSize.parse("60:100")), flip=True)
 SIZES = [(40, 64), (64, 40), (32, 32), (50, 70), (33, 47)]
 
 
@@ -96,11 +97,16 @@ def test_shares_of_the_workers_are_the_batch(num_workers, per_worker, iteration)
     assert shares == list(range(iteration * size, (iteration + 1) * size))
 
 
-def test_a_batch_is_the_same_wherever_loading_starts(folder):
-    whole = list(load_batches(samples_of(folder, True), WorkerShare(4, 0, 1), range(6), 0))
-    late = list(load_batches(samples_of(folder, True), WorkerShare(4, 0, 1), range(4, 6), 0))
-    second = list(load_batches(samples_of(folder, True), WorkerShare(4, 1, 2), range(6), 0))
+@pytest.mark.parametrize("augmentation", [None, WHOLE_IMAGES])
+def test_a_batch_is_the_same_wherever_loading_starts_and_whoever_shares_it(folder, augmentation):
+    """With whole images too, which are padded to the largest of a batch and not of a worker's part of it."""
+    samples = samples_of(folder, True, augmentation)
+    whole = list(load_batches(samples, WorkerShare(4, 0, 1), range(6), 0))
+    late = list(load_batches(samples_of(folder, True, augmentation), WorkerShare(4, 0, 1), range(4, 6), 0))
+    second = list(load_batches(samples_of(folder, True, augmentation), WorkerShare(4, 1, 2), range(6), 0))
     assert len(whole) == 6
+    sizes = {(samples.padded_hw(range(n, n + 4)), samples.padded_hw(range(n + 2, n + 4))) for n in range(0, 24, 4)}
+    assert any(of_batch != of_share for of_batch, of_share in sizes) == (augmentation is not None)
     for batch, again in zip(whole[4:], late, strict=True):
         assert torch.equal(batch.pixels_Bhw3, again.pixels_Bhw3)
         assert all(map(torch.equal, batch.mask_labels, again.mask_labels))
