@@ -325,18 +325,3 @@ def test_a_fault_in_the_validation_loses_no_step(folder, architecture, tmp_path)
     assert "going on after step 2" in said and "2/4  PQ" in said and "4/4  PQ" in said
     rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows if "PQ" in row] == [2, 4]
-
-
-def test_a_damaged_list_of_checkpoints_is_named(folder, architecture, tmp_path, capsys):
-    """Ray writes it in place, so that the crash of a machine may have cut it off."""
-    output = tmp_path / "out"
-    flags = flags_of(folder, output, architecture=architecture, iterations=1)
-    finish(job(flags))
-    shutil.rmtree(output / "model")
-    snapshot = output / "train" / "checkpoint_manager_snapshot.json"
-    snapshot.write_bytes(snapshot.read_bytes()[:100])
-    with pytest.raises(SystemExit) as stop:
-        finetune.main(flags)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert f"{snapshot} is not JSON" in error and f"checkpoint_{whole_checkpoint(output)}" in error

@@ -9,6 +9,7 @@ from pipeline import finetune
 from pipeline.cluster import NodeGroup, Resources
 from pipeline.errors import BrokenRunError, RunError, StoreUnavailableError
 from pipeline.finetune_config import FinetuneSettings
+from pipeline.storage import open_filesystem
 from pipeline.training_data import WorkerShare, load_batches
 from tests.coco_folders import write_coco_folder
 from tests.pipeline.test_training_data import samples_of
@@ -111,3 +112,35 @@ def test_without_its_queue_a_training_is_silent_and_nothing_else(caplog):
 def test_a_death_among_rays_own_processes_breaks_it_in_one_line():
     with pytest.raises(BrokenRunError, match="the training broke: "):
         finetune._fit(lambda: FailsFirst(ray.exceptions.ActorDiedError()), max_failures=3)
+
+
+def train_folder(tmp_path, snapshot: bytes | None):
+    """Three checkpoints, of which Ray knows two if its list is whole."""
+    train = tmp_path / "train"
+    for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3"):
+        (train / name).mkdir(parents=True)
+        (train / name / "model.safetensors").write_bytes(b"weights")
+    if snapshot is not None:
+        (train / finetune._SNAPSHOT).write_bytes(snapshot)
+    return train
+
+
+SNAPSHOT = b'{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1"}, {"checkpoint_dir_name": "checkpoint_2"}]}'
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "left"),
+    [(SNAPSHOT, {"checkpoint_1", "checkpoint_2", finetune._SNAPSHOT}), (None, set())],
+    ids=["list", "no list yet"],
+)
+def test_checkpoints_that_ray_does_not_know_are_removed(tmp_path, snapshot, left):
+    train = train_folder(tmp_path, snapshot)
+    finetune._remove_unfinished_checkpoints(*open_filesystem(str(tmp_path)))
+    assert {path.name for path in train.iterdir()} == left
+
+
+def test_a_list_of_checkpoints_that_was_cut_off_is_named_and_nothing_removed(tmp_path):
+    train = train_folder(tmp_path, SNAPSHOT[:50])
+    with pytest.raises(RunError, match=rf"{finetune._SNAPSHOT} is not JSON.*checkpoint_1, checkpoint_2, checkpoint_3"):
+        finetune._remove_unfinished_checkpoints(*open_filesystem(str(tmp_path)))
+    assert len(list(train.iterdir())) == 4
