@@ -1,4 +1,4 @@
-"""The training: everything checked, then Ray Train's workers step, validate and save until all steps are done.
+"""The training: everything checked, then Ray Train's workers step, save and validate until all steps are done.
 
 <output>/finetune.json  settings; the same command goes on, another one is refused
 <output>/train/         Ray Train's: the last checkpoints, each a Hugging Face folder and the optimizer's state
@@ -57,7 +57,7 @@ def finetune(settings: FinetuneSettings) -> None:
     _check_output(filesystem, root, settings, identity)
     cpus, use_gpu = _room(settings)
     with _store_errors_as(RunError, settings):
-        _remove_unfinished_checkpoints(filesystem, root)
+        _whole_checkpoints(filesystem, root)
         put_object(filesystem, f"{root}/{_IDENTITY_FILE}", json.dumps(identity, indent=1).encode())
     what = f"{cpus} CPUs and a GPU" if use_gpu else f"{cpus} CPUs"
     logger.info(f"training on {settings.workers} workers with {what} each")
@@ -82,8 +82,9 @@ def finetune(settings: FinetuneSettings) -> None:
         result = _fit(trainer, settings.max_failures)
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder, _store_errors_as(BrokenRunError, settings):
-        _remove_unfinished_checkpoints(filesystem, root)
         _publish(settings, Path(folder))
+    with suppress(RunError, *STORE_ERRORS):  # the model is there
+        _remove_unfinished_checkpoints(filesystem, root)
 
 
 def _fit(trainer: Callable[[], TorchTrainer], max_failures: int) -> ray.train.Result:
@@ -149,24 +150,36 @@ def _print_lines(lines: Queue) -> Iterator[None]:
         thread.join()
 
 
-def _remove_unfinished_checkpoints(filesystem: Any, root: str) -> None:
-    """Remove what workers left that were killed while they saved: checkpoints that Ray Train does not know of.
+def _whole_checkpoints(filesystem: Any, root: str) -> set[str]:
+    """Names of the checkpoints that Ray Train knows of.
 
     RunError where its list of them is damaged: Ray writes it in place, so that a crash may have cut it off.
     """
-    names = [path.rstrip("/").rsplit("/", 1)[1] for path in list_folder(filesystem, f"{root}/{_TRAIN}")]
-    folders = [name for name in names if name.startswith("checkpoint_") and name != _SNAPSHOT]
-    data = read_or_none(filesystem, f"{root}/{_TRAIN}/{_SNAPSHOT}", "--output")
+    place = f"{root}/{_TRAIN}/{_SNAPSHOT}"
+    data = read_or_none(filesystem, place, "--output")
+    if data is None:
+        return set()
     try:
-        snapshot = {} if data is None else parse_json_object(data, f"{root}/{_TRAIN}/{_SNAPSHOT}", "--output")
-    except RunError as error:
+        return {checkpoint["checkpoint_dir_name"] for checkpoint in json.loads(data)["checkpoint_results"]}
+    except (ValueError, KeyError, TypeError) as error:
+        names = ", ".join(_checkpoints(filesystem, root))
         raise RunError(
-            f"{error}; without this list Ray Train cannot go on. Begin with a new --output, one of the checkpoints "
-            f"beside it as --model ({', '.join(folders)}) and the --iterations that are left"
+            f"--output {place} is damaged ({type(error).__name__}: {one_line(error)}), and without this list Ray Train "
+            f"cannot go on. Begin with a new --output, one of the checkpoints beside it as --model ({names}) and the "
+            "--iterations that are left"
         ) from None
-    known = {checkpoint["checkpoint_dir_name"] for checkpoint in snapshot.get("checkpoint_results", ())}
-    for name in folders:
-        if name not in known:
+
+
+def _checkpoints(filesystem: Any, root: str) -> list[str]:
+    names = [path.rstrip("/").rsplit("/", 1)[1] for path in list_folder(filesystem, f"{root}/{_TRAIN}")]
+    return [name for name in names if name.startswith("checkpoint_") and name != _SNAPSHOT]
+
+
+def _remove_unfinished_checkpoints(filesystem: Any, root: str) -> None:
+    """Remove what workers left that were killed while they saved. Once no worker may be saving any more."""
+    whole = _whole_checkpoints(filesystem, root)
+    for name in _checkpoints(filesystem, root):
+        if name not in whole:
             filesystem.rm(f"{root}/{_TRAIN}/{name}", recursive=True)
 
 

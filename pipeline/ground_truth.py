@@ -202,6 +202,12 @@ def _read_coco(flag: str, place: str, annotation: tuple[str, ...], category: tup
         _records(content.get(name), names, f"{flag} {place}: {name}")
     if not content["images"]:
         raise RunError(f"{flag} {place} has no images")
+    for image in content["images"]:
+        if not all(isinstance(image[side], int) and image[side] > 0 for side in ("height", "width")):
+            size = f"{image['height']!r:.40} x {image['width']!r:.40}"
+            raise RunError(
+                f"{flag} {place}: image {image['file_name']} is {size} (height x width) there, not in pixels"
+            )
     return content
 
 

@@ -56,7 +56,7 @@ def start_warnings(settings: FinetuneSettings) -> list[str]:
     warnings = check_start(settings).warnings()
     if settings.model is not None:
         path = stage_model(settings.model)
-        warnings += guessed_names_warning(path, LabelMap.from_config_dict(read_config(path)))
+        warnings += guessed_names_warning(path, _labels_of_start(path, settings))
     return warnings
 
 
@@ -66,8 +66,7 @@ def starting_model(settings: FinetuneSettings, labels: LabelMap) -> tuple[Mask2F
         return initial_model(_architecture(settings, labels), settings.seed), True
     path = stage_model(settings.model)
     model = load_checkpoint(path)
-    of_model = LabelMap.from_config_dict(read_config(path))
-    class_ids = _class_ids_by_name(of_model, labels)
+    class_ids = _class_ids_by_name(_labels_of_start(path, settings), labels)
     model.config = replace(model.config, id2label=_names(labels), **_points(settings))
     model.criterion = build_criterion(model.config)
     if class_ids is None:
@@ -106,15 +105,26 @@ def _architecture(settings: FinetuneSettings, labels: LabelMap) -> Mask2FormerCo
     return replace(Mask2FormerConfig.from_dict(content), id2label=names, **_points(settings))
 
 
+def _labels_of_start(path: Path, settings: FinetuneSettings) -> LabelMap:
+    try:
+        return LabelMap.from_config_dict(read_config(path))
+    except ValueError as error:  # of `categories`, which building the model does not read
+        raise RunError(f"{_source(settings)}: {one_line(error)}") from None
+
+
 def _class_ids_by_name(of_model: LabelMap, labels: LabelMap) -> list[int] | None:
     """The checkpoint's class ids of the classes of `labels`, by name and kind; None where these are other classes.
 
     Their order may differ: published models of ADE20K and Mapillary mix things and stuff, a training never does. So may
     their spelling: ADE20K's own files say "road, route" and "tub" where published models have "road" and "bathtub".
     """
-    for key in name_keys():
+    as_they_are: Callable[[str], str] = str
+    for key in (as_they_are, *name_keys()):
         (names_found, found), (names_wanted, wanted) = _by_name(of_model, key), _by_name(labels, key)
-        if names_found == names_wanted:
+        tell_apart = key is as_they_are or len(set(names_wanted)) == len(
+            names_wanted
+        )  # "person, adult" and "person, child"
+        if names_found == names_wanted and tell_apart:
             class_ids = dict(zip(wanted, found, strict=True))
             return [class_ids[category.class_id] for category in labels.categories]
     return None

@@ -130,12 +130,13 @@ def _gather(value: Any) -> list[Any]:
 def _save(training: Training) -> None:
     """Hand the checkpoint of worker 0 to Ray Train; every worker has to take part."""
     metrics = {"iteration": training.iteration}
-    if training.rank != 0:
-        ray.train.report(metrics)
-        return
-    with scratch_folder() as folder:
-        training.save(folder)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    if training.rank == 0:
+        with scratch_folder() as folder:
+            training.save(folder)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    else:
+        ray.train.report(metrics)  # returns before worker 0's checkpoint is whole:
+    _gather(None)  # nobody meets a fault meanwhile, which would be the end of it
 
 
 def _show_log(training: Training, settings: FinetuneSettings) -> None:

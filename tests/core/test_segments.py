@@ -335,6 +335,7 @@ def test_defaults_of_the_modes() -> None:
     fused = frozenset({90})
     assert PanopticSettings.defaults("reference", fused) == PanopticSettings("reference", 0.8, 0.8, 0.5, fused)
     assert PanopticSettings.defaults("hf") == PanopticSettings("hf", 0.5, 0.8, 0.5, frozenset())
+    assert NUM_CLASSES - 1 in STUFF_CLASS_IDS
 
 
 @pytest.mark.parametrize("name", ["coco", "ade20k", "cityscapes", "mapillary"])
@@ -351,4 +352,3 @@ def test_thresholds_are_those_of_the_dataset(name):
         assert hf == PanopticSettings.defaults("hf", of_checkpoint.stuff_class_ids)
     fewer = LabelMap(labels.categories[:-1])
     assert PanopticSettings.for_labels("reference", fewer).score_threshold == 0.8
-    assert NUM_CLASSES - 1 in STUFF_CLASS_IDS

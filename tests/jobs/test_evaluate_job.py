@@ -370,6 +370,11 @@ def test_a_part_that_is_not_the_written_one_is_named(ready, capsys, table, how):
     assert f"{table}/run=night/{part.name}" in line
 
 
+def json_of_size(height: object) -> bytes:
+    image = {"id": 1, "file_name": "a.jpg", "height": height, "width": 5}
+    return json.dumps({"images": [image], "annotations": [], "categories": []}).encode()
+
+
 @pytest.mark.parametrize("flag", ["--panoptic-gt", "--instances-gt"])
 @pytest.mark.parametrize(
     ("content", "said"),
@@ -382,6 +387,9 @@ def test_a_part_that_is_not_the_written_one_is_named(ready, capsys, table, how):
         (b"{}", "images is not a list; is it the right kind of COCO file?"),
         (b'{"images": [], "annotations": [], "categories": []}', "has no images"),
         (b'{"images": [{"id": 1}], "annotations": [], "categories": []}', "images[0] has no 'file_name'"),
+        (json_of_size(None), "image a.jpg is None x 5 (height x width) there, not in pixels"),
+        (json_of_size(0), "image a.jpg is 0 x 5 (height x width) there, not in pixels"),
+        (json_of_size(4.5), "image a.jpg is 4.5 x 5 (height x width) there, not in pixels"),
     ],
 )
 def test_a_wrong_json_is_named(ready, capsys, flag, content, said):

@@ -309,12 +309,14 @@ def test_what_would_fail_again_ends_it_with_one_line(folder, architecture, tmp_p
 
 
 def test_a_fault_in_the_validation_loses_no_step(folder, architecture, tmp_path):
-    """The second of the images to validate with is broken, which only the first validation finds out."""
+    """The second of the images to validate with is broken, which only the first validation finds out. It is the second
+    worker's, which does not write the checkpoint.
+    """
     shutil.copytree(folder.root, tmp_path / "val")
     val = CocoFolder(tmp_path / "val")
     whole = (val.images / "002.png").read_bytes()
     (val.images / "002.png").write_bytes(b"no image")
-    places = {"val_images": val.images, "val_gt": val.panoptic_gt, "iterations": 4, "save_every": 2}
+    places = {"val_images": val.images, "val_gt": val.panoptic_gt, "iterations": 4, "save_every": 2, "workers": 2}
     flags = flags_of(folder, tmp_path / "out", architecture=architecture, **places)
     process = job(flags)
     said, _ = process.communicate(timeout=300)

@@ -128,19 +128,22 @@ def train_folder(tmp_path, snapshot: bytes | None):
 SNAPSHOT = b'{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1"}, {"checkpoint_dir_name": "checkpoint_2"}]}'
 
 
-@pytest.mark.parametrize(
-    ("snapshot", "left"),
-    [(SNAPSHOT, {"checkpoint_1", "checkpoint_2", finetune._SNAPSHOT}), (None, set())],
-    ids=["list", "no list yet"],
-)
-def test_checkpoints_that_ray_does_not_know_are_removed(tmp_path, snapshot, left):
-    train = train_folder(tmp_path, snapshot)
+def test_checkpoints_that_ray_does_not_know_are_removed(tmp_path):
+    train = train_folder(tmp_path, SNAPSHOT)
     finetune._remove_unfinished_checkpoints(*open_filesystem(str(tmp_path)))
-    assert {path.name for path in train.iterdir()} == left
+    assert {path.name for path in train.iterdir()} == {"checkpoint_1", "checkpoint_2", finetune._SNAPSHOT}
 
 
-def test_a_list_of_checkpoints_that_was_cut_off_is_named_and_nothing_removed(tmp_path):
-    train = train_folder(tmp_path, SNAPSHOT[:50])
-    with pytest.raises(RunError, match=rf"{finetune._SNAPSHOT} is not JSON.*checkpoint_1, checkpoint_2, checkpoint_3"):
+def test_before_the_first_is_whole_ray_knows_none(tmp_path):
+    place = open_filesystem(str(tmp_path))
+    assert finetune._whole_checkpoints(*place) == set()
+    train_folder(tmp_path, None)
+    assert finetune._whole_checkpoints(*place) == set()
+
+
+@pytest.mark.parametrize("snapshot", [SNAPSHOT[:50], b"", b"{}", b"[]", b'{"checkpoint_results": [{}]}'])
+def test_a_damaged_list_of_checkpoints_is_named_and_nothing_removed(tmp_path, snapshot):
+    train = train_folder(tmp_path, snapshot)
+    with pytest.raises(RunError, match=rf"{finetune._SNAPSHOT} is damaged .*checkpoint_1, checkpoint_2, checkpoint_3"):
         finetune._remove_unfinished_checkpoints(*open_filesystem(str(tmp_path)))
     assert len(list(train.iterdir())) == 4

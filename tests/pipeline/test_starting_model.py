@@ -1,5 +1,6 @@
 """What a training starts from: which weights a checkpoint gives, and what flags replace."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,9 @@ from m2f_core.image_processor import ImageProcessor
 from m2f_core.initial_weights import initial_model
 from m2f_core.labels import Category, LabelMap
 from m2f_core.licenses import UNKNOWN, model_license
+from pipeline.errors import RunError
 from pipeline.finetune_config import FinetuneSettings
-from pipeline.starting_model import ARCHITECTURES, check_start, starting_model
+from pipeline.starting_model import ARCHITECTURES, check_start, start_warnings, starting_model
 from pipeline.training import Training
 
 LABELS = LabelMap.from_coco_categories([{"id": 7, "name": "cat", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}])
@@ -108,6 +110,26 @@ def test_other_classes_get_a_new_head(checkpoint, categories):
     model, has_new_head = starting_model(settings_from(folder), LabelMap.from_coco_categories(categories))
     assert has_new_head and model.class_predictor.out_features == len(categories) + 1
     assert not torch.isin(model.class_predictor.weight, saved.class_predictor.weight).any()
+
+
+def test_names_that_share_a_spelling_are_not_taken_for_each_other(checkpoint, tmp_path):
+    _, saved = checkpoint
+    of_model, of_data = (
+        LabelMap((Category(0, 7, f"cat, {first}", True), Category(1, 8, f"cat, {second}", True)))
+        for first, second in (("wild", "tame"), ("young", "old"))
+    )
+    save_checkpoint(saved, tmp_path, of_model)
+    _, has_new_head = starting_model(settings_from(tmp_path), of_data)
+    assert has_new_head
+
+
+def test_wrong_categories_of_a_start_are_one_line(checkpoint, tmp_path):
+    _, saved = checkpoint
+    save_checkpoint(saved, tmp_path, LABELS)
+    config = read_config(tmp_path)
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({**config, "categories": config["categories"][:1]}))
+    with pytest.raises(RunError, match=r"--model .*: categories must be a list of 2 entries"):
+        start_warnings(settings_from(tmp_path))
 
 
 @pytest.mark.parametrize("stated", ["CC BY-NC 4.0", None])
