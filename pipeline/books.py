@@ -34,7 +34,8 @@ class Report:
     device_busy: dict[str, float] = field(default_factory=dict)
 
     def exit_code(self, max_failure_rate: float) -> int:
-        return 1 if self.num_failed > max_failure_rate * self.num_images else 0
+        """1 where more failed than that share of the images that were tried; rows of removed ones were not."""
+        return 1 if self.num_failed > max_failure_rate * (self.num_images - self.num_removed) else 0
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Clock:
     def add(self, receipt: Receipt) -> None:
         self.started = min(self.started, receipt.started)
         self.finished = max(self.finished, receipt.finished)
-        self.num_images += receipt.num_images
+        self.num_images += receipt.num_images - receipt.num_removed
         self.actors.setdefault(receipt.model_actor, ActorTime(receipt.started)).add(receipt)
 
     def busy_shares(self) -> dict[str, float]:
@@ -74,18 +75,27 @@ class Clock:
 
 
 def close_books(run: Run, totals: Totals, done_before: int, clock: Clock) -> Report:
-    """The report of the run. BrokenRunError where an image or a shard has no receipt."""
+    """The report of the run. BrokenRunError where an image or a shard has no receipt, here or in the journal.
+
+    The journal is asked too, because a driver that was suspended, or that another fenced off, has receipts of its own
+    that count for nobody: it would publish what the journal has and call it the whole run.
+    """
     if totals.shards != set(range(run.plan.num_shards)) or totals.num_images != run.plan.num_images:
         raise BrokenRunError(
             f"the books of run {run.run_id} do not close: {totals.num_images} of {run.plan.num_images} images and "
             f"{len(totals.shards)} of {run.plan.num_shards} shards have receipts"
         )
+    if {receipt.shard for receipt in run.journal.read()} != totals.shards:
+        raise BrokenRunError(
+            f"another driver has taken run {run.run_id} over: what this one did after that counts for nothing"
+        )
+    num_tried = totals.num_images - totals.num_removed
     seconds = max(clock.finished - clock.started, 0.0) if clock.num_images else 0.0
     return Report(
         run_id=run.run_id,
         created=run.created.isoformat(timespec="microseconds"),
         num_images=totals.num_images,
-        num_ok=totals.num_images - totals.num_failed - totals.num_removed,
+        num_ok=num_tried - totals.num_failed,
         num_failed=totals.num_failed,
         num_removed=totals.num_removed,
         counts=run.counts,
@@ -96,11 +106,7 @@ def close_books(run: Run, totals: Totals, done_before: int, clock: Clock) -> Rep
         seconds=round(seconds, 3),
         images_per_second=round(clock.num_images / seconds, 3) if seconds else 0.0,
         finished_at=utc_now(),
-        step_ms={
-            step: round(1e3 * seconds / totals.num_images, 3)
-            for step, seconds in totals.seconds.items()
-            if totals.num_images
-        },
+        step_ms={step: round(1e3 * seconds / num_tried, 3) for step, seconds in totals.seconds.items() if num_tried},
         device_busy=clock.busy_shares(),
     )
 

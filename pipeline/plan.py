@@ -6,6 +6,7 @@ The plan is streamed page by page into Parquet files below `_runs/<run_id>/plan/
 a time. Each row group of a plan file is one shard.
 """
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -172,10 +173,11 @@ def _list_folder(path: str) -> Iterator[ListedImage]:
         # Sorted as an object store sorts keys: a folder counts with its slash.
         listed = sorted(entries, key=lambda e: e.name + "/" if e.is_dir(follow_symlinks=False) else e.name)
     for entry in listed:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _list_folder(entry.path)
-        elif entry.is_file():
-            yield _local_image(entry.path, entry.stat())
+        with contextlib.suppress(FileNotFoundError):  # gone since: somebody is writing there
+            if entry.is_dir(follow_symlinks=False):
+                yield from _list_folder(entry.path)
+            elif entry.is_file():
+                yield _local_image(entry.path, entry.stat())
 
 
 def _local_image(path: str, stat: os.stat_result) -> ListedImage:

@@ -29,7 +29,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from pipeline.errors import BrokenRunError
 from pipeline.journal import Journal, PartRecord
 from pipeline.kill_points import reached
-from pipeline.published import delta_options, table_uri
+from pipeline.published import delta_options, open_table, table_uri
 from pipeline.read_table import plain, stream_table
 from pipeline.schema import SCHEMA_VERSION, TABLES
 
@@ -69,10 +69,17 @@ class Publisher:
         return versions
 
     def compact(self) -> None:
-        """Merge small files of the tables into large ones. Readers see the same rows before and after."""
+        """Merge small files of the tables into large ones. Readers see the same rows before and after.
+
+        Where it fails, all rows are there as they were, and a warning says so; the next time merges these files too.
+        """
         for name in ORDER:
-            table = DeltaTable(table_uri(self.output, name), storage_options=delta_options(self.output))
-            metrics = table.optimize.compact(target_size=_TARGET_FILE_BYTES)
+            try:
+                table = DeltaTable(table_uri(self.output, name), storage_options=delta_options(self.output))
+                metrics = table.optimize.compact(target_size=_TARGET_FILE_BYTES)
+            except (DeltaError, OSError, pa.ArrowException) as error:
+                logger.warning("%s is published, but its files could not be merged: %s", name, plain(error))
+                continue
             logger.info("%s: %d files are now %d", name, metrics["numFilesRemoved"], metrics["numFilesAdded"])
 
     def _publish_table(self, name: str) -> int:
@@ -108,7 +115,7 @@ class Publisher:
 
     def _shards_in(self, table: DeltaTable, name: str) -> set[int]:
         """Shards of this run that `table` holds, or whose part is empty."""
-        count = table.transaction_version(self._app_id) or 0
+        count = table.transaction_version(_app_id(self.run_id)) or 0
         known = self.shards.get(name, set())
         if count == len(known):
             return known
@@ -122,10 +129,6 @@ class Publisher:
             shards.update(pc.unique(batch["shard"].filter(of_run)).to_pylist())
         return shards
 
-    @property
-    def _app_id(self) -> str:
-        return f"m2f-pipeline/{self.run_id}"
-
     def _properties(self, shards: set[int]) -> CommitProperties:
         return CommitProperties(
             custom_metadata={
@@ -133,9 +136,19 @@ class Publisher:
                 "m2f_attempt": str(self.journal.attempt),
                 "m2f_schema_version": str(SCHEMA_VERSION),
             },
-            app_transactions=[Transaction(self._app_id, len(shards))],
+            app_transactions=[Transaction(_app_id(self.run_id), len(shards))],
             max_commit_retries=0,  # a conflict is looked at, above
         )
+
+
+def is_published(output: str, run_id: str) -> bool:
+    """Whether a table has shards of a run of this name. RunError where it cannot be read."""
+    tables = [open_table(output, name) for name in ORDER]
+    return any(table is not None and table.transaction_version(_app_id(run_id)) is not None for table in tables)
+
+
+def _app_id(run_id: str) -> str:
+    return f"m2f-pipeline/{run_id}"
 
 
 def _add_action(table: str, run_id: str, shard: int, part: PartRecord) -> AddAction:

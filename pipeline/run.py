@@ -37,7 +37,7 @@ from pipeline.prepare import Checked, check, output_errors
 from pipeline.progress import Progress
 from pipeline.publish import Publisher
 from pipeline.read import FetchImages
-from pipeline.runs import Run, find_report, find_run, plan_run, take_up
+from pipeline.runs import Run, RunJson, find_report, find_run, plan_run, take_up
 from pipeline.segment import SegmentImages, segment_spec
 from pipeline.shard_source import ShardSource
 from pipeline.storage import STORE_ERRORS, one_line, open_filesystem
@@ -59,7 +59,10 @@ def segment_bucket(settings: Settings) -> Report | None:
         logger.warning(warning)
     finished = find_report(checked)
     if finished is not None:
-        logger.warning("run %s is finished already; nothing to do", checked.settings.run_id)
+        logger.warning(
+            "run %s is finished already; nothing to do. What came since is for a run of another --run-id, or of none",
+            checked.settings.run_id,
+        )
         return Report(**finished)
     if find_run(checked) is None:
         refuse_empty(checked.settings.input)
@@ -78,9 +81,11 @@ def segment_bucket(settings: Settings) -> Report | None:
 
 def _find_and_execute(checked: Checked, lease: Lease) -> Report | None:
     settings = checked.settings
-    run_json = find_run(checked)
+    run_json = find_run(checked, say_what_is_left=True)
     if run_json is not None:
-        return execute(take_up(checked, run_json), allot(settings, connect()), lease)
+        allotment = allot(settings, connect())
+        with _stop_on_sigterm():
+            return execute(_take_up(checked, run_json, lease), allotment, lease)
     with changes_of(checked) as changes:
         if not changes.num_planned:
             logger.warning("nothing to do: %s", describe(changes.counts))
@@ -88,15 +93,24 @@ def _find_and_execute(checked: Checked, lease: Lease) -> Report | None:
         allotment = allot(settings, connect())
         logger.info("the input against version %s of the table: %s", changes.version, describe(changes.counts))
         per_shard = settings.images_per_shard or (SHARD_IMAGES_GPU if allotment.device == "cuda" else SHARD_IMAGES_CPU)
-        run_json = plan_run(checked, changes.images(), changes.counts, per_shard)
-    return execute(take_up(checked, run_json), allotment, lease)
+        with _stop_on_sigterm():
+            run_json = plan_run(checked, changes.images(), changes.counts, per_shard)
+    with _stop_on_sigterm():
+        return execute(_take_up(checked, run_json, lease), allotment, lease)
+
+
+def _take_up(checked: Checked, run_json: RunJson, lease: Lease) -> Run:
+    """Begin an attempt, which fences off all others: only who holds the lease may."""
+    lease.check()
+    return take_up(checked, run_json)
 
 
 def execute(run: Run, allotment: Allotment, lease: Lease) -> Report:
     """Stream what is not done yet; commit; close the books; publish."""
     totals = Totals()
-    for receipt in run.journal.read():
-        totals.add(receipt)
+    with _store_errors(run):
+        for receipt in run.journal.read():
+            totals.add(receipt)
     done_before = len(totals.shards)
     todo = f"{run.plan.num_images} images in {run.plan.num_shards} shards, {done_before} done before"
     logger.info(f"run {run.run_id}: {todo}; at most {allotment.model_actors[1]} model actors on {allotment.device}")
@@ -104,7 +118,6 @@ def execute(run: Run, allotment: Allotment, lease: Lease) -> Report:
     publisher = Publisher(run.settings.output, run.run_id, run.plan.num_shards, run.journal, lease.check)
     publications = _Timer(run.settings.publish_every)
     with (
-        _stop_on_sigterm(),
         _store_errors(run),
         Progress(run.plan.num_images, totals, run.settings.progress_seconds, board.oldest) as progress,
         Committer(run.journal, may_commit=lease.check) as committer,
@@ -125,6 +138,7 @@ def execute(run: Run, allotment: Allotment, lease: Lease) -> Report:
         report = replace(report, table_versions=publisher.publish())
         if run.settings.compact:
             publisher.compact()
+        lease.check()
         sweep(run)
         run.put_object("report.json", vars(report))
         reached("after report")

@@ -11,6 +11,7 @@ A run lives in `<output>/_runs/<run_id>/`:
 
 import contextlib
 import json
+import logging
 import platform
 import secrets
 from collections.abc import Iterable
@@ -28,9 +29,13 @@ from pipeline.journal import Journal
 from pipeline.kill_points import reached
 from pipeline.plan import PlanFile, PlannedImage, PlanSummary, group_into_shards, write_plan
 from pipeline.prepare import Checked, Model, canonical, output_errors
+from pipeline.publish import is_published
 from pipeline.read_object import read_json_or_none
-from pipeline.schema import SCHEMA_VERSION
+from pipeline.schema import SCHEMA_VERSION, TABLES
 from pipeline.storage import STORE_ERRORS, list_folder, open_filesystem, put_object
+from pipeline.write import run_folder
+
+logger = logging.getLogger(__name__)
 
 _READ_THREADS = 16  # a year of nights has 365 small objects to look at
 
@@ -57,31 +62,57 @@ class Run:
 
 
 def find_report(checked: Checked) -> dict[str, Any] | None:
-    """The report of the run that --run-id names, if it is finished."""
-    if checked.settings.run_id is None:
+    """The report of the run that --run-id names, if it is finished. RunError where that has other settings."""
+    if checked.settings.run_id is None or _named_run(checked) is None:
         return None
     filesystem, root = open_filesystem(checked.settings.output)
     with output_errors(checked.settings):
         return read_json_or_none(filesystem, f"{root}/_runs/{checked.settings.run_id}/report.json", _what(checked))
 
 
-def find_run(checked: Checked) -> RunJson | None:
+def find_run(checked: Checked, say_what_is_left: bool = False) -> RunJson | None:
     """run.json of the run to go on with, or None where a new one is to be planned.
 
     That is the one that --run-id names; else the newest unfinished one with the same input and fingerprint, unless a
-    later run has been finished since: its tables are newer than what the old one listed.
+    run of other settings has done these images since: its rows are newer, and would hide those of the old one.
+    `say_what_is_left`: warn of the latter.
 
-    Raises RunError where --run-id names a run with other settings.
+    Raises RunError where --run-id names a run with other settings, or one of which only the tables know.
     """
     filesystem, root = open_filesystem(checked.settings.output)
-    wanted = _identity(checked)
+    if checked.settings.run_id is None:
+        with output_errors(checked.settings):
+            return _newest_unfinished(filesystem, root, _identity(checked), _what(checked), say_what_is_left)
+    found = _named_run(checked)
+    if found is None:
+        _refuse_used_name(checked, filesystem, root)
+    return found
+
+
+def _named_run(checked: Checked) -> RunJson | None:
+    """run.json of the run that --run-id names. RunError where it has other settings."""
+    filesystem, root = open_filesystem(checked.settings.output)
     with output_errors(checked.settings):
-        if checked.settings.run_id is not None:
-            found = read_json_or_none(filesystem, f"{root}/_runs/{checked.settings.run_id}/run.json", _what(checked))
-            if found is not None:
-                _check_is_same(found, wanted, checked)
-            return found
-        return _newest_unfinished(filesystem, root, wanted, _what(checked))
+        found = read_json_or_none(filesystem, f"{root}/_runs/{checked.settings.run_id}/run.json", _what(checked))
+    if found is not None:
+        _check_is_same(found, _identity(checked), checked)
+    return found
+
+
+def _refuse_used_name(checked: Checked, filesystem: fsspec.AbstractFileSystem, root: str) -> None:
+    """RunError where there was a run of this name, whose books somebody has deleted.
+
+    Its shards would pass for those of the new one, which then were never published, and its parts for left-overs.
+    """
+    run_id = checked.settings.run_id
+    assert run_id is not None
+    with output_errors(checked.settings):
+        has_parts = any(list_folder(filesystem, f"{root}/{run_folder(table, run_id)}") for table in TABLES)
+    if has_parts or is_published(checked.settings.output, run_id):
+        raise RunError(
+            f"--run-id {run_id} has been used: the tables of --output {checked.settings.output} hold parts of it, and "
+            f"_runs/{run_id} is gone; give another name"
+        )
 
 
 def plan_run(
@@ -171,7 +202,7 @@ def _check_is_same(found: RunJson, wanted: dict[str, Any], checked: Checked) -> 
 
 
 def _newest_unfinished(
-    filesystem: fsspec.AbstractFileSystem, root: str, wanted: dict[str, Any], what: str
+    filesystem: fsspec.AbstractFileSystem, root: str, wanted: dict[str, Any], what: str, say_what_is_left: bool
 ) -> RunJson | None:
     folders = [path.rstrip("/") for path in list_folder(filesystem, f"{root}/_runs")]
     folders = [path for path in folders if not path.endswith((".json", ".lock"))]
@@ -181,9 +212,27 @@ def _newest_unfinished(
         unfinished = [folder for folder, report in zip(folders, reports, strict=True) if report is None]
         found = threads.map(lambda f: read_json_or_none(filesystem, f"{f}/run.json", what), unfinished)
         same = [run for run in found if run is not None and all(run[key] == value for key, value in wanted.items())]
-    last_finished = max((report["created"] for report in reports if report is not None), default="")
-    newest = max(same, key=lambda run: (run["created"], run["run_id"]), default=None)
-    return newest if newest is not None and newest["created"] > last_finished else None
+        newest = max(same, key=lambda run: (run["created"], run["run_id"]), default=None)
+        if newest is None:
+            return None
+        later = [f for f, r in zip(folders, reports, strict=True) if r is not None and r["created"] > newest["created"]]
+        finished = threads.map(lambda f: read_json_or_none(filesystem, f"{f}/run.json", what), later)
+        hiding = [run for run in finished if run is not None and _hides(run, newest)]
+    if hiding and say_what_is_left:
+        logger.warning(
+            "run %s is not finished and is left, because %s has done its images with other settings since; --run-id "
+            "goes on with it",
+            newest["run_id"],
+            hiding[0]["run_id"],
+        )
+    return None if hiding else newest
+
+
+def _hides(later: RunJson, run: RunJson) -> bool:
+    """Whether rows of a later run would hide all that `run` has still to do."""
+    inputs = [f"{one['input']}/" for one in (later, run)]
+    overlap = inputs[0].startswith(inputs[1]) or inputs[1].startswith(inputs[0])
+    return overlap and later["limit"] is None and later["fingerprint"] != run["fingerprint"]
 
 
 def _versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 
 import fsspec
 import pyarrow.parquet as pq
@@ -76,6 +77,18 @@ def test_a_folder_is_listed_in_the_order_of_an_object_store(tmp_path):
     keys = [image.image_key.removeprefix(f"file://{tmp_path}/") for image in listed]
     assert keys == sorted([*names, "link.jpg"])
     assert all(image.size_bytes == os.stat(image.image_key.removeprefix("file://")).st_size for image in listed)
+
+
+def test_what_goes_while_a_folder_is_listed_is_not_in_the_list(tmp_path):
+    """Somebody may be writing there, under names that are changed when a file is whole."""
+    (tmp_path / "folder").mkdir()
+    for name in ("a.jpg", "b.jpg", "c.jpg", "folder/d.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    listing = list_images(str(tmp_path))
+    assert next(listing).image_key.endswith("a.jpg")
+    (tmp_path / "b.jpg").unlink()
+    shutil.rmtree(tmp_path / "folder")
+    assert [image.image_key.rsplit("/", 1)[1] for image in listing] == ["c.jpg"]
 
 
 def test_a_changed_file_has_another_etag(tmp_path):

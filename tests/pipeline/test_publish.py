@@ -8,7 +8,8 @@ import fsspec
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError
+from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.table import TableOptimizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tenacity import wait_none
@@ -93,6 +94,23 @@ def test_a_second_run_is_added_to_the_first(output):
         publisher(output, run_id, 2, journal).publish()
     assert shards(output) == [0, 0, 1, 1]
     assert {row["run_id"] for row in rows(output, "segments")} == {"r1", "r2"}
+
+
+def test_files_that_cannot_be_merged_break_no_run(tmp_path, monkeypatch, caplog):
+    """All rows are there by then, and the report is still to be written."""
+
+    def fails(*args, **options):
+        raise CommitFailedError("somebody else has committed")
+
+    output = str(tmp_path / "out")
+    journal = journal_of(output, "r1")
+    journal.append([write_shard(output, "r1", shard) for shard in (0, 1)])
+    current = publisher(output, "r1", 2, journal)
+    current.publish()
+    monkeypatch.setattr(TableOptimizer, "compact", fails)
+    current.compact()
+    assert caplog.text.count("its files could not be merged: somebody else has committed") == 2
+    assert shards(output) == [0, 1]
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
