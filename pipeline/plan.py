@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from typing import Any
 
 import fsspec
@@ -150,6 +151,18 @@ def read_plan_file(
     file = pq.ParquetFile(pa.BufferReader(read_object(filesystem, plan_file.path)))
     for shard in shards:
         yield shard, file.read_row_group(shard - plan_file.first_shard).drop_columns(["shard"])
+
+
+def spread_over(filesystem: fsspec.AbstractFileSystem, plan: PlanSummary, number: int) -> list[ListedImage]:
+    """The first image of each of at most `number` shards, which lie evenly over the plan."""
+    shards = sorted({place * plan.num_shards // number for place in range(number)}) if plan.num_shards else []
+    images = []
+    for file in plan.files:
+        wanted = [shard for shard in shards if file.first_shard <= shard < file.first_shard + file.num_shards]
+        for _, table in read_plan_file(filesystem, file, wanted) if wanted else ():
+            there = (row for row in table.to_pylist() if row["reason"] != "removed")
+            images += [ListedImage(row["image_key"], row["etag"], row["size_bytes"]) for row in islice(there, 1)]
+    return images
 
 
 def _shard_table(shard: int, images: list[PlannedImage]) -> pa.Table:

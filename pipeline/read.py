@@ -1,6 +1,7 @@
 """Shard -> encoded bytes, checked against the plan.
 
-A failed read is a row and no exception; where all of a shard fail, it is the store, which breaks the run.
+A failed read is a row and no exception; where all of a shard fail, it is the store, which breaks the run. Except where
+they may not be read while others of the run may: a prefix that is archived or forbidden is a matter of its images.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from tenacity import (
 
 from pipeline.costs import Costs
 from pipeline.errors import ErrorCode, ImageError, StoreUnavailableError
+from pipeline.plan import ListedImage
 from pipeline.read_object import agrees, ask_for_object, md5_of
 from pipeline.schema import FETCHED, pack_shard, unpack_shard
 from pipeline.storage import check_visible, is_local, is_s3, local_etag, one_line, open_filesystem, path_of
@@ -49,11 +51,22 @@ _SYSTEMIC_IMAGES = 8
 class FetchImages:
     """CPU actor: adds `data` (encoded bytes) to every image of a shard, or an error code and message."""
 
-    def __init__(self, input_uri: str, step_timeout: float = 600.0, watched: bool = False, tell: Tell = tell_nobody):
-        """`step_timeout` in seconds; `watched`: this process is ours, to be ended when a read hangs beyond it."""
+    def __init__(
+        self,
+        input_uri: str,
+        step_timeout: float = 600.0,
+        watched: bool = False,
+        tell: Tell = tell_nobody,
+        elsewhere: Sequence[ListedImage] = (),
+    ):
+        """`step_timeout` in seconds; `watched`: this process is ours, to be ended when a read hangs beyond it.
+
+        `elsewhere` are images from all over the run, to be asked for where those of a shard may not be read.
+        """
         self.filesystem, self.root = open_filesystem(input_uri)
         self.step_timeout = step_timeout
         self.tell = tell
+        self.elsewhere = elsewhere
         self.threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="fetch")
         if watched:
             start_watchdog(step_timeout, TRIED_AGAIN)
@@ -65,7 +78,7 @@ class FetchImages:
         costs = Costs()
         with self.tell(shard, "reading", planned[0]["image_key"]), costs.of_process("read"):
             results = list(self.threads.map(lambda image: self._fetch_planned(**image), planned))
-        _check_store(shard, [result for result in results if result is not None])
+        self._check_store(shard, [result for result in results if result is not None])
         errors = [result if isinstance(result, ImageError) else None for result in results]
         fetched = pa.Table.from_arrays(
             [
@@ -116,21 +129,31 @@ class FetchImages:
             return ImageError(ErrorCode.READ_FAILED, f"{type(error).__name__}: {one_line(error)}")
         raise AssertionError("unreachable: the last attempt returns or raises")
 
+    def _check_store(self, shard: int, results: Sequence[bytes | ImageError]) -> None:
+        """Raise StoreUnavailableError where it is the store that failed, and not some of its objects."""
+        errors = [result for result in results if isinstance(result, ImageError) and result.code in _STORE_FAILED]
+        if len(results) < _SYSTEMIC_IMAGES or len(errors) < len(results):
+            return
+        if all(error.code == ErrorCode.ACCESS_DENIED for error in errors) and self._can_read_elsewhere():
+            return
+        raise StoreUnavailableError(
+            f"--input: none of the {len(results)} images of shard {shard} could be read, so it is the store, the "
+            f"network or the credentials; the first: {errors[0]}"
+        )
+
+    def _can_read_elsewhere(self) -> bool:
+        for image in self.elsewhere:
+            with watch("reading", image.image_key):
+                result = self.fetch(image.image_key, image.etag, image.size_bytes)
+            if not isinstance(result, ImageError) or result.code not in _STORE_FAILED:
+                return True
+        return False
+
 
 def request_seconds(size_bytes: int, attempt: int, step_timeout: float) -> float:
     """What a request for so many bytes may take at the first, second, ... attempt."""
     patient = (_FIRST_SECONDS + size_bytes / _BYTES_PER_SECOND) * _LONGER ** (attempt - 1)
     return min(patient, step_timeout * _REQUEST_SHARE)
-
-
-def _check_store(shard: int, results: Sequence[bytes | ImageError]) -> None:
-    """Raise StoreUnavailableError where it is the store that failed, and not some of its objects."""
-    errors = [result for result in results if isinstance(result, ImageError) and result.code in _STORE_FAILED]
-    if len(results) >= _SYSTEMIC_IMAGES and len(errors) == len(results):
-        raise StoreUnavailableError(
-            f"--input: none of the {len(results)} images of shard {shard} could be read, so it is the store, the "
-            f"network or the credentials; the first: {errors[0]}"
-        )
 
 
 class _CorruptError(Exception):

@@ -32,7 +32,7 @@ from pipeline.increments import changes_of, describe
 from pipeline.journal import Committer, Receipt, Totals
 from pipeline.kill_points import reached
 from pipeline.lease import Lease
-from pipeline.plan import PlanFile, refuse_empty
+from pipeline.plan import PlanFile, refuse_empty, spread_over
 from pipeline.prepare import Checked, check, output_errors
 from pipeline.progress import Progress
 from pipeline.publish import Publisher
@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 SHARDS_PER_ROUND = 50_000
 # A shard is what a dying worker loses and what progress moves by: minutes of work on either device.
 SHARD_IMAGES_GPU, SHARD_IMAGES_CPU = 512, 16
+# To tell a store that is away from a prefix that may not be read, which is hardly all over the run.
+_IMAGES_ELSEWHERE = 8
 
 
 def segment_bucket(settings: Settings) -> Report | None:
@@ -173,6 +175,7 @@ def build_dataset(
     """The graph: plan -> fetch -> segment -> encode and write -> receipts. One row is one shard is one block."""
     settings = run.settings
     num_shards = sum(len(pending) for _, pending in shards)
+    elsewhere = spread_over(open_filesystem(settings.output)[0], run.plan, _IMAGES_ELSEWHERE)
     _set_ray_data_options()
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "max_restarts": -1, "max_task_retries": 8}
     return (
@@ -181,7 +184,7 @@ def build_dataset(
         )
         .map_batches(
             FetchImages,
-            fn_constructor_args=(settings.input, settings.step_timeout, True, board.in_hand),
+            fn_constructor_args=(settings.input, settings.step_timeout, True, board.in_hand, elsewhere),
             compute=_pool(allotment.helpers, num_shards),
             num_cpus=FETCH_CPUS,
             **one_shard,

@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+from dataclasses import replace
 
 import fsspec
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import RunError
-from pipeline.plan import PlannedImage, group_into_shards, list_images, read_plan_file, write_plan
+from pipeline.plan import PlannedImage, group_into_shards, list_images, read_plan_file, spread_over, write_plan
 from pipeline.schema import PLAN
 
 PLANNED = st.lists(
@@ -58,6 +59,21 @@ def test_plan_files_have_the_declared_schema(tmp_path):
     filesystem = fsspec.filesystem("file")
     plan = write_plan([[PlannedImage("file:///a", "e", 3, "new")]], filesystem, str(tmp_path))
     assert pq.read_schema(plan.files[0].path).equals(PLAN)
+
+
+@given(PLANNED.filter(len), st.integers(1, 3), st.integers(1, 9))
+def test_images_from_all_over_a_plan(images, per_shard, number):
+    """One of each shard at most, the first that is still there; of all shards, where there are so few."""
+    images = [replace(image, image_key=f"{place:02d}") for place, image in enumerate(images)]
+    shards = list(group_into_shards(images, max_images=per_shard, max_bytes=10**9))
+    filesystem = fsspec.filesystem("memory")
+    plan = write_plan(shards, filesystem, "/spread")
+    found = [image.image_key for image in spread_over(filesystem, plan, number)]
+    firsts = [next((i.image_key for i in shard if i.reason != "removed"), None) for shard in shards]
+    places = [firsts.index(key) for key in found]
+    assert places == sorted(set(places)) and len(places) <= number
+    if number >= len(shards):
+        assert found == [key for key in firsts if key is not None]
 
 
 def test_no_shards_write_nothing(tmp_path):

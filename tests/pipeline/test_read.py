@@ -12,7 +12,7 @@ from tenacity import wait_none
 
 from pipeline import read
 from pipeline.errors import ErrorCode, ImageError, RunError, StoreUnavailableError
-from pipeline.plan import list_images
+from pipeline.plan import ListedImage, list_images
 from pipeline.read import FetchImages, request_seconds
 from pipeline.schema import FETCHED, PLANNED, pack_shard, unpack_shard
 
@@ -287,6 +287,43 @@ def test_where_no_image_of_a_shard_can_be_read_it_is_the_store_and_the_run_break
     said = f"--input: none of the 8 images of shard 7 could be read.*credentials; the first: .*{error.args[-1]}"
     with pytest.raises(StoreUnavailableError, match=said):
         fetch_shard(FakeStore(error), *["new"] * 8, "removed")
+
+
+class PartlyForbidden(FakeStore):
+    """Objects whose key holds `word` may not be read."""
+
+    def __init__(self, word, error):
+        super().__init__(DATA)
+        self.word, self.error = word, error
+
+    async def _call_s3(self, method, **kwargs):
+        if self.word in kwargs["Key"]:
+            raise self.error
+        return await super()._call_s3(method, **kwargs)
+
+
+ARCHIVED = PermissionError("InvalidObjectState: the object is archived")
+
+
+@pytest.mark.parametrize(
+    ("word", "error", "elsewhere", "is_row"),
+    [
+        ("0", ARCHIVED, ["a/00", "b/1"], True),  # a prefix is archived or forbidden, and others are read
+        ("0", ARCHIVED, ["a/00", "c/03"], False),  # nothing that was asked for may be read: credentials, more likely
+        ("0", ARCHIVED, [], False),
+        ("0", OSError(5, "no route to host"), ["b/1"], False),  # no answer at all is no matter of images
+    ],
+)
+def test_a_shard_that_may_not_be_read_is_rows_where_others_may(word, error, elsewhere, is_row):
+    asked = [ListedImage(f"memory://{key}", ETAG, len(DATA)) for key in elsewhere]
+    stage = FetchImages("memory://b", step_timeout=60, elsewhere=asked)
+    stage.filesystem = PartlyForbidden(word, error)
+    shard = shard_of(*((f"0{n}", "new") for n in range(8)))
+    if not is_row:
+        with pytest.raises(StoreUnavailableError, match="none of the 8 images of shard 7 could be read"):
+            stage(shard)
+        return
+    assert unpack_shard(stage(shard))[1].column("error_code").to_pylist() == ["access_denied"] * 8
 
 
 @pytest.mark.parametrize(
