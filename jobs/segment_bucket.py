@@ -4,6 +4,7 @@ Exit code 0: done; 1: done, but more images failed than --max-failure-rate allow
 goes on where it stopped); 2: it could not start, for the one reason given.
 """
 
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -43,9 +44,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{PROG}: interrupted; what is done is kept, the same command goes on", file=sys.stderr)
         return 130
-    except SystemExit:  # of the handler in run.py
+    except SystemExit:  # of the handler in run.py, or of Ray's, which has another code
         print(f"{PROG}: stopped by SIGTERM; what is done is kept, the same command goes on", file=sys.stderr)
-        raise
+        return 128 + signal.SIGTERM
     if report is None:
         return 0
     print_summary(report, settings)

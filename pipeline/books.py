@@ -75,17 +75,17 @@ class Clock:
 
 
 def close_books(run: Run, totals: Totals, done_before: int, clock: Clock) -> Report:
-    """The report of the run. BrokenRunError where an image or a shard has no receipt, here or in the journal.
+    """The report of the run. BrokenRunError where an image or a shard has no receipt that counts.
 
-    The journal is asked too, because a driver that was suspended, or that another fenced off, has receipts of its own
-    that count for nobody: it would publish what the journal has and call it the whole run.
+    A driver that was suspended while another took the run over, or that another fenced off, has receipts that count
+    for nobody: it would publish what the journal has and call it the whole run.
     """
     if totals.shards != set(range(run.plan.num_shards)) or totals.num_images != run.plan.num_images:
         raise BrokenRunError(
             f"the books of run {run.run_id} do not close: {totals.num_images} of {run.plan.num_images} images and "
             f"{len(totals.shards)} of {run.plan.num_shards} shards have receipts"
         )
-    if {receipt.shard for receipt in run.journal.read()} != totals.shards:
+    if not run.journal.is_the_latest():
         raise BrokenRunError(
             f"another driver has taken run {run.run_id} over: what this one did after that counts for nothing"
         )

@@ -203,11 +203,12 @@ def _read_coco(flag: str, place: str, annotation: tuple[str, ...], category: tup
     if not content["images"]:
         raise RunError(f"{flag} {place} has no images")
     for image in content["images"]:
-        if not all(isinstance(image[side], int) and image[side] > 0 for side in ("height", "width")):
-            size = f"{image['height']!r:.40} x {image['width']!r:.40}"
-            raise RunError(
-                f"{flag} {place}: image {image['file_name']} is {size} (height x width) there, not in pixels"
-            )
+        for side in ("height", "width"):
+            if not isinstance(image[side], (int, float)) or image[side] < 1 or image[side] % 1:
+                size = f"{image['height']!r:.40} x {image['width']!r:.40}"
+                where = f"{flag} {place}: image {image['file_name']}"
+                raise RunError(f"{where} is {size} (height x width) there, not in pixels")
+            image[side] = int(image[side])  # some files have 480.0
     return content
 
 

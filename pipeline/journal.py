@@ -157,6 +157,10 @@ class Journal:
                     seen.add(receipt.shard)
                     yield receipt
 
+    def is_the_latest(self) -> bool:
+        """Whether all that this attempt has appended counts: no other has started since."""
+        return max(self._attempts(), default=0) == self.attempt
+
     def _attempts(self) -> dict[int, str]:
         """Number of each attempt -> its object."""
         paths = list_folder(self.filesystem, self.attempts_folder)

@@ -154,13 +154,13 @@ def read_plan_file(
 
 
 def spread_over(filesystem: fsspec.AbstractFileSystem, plan: PlanSummary, number: int) -> list[ListedImage]:
-    """The first image of each of at most `number` shards, which lie evenly over the plan."""
+    """An image that can probably be read of each of at most `number` shards, which lie evenly over the plan."""
     shards = sorted({place * plan.num_shards // number for place in range(number)}) if plan.num_shards else []
     images = []
     for file in plan.files:
         wanted = [shard for shard in shards if file.first_shard <= shard < file.first_shard + file.num_shards]
         for _, table in read_plan_file(filesystem, file, wanted) if wanted else ():
-            there = (row for row in table.to_pylist() if row["reason"] != "removed")
+            there = (row for row in table.to_pylist() if row["reason"] not in ("removed", "retry"))
             images += [ListedImage(row["image_key"], row["etag"], row["size_bytes"]) for row in islice(there, 1)]
     return images
 

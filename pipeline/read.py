@@ -78,7 +78,10 @@ class FetchImages:
         costs = Costs()
         with self.tell(shard, "reading", planned[0]["image_key"]), costs.of_process("read"):
             results = list(self.threads.map(lambda image: self._fetch_planned(**image), planned))
-        self._check_store(shard, [result for result in results if result is not None])
+        # An image that could not be read before says nothing of the store, if it cannot be read again.
+        reasons = [image["reason"] for image in planned]
+        telling = [r for r, why in zip(results, reasons, strict=True) if why not in ("removed", "retry")]
+        self._check_store(shard, telling)
         errors = [result if isinstance(result, ImageError) else None for result in results]
         fetched = pa.Table.from_arrays(
             [
@@ -129,7 +132,7 @@ class FetchImages:
             return ImageError(ErrorCode.READ_FAILED, f"{type(error).__name__}: {one_line(error)}")
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _check_store(self, shard: int, results: Sequence[bytes | ImageError]) -> None:
+    def _check_store(self, shard: int, results: Sequence[bytes | ImageError | None]) -> None:
         """Raise StoreUnavailableError where it is the store that failed, and not some of its objects."""
         errors = [result for result in results if isinstance(result, ImageError) and result.code in _STORE_FAILED]
         if len(results) < _SYSTEMIC_IMAGES or len(errors) < len(results):
@@ -142,11 +145,10 @@ class FetchImages:
         )
 
     def _can_read_elsewhere(self) -> bool:
-        for image in self.elsewhere:
+        for image in sorted(self.elsewhere, key=lambda one: one.size_bytes):
             with watch("reading", image.image_key):
-                result = self.fetch(image.image_key, image.etag, image.size_bytes)
-            if not isinstance(result, ImageError) or result.code not in _STORE_FAILED:
-                return True
+                if isinstance(self.fetch(image.image_key, image.etag, image.size_bytes), bytes):
+                    return True
         return False
 
 

@@ -96,7 +96,7 @@ def _find_and_execute(checked: Checked, lease: Lease) -> Report | None:
         logger.info("the input against version %s of the table: %s", changes.version, describe(changes.counts))
         per_shard = settings.images_per_shard or (SHARD_IMAGES_GPU if allotment.device == "cuda" else SHARD_IMAGES_CPU)
         with _stop_on_sigterm():
-            run_json = plan_run(checked, changes.images(), changes.counts, per_shard)
+            run_json = plan_run(checked, changes.images(), changes.counts, per_shard, lease.check)
     with _stop_on_sigterm():
         return execute(_take_up(checked, run_json, lease), allotment, lease)
 
@@ -236,8 +236,8 @@ def build_dataset(
 
 def _stream_receipts(run: Run, allotment: Allotment, done: set[int], board: Board) -> Iterator[Receipt]:
     for shards in _rounds(run.plan.files, set(done)):
-        dataset = build_dataset(run, allotment, shards, board)
         try:
+            dataset = build_dataset(run, allotment, shards, board)
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 assert isinstance(batch, pa.Table)
                 yield from map(Receipt.from_json, batch.column("receipt").to_pylist())

@@ -14,17 +14,17 @@ import json
 import logging
 import platform
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 
 from pipeline.config import Settings
-from pipeline.errors import RunError
+from pipeline.errors import BrokenRunError, RunError
 from pipeline.journal import Journal
 from pipeline.kill_points import reached
 from pipeline.plan import PlanFile, PlannedImage, PlanSummary, group_into_shards, write_plan
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 _READ_THREADS = 16  # a year of nights has 365 small objects to look at
 
+T = TypeVar("T")
 RunJson = dict[str, Any]
 
 
@@ -116,9 +117,16 @@ def _refuse_used_name(checked: Checked, filesystem: fsspec.AbstractFileSystem, r
 
 
 def plan_run(
-    checked: Checked, images: Iterable[PlannedImage], counts: dict[str, int], images_per_shard: int
+    checked: Checked,
+    images: Iterable[PlannedImage],
+    counts: dict[str, int],
+    images_per_shard: int,
+    may_write: Callable[[], None] = lambda: None,
 ) -> RunJson:
-    """Write the plan of a new run, then its run.json. A plan that breaks off on the way is no run."""
+    """Write the plan of a new run, then its run.json. A plan that breaks off on the way is no run.
+
+    `may_write` is called for every shard, and raises BrokenRunError where another driver has taken over.
+    """
     settings = checked.settings
     filesystem, root = open_filesystem(settings.output)
     now = datetime.now(timezone.utc)
@@ -127,10 +135,12 @@ def plan_run(
     folder = f"{root}/_runs/{run_id}"
     with output_errors(settings):
         try:
-            plan = write_plan(shards, filesystem, f"{folder}/plan")
+            plan = write_plan(_while(may_write, shards), filesystem, f"{folder}/plan")
+            may_write()
         except BaseException:
             # Half a plan is no run; nothing of it stays. No more than that: a named run's folder may hold others' work.
-            with contextlib.suppress(*STORE_ERRORS):
+            with contextlib.suppress(BrokenRunError, *STORE_ERRORS):
+                may_write()
                 filesystem.rm(f"{folder}/plan", recursive=True)
             raise
         reached("plan written")
@@ -155,6 +165,12 @@ def plan_run(
         put_object(filesystem, f"{folder}/run.json", json.dumps(run_json, indent=1).encode())
         reached("run.json written")
     return run_json
+
+
+def _while(may_write: Callable[[], None], shards: Iterable[T]) -> Iterator[T]:
+    for shard in shards:
+        may_write()
+        yield shard
 
 
 def take_up(checked: Checked, run_json: RunJson) -> Run:
@@ -229,10 +245,11 @@ def _newest_unfinished(
 
 
 def _hides(later: RunJson, run: RunJson) -> bool:
-    """Whether rows of a later run would hide all that `run` has still to do."""
-    inputs = [f"{one['input']}/" for one in (later, run)]
-    overlap = inputs[0].startswith(inputs[1]) or inputs[1].startswith(inputs[0])
-    return overlap and later["limit"] is None and later["fingerprint"] != run["fingerprint"]
+    """Whether a later run has done all images of `run`, with other settings. Else going on wastes little at most."""
+    has_its_images = f"{run['input']}/".startswith(f"{later['input']}/")
+    left_out = later["counts"].get("unchanged", 0) + later["counts"].get("not_selected", 0)
+    did_all = later["limit"] is None and not left_out
+    return has_its_images and did_all and later["fingerprint"] != run["fingerprint"]
 
 
 def _versions() -> dict[str, str]:

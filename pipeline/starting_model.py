@@ -121,10 +121,9 @@ def _class_ids_by_name(of_model: LabelMap, labels: LabelMap) -> list[int] | None
     as_they_are: Callable[[str], str] = str
     for key in (as_they_are, *name_keys()):
         (names_found, found), (names_wanted, wanted) = _by_name(of_model, key), _by_name(labels, key)
-        tell_apart = key is as_they_are or len(set(names_wanted)) == len(
-            names_wanted
-        )  # "person, adult" and "person, child"
-        if names_found == names_wanted and tell_apart:
+        # "person, adult" and "person, child" are spelled alike; which is which, only the whole names tell.
+        tells_apart = key is as_they_are or len(set(names_wanted)) == len(names_wanted)
+        if names_found == names_wanted and tells_apart:
             class_ids = dict(zip(wanted, found, strict=True))
             return [class_ids[category.class_id] for category in labels.categories]
     return None

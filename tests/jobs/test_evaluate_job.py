@@ -389,6 +389,7 @@ def json_of_size(height: object) -> bytes:
         (b'{"images": [{"id": 1}], "annotations": [], "categories": []}', "images[0] has no 'file_name'"),
         (json_of_size(None), "image a.jpg is None x 5 (height x width) there, not in pixels"),
         (json_of_size(0), "image a.jpg is 0 x 5 (height x width) there, not in pixels"),
+        (json_of_size("4"), "image a.jpg is '4' x 5 (height x width) there, not in pixels"),
         (json_of_size(4.5), "image a.jpg is 4.5 x 5 (height x width) there, not in pixels"),
     ],
 )

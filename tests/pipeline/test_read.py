@@ -311,11 +311,13 @@ ARCHIVED = PermissionError("InvalidObjectState: the object is archived")
         ("0", ARCHIVED, ["a/00", "b/1"], True),  # a prefix is archived or forbidden, and others are read
         ("0", ARCHIVED, ["a/00", "c/03"], False),  # nothing that was asked for may be read: credentials, more likely
         ("0", ARCHIVED, [], False),
+        ("0", ARCHIVED, ["c/03", "film"], False),  # of which nothing is asked: it is too large for an image
         ("0", OSError(5, "no route to host"), ["b/1"], False),  # no answer at all is no matter of images
     ],
 )
 def test_a_shard_that_may_not_be_read_is_rows_where_others_may(word, error, elsewhere, is_row):
-    asked = [ListedImage(f"memory://{key}", ETAG, len(DATA)) for key in elsewhere]
+    sizes = {"film": 2**30}
+    asked = [ListedImage(f"memory://b/{key}", ETAG, sizes.get(key, len(DATA))) for key in elsewhere]
     stage = FetchImages("memory://b", step_timeout=60, elsewhere=asked)
     stage.filesystem = PartlyForbidden(word, error)
     shard = shard_of(*((f"0{n}", "new") for n in range(8)))
@@ -324,6 +326,14 @@ def test_a_shard_that_may_not_be_read_is_rows_where_others_may(word, error, else
             stage(shard)
         return
     assert unpack_shard(stage(shard))[1].column("error_code").to_pylist() == ["access_denied"] * 8
+
+
+def test_images_that_could_not_be_read_before_do_not_break_the_run():
+    """A forbidden prefix is planned again every night, and on a quiet one there is nothing else in the plan."""
+    images = fetch_shard(FakeStore(ARCHIVED), *["retry"] * 20)
+    assert images.column("error_code").to_pylist() == ["access_denied"] * 20
+    with pytest.raises(StoreUnavailableError, match="none of the 8 images"):
+        fetch_shard(FakeStore(ARCHIVED), *["retry"] * 20, *["new"] * 8)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,26 @@ def test_a_named_run_with_another_setting_says_which(settings):
         planned(dataclasses.replace(settings, exif=False, run_id=first.run_id))
 
 
+def test_a_driver_that_has_lost_its_lease_while_it_plans_touches_nothing_more(settings, tmp_path):
+    """Another one may be planning a run of the same name in the same folder."""
+    asked = []
+
+    def may_write():
+        asked.append(1)
+        if len(asked) > 2:
+            raise BrokenRunError("lost")
+
+    checked = check(dataclasses.replace(settings, run_id="nightly"))
+    images = (PlannedImage(f"file:///{number}", "e", 1, "new") for number in range(200))
+    plan_of_another = tmp_path / "out" / "_runs" / "nightly" / "plan" / "000000.parquet"
+    plan_of_another.parent.mkdir(parents=True)
+    plan_of_another.write_bytes(b"another's")
+    with pytest.raises(BrokenRunError, match="lost"):
+        plan_run(checked, images, {}, 1, may_write)
+    assert plan_of_another.read_bytes() == b"another's"
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [plan_of_another]
+
+
 def test_a_listing_that_breaks_off_leaves_no_plan(settings, tmp_path):
     def breaks_off():
         yield from (PlannedImage(f"file:///{number}", "e", 1, "new") for number in range(200))
@@ -97,19 +117,23 @@ def test_an_unfinished_run_is_left_when_one_of_other_settings_has_done_its_image
     assert planned(dataclasses.replace(settings, run_id=old.run_id)).run_id == old.run_id
 
 
-@pytest.mark.parametrize("later", ["other input", "a few of them", "the same settings"])
+@pytest.mark.parametrize("later", ["other input", "a few of them", "the same settings", "what is below", "what is new"])
 def test_an_unfinished_run_is_not_left_for_a_later_one_that_did_not_do_its_images_anew(settings, tmp_path, later):
     """A night of work would be done again, and again the night after."""
     old = planned(settings)
     other_input = tmp_path / "in2"  # its name begins with that of the first
-    other_input.mkdir()
-    (other_input / "d.jpg").write_bytes(b"d")
+    for folder in (other_input, tmp_path / "in" / "below"):
+        folder.mkdir()
+        (folder / "d.jpg").write_bytes(b"d")
     change = {
         "other input": {"input": str(other_input), "exif": False},
         "a few of them": {"limit": 1, "exif": False},
         "the same settings": {"mode": "overwrite"},
+        "what is below": {"input": str(tmp_path / "in" / "below"), "exif": False},
+        "what is new": {"exif": False},  # an ordinary night, beside the change to another model, say
     }[later]
-    finish(planned(dataclasses.replace(settings, **change)))
+    counts = {"unchanged": 1} if later == "what is new" else {}
+    finish(planned(dataclasses.replace(settings, **change), counts=counts))
     assert planned(settings).run_id == old.run_id
 
 
