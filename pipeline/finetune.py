@@ -83,8 +83,10 @@ def finetune(settings: FinetuneSettings) -> None:
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder, _store_errors_as(BrokenRunError, settings):
         _publish(settings, Path(folder))
-    with suppress(RunError, *STORE_ERRORS):  # the model is there
+    try:
         _remove_unfinished_checkpoints(filesystem, root)
+    except (RunError, *STORE_ERRORS) as error:  # the model is there
+        logger.warning(f"what killed workers had begun to save cannot be removed: {one_line(error)}")
 
 
 def _fit(trainer: Callable[[], TorchTrainer], max_failures: int) -> ray.train.Result:
