@@ -21,6 +21,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 ACCESS_KEY, SECRET_KEY = "m2f-test-key", "m2f-test-secret-0123456789"
 READ_ONLY_ACCESS_KEY, READ_ONLY_SECRET_KEY = "m2f-read-only", "m2f-read-only-0123456789"
 LIST_ONLY_ACCESS_KEY, LIST_ONLY_SECRET_KEY = "m2f-list-only", "m2f-list-only-0123456789"
+OPEN_ONLY_ACCESS_KEY, OPEN_ONLY_SECRET_KEY = "m2f-open-only", "m2f-open-only-0123456789"  # reads below open/ only
+HALF_OPEN_BUCKET = "half-open"
 _START_SECONDS = 60
 
 
@@ -55,6 +57,7 @@ def embedded_s3(root: Path) -> Iterator[S3Server]:
         _identity("all", ACCESS_KEY, SECRET_KEY, ["Admin", "Read", "Write", "List", "Tagging"]),
         _identity("reader", READ_ONLY_ACCESS_KEY, READ_ONLY_SECRET_KEY, ["Read", "List"]),
         _identity("lister", LIST_ONLY_ACCESS_KEY, LIST_ONLY_SECRET_KEY, ["List"]),
+        _identity("half", OPEN_ONLY_ACCESS_KEY, OPEN_ONLY_SECRET_KEY, ["List", f"Read:{HALF_OPEN_BUCKET}/open/*"]),
     ]
     (root / "s3.json").write_text(json.dumps({"identities": identities}))
     url = f"http://127.0.0.1:{ports[6]}"
