@@ -32,7 +32,7 @@ bench: $(VENV)/.ready-test  ## speed against transformers + pycocotools, as rati
 	$(BIN)/python tests/benchmarks/bench_job.py
 	$(BIN)/python tests/benchmarks/bench_devices.py
 
-overfit: $(VENV)/.ready-test  ## four and a half hours: 13 photographs of ../shared/data by heart
+overfit: $(VENV)/.ready-test  ## five hours: 13 photographs of ../shared/data by heart
 	$(BIN)/python tests/training/overfit_photographs.py
 
 drill-kills: $(VENV)/.ready-test  ## hundreds of kills, tables compared after each; KILLS=200 SEED=0

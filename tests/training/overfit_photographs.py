@@ -3,22 +3,24 @@
     python tests/training/overfit_photographs.py [--output FOLDER]
 
 It is to show that losses, targets, transforms and inference fit together on real data: PQ comes from the tables of
-`jobs/segment_bucket.py` and from `jobs/evaluate.py`. docs/benchmarks.md has the course of the training. Takes about
-four and a half hours on 2 cores; a second start goes on where the first was stopped. Needs shared/data/coco_things
-beside the checkout. Ends with exit code 1 below the bar.
+`jobs/segment_bucket.py` and from `jobs/evaluate.py`. docs/benchmarks.md has the course of the training, and
+overfit_photographs.log beside this file what it printed. Takes about five hours on 2 cores; a second start goes on
+where the first was stopped. Needs shared/data/coco_things beside the checkout. Ends with exit code 1 below the bar.
 
 Masks have a cell for 4 x 4 pixels of the network's input. With the ground truth itself at that resolution PQ is 0.84
 where the longest side has 640 pixels, as it is stored, 0.93 with 960 and 0.97 with 1280: many of the 93 things are a
-few pixels wide. So everything happens at the scale of 1280. A thing of six cells is a 12,000th of such an image, and a
-network that starts there learns first that its mask is empty, from where no gradient leads back. So the first stage
-trains on crops: there the same thing is eight times as large a part, and an image takes an eighth of the time. The
-second shows it where what it has learned lies in the whole image (position embeddings are relative to the image's
-size); the third goes to smaller crops yet, the fourth is whole images again.
+few pixels wide. So all but the second stage happens at the scale of 1280 or above. A thing of six cells is a 12,000th
+of such an image, and a network that starts there learns first that its mask is empty, from where no gradient leads
+back. So the first stage trains on crops: there the same thing is eight times as large a part, and an image takes an
+eighth of the time. The second shows, at a smaller scale, where what it has learned lies in the whole image (position
+embeddings are relative to the image's size). The third brings the small things to life, in crops at up to twice the
+scale; the fourth takes them over larger crops, and the fifth to whole images. Things that were not clear enough to
+come through to whole images then get a second round of the same three stages, from a network that knows the rest; and
+whole images once more, at a lower learning rate, let outlines settle.
 
-That leaves three things of six to eight cells. Matching reads masks at points that are drawn evenly, 8,192 of them in
-69,120 cells: often none lies in such a thing, and then a query with an empty mask matches it best. Hence the fifth
-stage, crops at up to twice the scale, in which these masks come to life; and 49,152 points after it, which keep them
-alive on the way back over larger crops to whole images.
+Matching reads masks at points that are drawn evenly, 8,192 of them in 69,120 cells: often none lies in a thing of six
+cells, and then a query with an empty mask matches it best. Hence the 49,152 points where a round leaves the small
+crops.
 
 Every step has the same norm of its gradient: all that occur are above 0.01, where the paper clips. So with one image a
 step a thing among 19 would count a 19th of a lone one. A photograph is therefore listed once for every three things,
@@ -73,13 +75,14 @@ class Stage:
     batch_size: int
     learning_rate: float
     iterations: int
-    longest_side: tuple[int, int] = (SCALE, SCALE)  # pixels that an image is scaled to before it is cropped: from, to
+    longest_side: tuple[int, int] = (SCALE, SCALE)  # pixels that an image is scaled to (then cropped): from, to
     small_things: bool = False  # their photographs most often, and points of the loss drawn evenly
     num_points: int = 8192  # of each mask, in the matching and in the loss
 
     def flags(self) -> dict[str, object]:
-        size = {"crop-size": "whole"}
-        if self.crop is not None:
+        if self.crop is None:
+            size = {"crop-size": "whole", "image-size": "{}:{}".format(*self.longest_side)}
+        else:
             least, most = (side / self.crop for side in self.longest_side)
             size = {"crop-size": f"{self.crop}x{self.crop}", "min-scale": f"{least}", "max-scale": f"{most}"}
         # The paper draws three quarters of the points where a logit is near 0.
@@ -93,21 +96,25 @@ class Stage:
         return sum(60 / area for area in areas) if self.small_things else len(areas) / 3
 
 
-STAGES = (
-    Stage(crop=384, batch_size=4, learning_rate=1e-3, iterations=2800),
-    Stage(crop=None, batch_size=1, learning_rate=6e-4, iterations=1200),
-    Stage(crop=256, batch_size=4, learning_rate=6e-4, iterations=2000),
-    Stage(crop=None, batch_size=1, learning_rate=6e-4, iterations=1850),
+# From crops, in which small things come to life, over larger ones to whole images.
+ROUND = (
     Stage(
         crop=256,
         batch_size=4,
         learning_rate=6e-4,
-        iterations=2400,
+        iterations=4000,
         longest_side=(SCALE, 2 * SCALE),
         small_things=True,
     ),
     Stage(crop=640, batch_size=1, learning_rate=4e-4, iterations=400, small_things=True, num_points=49152),
     Stage(crop=None, batch_size=1, learning_rate=5e-4, iterations=2000, num_points=49152),
+)
+STAGES = (
+    Stage(crop=384, batch_size=4, learning_rate=1e-3, iterations=1600),
+    Stage(crop=None, batch_size=1, learning_rate=6e-4, iterations=900, longest_side=(960, 960)),
+    *ROUND,
+    *ROUND,
+    Stage(crop=None, batch_size=1, learning_rate=3e-4, iterations=800, num_points=49152),
 )
 COMMON = {
     "image-size": f"{SCALE}:{SCALE}",
@@ -117,8 +124,8 @@ COMMON = {
     "precision": "bf16",
     "cpus-per-worker": 2,
     "log-every": 50,
-    "save-every": 100,
-    "evaluate-every": 500,
+    "save-every": 250,
+    "evaluate-every": 1000,
 }
 
 # glibc gives big tensors back to the system, which clears their pages anew at every step: a fifth of its time.
@@ -141,8 +148,10 @@ def main() -> None:
     truth = json.loads(TRUTH.read_text())
     settings = json.dumps([ARCHITECTURE, COMMON, *map(asdict, STAGES)], indent=1)
     kept = output / "settings.json"
-    if any(output.glob("stage*")) and not (kept.exists() and kept.read_text() == settings):
-        sys.exit(f"{output} holds stages of other settings: remove it or choose another --output")
+    if any(output.glob("stage*")):
+        begun = json.loads(kept.read_text()) if kept.exists() else []
+        if not begun or json.loads(settings)[: len(begun)] != begun:  # stages may be added at the end
+            sys.exit(f"{output} holds stages of other settings: remove it or choose another --output")
     kept.write_text(settings)
     architecture.write_text(json.dumps(ARCHITECTURE, indent=1))
     for number, stage in enumerate(STAGES, 1):
