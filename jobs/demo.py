@@ -49,8 +49,8 @@ def draw_pictures(output: Path, run: str, picture: Path) -> None:
     import pyarrow.dataset as ds
     from PIL import Image
 
-    from m2f_core.overlay import draw_segments
-    from m2f_core.rle import decode
+    from m2f_core.masks.overlay import draw_segments
+    from m2f_core.masks.rle import decode
 
     images = ds.dataset(output / "images" / run).to_table().sort_by("image_key").to_pylist()[:NUM_PICTURES]
     segments = ds.dataset(output / "segments" / run).to_table().to_pylist()

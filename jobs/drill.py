@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from jobs import segment_bucket
 from jobs.command_line import fail, flags_of, parse
 from pipeline.config import Settings
-from pipeline.drill_config import DrillSettings
+from pipeline.drill.settings import DrillSettings
 from pipeline.errors import RunError
 
 PROG = "drill.py"
@@ -20,8 +20,8 @@ PROG = "drill.py"
 def main(args: Sequence[str] | None = None) -> int:
     settings = parse(DrillSettings, sys.argv[1:] if args is None else args, prog=PROG)
     # Only now: --help should not wait for pyarrow and the store's client.
-    from pipeline.drill import drill
-    from pipeline.drill_report import print_findings, say
+    from pipeline.drill.drill import drill
+    from pipeline.drill.report import print_findings, say
 
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # through the exits, which clean up
     try:

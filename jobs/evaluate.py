@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from jobs.command_line import fail, parse
 from pipeline.errors import RunError
-from pipeline.evaluation_config import EvaluationSettings
+from pipeline.evaluate.settings import EvaluationSettings
 
 PROG = "evaluate.py"
 
@@ -16,8 +16,8 @@ PROG = "evaluate.py"
 def main(args: Sequence[str] | None = None) -> int:
     settings = parse(EvaluationSettings, sys.argv[1:] if args is None else args, prog=PROG)
     # Only now: --help should not wait for pyarrow and numba.
-    from pipeline.evaluate import evaluate, write_report
-    from pipeline.evaluation_report import print_evaluation
+    from pipeline.evaluate.evaluate import evaluate, write_report
+    from pipeline.evaluate.report import print_evaluation
 
     try:
         report = evaluate(settings)

@@ -9,9 +9,9 @@ import traceback
 from collections.abc import Sequence
 
 from jobs.command_line import fail, parse
+from pipeline.cluster.environment import set_ray_environment
 from pipeline.errors import BrokenRunError, RunError
-from pipeline.finetune_config import FinetuneSettings
-from pipeline.ray_environment import set_ray_environment
+from pipeline.train.settings import FinetuneSettings
 
 PROG = "finetune.py"
 
@@ -20,8 +20,8 @@ def main(args: Sequence[str] | None = None) -> int:
     settings = parse(FinetuneSettings, sys.argv[1:] if args is None else args, prog=PROG)
     set_ray_environment()
     # Only now, because these load Ray and torch: --help should not wait, and Ray reads its environment when loaded.
-    from pipeline.finetune import finetune
-    from pipeline.report import show_log_lines
+    from pipeline.telemetry.log_lines import show_log_lines
+    from pipeline.train.finetune import finetune
 
     show_log_lines()
     try:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from jobs.command_line import fail, parse
 from pipeline.errors import RunError
-from pipeline.scenes_config import ScenesSettings
+from pipeline.scenes.settings import ScenesSettings
 
 PROG = "make_scenes.py"
 
@@ -16,7 +16,7 @@ PROG = "make_scenes.py"
 def main(args: Sequence[str] | None = None) -> int:
     settings = parse(ScenesSettings, sys.argv[1:] if args is None else args, prog=PROG)
     # Only now: --help should not wait for numpy and numba.
-    from pipeline.write_scenes import write_scenes
+    from pipeline.scenes.write import write_scenes
 
     try:
         write_scenes(settings)

@@ -17,8 +17,9 @@ def main(args: Sequence[str] | None = None) -> int:
     settings = parse(Settings, sys.argv[1:] if args is None else args, prog=PROG)
     if settings.selfcheck:
         fail(PROG, "--selfcheck belongs to segment_bucket.py")
-    from pipeline.preview import preview  # loads torch to read the checkpoint: --help should not wait
-    from pipeline.report import print_preview, show_log_lines
+    from pipeline.report.summary import print_preview
+    from pipeline.runs.preview import preview  # loads torch to read the checkpoint: --help should not wait
+    from pipeline.telemetry.log_lines import show_log_lines
 
     show_log_lines()
     try:

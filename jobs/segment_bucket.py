@@ -10,9 +10,9 @@ import traceback
 from collections.abc import Sequence
 
 from jobs.command_line import fail, parse
+from pipeline.cluster.environment import set_ray_environment
 from pipeline.config import Settings
 from pipeline.errors import BrokenRunError, RunError
-from pipeline.ray_environment import set_ray_environment
 
 PROG = "segment_bucket.py"
 
@@ -21,9 +21,10 @@ def main(args: Sequence[str] | None = None) -> int:
     settings = parse(Settings, sys.argv[1:] if args is None else args, prog=PROG)
     set_ray_environment()
     # Only now, because these load Ray and torch: --help should not wait, and Ray reads its environment when loaded.
-    from pipeline.report import print_selfcheck, print_summary, show_log_lines
+    from pipeline.report.summary import print_selfcheck, print_summary
     from pipeline.run import segment_bucket
-    from pipeline.selfcheck import selfcheck
+    from pipeline.runs.selfcheck import selfcheck
+    from pipeline.telemetry.log_lines import show_log_lines
 
     show_log_lines()
     if settings.selfcheck:

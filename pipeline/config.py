@@ -10,8 +10,8 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from m2f_core.image_size import ImageSize
-from m2f_core.labels import TASKS, Task
+from m2f_core.config.labels import TASKS, Task
+from m2f_core.images.image_size import ImageSize
 from pipeline.errors import RunError
 
 # Settings that change what is written for an image, and in which tasks. Together with the weights they make the

@@ -22,27 +22,33 @@ import ray.data
 from ray._private.log import PlainRayHandler
 from ray.data import ActorPoolStrategy
 
-from pipeline.board import Board, start_board
-from pipeline.books import Clock, Report, close_books
-from pipeline.cluster import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, Allotment, allot, connect
+from pipeline.cluster.allotment import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, Allotment, allot
+from pipeline.cluster.in_flight_actor import Board, start_board
+from pipeline.cluster.resources import connect
+from pipeline.commit.encode import EncodeSpec
+from pipeline.commit.journal import Committer
+from pipeline.commit.lease import Lease
+from pipeline.commit.receipt import Receipt, Totals
+from pipeline.commit.write import EncodeAndWrite, ShardWriter
 from pipeline.config import Settings
-from pipeline.encode import EncodeSpec
 from pipeline.errors import BrokenRunError
-from pipeline.increments import changes_of, describe
-from pipeline.journal import Committer, Receipt, Totals
-from pipeline.kill_points import reached
-from pipeline.lease import Lease
-from pipeline.plan import PlanFile, refuse_empty, spread_over
-from pipeline.prepare import Checked, check, output_errors
-from pipeline.progress import Progress
-from pipeline.publish import Publisher
-from pipeline.read import FetchImages
-from pipeline.runs import Run, RunJson, find_report, find_run, plan_run, take_up
-from pipeline.segment import SegmentImages, segment_spec
-from pipeline.shard_source import ShardSource
-from pipeline.storage import STORE_ERRORS, one_line, open_filesystem
-from pipeline.sweep import sweep
-from pipeline.write import EncodeAndWrite, ShardWriter
+from pipeline.guard.kill_points import reached
+from pipeline.inputs.fetch import FetchImages
+from pipeline.inputs.listing import refuse_empty
+from pipeline.plan.changes import describe
+from pipeline.plan.shards import PlanFile, spread_over
+from pipeline.plan.source import ShardSource
+from pipeline.report.progress import Progress
+from pipeline.runs.accounting import Clock, Report, close_books
+from pipeline.runs.begin import Run, plan_run, take_up
+from pipeline.runs.check import Checked, check, output_errors
+from pipeline.runs.cleanup import sweep
+from pipeline.runs.find import RunJson, find_report, find_run
+from pipeline.runs.preview import changes_of
+from pipeline.runs.specs import segment_spec
+from pipeline.segment.actor import SegmentImages
+from pipeline.store.filesystem import STORE_ERRORS, one_line, open_filesystem
+from pipeline.tables.publish import Publisher
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,8 @@ import hypothesis
 import pytest
 import torch
 
+from tests.support.places import SHARED_DATA
+
 # Without a device Triton's kernels run in its interpreter; Triton, which other libraries import, looks once.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -19,8 +21,6 @@ if not torch.cuda.is_available():
 # Shared machines are noisy: a deadline per example would test them, not us.
 hypothesis.settings.register_profile("m2f", deadline=None, max_examples=60)
 hypothesis.settings.load_profile("m2f")
-
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +34,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """A seeded tiny Mask2Former with 5 things and 3 stuff classes, as a Hugging Face folder."""
-    from tests.inputs import make_model
+    from tests.support.inputs import make_model
 
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     make_model(folder)
@@ -44,7 +44,7 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory) -> Path:
     """The eleven photographs of the scikit-image wheel."""
-    from tests.inputs import gather_photographs
+    from tests.support.inputs import gather_photographs
 
     folder = tmp_path_factory.mktemp("photographs")
     gather_photographs(folder)
@@ -72,7 +72,7 @@ def ray_session():
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory):
     """A SeaweedFS on loopback; its endpoint and keys stand in the environment, as the usual AWS chain reads them."""
-    from tests.s3_server import embedded_s3
+    from tests.support.s3_server import embedded_s3
 
     with embedded_s3(tmp_path_factory.mktemp("s3")) as server:
         before = {name: os.environ.get(name) for name in server.environment}

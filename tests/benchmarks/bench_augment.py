@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from m2f_core.augment import Jitter, LargeScaleJitter
+from m2f_core.training.augment import Jitter, LargeScaleJitter
 
 SIZE_HW = (480, 640)
 CASES = {  # what docs/training.md and `make overfit` train with

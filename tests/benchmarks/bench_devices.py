@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.benchmarks.bench_steps import draw
 from tests.benchmarks.scripts import run_script
-from tests.s3_server import embedded_s3
+from tests.support.s3_server import embedded_s3
 
 DRAWN = 16  # scenes; the rest are copies
 FAST, SLOW = 0.07, 6.0  # seconds for 32 images

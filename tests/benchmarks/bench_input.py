@@ -29,9 +29,9 @@ import torch
 from PIL import Image
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
-from m2f_core.image_processor import ImageProcessor
-from pipeline.decode import decode_image
-from pipeline.segmenter import least_decoded
+from m2f_core.images.image_processor import ImageProcessor
+from pipeline.segment.decode import decode_image
+from pipeline.segment.segmenter import least_decoded
 
 SIZES_HW = [(480, 640), (1080, 1920), (3000, 4000)]
 PHOTOGRAPH = Path(skimage.__file__).parent / "data" / "coffee.png"

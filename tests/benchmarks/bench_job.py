@@ -32,7 +32,7 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
 from tests.benchmarks.scripts import ROOT, run_script
-from tests.s3_server import S3Server, embedded_s3
+from tests.support.s3_server import S3Server, embedded_s3
 
 IMAGES = ROOT.parent / "shared" / "data" / "coco_things" / "images"
 STUFF = [str(label) for label in range(80, 133)]

@@ -27,11 +27,11 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from m2f_core.checkpoint import load_checkpoint
-from m2f_core.deformable_attention import attend_by_embedding_bag, attend_by_grid_sample, locate_and_weigh
-from m2f_core.deformable_attention_kernel import attend_by_kernel
-from m2f_core.inference import prepare_for_inference
-from m2f_core.pixel_decoder import cell_centres
+from m2f_core.checkpoints.checkpoint import load_checkpoint
+from m2f_core.layers.deformable_attention import attend_by_embedding_bag, attend_by_grid_sample, locate_and_weigh
+from m2f_core.layers.deformable_attention_kernel import attend_by_kernel
+from m2f_core.model.for_inference import prepare_for_inference
+from m2f_core.model.pixel_decoder import cell_centres
 from tests.parity.test_model_parity import SWIN, image_batch, jittered_model
 
 PARTS = ("backbone", "pixel_decoder", "transformer_decoder")

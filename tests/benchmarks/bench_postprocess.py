@@ -26,19 +26,18 @@ from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parents[2]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
 
 import numba
 import numpy as np
 import pycocotools.mask as coco_mask
 import torch
 import transformers
-from scenes import STUFF_CLASS_IDS, decoder_outputs
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
-from m2f_core import rle
-from m2f_core.geometry import ImageGeometry
-from m2f_core.segments import PanopticSettings, panoptic_segments
+from m2f_core.images.geometry import ImageGeometry
+from m2f_core.inference.panoptic import PanopticSettings, panoptic_segments
+from m2f_core.masks import rle
+from tests.support.decoder_scenes import STUFF_CLASS_IDS, decoder_outputs
 
 # Original size, and what the paper's resizing (short edge 800, long edge at most 1333, multiple of 32) makes of it.
 GEOMETRIES = [

@@ -22,20 +22,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
 
 import numba
 import numpy as np
 import torch
 import transformers
-from scenes import decoder_outputs
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
-from m2f_core import instances, semantic
-from m2f_core.geometry import ImageGeometry
-from m2f_core.instances import InstanceSettings, instance_segments
-from m2f_core.semantic import SemanticSettings, semantic_segments
+from m2f_core.images.geometry import ImageGeometry
+from m2f_core.inference import instance, semantic
+from m2f_core.inference.instance import InstanceSettings, instance_segments
+from m2f_core.inference.semantic import SemanticSettings, semantic_segments
 from tests.benchmarks.bench_postprocess import milliseconds, peak_mib, rounded
+from tests.support.decoder_scenes import decoder_outputs
 
 GEOMETRY = ImageGeometry((1080, 1920), (750, 1333), (768, 1344))
 NUM_SEMANTIC_CLASSES = 150
@@ -107,7 +106,7 @@ def instance_rows(repeats: int) -> list[dict[str, object]]:
             batch, target_sizes=[GEOMETRY.original_hw], return_binary_maps=True
         )[0]
 
-    ours_hf = instances.to_hf(instance_segments(logits, masks, GEOMETRY, INSTANCE["hf"]), return_binary_maps=True)
+    ours_hf = instance.to_hf(instance_segments(logits, masks, GEOMETRY, INSTANCE["hf"]), return_binary_maps=True)
     if not torch.equal(theirs()["segmentation"], ours_hf["segmentation"]):
         raise RuntimeError("hf mode must give transformers' masks")
     return [

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 from PIL import Image
 
-from m2f_core.segments import PanopticSettings
-from pipeline.network import Network
+from m2f_core.inference.panoptic import PanopticSettings
+from pipeline.segment.device_model import Network
 
 
 def main(images: str, model: str, threads: str, precision: str) -> None:

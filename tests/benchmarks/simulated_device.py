@@ -29,20 +29,22 @@ import ray
 import torch
 from PIL import Image
 
-from m2f_core.geometry import ImageGeometry
-from m2f_core.image_processor import ImageProcessor
-from m2f_core.segments import PanopticSettings
-from pipeline import run, segmenter
+from m2f_core.images.geometry import ImageGeometry
+from m2f_core.images.image_processor import ImageProcessor
+from m2f_core.inference.panoptic import PanopticSettings
+from pipeline import run
+from pipeline.commit.journal import Journal
+from pipeline.commit.receipt import Receipt
 from pipeline.config import Settings
-from pipeline.costs import Costs
-from pipeline.journal import Journal, Receipt
-from pipeline.network import PreparedImage
-from pipeline.reduce import InferenceResult, infer
-from pipeline.segment import SegmentImages
-from pipeline.segmenter import SegmentSpec
-from pipeline.storage import open_filesystem
-from pipeline.watchdog import watch
-from tests.core.scenes import STUFF_CLASS_IDS, decoder_outputs
+from pipeline.guard.watchdog import watch
+from pipeline.segment import segmenter
+from pipeline.segment.actor import SegmentImages
+from pipeline.segment.device_model import PreparedImage
+from pipeline.segment.postprocess import InferenceResult, infer
+from pipeline.segment.segmenter import SegmentSpec
+from pipeline.store.filesystem import open_filesystem
+from pipeline.telemetry.costs import Costs
+from tests.support.decoder_scenes import STUFF_CLASS_IDS, decoder_outputs
 
 BATCH = 32
 ORIGINAL_HW = (480, 640)
@@ -51,7 +53,7 @@ SECONDS, SIZES = "SIMULATED_SECONDS", "SIMULATED_SIZES"
 
 
 class SimulatedNetwork:
-    """`pipeline.network.Network` with a device that sleeps."""
+    """`pipeline.segment.device_model.Network` with a device that sleeps."""
 
     def __init__(self, spec: SegmentSpec):
         self.processor = ImageProcessor("reference")

@@ -13,13 +13,13 @@ import ray
 from safetensors.numpy import load_file, save_file
 
 from jobs.segment_bucket import PROG, main
-from pipeline import storage
 from pipeline.config import Settings
 from pipeline.schema import SCHEMA_VERSION, TABLES
-from tests.planning import planned
-from tests.s3_server import READ_ONLY_ACCESS_KEY, READ_ONLY_SECRET_KEY
+from pipeline.store import filesystem
+from tests.support.places import ROOT
+from tests.support.planning import planned
+from tests.support.s3_server import READ_ONLY_ACCESS_KEY, READ_ONLY_SECRET_KEY
 
-ROOT = Path(__file__).parents[2]
 BUCKET = "m2f-bad-input"
 
 
@@ -346,7 +346,7 @@ def test_a_store_that_cannot_be_used(
 ):
     for name, value in WRONG_ENVIRONMENTS[what].items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setitem(storage._S3_OPTIONS["config_kwargs"]["retries"], "total_max_attempts", 1)  # for the last
+    monkeypatch.setitem(filesystem._S3_OPTIONS["config_kwargs"]["retries"], "total_max_attempts", 1)  # for the last
     uri = f"s3://{BUCKET}/photographs"
     places = {"source": folder, "output": output, "model": tiny_checkpoint}
     places["source" if role == "input" else role] = uri

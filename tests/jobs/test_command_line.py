@@ -10,12 +10,12 @@ import pytest
 
 from jobs.command_line import parse
 from jobs.segment_bucket import PROG, main
-from m2f_core.instances import InstanceSettings
-from m2f_core.segments import PanopticSettings
+from m2f_core.inference.instance import InstanceSettings
+from m2f_core.inference.panoptic import PanopticSettings
 from pipeline.config import Settings
-from tests.command_line_page import PAGE, field_help, page
+from tests.support.command_line_page import PAGE, field_help, page
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 REQUIRED = ["--input", "in", "--output", "out", "--model", "model"]
 
 # The surface that people write scripts against. A flag that goes breaks them; a flag that comes needs documentation.
@@ -98,7 +98,8 @@ def flag_of(name: str) -> str:
 
 def test_the_flags_are_those_that_people_know():
     assert tuple(sorted(flag_of(field.name) for field in fields(Settings))) == FLAGS, (
-        "a flag came or went: write docs/command-line.md (python -m tests.command_line_page), then change FLAGS here"
+        "a flag came or went: write docs/command-line.md (python -m tests.support.command_line_page), "
+        "then change FLAGS here"
     )
 
 
@@ -139,7 +140,7 @@ def test_every_flag_is_documented(flag):
 
 
 def test_the_page_is_the_one_that_the_settings_make():
-    assert PAGE.read_text() == page(), "write it again: python -m tests.command_line_page"
+    assert PAGE.read_text() == page(), "write it again: python -m tests.support.command_line_page"
 
 
 def test_help_names_config_and_its_order(shown_help):

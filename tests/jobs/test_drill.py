@@ -4,17 +4,16 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 
 from jobs import drill, segment_bucket
 from jobs.command_line import flags_of, parse
 from pipeline.config import Settings
-from pipeline.drill_config import DrillSettings
-from pipeline.drill_sample import PLANTED_FAULTS
+from pipeline.drill.sample import PLANTED_FAULTS
+from pipeline.drill.settings import DrillSettings
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 OWN = [field.name for field in fields(DrillSettings) if field.name not in {field.name for field in fields(Settings)}]
 
 

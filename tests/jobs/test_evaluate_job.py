@@ -15,11 +15,11 @@ import pytest
 from jobs import segment_bucket
 from jobs.command_line import parse
 from jobs.evaluate import PROG, main
-from pipeline.evaluation_config import EvaluationSettings
-from pipeline.evaluation_report import print_evaluation
-from tests.command_line_page import PAGE, field_help, page
-from tests.evaluation_oracles import COCO_FIGURES, coco_api, coco_results, panoptic_counts
-from tests.evaluation_runs import (
+from pipeline.evaluate.report import print_evaluation
+from pipeline.evaluate.settings import EvaluationSettings
+from tests.support.command_line_page import PAGE, field_help, page
+from tests.support.evaluation_oracles import COCO_FIGURES, coco_api, coco_results, panoptic_counts
+from tests.support.evaluation_runs import (
     CATEGORIES,
     MadeImage,
     Place,
@@ -32,8 +32,8 @@ from tests.evaluation_runs import (
     write_panoptic,
     write_run,
 )
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 FLAGS = (
     "--instances-gt",
     "--panoptic-gt",
@@ -102,7 +102,7 @@ def test_every_setting_has_a_help_text_and_a_place_in_the_docs(name):
 
 
 def test_the_page_is_the_one_that_the_settings_make():
-    assert PAGE.read_text() == page(), "write it again: python -m tests.command_line_page"
+    assert PAGE.read_text() == page(), "write it again: python -m tests.support.command_line_page"
 
 
 def test_help_shows_all_and_loads_nothing_heavy():

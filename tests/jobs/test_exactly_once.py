@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.kill_points import POINTS, VARIABLE
-from pipeline.published import open_table
+from pipeline.guard.kill_points import POINTS, VARIABLE
+from pipeline.tables.current_view import open_table
 from tests.jobs.test_segment_bucket import SMALL, job, places, wait_for
-from tests.tables import OF_THE_RUN, latest_run, read_report, read_table
+from tests.support.tables import OF_THE_RUN, latest_run, read_report, read_table
 
 IMAGES_PER_SHARD = 2
 # One in an actor and one in the driver in every run of the suite; the rest takes minutes.

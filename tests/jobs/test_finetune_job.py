@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from jobs import finetune
-from m2f_core.checkpoint import load_checkpoint
-from m2f_core.config import Mask2FormerConfig
-from tests.coco_folders import CATEGORIES, CocoFolder, write_coco_folder
+from m2f_core.checkpoints.checkpoint import load_checkpoint
+from m2f_core.config.mask2former import Mask2FormerConfig
+from tests.support.coco_folders import CATEGORIES, CocoFolder, write_coco_folder
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 STEPS = 96
 SAVE_EVERY = 8
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from jobs import plan_bucket, segment_bucket
-from pipeline.published import current_images, current_segments
+from pipeline.tables.current_view import current_images, current_segments
 from tests.jobs.test_segment_bucket import SMALL
-from tests.tables import latest_run, read_report, read_table
+from tests.support.tables import latest_run, read_report, read_table
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -86,7 +86,7 @@ def test_settings_that_change_results_do_all_again_and_others_none(nights, tmp_p
     segments = current_segments(str(nights.output)).read_all().to_pylist()
     assert {row["run_id"] for row in segments} == {latest_run(nights.output)}
 
-    from tests.inputs import make_model
+    from tests.support.inputs import make_model
 
     make_model(tmp_path / "other", seed=1)
     nights.model = tmp_path / "other"

@@ -9,15 +9,15 @@ import sys
 from pathlib import Path
 
 from jobs import segment_bucket
-from tests.s3_server import (
+from tests.support.s3_server import (
     HALF_OPEN_BUCKET,
     LIST_ONLY_ACCESS_KEY,
     LIST_ONLY_SECRET_KEY,
     OPEN_ONLY_ACCESS_KEY,
     OPEN_ONLY_SECRET_KEY,
 )
-from tests.segmenting import encoded
-from tests.tables import read_table
+from tests.support.segmenting import encoded
+from tests.support.tables import read_table
 
 
 def segment(bucket: str, output: Path, model: Path, access_key: str, secret_key: str) -> subprocess.CompletedProcess:

@@ -11,10 +11,10 @@ import pytest
 
 from jobs.command_line import parse
 from jobs.make_scenes import PROG, main
-from pipeline.scenes_config import ScenesSettings
-from tests.command_line_page import PAGE, field_help, page
+from pipeline.scenes.settings import ScenesSettings
+from tests.support.command_line_page import PAGE, field_help, page
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 FLAGS = ("--first-index", "--height", "--number", "--output", "--seed", "--width")
 
 
@@ -46,7 +46,7 @@ def test_every_setting_has_a_help_text_and_a_place_in_the_docs(name):
 
 
 def test_the_page_is_the_one_that_the_settings_make():
-    assert PAGE.read_text() == page(), "write it again: python -m tests.command_line_page"
+    assert PAGE.read_text() == page(), "write it again: python -m tests.support.command_line_page"
 
 
 def test_help_shows_all_and_loads_nothing_heavy():

@@ -13,8 +13,8 @@ import pytest
 
 from jobs import segment_bucket
 from tests.jobs.test_segment_bucket import descendants
-from tests.segmenting import encoded
-from tests.tables import read_report, read_table
+from tests.support.segmenting import encoded
+from tests.support.tables import read_report, read_table
 
 FAULTS = (b"m2f-drill:abort", b"m2f-drill:hang", b"m2f-drill:allocate", b"m2f-drill:hang-with-lock")
 STEP_TIMEOUT = 30  # seconds; on a machine with a load of 13 on 2 cores one good image took more than 8

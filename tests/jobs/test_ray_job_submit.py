@@ -19,9 +19,9 @@ from pathlib import Path
 import pyarrow.dataset
 import pytest
 
-from tests.s3_server import free_ports
+from tests.support.places import ROOT
+from tests.support.s3_server import free_ports
 
-ROOT = Path(__file__).parents[2]
 RAY = Path(sysconfig.get_path("scripts")) / "ray"
 START_SECONDS = 90
 STOP_SECONDS = 30

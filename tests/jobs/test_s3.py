@@ -25,15 +25,15 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pipeline.config import Settings
-from pipeline.plan import list_images
-from pipeline.read import FetchImages
+from pipeline.inputs.fetch import FetchImages
+from pipeline.inputs.listing import list_images
 from pipeline.schema import TABLES
-from pipeline.storage import open_filesystem, path_of, uri_of
-from pipeline.weights import stage_model
-from tests.planning import planned
-from tests.s3_server import ACCESS_KEY, SECRET_KEY
+from pipeline.segment.checkpoint import stage_model
+from pipeline.store.filesystem import open_filesystem, path_of, uri_of
+from tests.support.places import ROOT
+from tests.support.planning import planned
+from tests.support.s3_server import ACCESS_KEY, SECRET_KEY
 
-ROOT = Path(__file__).parents[2]
 BUCKET = "m2f-s3"
 
 # Whatever a URL, a glob, a format string or a Hive path would read something into.

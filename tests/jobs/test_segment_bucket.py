@@ -15,10 +15,10 @@ import pytest
 from pycocotools import mask as coco
 
 from jobs import segment_bucket
-from pipeline.costs import STEPS
+from pipeline.commit.journal import Journal
 from pipeline.errors import ErrorCode
-from pipeline.journal import Journal
-from tests.tables import read_report, read_table, results_by_image
+from pipeline.telemetry.costs import STEPS
+from tests.support.tables import read_report, read_table, results_by_image
 
 SMALL = ["--image-size", "160:267"]
 
@@ -87,7 +87,7 @@ def test_hf_modes_run_through_the_job(photographs, tiny_checkpoint, tmp_path):
 @pytest.fixture(scope="module")
 def many_photographs(photographs, tmp_path_factory) -> Path:
     """The 31 photographs beside the checkout where they are, else scikit-image's eleven."""
-    from tests.conftest import SHARED_DATA
+    from tests.support.places import SHARED_DATA
 
     return SHARED_DATA / "photos" if SHARED_DATA.is_dir() else photographs
 
@@ -129,9 +129,9 @@ def test_batch_size_changes_results_by_rounding_alone(
 @pytest.mark.slow
 def test_swin_t_depends_neither_on_order_nor_shards_nor_batches(many_photographs, ray_session, tmp_path):
     """The tests above at the size of a published model: Swin-T, 133 classes, 320:533. Ten minutes on two cores."""
-    from m2f_core.checkpoint import save_checkpoint
-    from m2f_core.config import Mask2FormerConfig
-    from m2f_core.seeded import seeded_model
+    from m2f_core.checkpoints.checkpoint import save_checkpoint
+    from m2f_core.config.mask2former import Mask2FormerConfig
+    from tests.support.seeded_model import seeded_model
 
     model = tmp_path / "swin-t"
     save_checkpoint(seeded_model(Mask2FormerConfig.swin_tiny(num_labels=133), seed=0), model)
@@ -248,7 +248,7 @@ def test_every_odd_file_has_a_row_and_no_process_grows(shared_data, tiny_checkpo
 
 BREAKING = """
 import dataclasses, sys
-from pipeline.ray_environment import set_ray_environment
+from pipeline.cluster.environment import set_ray_environment
 set_ray_environment()
 import pipeline.run
 right = pipeline.run.segment_spec

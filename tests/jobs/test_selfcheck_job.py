@@ -3,7 +3,7 @@
 import pytest
 
 from jobs import plan_bucket, segment_bucket
-from pipeline import selfcheck
+from pipeline.runs import selfcheck
 
 
 def flags(source, output, model, *more) -> list[str]:

@@ -12,8 +12,8 @@ import pytest
 from pycocotools import mask as coco
 
 from jobs import evaluate, segment_bucket
-from tests.evaluation_oracles import coco_api, coco_results, semantic_scores
-from tests.evaluation_runs import (
+from tests.support.evaluation_oracles import coco_api, coco_results, semantic_scores
+from tests.support.evaluation_runs import (
     MadeImage,
     Place,
     Segment,
@@ -23,7 +23,7 @@ from tests.evaluation_runs import (
     write_labels,
     write_panoptic,
 )
-from tests.tables import read_table
+from tests.support.tables import read_table
 
 THINGS, STUFF = range(1, 6), range(6, 9)  # category ids of the tiny checkpoint
 

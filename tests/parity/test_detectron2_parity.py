@@ -9,12 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from m2f_core.checkpoint import load_checkpoint, load_config, save_checkpoint
+from m2f_core.checkpoints.checkpoint import load_checkpoint, load_config, save_checkpoint
 
 pytest.importorskip("transformers", reason="transformers is the oracle of these tests")
 import transformers
 
-from tests.detectron2_pickles import original_names, write_pickle
 from tests.parity.test_model_parity import (
     END_TO_END_TOLERANCE,
     SIZES,
@@ -26,6 +25,7 @@ from tests.parity.test_model_parity import (
     jittered,
     one_thread_no_grad,  # noqa: F401  for all tests here
 )
+from tests.support.detectron2_pickles import original_names, write_pickle
 
 BACKBONES = {
     "swin": transformers.SwinConfig(**SMALL_SWIN, drop_path_rate=0.3, out_features=STAGES),

@@ -2,10 +2,10 @@
 
 import torch
 
-from m2f_core.checkpoint import load_checkpoint, read_preprocessor_config
-from m2f_core.image_processor import ImageProcessor
-from m2f_core.scenes import draw_scene
-from pipeline.weights import stage_model
+from m2f_core.checkpoints.checkpoint import load_checkpoint, read_preprocessor_config
+from m2f_core.images.image_processor import ImageProcessor
+from pipeline.scenes.draw import draw_scene
+from pipeline.segment.checkpoint import stage_model
 
 HELD_OUT_SEED = 2026
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from m2f_core.image_processor import ImageProcessor
-from pipeline.decode import decode_image
+from m2f_core.images.image_processor import ImageProcessor
+from pipeline.segment.decode import decode_image
+from tests.support.places import SHARED_DATA
 
 transformers = pytest.importorskip("transformers", reason="parity needs the oracle, transformers")
 
@@ -24,7 +25,7 @@ from transformers.models.mask2former.image_processing_pil_mask2former import (  
 
 torch.set_num_threads(1)
 
-PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos"
+PHOTOS = SHARED_DATA / "photos"
 PHOTO_FILES = sorted(PHOTOS.glob("*.*"))
 
 CONFIGS = {

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from m2f_core.checkpoint import load_checkpoint
-from m2f_core.config import Mask2FormerConfig
-from m2f_core.model import build_criterion
+from m2f_core.checkpoints.checkpoint import load_checkpoint
+from m2f_core.config.mask2former import Mask2FormerConfig
+from m2f_core.model.mask2former import build_criterion
 from tests.parity.test_model_parity import SMALL, SMALL_SWIN, image_batch, jittered_model
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle of these tests")

@@ -22,10 +22,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from m2f_core.checkpoint import load_checkpoint, save_checkpoint
-from m2f_core.config import Mask2FormerConfig
-from m2f_core.inference import prepare_for_inference
-from m2f_core.model import Mask2Former, build_model
+from m2f_core.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from m2f_core.config.mask2former import Mask2FormerConfig
+from m2f_core.model.for_inference import prepare_for_inference
+from m2f_core.model.mask2former import Mask2Former, build_model
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle of these tests")
 

@@ -1,8 +1,6 @@
 """hf mode against transformers itself: the same map, pixel for pixel, and the same rows, on synthetic scenes."""
 
 import os
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,11 +11,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 pytest.importorskip("transformers", reason="transformers is the oracle of hf mode")
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
-from m2f_core.geometry import ImageGeometry
-from m2f_core.segments import PanopticSettings, panoptic_segments, to_hf
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
-from scenes import STUFF_CLASS_IDS, decoder_outputs
+from m2f_core.images.geometry import ImageGeometry
+from m2f_core.inference.panoptic import PanopticSettings, panoptic_segments, to_hf
+from tests.support.decoder_scenes import STUFF_CLASS_IDS, decoder_outputs
 
 torch.set_num_threads(1)
 

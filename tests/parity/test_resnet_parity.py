@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from m2f_core.checkpoint import load_checkpoint, read_config, save_checkpoint
-from m2f_core.config import Mask2FormerConfig
-from m2f_core.model import Mask2Former
+from m2f_core.checkpoints.checkpoint import load_checkpoint, read_config, save_checkpoint
+from m2f_core.config.mask2former import Mask2FormerConfig
+from m2f_core.model.mask2former import Mask2Former
 
 pytest.importorskip("transformers", reason="transformers is the oracle of these tests")
 import transformers

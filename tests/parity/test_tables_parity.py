@@ -20,12 +20,12 @@ from pycocotools import mask as coco
 pytest.importorskip("transformers", reason="transformers is the oracle of hf mode")
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
-from m2f_core.labels import Task
+from m2f_core.config.labels import Task
+from pipeline.commit.encode import EncodeSpec, encode_shard
 from pipeline.config import Settings
-from pipeline.encode import EncodeSpec, encode_shard
-from pipeline.prepare import check_model
+from pipeline.runs.check import check_model
 from pipeline.schema import FETCHED
-from pipeline.segment import Segmenter, SegmentSpec, segmented_table
+from pipeline.segment.actor import Segmenter, SegmentSpec, segmented_table
 
 PHOTOGRAPHS = ("coffee.png", "rocket.jpg", "chelsea.png")
 STUFF = {5, 6, 7}  # classes of the tiny checkpoint, whose category ids are one more

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from m2f_core.image_processor import ImageProcessor
-from m2f_core.targets import map_targets
+from m2f_core.images.image_processor import ImageProcessor
+from m2f_core.training.batch import encode_inputs
+from m2f_core.training.targets import map_targets
 
 transformers = pytest.importorskip("transformers", reason="parity needs the oracle, transformers")
 
@@ -84,7 +85,9 @@ def test_batches_equal_transformers(name: str, task: str) -> None:
 
     processor = Mask2FormerImageProcessorPil(**CONFIGS[name])
     theirs = processor(images, maps_, mapping, return_tensors="pt", **options)
-    ours = ImageProcessor.from_preprocessor_config(CONFIGS[name], "hf").encode_inputs(images, maps_, mapping, **options)
+    ours = encode_inputs(
+        ImageProcessor.from_preprocessor_config(CONFIGS[name], "hf"), images, maps_, mapping, **options
+    )
     assert ours.keys() == set(theirs.keys())
     assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
     assert torch.equal(ours["pixel_mask"].long(), theirs["pixel_mask"])
@@ -113,7 +116,7 @@ def test_transformers_pads_masks_with_the_ignore_index() -> None:
 def test_nothing_to_find_equals_transformers() -> None:
     images, maps_ = [noise_image(40, 50)], [np.full((40, 50), IGNORE, np.uint8)]
     theirs = Mask2FormerImageProcessorPil(**CONFIGS["edges"])(images, maps_, ignore_index=IGNORE, return_tensors="pt")
-    ours = ImageProcessor.from_preprocessor_config(CONFIGS["edges"], "hf").encode_inputs(images, maps_, None, IGNORE)
+    ours = encode_inputs(ImageProcessor.from_preprocessor_config(CONFIGS["edges"], "hf"), images, maps_, None, IGNORE)
     assert ours["mask_labels"][0].shape == theirs["mask_labels"][0].shape == (0, 64, 96)
     assert_equal_targets(
         ours["mask_labels"][0], ours["class_labels"][0], (theirs["mask_labels"][0], theirs["class_labels"][0])
@@ -131,7 +134,7 @@ def test_a_real_batch_equals_transformers(shared_data) -> None:
         _, inverse = np.unique(rgb @ np.array([1, 256, 65536]), return_inverse=True)
         maps_.append(inverse.reshape(rgb.shape[:2]))
     theirs = Mask2FormerImageProcessorPil(**CONFIGS["edges"])(images, maps_, ignore_index=0, return_tensors="pt")
-    ours = ImageProcessor.from_preprocessor_config(CONFIGS["edges"], "hf").encode_inputs(images, maps_, ignore_index=0)
+    ours = encode_inputs(ImageProcessor.from_preprocessor_config(CONFIGS["edges"], "hf"), images, maps_, ignore_index=0)
     assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
     for masks_NHW, their_masks_NHW in zip(ours["mask_labels"], theirs["mask_labels"], strict=True):
         assert torch.equal(masks_NHW.float(), their_masks_NHW)  # padded with 0 by both, since 0 is ignored

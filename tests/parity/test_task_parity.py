@@ -1,8 +1,6 @@
 """Instance and semantic inference in hf mode against transformers, pixel for pixel, over scenes and sizes."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +8,11 @@ import torch
 from transformers import Mask2FormerImageProcessor
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerForUniversalSegmentationOutput
 
-from m2f_core import instances, semantic
-from m2f_core.geometry import ImageGeometry
-from m2f_core.instances import InstanceSettings, instance_segments
-from m2f_core.semantic import SemanticSettings, semantic_segments
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
-from scenes import NUM_CLASSES, decoder_outputs
+from m2f_core.images.geometry import ImageGeometry
+from m2f_core.inference import instance, semantic
+from m2f_core.inference.instance import InstanceSettings, instance_segments
+from m2f_core.inference.semantic import SemanticSettings, semantic_segments
+from tests.support.decoder_scenes import NUM_CLASSES, decoder_outputs
 
 torch.set_num_threads(1)
 
@@ -64,7 +60,7 @@ def test_instances(scene: tuple[int, int, float], size: tuple[int, int], thresho
     chosen = replace(InstanceSettings.defaults("hf"), score_threshold=threshold)
     result = instance_segments(logits, masks, geometry_of(size), chosen)
     for binary_maps in (False, True):
-        found = instances.to_hf(result, return_binary_maps=binary_maps)
+        found = instance.to_hf(result, return_binary_maps=binary_maps)
         [expected] = THEIRS.post_process_instance_segmentation(
             their_form(logits, masks), threshold=threshold, target_sizes=[size], return_binary_maps=binary_maps
         )

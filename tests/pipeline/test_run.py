@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline import run
 from pipeline.errors import BrokenRunError
-from pipeline.plan import PlanFile
+from pipeline.plan.shards import PlanFile
 
 
 @pytest.mark.parametrize(

@@ -26,17 +26,17 @@ from pathlib import Path
 import s3fs
 
 from jobs.command_line import parse
-from pipeline.compare_tables import Rows, check_books, compare, read_rows
-from pipeline.fault_proxy import FaultProxy, Rule
-from pipeline.kill_points import POINTS, VARIABLE
-from pipeline.killer import ACTORS, Role, find, kill_one
-from pipeline.scenes_config import ScenesSettings
-from pipeline.write_scenes import write_scenes
-from tests.inputs import make_model
+from pipeline.drill.fault_proxy import FaultProxy, Rule
+from pipeline.drill.processes import ACTORS, Role, find, kill_one
+from pipeline.guard.kill_points import POINTS, VARIABLE
+from pipeline.scenes.settings import ScenesSettings
+from pipeline.scenes.write import write_scenes
+from pipeline.tables.compare import Rows, check_books, compare, read_rows
 from tests.reliability.cluster import LocalCluster, local_cluster
 from tests.reliability.drivers import Driver, Drivers, drivers
 from tests.reliability.verdict import Trial, show
-from tests.s3_server import S3Server, embedded_s3
+from tests.support.inputs import make_model
+from tests.support.s3_server import S3Server, embedded_s3
 
 BUCKET = "m2f-campaign"
 _VICTIMS: tuple[Role, ...] = (*ACTORS, "read plan")

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.killer import find, kill, kill_all_below, outlive, processes_below
-from tests.s3_server import free_ports
+from pipeline.drill.processes import find, kill, kill_all_below, outlive, processes_below
+from tests.support.places import ROOT
+from tests.support.s3_server import free_ports
 
-_ROOT = Path(__file__).parents[2]
 _RAY = Path(sysconfig.get_path("scripts")) / "ray"
 _START_SECONDS = 90
 # A port of its own for everything that would otherwise take a default one: other Rays run on the machine.
@@ -89,7 +89,7 @@ def local_cluster(
     environment = {
         **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
         **(more_environment or {}),
-        "PYTHONPATH": str(_ROOT),  # workers import this checkout, whatever is installed
+        "PYTHONPATH": str(ROOT),  # workers import this checkout, whatever is installed
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 127.0.0.1, not the address of the network
@@ -120,7 +120,7 @@ def local_cluster(
 def _start(log: Path, command: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
     with log.open("wb") as file:
         return subprocess.Popen(
-            command, cwd=_ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
 
 

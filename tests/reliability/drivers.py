@@ -23,9 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.killer import kill, look_at
-
-_ROOT = Path(__file__).parents[2]
+from pipeline.drill.processes import kill, look_at
+from tests.support.places import ROOT
 
 
 class Driver:
@@ -64,7 +63,7 @@ class Drivers:
         self.pids: queue.Queue[int] = queue.Queue()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.reliability.drivers"],
-            cwd=_ROOT,
+            cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -115,10 +114,10 @@ def drivers(environment: dict[str, str], logs: Path) -> Iterator[Drivers]:
 
 
 def main() -> None:
-    from pipeline.ray_environment import set_ray_environment
+    from pipeline.cluster.environment import set_ray_environment
 
     set_ray_environment()
-    import pipeline.report
+    import pipeline.report.summary
     import pipeline.run  # noqa: F401
 
     running: set[int] = set()

@@ -24,10 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.killer import processes_below
-from tests.inputs import make_model
+from pipeline.drill.processes import processes_below
+from tests.support.inputs import make_model
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 SCENES = 50
 # Ray writes in the title of a worker what it is there for.
 ROLES = {

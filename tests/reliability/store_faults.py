@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jobs.command_line import parse
 from pipeline.config import Settings
-from pipeline.fault_proxy import Rule
+from pipeline.drill.fault_proxy import Rule
 from tests.reliability.campaign import CampaignSettings, campaign, faults
 from tests.reliability.verdict import Trial
 

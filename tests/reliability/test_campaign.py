@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from pipeline.kill_points import POINTS
+from pipeline.guard.kill_points import POINTS
 from tests.reliability import verdict
 from tests.reliability.campaign import CampaignSettings, campaign
 from tests.reliability.verdict import Trial, show

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.kill_points import POINTS
+from pipeline.guard.kill_points import POINTS
 
 
 @dataclass

@@ -1,0 +1,53 @@
+"""Under which licence a checkpoint's weights are, as far as its files say.
+
+Not legal advice: what a file says may be wrong, and this finds out no more than that. No torch.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from m2f_core.checkpoints.checkpoint import CONFIG_FILE, find_pickle, read_config
+from m2f_core.checkpoints.zoo import PUBLISHED_ON_HUB, zoo_task
+
+UNKNOWN = "unknown"
+ZOO_LICENSE = "CC BY-NC 4.0"  # of every checkpoint that Mask2Former's authors have published, in either format
+CARD_FILE = "README.md"
+
+
+def model_license(path: str | Path, name: str = "") -> str:
+    """The licence of the checkpoint at `path`; `unknown` where nothing says it.
+
+    In this order: the key `license` of config.json; the front matter of the model card README.md; that the checkpoint
+    is one of the published ones, by its file's name, or by its name on the hub (`name`, or as config.json has it).
+    """
+    path = Path(path)
+    if (pickled := find_pickle(path)) is not None:
+        return UNKNOWN if zoo_task(pickled) is None else ZOO_LICENSE
+    config = read_config(path) if (path / CONFIG_FILE).is_file() else {}
+    entries = (config.get("license"), _of_card(path / CARD_FILE))
+    stated = [entry for entry in entries if isinstance(entry, str) and entry]
+    for entry in stated:
+        if entry not in ("other", UNKNOWN):
+            return entry
+    if any(known.startswith(PUBLISHED_ON_HUB) for known in (name, str(config.get("_name_or_path", "")))):
+        return ZOO_LICENSE
+    return stated[0] if stated else UNKNOWN
+
+
+def _of_card(card: Path) -> str | None:
+    """`license_name` (where `license` is "other") or `license` of the YAML between the card's first two `---` lines."""
+    try:
+        lines = iter(card.read_text(encoding="utf-8", errors="replace").splitlines())
+    except OSError:
+        return None
+    if next(lines, "").strip() != "---":
+        return None
+    entries: dict[str, str] = {}
+    for line in lines:
+        if line.strip() == "---":
+            return entries.get("license_name") or entries.get("license")
+        if match := re.fullmatch(r"(license|license_name)\s*:\s*(['\"]?)([^'\"#]+?)\2\s*(#.*)?", line):
+            entries[match[1]] = match[3].strip()
+    return None

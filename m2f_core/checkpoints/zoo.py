@@ -1,0 +1,71 @@
+"""The checkpoints that Mask2Former's authors have published: by which names they go, what each was trained for.
+
+docs/checkpoints.md lists them. No torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from m2f_core.checkpoints.checkpoint import find_pickle
+from m2f_core.config.labels import LabelMap, Task
+
+PUBLISHED_ON_HUB = "facebook/mask2former-"
+
+# The six digits in model_final_*.pkl; images only, no video. By dataset: COCO, Cityscapes, ADE20K, Mapillary Vistas.
+_DIGITS: dict[Task, tuple[str, ...]] = {
+    "panoptic": (
+        "94dc52 b807bd 9fd0ae a407fd 9d7f02 54b88a f07440",
+        "4ab90c 04d286 ceba0f 23efb7 fa840f 064788",
+        "5c90d4 e0c58e",
+        "4e9874 132c71",
+    ),
+    "instance": (
+        "3c8ec9 eba159 86143f 1e7f22 f6e0f6 83d103 e5f453",
+        "01a8ed c2b8c8 6a63f8 974824 7a3b6d dfa862",
+        "67e945 92dae9",
+    ),
+    "semantic": (
+        "cc1b1f 257ce8 2d58d4 fa26ae 1c6b65 17c1ee",
+        "500878 0d68be 5274a6 011c6d 503e96 7e47bf 6b4a3a",
+        "6c66d0 90ee2d",
+    ),
+}
+ZOO_FILES: dict[str, Task] = {digits: task for task, rows in _DIGITS.items() for row in rows for digits in row.split()}
+
+
+def zoo_task(pickled: Path) -> Task | None:
+    """What a `.pkl` with the name of a published one was trained for; None for any other."""
+    digits = re.fullmatch(r"model_final_([0-9a-f]{6})\.pkl", pickled.name)
+    return None if digits is None else ZOO_FILES.get(digits[1])
+
+
+def guessed_names_warning(path: str | Path, labels: LabelMap) -> Iterator[str]:
+    """What to say, if anything, where `labels` of the checkpoint at `path` go by the number of its classes alone."""
+    pickled = find_pickle(path)
+    if pickled is not None and labels.known and zoo_task(pickled) is None:
+        names = [category.name for category in labels.categories]
+        yield (
+            f"{pickled.name} holds no names of classes: its {len(names)} are taken to be {names[0]}, {names[1]}, ..., "
+            f"{names[-1]}, because a dataset has as many"
+        )
+
+
+def trained_task(path: str | Path, name: str, labels: LabelMap) -> Task | None:
+    """What the checkpoint at `path`, given as `name`, was trained for; None where neither name nor classes say it.
+
+    A name says it if it is that of a published `.pkl`, or holds one as on the hub (`mask2former-...-semantic`; also the
+    folder of a copy). Classes say it if they are known and all things (instance) or all stuff (semantic). What
+    config.json has as `_name_or_path` does not count: it is what the training started from.
+    """
+    if (pickled := find_pickle(path)) is not None and (task := zoo_task(pickled)) is not None:
+        return task
+    for task in _DIGITS:
+        if re.search(rf"mask2former-[^/]*-{task}(/|$)", name):
+            return task
+    kinds = {category.isthing for category in labels.categories}
+    if not labels.known or len(kinds) != 1:
+        return None
+    return "instance" if kinds == {True} else "semantic"

@@ -1,0 +1,161 @@
+"""What a backbone is made of. Field names are those of `backbone_config` in a Hugging Face config.json. No torch.
+
+Another backbone gets a configuration class here, a row in `BACKBONES`, and a branch in
+`model.mask2former.build_backbone`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from m2f_core.config.fields import (
+    ConfigError,
+    check_activation,
+    check_booleans,
+    check_count_tuple,
+    check_counts,
+    check_divisible,
+    known_fields,
+)
+
+STAGES = ("stage1", "stage2", "stage3", "stage4")  # every one of them is an output
+BOTTLENECK_REDUCTION = 4  # width of a ResNet stage to that of its 3x3 convolutions
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """A Swin Transformer as Mask2Former uses it: four stages, each of which is an output.
+
+    Widths of the stages are `embed_dim * (1, 2, 4, 8)`, their strides `patch_size * (1, 2, 4, 8)` pixels.
+    `drop_path_rate` is the share of training images for which the last block adds nothing; it grows linearly from 0 at
+    the first block, and has no part in inference.
+    """
+
+    embed_dim: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    window_size: int = 7
+    patch_size: int = 4
+    num_channels: int = 3
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    drop_path_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_counts(self, ("embed_dim", "window_size", "patch_size"))
+        check_count_tuple(self, "depths", 4)
+        check_count_tuple(self, "num_heads", 4)
+        check_booleans(self, ("qkv_bias",))
+        for stage, (width, heads) in enumerate(zip(self.feature_channels, self.num_heads, strict=True), start=1):
+            check_divisible(f"the width of Swin stage {stage}", width, "its entry of num_heads", heads)
+        _check_rgb(self.num_channels)
+        for name in ("mlp_ratio", "layer_norm_eps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+                raise ConfigError(f"{name} must be a positive number, not {value!r}")
+        rate = self.drop_path_rate
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+            raise ConfigError(f"drop_path_rate must be a number from 0 to below 1, not {rate!r}")
+        check_activation(self, "hidden_act")
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        """Channels of the four feature maps, highest resolution first."""
+        return tuple(self.embed_dim * 2**stage for stage in range(4))
+
+    @property
+    def feature_strides(self) -> tuple[int, ...]:
+        """Pixels per cell of the four feature maps, highest resolution first."""
+        return tuple(self.patch_size * 2**stage for stage in range(4))
+
+    @classmethod
+    def from_dict(cls, json_dict: Mapping[str, Any]) -> SwinConfig:
+        """Read the `backbone_config` of a Hugging Face config.json."""
+        known = known_fields(cls, json_dict)
+        patch_size = known.get("patch_size")
+        if isinstance(patch_size, tuple) and len(set(patch_size)) == 1:
+            known["patch_size"] = patch_size[0]  # older files write [4, 4]
+        if json_dict.get("use_absolute_embeddings"):
+            raise ConfigError("use_absolute_embeddings=true is not supported: no published Mask2Former has it")
+        _check_outputs(json_dict)
+        return cls(**known)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A `backbone_config` that transformers can read."""
+        return {"model_type": "swin", "use_absolute_embeddings": False, **_json_fields(self)}
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """A ResNet of bottleneck blocks: a 7x7 stem at stride 4 and four stages, each of which is an output.
+
+    `hidden_sizes` are the widths of the stages. Where a stage halves the resolution, its first 3x3 convolution does so,
+    or with `downsample_in_bottleneck` the 1x1 before it. `hidden_act` follows the stem and each block's sum; inside of
+    a block it is always relu, as in transformers.
+    """
+
+    embedding_size: int = 64
+    hidden_sizes: tuple[int, ...] = (256, 512, 1024, 2048)
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    layer_type: str = "bottleneck"
+    num_channels: int = 3
+    hidden_act: str = "relu"
+    downsample_in_first_stage: bool = False
+    downsample_in_bottleneck: bool = False
+
+    def __post_init__(self) -> None:
+        check_counts(self, ("embedding_size",))
+        check_count_tuple(self, "hidden_sizes", 4)
+        check_count_tuple(self, "depths", 4)
+        check_booleans(self, ("downsample_in_first_stage", "downsample_in_bottleneck"))
+        for stage, width in enumerate(self.hidden_sizes, start=1):
+            check_divisible(f"the width of ResNet stage {stage}", width, "its reduction", BOTTLENECK_REDUCTION)
+        _check_rgb(self.num_channels)
+        check_activation(self, "hidden_act")
+        if self.layer_type != "bottleneck":
+            raise ConfigError(f'layer_type must be "bottleneck" (ResNet-50 and deeper), not {self.layer_type!r}')
+        if self.downsample_in_first_stage:
+            raise ConfigError("downsample_in_first_stage=true is not supported: Mask2Former reads strides 4, 8, 16, 32")
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        """Channels of the four feature maps, highest resolution first."""
+        return self.hidden_sizes
+
+    @property
+    def feature_strides(self) -> tuple[int, ...]:
+        """Pixels per cell of the four feature maps, highest resolution first."""
+        return (4, 8, 16, 32)
+
+    @classmethod
+    def from_dict(cls, json_dict: Mapping[str, Any]) -> ResNetConfig:
+        """Read the `backbone_config` of a Hugging Face config.json."""
+        _check_outputs(json_dict)
+        return cls(**known_fields(cls, json_dict))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A `backbone_config` that transformers can read."""
+        return {"model_type": "resnet", **_json_fields(self)}
+
+
+BackboneConfig = SwinConfig | ResNetConfig
+BACKBONES: dict[str, type[SwinConfig] | type[ResNetConfig]] = {"swin": SwinConfig, "resnet": ResNetConfig}
+
+
+def _check_rgb(num_channels: object) -> None:
+    if isinstance(num_channels, bool) or num_channels != 3:
+        raise ConfigError(f"num_channels must be 3 (RGB), not {num_channels!r}")
+
+
+def _check_outputs(json_dict: Mapping[str, Any]) -> None:
+    if json_dict.get("out_features") not in (None, list(STAGES)):
+        raise ConfigError(f"out_features must be {list(STAGES)}, not {json_dict['out_features']!r}")
+
+
+def _json_fields(config: BackboneConfig) -> dict[str, Any]:
+    own = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+    return {**own, "out_features": list(STAGES), "out_indices": [1, 2, 3, 4]}

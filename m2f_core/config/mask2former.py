@@ -1,0 +1,278 @@
+"""What a Mask2Former is made of: every number of the architecture, checked.
+
+Field names are those of a Hugging Face `config.json`, so that a checkpoint's file and this class read side by side.
+This module does not import torch: the driver of a run reads the configuration of a checkpoint without paying for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from m2f_core.config.backbones import BACKBONES, BackboneConfig
+from m2f_core.config.backbones import ResNetConfig as ResNetConfig
+from m2f_core.config.backbones import SwinConfig as SwinConfig
+from m2f_core.config.fields import ConfigError as ConfigError
+from m2f_core.config.fields import (
+    check_activation,
+    check_booleans,
+    check_count_tuple,
+    check_counts,
+    check_divisible,
+    check_numbers,
+    is_count,
+    known_fields,
+)
+
+GROUP_NORM_GROUPS = 32  # of the pixel decoder; a constant of the architecture, not a field
+PAPER_DROP_PATH_RATE = 0.3  # of every published Swin model in training
+
+# Other names under which transformers has written, and still reads, the same field.
+LEGACY_NAMES = {"hidden_size": "hidden_dim", "num_hidden_layers": "decoder_layers"}
+
+LOSS_WEIGHTS = ("class_weight", "mask_weight", "dice_weight")
+FLOATS = (
+    *LOSS_WEIGHTS,
+    "no_object_weight",
+    "oversample_ratio",
+    "importance_sample_ratio",
+    "init_std",
+    "init_xavier_std",
+)
+
+
+def _numbered_labels(num_labels: int) -> dict[int, str]:
+    return {class_id: f"LABEL_{class_id}" for class_id in range(num_labels)}
+
+
+def read_id2label(json_dict: Mapping[str, Any]) -> dict[int, str]:
+    """Class names of a config.json by class_id. As in transformers, `num_labels` alone gives LABEL_0, LABEL_1, ..."""
+    raw = json_dict.get("id2label")
+    if raw is None:
+        num_labels = json_dict.get("num_labels", 2)  # transformers' default, of no use but theirs
+        if not is_count(num_labels):
+            raise ConfigError(f"num_labels must be a whole number of at least 1, not {num_labels!r}")
+        return _numbered_labels(num_labels)
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"id2label must map class ids to names, not be a {type(raw).__name__}")
+    try:
+        by_id = {int(class_id): str(name) for class_id, name in raw.items()}
+    except ValueError:
+        raise ConfigError(f"id2label must have whole numbers as keys, not {list(raw)[:3]!r}") from None
+    return dict(sorted(by_id.items()))
+
+
+@dataclass(frozen=True)
+class Mask2FormerConfig:
+    """The whole model and its loss.
+
+    `decoder_layers` counts predictions: 10 means 9 layers and one prediction before the first. `use_auxiliary_loss`
+    asks for the loss of all of them, `output_auxiliary_logits` puts the earlier ones into the model's output.
+
+    `dropout`, `ignore_value`, `init_std` and `init_xavier_std` are kept for transformers; nothing here reads them. The
+    original has no dropout, and transformers itself reads no `ignore_value`.
+    """
+
+    backbone_config: BackboneConfig = field(
+        default_factory=lambda: SwinConfig(depths=(2, 2, 18, 2), drop_path_rate=PAPER_DROP_PATH_RATE)
+    )
+    feature_size: int = 256
+    mask_feature_size: int = 256
+    hidden_dim: int = 256
+    encoder_layers: int = 6
+    encoder_feedforward_dim: int = 1024
+    decoder_layers: int = 10
+    num_attention_heads: int = 8
+    dim_feedforward: int = 2048
+    pre_norm: bool = False
+    enforce_input_projection: bool = False
+    common_stride: int = 4
+    feature_strides: tuple[int, ...] = (4, 8, 16, 32)
+    num_queries: int = 100
+    activation_function: str = "relu"
+    dropout: float = 0.0
+    ignore_value: int = 255
+    no_object_weight: float = 0.1
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    train_num_points: int = 12544
+    oversample_ratio: float = 3.0
+    importance_sample_ratio: float = 0.75
+    init_std: float = 0.02
+    init_xavier_std: float = 1.0
+    use_auxiliary_loss: bool = True
+    output_auxiliary_logits: bool | None = None
+    id2label: dict[int, str] = field(default_factory=lambda: _numbered_labels(2), hash=False)
+
+    def __post_init__(self) -> None:
+        check_counts(self, ("feature_size", "mask_feature_size", "hidden_dim", "encoder_layers"))
+        check_counts(self, ("encoder_feedforward_dim", "decoder_layers", "num_attention_heads", "dim_feedforward"))
+        check_counts(self, ("common_stride", "num_queries"))
+        check_booleans(self, ("pre_norm", "enforce_input_projection"))
+        check_count_tuple(self, "feature_strides", 4)
+        for name in ("feature_size", "hidden_dim"):
+            check_divisible(name, getattr(self, name), "num_attention_heads", self.num_attention_heads)
+            check_divisible(name, getattr(self, name), "the four parts of a 2D sine code", 4)
+        check_divisible("feature_size", self.feature_size, "the groups of its GroupNorm", GROUP_NORM_GROUPS)
+        if self.feature_strides != self.backbone_config.feature_strides:
+            raise ConfigError(
+                f"feature_strides must be the backbone's {list(self.backbone_config.feature_strides)}, "
+                f"not {list(self.feature_strides)}"
+            )
+        # Any other value would need another number of FPN levels; the original has exactly one.
+        if self.common_stride != self.feature_strides[0]:
+            raise ConfigError(f"common_stride must be {self.feature_strides[0]}, not {self.common_stride}")
+        check_activation(self, "activation_function")
+        self._check_training()
+        if not self.id2label or sorted(self.id2label) != list(range(len(self.id2label))):
+            raise ConfigError("id2label must name the classes 0, 1, 2, ... without a gap, and at least one")
+
+    def _check_training(self) -> None:
+        check_counts(self, ("train_num_points",))
+        check_booleans(self, ("use_auxiliary_loss",))
+        if self.output_auxiliary_logits is not None:
+            check_booleans(self, ("output_auxiliary_logits",))
+        if isinstance(self.ignore_value, bool) or not isinstance(self.ignore_value, int):
+            raise ConfigError(f"ignore_value must be a whole number, not {self.ignore_value!r}")
+        check_numbers(self, (*LOSS_WEIGHTS, "no_object_weight", "init_std", "init_xavier_std"))
+        check_numbers(self, ("oversample_ratio",), least=1)
+        check_numbers(self, ("importance_sample_ratio", "dropout"), most=1)
+        if not any(getattr(self, name) for name in LOSS_WEIGHTS):
+            raise ConfigError(f"{', '.join(LOSS_WEIGHTS)} must not all be 0: there would be no loss")
+        # The mean over an image without objects divides by it.
+        if self.no_object_weight == 0:
+            raise ConfigError("no_object_weight must be above 0")
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes, the "no object" class not counted."""
+        return len(self.id2label)
+
+    @classmethod
+    def from_dict(cls, json_dict: Mapping[str, Any]) -> Mask2FormerConfig:
+        """Read a Hugging Face config.json. Unknown keys are ignored, missing ones have transformers' defaults."""
+        model_type = json_dict.get("model_type")
+        if model_type != "mask2former":
+            raise ConfigError(f'model_type must be "mask2former", not {model_type!r}: this is another architecture')
+        legacy = {name: json_dict[old] for old, name in LEGACY_NAMES.items() if old in json_dict}
+        known = known_fields(cls, {**legacy, **json_dict})
+        known.pop("backbone_config", None)
+        return cls(**{**known, **_read_backbone(json_dict), "id2label": read_id2label(json_dict)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """A config.json that transformers can read; `from_dict` of it is this configuration."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        # Where transformers says float it refuses a whole number.
+        own |= {name: float(own[name]) for name in FLOATS}
+        return {
+            "architectures": ["Mask2FormerForUniversalSegmentation"],
+            "model_type": "mask2former",
+            **own,
+            "backbone_config": self.backbone_config.to_dict(),
+            "feature_strides": list(self.feature_strides),
+            "id2label": {str(class_id): name for class_id, name in self.id2label.items()},
+            "label2id": {name: class_id for class_id, name in self.id2label.items()},
+        }
+
+    @classmethod
+    def swin_tiny(
+        cls, num_labels: int = 133, id2label: dict[int, str] | None = None, num_queries: int = 100
+    ) -> Mask2FormerConfig:
+        """47.4 M parameters with 133 classes."""
+        return cls._published(SwinConfig(drop_path_rate=PAPER_DROP_PATH_RATE), num_labels, id2label, num_queries)
+
+    @classmethod
+    def swin_small(
+        cls, num_labels: int = 133, id2label: dict[int, str] | None = None, num_queries: int = 100
+    ) -> Mask2FormerConfig:
+        """68.8 M parameters with 133 classes."""
+        backbone = SwinConfig(depths=(2, 2, 18, 2), drop_path_rate=PAPER_DROP_PATH_RATE)
+        return cls._published(backbone, num_labels, id2label, num_queries)
+
+    @classmethod
+    def swin_base(
+        cls, num_labels: int = 133, id2label: dict[int, str] | None = None, num_queries: int = 100
+    ) -> Mask2FormerConfig:
+        """106.9 M parameters with 133 classes; the published ones were pre-trained at 384 pixels, hence window 12."""
+        backbone = SwinConfig(
+            embed_dim=128,
+            depths=(2, 2, 18, 2),
+            num_heads=(4, 8, 16, 32),
+            window_size=12,
+            drop_path_rate=PAPER_DROP_PATH_RATE,
+        )
+        return cls._published(backbone, num_labels, id2label, num_queries)
+
+    @classmethod
+    def swin_large(
+        cls, num_labels: int = 133, id2label: dict[int, str] | None = None, num_queries: int = 200
+    ) -> Mask2FormerConfig:
+        """215.5 M parameters with 133 classes; most published ones have 200 queries."""
+        backbone = SwinConfig(
+            embed_dim=192,
+            depths=(2, 2, 18, 2),
+            num_heads=(6, 12, 24, 48),
+            window_size=12,
+            drop_path_rate=PAPER_DROP_PATH_RATE,
+        )
+        return cls._published(backbone, num_labels, id2label, num_queries)
+
+    @classmethod
+    def resnet50(
+        cls, num_labels: int = 133, id2label: dict[int, str] | None = None, num_queries: int = 100
+    ) -> Mask2FormerConfig:
+        """44.0 M parameters with 133 classes, frozen batch norms included."""
+        return cls._published(ResNetConfig(), num_labels, id2label, num_queries)
+
+    @classmethod
+    def resnet101(
+        cls, num_labels: int = 133, id2label: dict[int, str] | None = None, num_queries: int = 100
+    ) -> Mask2FormerConfig:
+        """63.0 M parameters with 133 classes, frozen batch norms included."""
+        return cls._published(ResNetConfig(depths=(3, 4, 23, 3)), num_labels, id2label, num_queries)
+
+    @classmethod
+    def tiny(
+        cls, num_labels: int = 8, id2label: dict[int, str] | None = None, num_queries: int = 20, **others: Any
+    ) -> Mask2FormerConfig:
+        """Every kind of layer, also a shifted window, at 1.6 M parameters: for tests and demonstrations.
+
+        `others` are fields that do not change the architecture, such as `train_num_points`.
+        """
+        return cls(
+            backbone_config=SwinConfig(embed_dim=32, depths=(1, 2, 1, 1), num_heads=(2, 2, 4, 4), drop_path_rate=0.0),
+            feature_size=64,
+            mask_feature_size=64,
+            hidden_dim=64,
+            encoder_layers=2,
+            encoder_feedforward_dim=128,
+            decoder_layers=4,
+            num_attention_heads=4,
+            dim_feedforward=128,
+            num_queries=num_queries,
+            id2label=id2label or _numbered_labels(num_labels),
+            **others,
+        )
+
+    @classmethod
+    def _published(
+        cls, backbone: BackboneConfig, num_labels: int, id2label: dict[int, str] | None, num_queries: int
+    ) -> Mask2FormerConfig:
+        return cls(backbone_config=backbone, num_queries=num_queries, id2label=id2label or _numbered_labels(num_labels))
+
+
+def _read_backbone(json_dict: Mapping[str, Any]) -> dict[str, BackboneConfig]:
+    """The `backbone_config` entry as a keyword argument; empty where the file leaves it to the default."""
+    backbone = json_dict.get("backbone_config")
+    if backbone is None:
+        if json_dict.get("backbone") is not None:
+            raise ConfigError(f"backbone must be spelled out in backbone_config, not named {json_dict['backbone']!r}")
+        return {}
+    if not isinstance(backbone, Mapping):
+        raise ConfigError(f"backbone_config must be an object, not a {type(backbone).__name__}")
+    model_type = backbone.get("model_type")
+    if model_type not in BACKBONES:
+        raise ConfigError(f"backbone_config.model_type must be one of {', '.join(BACKBONES)}, not {model_type!r}")
+    return {"backbone_config": BACKBONES[model_type].from_dict(backbone)}

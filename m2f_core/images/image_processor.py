@@ -1,0 +1,313 @@
+"""From a decoded image to the network's input: resize, normalise, pad.
+
+Two ways of doing it, which give different sizes and so different masks:
+
+* `reference`: as Mask2Former's authors (detectron2). Sizes are rounded, the image is padded with zeros on the right and
+  at the bottom up to a multiple of the divisor, after normalisation.
+* `hf`: as transformers' `Mask2FormerImageProcessorPil`. Sizes are truncated and the image is then stretched up to a
+  multiple of the divisor; nothing is padded.
+
+Both resize the uint8 image with Pillow's filter and both normalise per channel. Their float32 results differ in the
+last bits, because one subtracts on the scale 0..255 and the other on 0..1. A uint8 pixel has only 256 values, so each
+mode's arithmetic is done once, in that mode's own order of operations, for a table of 3 x 256 answers, and images look
+their pixels up. That is bitwise equal to the original of either mode, on every device, and a pixel's value cannot
+depend on its batch.
+
+Legend: B batch, C = 3 channels (red, green, blue), V = 256 values of a uint8, h w resized pixels, H W padded pixels.
+Tuples `*_hw` are (height, width) in pixels.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from m2f_core.images.geometry import ImageGeometry
+from m2f_core.images.image_size import PAPER_EDGES, PAPER_SIZE, ImageSize
+from m2f_core.images.pixel_table import look_up
+from m2f_core.images.resize import RESAMPLES, resize_by_kernel, resize_by_torch
+
+MODES = ("reference", "hf")
+NETWORK_STRIDE = 32  # the coarsest feature map; padded sizes must be multiples of it
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_NOT_NORMALIZED = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # mean and deviation
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """How images are resized, normalised and padded. Holds plain numbers only, so it compares, pickles and prints.
+
+    `mean` and `std` are on the scale of `pixel * rescale_factor`, in the order red, green, blue. `resample` is one of
+    Pillow's filters by its number (2 is bilinear). `size_source` says who asked for `size`.
+    """
+
+    mode: str
+    size: ImageSize = PAPER_SIZE
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    rescale_factor: float = 1 / 255
+    resample: int = int(Image.Resampling.BILINEAR)
+    size_divisor: int = NETWORK_STRIDE
+    size_source: Literal["default", "file", "argument"] = "default"
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"image processor mode {self.mode!r} is neither 'reference' nor 'hf'")
+
+    @classmethod
+    def from_preprocessor_config(
+        cls, config: Mapping[str, Any] | None, mode: str, image_size: ImageSize | None = None
+    ) -> "ImageProcessor":
+        """Read the content of a `preprocessor_config.json`; None means the paper's setting.
+
+        `image_size` replaces the file's size. `do_normalize: false` and `do_rescale: false` are honoured.
+        `pad_size`, and `do_resize: false` without `image_size`, are refused, since every image must get a size. Keys
+        that do not change an image's pixels are ignored. Every ValueError names the field it is about.
+        """
+        if config is None:
+            return cls(mode, image_size or PAPER_SIZE, size_source="argument" if image_size else "default")
+        if config.get("do_resize") is False and image_size is None:
+            raise _field_error("do_resize", False, "the network needs resized images; give an image size")
+        if config.get("pad_size") is not None:
+            raise _field_error("pad_size", config["pad_size"], "padding to a fixed size is not supported; remove it")
+        file_size = None if image_size else _file_size(config)
+        normalizes = config.get("do_normalize") is not False
+        rescales = config.get("do_rescale") is not False
+        return cls(
+            mode=mode,
+            size=image_size or file_size or PAPER_SIZE,
+            mean=_three_numbers(config, "image_mean", IMAGENET_MEAN) if normalizes else _NOT_NORMALIZED[0],
+            std=_three_numbers(config, "image_std", IMAGENET_STD, positive=True) if normalizes else _NOT_NORMALIZED[1],
+            rescale_factor=_rescale_factor(config) if rescales else 1.0,
+            resample=_resample(config),
+            size_divisor=_size_divisor(config),
+            size_source="argument" if image_size else "file" if file_size else "default",
+        )
+
+    def to_preprocessor_config(self) -> dict[str, Any]:
+        """A `preprocessor_config.json` that transformers can read; `from_preprocessor_config` of it gives this back."""
+        if self.size.edges is not None:
+            size = {"shortest_edge": self.size.edges[0], "longest_edge": self.size.edges[1]}
+        else:
+            assert self.size.fixed_hw is not None
+            size = {"height": self.size.fixed_hw[0], "width": self.size.fixed_hw[1]}
+        return {
+            "image_processor_type": "Mask2FormerImageProcessor",
+            "do_resize": True,
+            "size": size,
+            "size_divisor": self.size_divisor,
+            "resample": self.resample,
+            "do_rescale": True,
+            "rescale_factor": self.rescale_factor,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "ignore_index": 255,
+            "do_reduce_labels": False,
+        }
+
+    def warnings(self) -> list[str]:
+        """What a user should be told before images are processed in this way, one sentence each."""
+        warnings = []
+        if self.size_source == "file" and self.size.fixed_hw:
+            warnings.append(
+                f"preprocessor_config.json asks for a fixed size of {self.size}, as the published Hugging Face files "
+                "do: it distorts images and is not the size the models were evaluated at "
+                f"({PAPER_SIZE} = shortest:longest edge for COCO); give an image size to override it"
+            )
+        if self.rescale_factor == 1.0 or (self.mean, self.std) == _NOT_NORMALIZED:
+            warnings.append(
+                "preprocessor_config.json leaves pixels as they are (do_rescale or do_normalize is off, or mean and "
+                "deviation are 0 and 1): right only for a model that was trained with such pixels, as none of the "
+                "published ones was"
+            )
+        return warnings
+
+    def geometry(self, height: int, width: int) -> ImageGeometry:
+        """The sizes an image of `height` x `width` pixels has after resizing and after padding."""
+        assert height > 0 and width > 0
+        if self.size.edges is None:
+            assert self.size.fixed_hw is not None
+            resized_hw = self.size.fixed_hw
+        else:
+            scale_edges = _rounded_edges if self.mode == "reference" else _truncated_edges
+            resized_hw = scale_edges(height, width, *self.size.edges)
+        padded_hw = (_round_up(resized_hw[0], self.size_divisor), _round_up(resized_hw[1], self.size_divisor))
+        if self.mode == "hf":
+            resized_hw = padded_hw  # stretched instead of padded
+        return ImageGeometry((height, width), resized_hw, padded_hw)
+
+    def resize(self, image: Image.Image, resized_hw: tuple[int, int] | None = None) -> np.ndarray:
+        """Resize an RGB image; returns uint8 [h, w, 3] of `resized_hw`, by default that of its own `geometry`.
+
+        What Pillow's own `resize` gives, to the last bit.
+        """
+        if image.mode != "RGB":
+            raise ValueError(f"the image has mode {image.mode}, not RGB")
+        height, width = resized_hw or self.geometry(image.height, image.width).resized_hw
+        if self.resample in RESAMPLES:
+            return resize_by_kernel(np.array(image), (height, width), self.resample)
+        return np.array(image.resize((width, height), Image.Resampling(self.resample)))
+
+    @property
+    def resizes_anywhere(self) -> bool:
+        """Whether `resize_on` knows the filter; Pillow has more of them."""
+        return self.resample in RESAMPLES
+
+    def resize_on(self, device: torch.device, image_hw3: torch.Tensor, resized_hw: tuple[int, int]) -> torch.Tensor:
+        """As `resize`, of a uint8 image [h, w, 3] and on a device; one that has its size already stays as it is."""
+        if image_hw3.shape[:2] == resized_hw:
+            return image_hw3
+        return resize_by_torch(image_hw3.to(device, non_blocking=True), resized_hw, self.resample)
+
+    def to_batch(
+        self,
+        images_hw3: Sequence[np.ndarray | torch.Tensor],
+        padded_hw: tuple[int, int],
+        device: torch.device | str = "cpu",
+    ) -> torch.Tensor:
+        """Normalise uint8 images [h, w, 3] of one padded size; returns float32 [B, 3, H, W] on `device`.
+
+        Resized sizes may differ. What an image becomes is bitwise independent of the others, and of the device. The
+        padding is 0 after normalisation, which is the mean colour and not black.
+        """
+        assert images_hw3
+        tensors_hw3 = [torch.as_tensor(image_hw3) for image_hw3 in images_hw3]
+        for image_hw3 in tensors_hw3:
+            assert image_hw3.dtype == torch.uint8 and image_hw3.ndim == 3 and image_hw3.shape[2] == 3
+            assert image_hw3.shape[0] <= padded_hw[0] and image_hw3.shape[1] <= padded_hw[1]
+        return look_up(tensors_hw3, torch.from_numpy(self._normalized_values()).to(device), padded_hw)
+
+    def warm_up(self) -> None:
+        """Compile what the methods above compile on their first call, before images wait for it."""
+        self.to_batch([self.resize(Image.new("RGB", (4, 4)))], self.geometry(4, 4).padded_hw)
+
+    def _normalized_values(self) -> np.ndarray:
+        """float32 [3, 256]: the normalised value of each uint8, computed in the mode's own order of operations."""
+        mean_C1 = np.array(self.mean)[:, None]
+        std_C1 = np.array(self.std)[:, None]
+        values_V = np.arange(256, dtype=np.float64)
+        if self.mode == "reference":
+            # detectron2 subtracts and divides in float32 on the scale of the pixels (123.675 = 0.485 * 255, ...)
+            values_V = values_V.astype(np.float32)
+            mean_C1, std_C1 = mean_C1 / self.rescale_factor, std_C1 / self.rescale_factor
+        else:
+            # transformers rescales in float64, rounds to float32, then subtracts and divides in float32
+            values_V = (values_V * self.rescale_factor).astype(np.float32)
+        return (values_V - mean_C1.astype(np.float32)) / std_C1.astype(np.float32)
+
+
+def _rounded_edges(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
+    """detectron2's `ResizeShortestEdge`, same order of float operations; at least 1 pixel each, where it gives 0."""
+    scale = shortest / min(height, width)
+    if height < width:
+        new_height, new_width = float(shortest), scale * width
+    else:
+        new_height, new_width = scale * height, float(shortest)
+    if max(new_height, new_width) > longest:
+        scale = longest / max(new_height, new_width)
+        new_height, new_width = new_height * scale, new_width * scale
+    return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
+
+
+def _truncated_edges(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
+    """transformers' `get_size_with_aspect_ratio`; at least 1 pixel each, where it gives 0 and fails."""
+    short, long = min(height, width), max(height, width)
+    exact_short: float = shortest
+    if long / short * shortest > longest:
+        exact_short = longest * short / long
+    new_short = round(exact_short)
+    # An edge that fits already leaves the image as it is, even if the other exceeds `longest` by a pixel or more.
+    new_long = long if new_short == short else int(exact_short * long / short)
+    new_short, new_long = max(1, new_short), max(1, new_long)
+    return (new_long, new_short) if width < height else (new_short, new_long)
+
+
+def _round_up(length: int, divisor: int) -> int:
+    return -(-length // divisor) * divisor
+
+
+def _field_error(field: str, value: object, reason: str) -> ValueError:
+    return ValueError(f"preprocessor_config.json: {field} = {value!r}: {reason}")
+
+
+def _is_pixels(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _file_size(config: Mapping[str, Any]) -> ImageSize | None:
+    """The file's size. A missing longest edge is 1333, as in the transformers versions that wrote such files."""
+    size = config.get("size")
+    max_size = config.get("max_size")
+    longest_edge = PAPER_EDGES[1] if max_size is None else max_size
+    if size is None and max_size is None:
+        return None
+    if size is None:
+        size = {"shortest_edge": PAPER_EDGES[0]}
+    elif isinstance(size, int):
+        size = {"shortest_edge": size}
+    elif isinstance(size, (list, tuple)) and len(size) == 2:
+        size = {"height": size[0], "width": size[1]}
+    if isinstance(size, Mapping):
+        edges: tuple[Any, Any] = (size.get("shortest_edge"), size.get("longest_edge") or longest_edge)
+        fixed_hw: tuple[Any, Any] = (size.get("height"), size.get("width"))
+        try:
+            if all(map(_is_pixels, edges)):
+                return ImageSize(edges=edges)
+            if all(map(_is_pixels, fixed_hw)):
+                return ImageSize(fixed_hw=fixed_hw)
+        except ValueError as error:
+            raise _field_error("size", size, str(error)) from None
+    expected = '{"shortest_edge": 800, "longest_edge": 1333} or {"height": 384, "width": 384}'
+    raise _field_error("size", config.get("size"), f"expected the form {expected}")
+
+
+def _three_numbers(
+    config: Mapping[str, Any], field: str, default: tuple[float, float, float], *, positive: bool = False
+) -> tuple[float, float, float]:
+    value = config.get(field)
+    if value is None:
+        return default
+    numbers = [value] * 3 if _is_number(value) else value
+    if not isinstance(numbers, (list, tuple)) or len(numbers) != 3 or not all(map(_is_number, numbers)):
+        raise _field_error(field, value, "expected three finite numbers")
+    if positive and min(numbers) <= 0:
+        raise _field_error(field, value, "must be positive")
+    return (float(numbers[0]), float(numbers[1]), float(numbers[2]))
+
+
+def _rescale_factor(config: Mapping[str, Any]) -> float:
+    value = config.get("rescale_factor")
+    if value is None:
+        return 1 / 255
+    if not _is_number(value) or value <= 0:
+        raise _field_error("rescale_factor", value, "expected a positive number")
+    return float(value)
+
+
+def _resample(config: Mapping[str, Any]) -> int:
+    value = config.get("resample")
+    if value is None:
+        return int(Image.Resampling.BILINEAR)
+    if isinstance(value, bool) or value not in list(Image.Resampling):
+        known = ", ".join(f"{filter_.value} {filter_.name.lower()}" for filter_ in sorted(Image.Resampling))
+        raise _field_error("resample", value, f"not one of Pillow's filters ({known})")
+    return int(value)
+
+
+def _size_divisor(config: Mapping[str, Any]) -> int:
+    value = config.get("size_divisor")
+    if value is None:
+        return NETWORK_STRIDE
+    if not _is_pixels(value) or value % NETWORK_STRIDE:
+        raise _field_error("size_divisor", value, f"the network needs a multiple of {NETWORK_STRIDE}")
+    return int(value)

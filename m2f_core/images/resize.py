@@ -1,0 +1,204 @@
+"""Pillow's resize of a uint8 image, to the last bit, where Pillow is too slow or cannot go: fused loops, and a device.
+
+Pillow (`Resample.c`) filters along the rows and then along the columns, each output pixel a weighted sum of the input
+pixels below an antialiasing filter. Weights are rounded to 22 binary digits, sums are whole numbers, and what lies
+between the two passes is rounded to uint8: nothing of it depends on an order of floating-point operations, so it can be
+had exactly on any device, and a result does not say where it was computed.
+
+Which pass is the first one changes last bits, and Pillow 13 changed it: where an image loses more than twice as many
+rows as columns, the columns are filtered first (pull request 9549). Here it is as in the Pillow that is installed, so
+that this is always what `Image.resize` gives.
+
+Legend: h w image as decoded, H W resized, n outputs along an axis, T taps: input pixels that an output pixel reads.
+"""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from m2f_core.jit import compiled
+
+_PRECISION_BITS = 32 - 8 - 2  # of a weight: a sum of 8-bit pixels must fit into 32 bits, and filters may overshoot
+_HALF = np.int32(1 << (_PRECISION_BITS - 1))
+
+
+_COLUMNS_MAY_BE_FIRST = int(PIL.__version__.split(".")[0]) >= 13
+
+
+def _triangle(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.maximum(1.0 - np.abs(x), 0.0)
+
+
+def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    a, x = -0.5, np.abs(x)
+    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+# Filter and how far it reaches, in pixels of the coarser of the two images
+_FILTERS: dict[int, tuple[Callable[[NDArray[np.float64]], NDArray[np.float64]], float]] = {
+    int(Image.Resampling.BILINEAR): (_triangle, 1.0),
+    int(Image.Resampling.BICUBIC): (_cubic, 2.0),
+}
+RESAMPLES = frozenset(_FILTERS)  # the filters of Pillow that are known here, by their numbers
+
+
+class Taps(NamedTuple):
+    """Output pixel i along an axis is the sum over t of `weights[i, t] * pixels[first[i] + t]`, over 2^22."""
+
+    first: NDArray[np.int64]  # [n]; first + T never passes the end
+    weights: NDArray[np.int32]  # [n, T]
+
+
+@lru_cache(maxsize=256)  # 20 to 80 KB each; a bucket has few sizes
+def pillow_taps(num_in: int, num_out: int, resample: int) -> Taps:
+    """The taps along one axis (Pillow's `precompute_coeffs` and `normalize_coeffs_8bpc`)."""
+    weigh, reach = _FILTERS[resample]
+    scale = num_in / num_out
+    filter_scale = max(scale, 1.0)
+    support = reach * filter_scale
+    centre_n = (np.arange(num_out) + 0.5) * scale
+    first_n = np.maximum((centre_n - support + 0.5).astype(np.int64), 0)
+    stop_n = np.minimum((centre_n + support + 0.5).astype(np.int64), num_in)
+    num_taps = min(num_in, math.ceil(support) * 2 + 1)
+    place_nT = first_n[:, None] + np.arange(num_taps)
+    weight_nT = weigh((place_nT - centre_n[:, None] + 0.5) * (1.0 / filter_scale))
+    weight_nT[place_nT >= stop_n[:, None]] = 0.0
+    total_n = np.zeros(num_out)
+    for t in range(num_taps):  # one after the other, as Pillow adds them up
+        total_n += weight_nT[:, t]
+    weight_nT = np.divide(weight_nT, total_n[:, None], out=weight_nT, where=total_n[:, None] != 0.0)
+    # Halves away from zero; the conversion cuts off
+    whole_nT = (weight_nT * (1 << _PRECISION_BITS) + np.copysign(0.5, weight_nT)).astype(np.int32)
+    return _within(first_n, whole_nT, num_in)
+
+
+def _within(first_n: NDArray[np.int64], weights_nT: NDArray[np.int32], num_in: int) -> Taps:
+    """The same sums with as few taps as they need, and none beyond the last pixel."""
+    used = np.flatnonzero(weights_nT.any(axis=0))
+    weights_nT = weights_nT[:, : used[-1] + 1]
+    num_taps = weights_nT.shape[1]
+    beyond_n = np.maximum(first_n + num_taps - num_in, 0)  # so far the windows of the last outputs move to the front
+    place_nT = np.arange(num_taps) - beyond_n[:, None]
+    moved_nT = np.where(place_nT >= 0, np.take_along_axis(weights_nT, np.maximum(place_nT, 0), axis=1), 0)
+    return Taps(first_n - beyond_n, np.ascontiguousarray(moved_nT, dtype=np.int32))
+
+
+def _columns_first(image_hw: tuple[int, int], size_hw: tuple[int, int]) -> bool:
+    lost_rows, lost_columns = image_hw[0] - size_hw[0], image_hw[1] - size_hw[1]
+    return _COLUMNS_MAY_BE_FIRST and lost_rows > 0 and lost_rows > 2 * lost_columns
+
+
+# ---------------------------------------------------------------------------------------------------------- on a CPU
+
+
+def resize_by_kernel(
+    image_hw3: NDArray[np.uint8],
+    size_hw: tuple[int, int],
+    resample: int,
+    window: tuple[slice, slice] = (slice(None), slice(None)),
+) -> NDArray[np.uint8]:
+    """`Image.resize` of an RGB image as an array: uint8 [H, W, 3], a view of the input where it has that size already.
+
+    `window`: of the resized image, only these rows and columns; what they do not need is not computed.
+    """
+    order = ((0, _along_columns), (1, _along_rows))
+    if not _columns_first(image_hw3.shape[:2], size_hw):
+        order = order[::-1]
+    passes = []
+    for axis, along in order:
+        num_in, wanted = image_hw3.shape[axis], window[axis]
+        if size_hw[axis] == num_in:
+            read = wanted
+        else:
+            read, taps = _windowed(pillow_taps(num_in, size_hw[axis], resample), wanted)
+            passes.append((along, taps))
+        image_hw3 = image_hw3[read] if axis == 0 else image_hw3[:, read]
+    for along, taps in passes:
+        image_hw3 = along(np.ascontiguousarray(image_hw3), *taps)
+    return image_hw3
+
+
+def _windowed(taps: Taps, wanted: slice) -> tuple[slice, Taps]:
+    """Which input pixels the wanted outputs read, and their taps in these."""
+    first, weights = taps.first[wanted], taps.weights[wanted]
+    start = int(first[0])
+    return slice(start, int(first[-1]) + weights.shape[1]), Taps(first - start, weights)
+
+
+@compiled
+def _along_rows(image, first, weights):  # type: ignore[no-untyped-def]
+    height = image.shape[0]
+    num_out, num_taps = weights.shape
+    out = np.empty((height, num_out, 3), np.uint8)
+    for y in range(height):
+        row, out_row = image[y], out[y]
+        if num_taps == 2:  # when an image is enlarged; so written out it takes two thirds of the time
+            for x in range(num_out):
+                at, weight, weight_after = first[x], weights[x, 0], weights[x, 1]
+                for channel in range(3):
+                    total = np.int32(_HALF + weight * row[at, channel] + weight_after * row[at + 1, channel])
+                    out_row[x, channel] = min(max(total >> _PRECISION_BITS, 0), 255)
+            continue
+        for x in range(num_out):
+            red = green = blue = np.int64(_HALF)
+            for t in range(num_taps):
+                weight, at = weights[x, t], first[x] + t
+                red += weight * row[at, 0]
+                green += weight * row[at, 1]
+                blue += weight * row[at, 2]
+            out_row[x, 0] = min(max(red >> _PRECISION_BITS, 0), 255)
+            out_row[x, 1] = min(max(green >> _PRECISION_BITS, 0), 255)
+            out_row[x, 2] = min(max(blue >> _PRECISION_BITS, 0), 255)
+    return out
+
+
+@compiled
+def _along_columns(image, first, weights):  # type: ignore[no-untyped-def]
+    height, width, _ = image.shape
+    num_out, num_taps = weights.shape
+    rows = image.reshape(height, 3 * width)
+    out = np.empty((num_out, 3 * width), np.uint8)
+    sums = np.empty(3 * width, np.int32)
+    for y in range(num_out):
+        sums[:] = _HALF
+        for t in range(num_taps):
+            weight, row = weights[y, t], rows[first[y] + t]
+            for x in range(sums.size):
+                sums[x] += weight * row[x]
+        out_row = out[y]
+        for x in range(sums.size):
+            out_row[x] = min(max(sums[x] >> _PRECISION_BITS, 0), 255)
+    return out.reshape(num_out, width, 3)
+
+
+# ------------------------------------------------------------------------------------------------------ on any device
+
+
+def resize_by_torch(image_hw3: torch.Tensor, size_hw: tuple[int, int], resample: int) -> torch.Tensor:
+    """As `resize_by_kernel`, in PyTorch's operations on the device of the image."""
+    axes = (0, 1) if _columns_first((image_hw3.shape[0], image_hw3.shape[1]), size_hw) else (1, 0)
+    for axis in axes:
+        if size_hw[axis] != image_hw3.shape[axis]:
+            image_hw3 = _along(axis, image_hw3, pillow_taps(image_hw3.shape[axis], size_hw[axis], resample))
+    return image_hw3
+
+
+def _along(axis: int, image_hw3: torch.Tensor, taps: Taps) -> torch.Tensor:
+    first_n = torch.from_numpy(taps.first).to(image_hw3.device)
+    weights_nT = torch.from_numpy(taps.weights).to(image_hw3.device)
+    one_for_each_n = (-1, 1, 1) if axis == 0 else (1, -1, 1)
+    sums: torch.Tensor | int = int(_HALF)
+    for t in range(weights_nT.shape[1]):
+        pixels = image_hw3.index_select(axis, first_n + t).int()
+        sums = pixels.mul_(weights_nT[:, t].view(one_for_each_n)).add_(sums)
+    assert isinstance(sums, torch.Tensor)
+    return sums.bitwise_right_shift_(_PRECISION_BITS).clamp_(0, 255).byte()

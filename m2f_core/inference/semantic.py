@@ -1,0 +1,210 @@
+"""From the decoder outputs of one image to one class for each pixel, in the frame of the original image.
+
+The score of a class at a pixel is the sum over queries of class score x mask probability; the highest wins, of equals
+the lowest class. What is resized to the original size, and when, makes three variants:
+
+- mode "reference", resize "masks": mask logits are resized, then scores are taken. So the original Mask2Former does
+  with its panoptic and instance checkpoints (all with PANOPTIC_ON or INSTANCE_ON in their configuration).
+- mode "reference", resize "scores": scores are taken at the padded size, the padding is cut off, and scores are
+  resized. So the original does with its semantic checkpoints (ADE20K, Cityscapes, Mapillary Vistas).
+- mode "hf": as transformers does, pixel for pixel: scores are taken at 384 x 384 and resized, padding and all.
+
+No variant holds the scores of all classes at the original size.
+
+Legend: Q queries; C classes; h, w mask logits; H, W original image; n rows of a strip; m rows of the resized image that
+a strip depends on, u, v its height and width. Suffix 1 is "plus the no-object class". `_WH` is column-major.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from m2f_core.images.geometry import ImageGeometry
+from m2f_core.inference.decoder_outputs import HF_GRID_HW, bilinear, class_scores, finite_masks
+from m2f_core.inference.panoptic import SegmentInfo
+from m2f_core.inference.resize_taps import Taps, axis_taps
+from m2f_core.inference.semantic_kernel import ClassMap, find_classes
+from m2f_core.masks.run_map import RunMap
+
+SemanticMode = Literal["reference", "hf"]
+SemanticResize = Literal["masks", "scores"]
+
+_STRIP_FLOATS = 2**23  # of scores and probabilities in one strip of the plain way: 32 MiB
+
+
+@dataclass(frozen=True)
+class SemanticSettings:
+    """Which way to decide; `SemanticSettings.defaults` has the usual one of each mode."""
+
+    mode: SemanticMode
+    resize: SemanticResize  # what is resized to the original size
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("reference", "hf"):
+            raise ValueError(f"mode must be 'reference' or 'hf', got {self.mode!r}")
+        if self.resize not in ("masks", "scores"):
+            raise ValueError(f"resize must be 'masks' or 'scores', got {self.resize!r}")
+        if self.mode == "hf" and self.resize == "masks":
+            raise ValueError("resize 'masks' is not possible in hf mode: transformers resizes scores")
+
+    @classmethod
+    def defaults(cls, mode: SemanticMode, resize: SemanticResize = "masks") -> "SemanticSettings":
+        """Masks are resized, as the original's panoptic checkpoints have it; in hf mode scores, whatever is asked."""
+        return cls(mode, "scores" if mode == "hf" else resize)
+
+
+@dataclass(frozen=True, eq=False)
+class SemanticResult:
+    """The classes of one image.
+
+    The map holds 1 + class id; 0 does not occur and stays free for void. There is one row for each class in the map,
+    by ascending class id; its segment id is the number in the map. Its score is the mean over its pixels of the class's
+    score there, where more than 1 (several queries of one class on one pixel) counts as 1. It is right to 1e-5.
+    """
+
+    label_map: RunMap
+    infos: tuple[SegmentInfo, ...]
+
+    @property
+    def label_map_HW(self) -> NDArray[np.unsignedinteger]:  # noqa: N802
+        """The map as an array, column-major in memory: uint8, or uint16 for more than 255 classes."""
+        return self.label_map.array
+
+
+def semantic_segments(
+    pred_logits_QC1: torch.Tensor, pred_masks_Qhw: torch.Tensor, geometry: ImageGeometry, settings: SemanticSettings
+) -> SemanticResult:
+    """Semantic segmentation of one image from its decoder outputs, on the device where these are.
+
+    ValueError if the outputs disagree or are not finite.
+    """
+    scores_QC = class_scores(pred_logits_QC1, pred_masks_Qhw)
+    masks_Qhw = finite_masks(pred_masks_Qhw)
+    if settings.mode == "hf":
+        found = find_classes_hf(masks_Qhw, scores_QC, geometry)
+    elif masks_Qhw.device.type == "cpu":
+        scores = np.ascontiguousarray(scores_QC.numpy())
+        found = find_classes(masks_Qhw.numpy(), scores, geometry, settings.resize == "scores")
+    else:
+        found = find_classes_torch(masks_Qhw, scores_QC, geometry, settings.resize == "scores")
+    infos = tuple(
+        SegmentInfo(int(c) + 1, int(c), float(found.score_sums_C[c] / found.areas_C[c]))
+        for c in np.flatnonzero(found.areas_C)
+    )
+    return SemanticResult(found.labels, infos)
+
+
+def warm_up(settings: SemanticSettings) -> None:
+    """Compile what `semantic_segments` compiles on its first call, before images wait for it."""
+    geometry = ImageGeometry(original_hw=(8, 8), resized_hw=(32, 32), padded_hw=(32, 32))
+    semantic_segments(torch.tensor([[9.0, -9.0]]), torch.ones(1, 8, 8), geometry, settings)
+
+
+def to_hf(result: SemanticResult) -> torch.Tensor:
+    """The result in the form that transformers' `post_process_semantic_segmentation` returns: class ids, int64."""
+    return torch.from_numpy(result.label_map_HW.astype(np.int64, order="C")) - 1
+
+
+# ------------------------------------------------------------------------------------------------ reference, any device
+
+
+def find_classes_torch(
+    masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, geometry: ImageGeometry, resize_scores: bool
+) -> ClassMap:
+    """The best class of each pixel, on any device, in strips of rows: masks resized, scores taken, scores resized.
+
+    This is the plain statement of what `semantic_kernel.find_classes` computes faster on the CPU.
+    """
+    (num_queries, h, w), num_classes = masks_Qhw.shape, scores_QC.shape[1]
+    first_rows, last_rows = _two_steps(h, 0, geometry, resize_scores)
+    first_cols, last_cols = _two_steps(w, 1, geometry, resize_scores)
+    height, width = geometry.original_hw
+    # Every strip row needs so many rows of scores, or, where the image was enlarged for the network, a few more.
+    widest = max(width, geometry.resized_hw[1]) * -(-len(first_rows.indices) // height)
+    num_rows = max(1, _STRIP_FLOATS // ((num_queries + num_classes) * widest))
+    best_HW = masks_Qhw.new_empty(geometry.original_hw)
+    labels_HW = best_HW.new_empty(geometry.original_hw, dtype=_label_type(num_classes))
+    for y0 in range(0, height, num_rows):
+        y1 = min(y0 + num_rows, height)
+        last = Taps(last_rows.indices[y0:y1], last_rows.weights[y0:y1])
+        r0, r1 = last.indices.min(), last.indices.max() + 1
+        first = Taps(first_rows.indices[r0:r1], first_rows.weights[r0:r1])
+        probs_Qmv = _resize(_resize(masks_Qhw, first, 1), first_cols, 2).sigmoid_()
+        scores_Cmv = torch.einsum("qc,qmv->cmv", scores_QC, probs_Qmv)
+        scores_CnW = _resize(_resize(scores_Cmv, Taps(last.indices - r0, last.weights), 1), last_cols, 2)
+        best_HW[y0:y1], classes_nW = scores_CnW.max(0)  # of equals the first
+        labels_HW[y0:y1] = classes_nW + 1
+    return _class_map(labels_HW, best_HW, num_classes)
+
+
+def _two_steps(num_low: int, axis: int, geometry: ImageGeometry, resize_scores: bool) -> tuple[Taps, Taps]:
+    """Taps of the resizings before and after scores are taken, of which one has all the work, or each its part."""
+    padded, resized, original = geometry.padded_hw[axis], geometry.resized_hw[axis], geometry.original_hw[axis]
+    between = resized if resize_scores else original
+    # A resizing from a size to itself changes nothing.
+    return axis_taps(num_low, padded, resized, between), axis_taps(between, between, between, original)
+
+
+def _resize(planes_Cnm: torch.Tensor, taps: Taps, axis: int) -> torch.Tensor:
+    """The weighted sums of the taps along one axis (1 or 2)."""
+    shape = (1, -1, 1) if axis == 1 else (1, 1, -1)
+    total: torch.Tensor | None = None
+    for indices, weights in zip(taps.indices.T.copy(), taps.weights.T.copy(), strict=True):
+        if not weights.any():
+            continue
+        indices_n, weights_n = (torch.from_numpy(a).to(planes_Cnm.device) for a in (indices, weights))
+        part = planes_Cnm.index_select(axis, indices_n).mul_(weights_n.view(shape))
+        total = part if total is None else total.add_(part)
+    assert total is not None, "weights add up to 1"
+    return total
+
+
+# ------------------------------------------------------------------------------------------------------------------ hf
+
+
+def find_classes_hf(masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, geometry: ImageGeometry) -> ClassMap:
+    """The best class of each pixel as transformers finds it, but with the scores of one class at a time enlarged."""
+    num_classes = scores_QC.shape[1]
+    probs = bilinear(masks_Qhw[None], HF_GRID_HW).sigmoid_()
+    # In transformers' words, batch of one and all, because another product might add up in another order.
+    scores = torch.einsum("bqc, bqhw -> bchw", scores_QC[None], probs)
+    del probs
+    best_HW = masks_Qhw.new_full(geometry.original_hw, -1.0)
+    labels_HW = best_HW.new_zeros(geometry.original_hw, dtype=_label_type(num_classes))
+    for c in _possible_classes(scores[0]):
+        scores_HW = bilinear(scores[:, c : c + 1], geometry.original_hw)[0, 0]
+        better_HW = scores_HW > best_HW  # strictly: of equals the first class wins, as with argmax
+        torch.maximum(best_HW, scores_HW, out=best_HW)
+        # A later class has a higher number, so the maximum replaces; torch.where takes ten times as long on a CPU.
+        torch.maximum(labels_HW, better_HW.to(labels_HW.dtype) * (c + 1), out=labels_HW)
+    return _class_map(labels_HW, best_HW, num_classes)
+
+
+def _possible_classes(scores_Chw: torch.Tensor) -> list[int]:
+    """Classes that may be the best at some pixel, once the scores are enlarged.
+
+    Of the four scores that a pixel is made of, one has a weight of at least 1/4. So the class that is the best there
+    has at least a quarter of that score at the pixel, and a class that has less everywhere is not the best anywhere.
+    """
+    least = scores_Chw.amax(0).min() * 0.2499  # less than 1/4, for rounding
+    return (scores_Chw.amax((1, 2)) >= least).nonzero()[:, 0].tolist()
+
+
+# ------------------------------------------------------------------------------------------------------------ both
+
+
+def _label_type(num_classes: int) -> torch.dtype:
+    return torch.uint8 if num_classes < 256 else torch.int32
+
+
+def _class_map(labels_HW: torch.Tensor, best_HW: torch.Tensor, num_classes: int) -> ClassMap:
+    """Areas and score sums of the labels (1 + class)."""
+    labels = labels_HW.flatten()
+    areas = labels.bincount(minlength=num_classes + 1)[1:]
+    sums = labels.bincount(weights=best_HW.clamp_(max=1).flatten().double(), minlength=num_classes + 1)[1:]
+    return ClassMap(
+        RunMap.from_transposed(labels_HW.T.contiguous(), num_classes), areas.cpu().numpy(), sums.cpu().numpy()
+    )

@@ -1,0 +1,207 @@
+"""Mask2Former: the page that spells the flow, and the builder that spells every number.
+
+Legend: B batch, Q query, K classes, H W pixels of the normalised (and padded) image, h w cells at stride 4:
+h = ceil(H / 4), w = ceil(W / 4).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m2f_core.config.backbones import BackboneConfig, ResNetConfig
+from m2f_core.config.mask2former import Mask2FormerConfig
+from m2f_core.losses.loss import Criterion
+from m2f_core.losses.matcher import LossWeights
+from m2f_core.losses.points import Rand
+from m2f_core.model.pixel_decoder import PixelDecoder
+from m2f_core.model.resnet import ResNet
+from m2f_core.model.swin import SwinTransformer
+from m2f_core.model.transformer_decoder import QueryPrediction, TransformerDecoder
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+
+
+@dataclass
+class Mask2FormerOutput:
+    """What the model says, under transformers' names. Logits and losses are float32, also under autocast.
+
+    class_queries_logits: [B, Q, K+1], the last one for "no object".
+    masks_queries_logits: [B, Q, h, w] over the padded image; a cell is on where its logit is at least 0.
+    loss: the sum of `losses`; both where there are labels. See `m2f_core.losses.loss.Criterion`.
+    auxiliary_logits: what the decoder predicted before, from first to last: a dict with the two names above for each.
+
+    Hidden states, where asked for (in transformers the last ones are always there):
+    encoder_hidden_states: the backbone's four maps, highest resolution first, [B, C, h, w] each at its stride.
+    pixel_decoder_hidden_states: the refined maps, strides 32, 16 and 8; pixel_decoder_last_hidden_state: the mask
+    features, [B, C, h, w].
+    transformer_decoder_hidden_states: the queries before the first layer and after each, not normalised, [Q, B, D];
+    transformer_decoder_last_hidden_state: the last of them, as [B, Q, D].
+    """
+
+    class_queries_logits: Tensor
+    masks_queries_logits: Tensor
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    auxiliary_logits: list[dict[str, Tensor]] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    pixel_decoder_last_hidden_state: Tensor | None = None
+    transformer_decoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    pixel_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    transformer_decoder_hidden_states: tuple[Tensor, ...] | None = None
+
+
+# So that torch.export can take the model apart and put its output together again, also after a round through a file.
+torch.export.register_dataclass(Mask2FormerOutput, serialized_type_name="m2f_core.model.Mask2FormerOutput")
+
+
+class Mask2Former(nn.Module):
+    """Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation" (2022).
+
+    The parts are handed in, `build_model` makes them. `config` says what they were made from; of it, forward reads only
+    which predictions are wanted.
+    """
+
+    def __init__(
+        self,
+        config: Mask2FormerConfig,
+        backbone: nn.Module,
+        pixel_decoder: nn.Module,
+        transformer_decoder: nn.Module,
+        class_predictor: nn.Module,
+        criterion: Criterion,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.pixel_decoder = pixel_decoder
+        self.transformer_decoder = transformer_decoder
+        self.class_predictor = class_predictor
+        self.criterion = criterion
+
+    def forward(
+        self,
+        pixel_values_B3HW: Tensor,
+        mask_labels: Sequence[Tensor] | None = None,
+        class_labels: Sequence[Tensor] | None = None,
+        output_hidden_states: bool = False,
+        output_auxiliary_logits: bool | None = None,
+    ) -> Mask2FormerOutput:
+        """pixel_values_B3HW: RGB, normalised, float32, padded at the right and bottom; any height and width.
+
+        Padding is not masked inside of the network: the same image padded to another size gives another answer.
+
+        With `mask_labels` (bool [N, H, W] for each image) and `class_labels` (int64 [N]) there is a loss: of every
+        prediction of the decoder, or of the last one where the configuration says `use_auxiliary_loss` = false.
+        `output_auxiliary_logits` is the configuration's where it is None.
+        """
+        if (mask_labels is None) != (class_labels is None):
+            raise ValueError("mask_labels and class_labels are given together or not at all")
+        if output_auxiliary_logits is None:
+            output_auxiliary_logits = bool(self.config.output_auxiliary_logits)
+        deep_supervision = mask_labels is not None and self.config.use_auxiliary_loss
+
+        features = self.backbone(pixel_values_B3HW)
+        mask_features_BChw, maps = self.pixel_decoder(features)
+        predictions = self.transformer_decoder(
+            mask_features_BChw,
+            maps,
+            every_prediction=deep_supervision or output_auxiliary_logits or output_hidden_states,
+        )
+        *earlier, last = [self._logits(prediction) for prediction in predictions]
+        output = Mask2FormerOutput(last["class_queries_logits"], last["masks_queries_logits"])
+        if output_auxiliary_logits:
+            output.auxiliary_logits = earlier
+        if output_hidden_states:
+            output.encoder_last_hidden_state = features[-1]
+            output.encoder_hidden_states = tuple(features)
+            output.pixel_decoder_last_hidden_state = mask_features_BChw
+            output.pixel_decoder_hidden_states = tuple(maps)
+            output.transformer_decoder_last_hidden_state = predictions[-1].states
+            output.transformer_decoder_hidden_states = tuple(p.states.transpose(0, 1) for p in predictions)
+        if mask_labels is not None and class_labels is not None:
+            output.losses = self.criterion(
+                output.class_queries_logits,
+                output.masks_queries_logits,
+                auxiliary_predictions=earlier if deep_supervision else [],
+                mask_labels=mask_labels,
+                class_labels=class_labels,
+            )
+            first, *others = output.losses.values()
+            output.loss = sum(others, start=first)
+        return output
+
+    def _logits(self, prediction: QueryPrediction) -> dict[str, Tensor]:
+        return {
+            "class_queries_logits": self.class_predictor(prediction.queries).float(),
+            "masks_queries_logits": prediction.mask_logits.float(),
+        }
+
+
+def build_backbone(config: BackboneConfig) -> SwinTransformer | ResNet:
+    """An image -> four feature maps, with `config.feature_channels` and `config.feature_strides`."""
+    if isinstance(config, ResNetConfig):
+        return ResNet(
+            embedding_size=config.embedding_size,
+            hidden_sizes=config.hidden_sizes,
+            depths=config.depths,
+            downsample_in_bottleneck=config.downsample_in_bottleneck,
+            activation=ACTIVATIONS[config.hidden_act],
+        )
+    return SwinTransformer(
+        embed_dim=config.embed_dim,
+        depths=config.depths,
+        num_heads=config.num_heads,
+        window_size=config.window_size,
+        patch_size=config.patch_size,
+        mlp_ratio=config.mlp_ratio,
+        qkv_bias=config.qkv_bias,
+        layer_norm_eps=config.layer_norm_eps,
+        drop_path_rate=config.drop_path_rate,
+        activation=ACTIVATIONS[config.hidden_act],
+    )
+
+
+def build_model(config: Mask2FormerConfig) -> Mask2Former:
+    """The model with PyTorch's own initial weights, in training mode; `load_checkpoint` gives a trained one."""
+    return Mask2Former(
+        config=config,
+        backbone=build_backbone(config.backbone_config),
+        pixel_decoder=PixelDecoder(
+            in_channels=config.backbone_config.feature_channels,
+            feature_size=config.feature_size,
+            mask_feature_size=config.mask_feature_size,
+            num_layers=config.encoder_layers,
+            num_heads=config.num_attention_heads,
+            feedforward_dim=config.encoder_feedforward_dim,
+        ),
+        transformer_decoder=TransformerDecoder(
+            feature_size=config.feature_size,
+            mask_feature_size=config.mask_feature_size,
+            hidden_dim=config.hidden_dim,
+            num_queries=config.num_queries,
+            num_layers=config.decoder_layers - 1,
+            num_heads=config.num_attention_heads,
+            feedforward_dim=config.dim_feedforward,
+            activation=ACTIVATIONS[config.activation_function],
+            pre_norm=config.pre_norm,
+            enforce_input_projection=config.enforce_input_projection,
+        ),
+        class_predictor=nn.Linear(config.hidden_dim, config.num_labels + 1),
+        criterion=build_criterion(config),
+    )
+
+
+def build_criterion(config: Mask2FormerConfig, rand: Rand = torch.rand) -> Criterion:
+    """The loss of a model; `rand` draws the points at which masks are compared."""
+    return Criterion(
+        weights=LossWeights(config.class_weight, config.mask_weight, config.dice_weight),
+        no_object_weight=config.no_object_weight,
+        num_points=config.train_num_points,
+        oversample_ratio=config.oversample_ratio,
+        importance_sample_ratio=config.importance_sample_ratio,
+        rand=rand,
+    )

@@ -1,0 +1,190 @@
+"""Transformer decoder with masked attention: learned queries in, one mask and one class embedding per query out.
+
+Cheng et al., "Masked-attention Mask Transformer" (2022). Before every layer the decoder predicts a mask for each query,
+and the layer's cross-attention reads only the cells where that mask is on. Layers take turns on three feature maps,
+from coarse to fine.
+
+Legend: B batch, Q query, C mask channels, D width of the decoder, M heads, E channels per head, h w cells at the mask
+features' resolution (stride 4), S cells of one level, T S or Q (what is attended to).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m2f_core.layers.linear import ActivatedLinear
+from m2f_core.model.pixel_decoder import NUM_LEVELS, sine_position_encoding
+
+
+class QueryPrediction(NamedTuple):
+    """What the queries say after some layer."""
+
+    states: Tensor  # [B, Q, D] what the layer gave
+    queries: Tensor  # [B, Q, D] the same normalised, for the class head
+    mask_logits: Tensor  # [B, Q, h, w]
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose queries, keys and values may differ."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, q_BQD: Tensor, k_BTD: Tensor, v_BTD: Tensor, may_attend_B1QT: Tensor | None = None) -> Tensor:
+        """may_attend_B1QT: true where a query may read a key. A row without any gives NaN; see `open_empty_rows`."""
+
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+        q_BMQE, k_BMTE, v_BMTE = heads(self.q_proj(q_BQD)), heads(self.k_proj(k_BTD)), heads(self.v_proj(v_BTD))
+        out_BMQE = F.scaled_dot_product_attention(q_BMQE, k_BMTE, v_BMTE, attn_mask=may_attend_B1QT)
+        return self.out_proj(out_BMQE.transpose(1, 2).flatten(2))
+
+
+def open_empty_rows(may_attend_BQS: Tensor) -> Tensor:
+    """Let a query that may read nothing read everything, as the original does."""
+    return may_attend_BQS | ~may_attend_BQS.any(dim=-1, keepdim=True)
+
+
+class DecoderLayer(nn.Module):
+    """Masked cross-attention, self-attention and a feed-forward network, each residual.
+
+    `pre_norm` puts the LayerNorm of each part before it instead of after its sum.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        feedforward_dim: int,
+        activation: Callable[[Tensor], Tensor],
+        pre_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.pre_norm = pre_norm
+        self.cross_attention = Attention(dim, num_heads)
+        self.cross_attention_norm = nn.LayerNorm(dim)
+        self.self_attention = Attention(dim, num_heads)
+        self.self_attention_norm = nn.LayerNorm(dim)
+        self.fc1 = ActivatedLinear(dim, feedforward_dim, activation)
+        self.fc2 = nn.Linear(feedforward_dim, dim)
+        self.feedforward_norm = nn.LayerNorm(dim)
+
+    def forward(
+        self, x_BQD: Tensor, position_1QD: Tensor, keys_BSD: Tensor, values_BSD: Tensor, may_attend_BQS: Tensor
+    ) -> Tensor:
+        """keys_BSD: the tokens of one level with their positions; values_BSD: the same without."""
+
+        def read_image(y: Tensor) -> Tensor:
+            return self.cross_attention(y + position_1QD, keys_BSD, values_BSD, may_attend_BQS.unsqueeze(1))
+
+        def read_each_other(y: Tensor) -> Tensor:
+            return self.self_attention(y + position_1QD, y + position_1QD, y)
+
+        def feed_forward(y: Tensor) -> Tensor:
+            return self.fc2(self.fc1(y))
+
+        x_BQD = self._add(x_BQD, read_image, self.cross_attention_norm)
+        x_BQD = self._add(x_BQD, read_each_other, self.self_attention_norm)
+        return self._add(x_BQD, feed_forward, self.feedforward_norm)
+
+    def _add(self, x: Tensor, part: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
+        return x + part(norm(x)) if self.pre_norm else norm(x + part(x))
+
+
+class MaskEmbedder(nn.Module):
+    """A query's state -> the vector whose product with the mask features is the query's mask. Three linear layers."""
+
+    def __init__(self, dim: int, mask_feature_size: int) -> None:
+        super().__init__()
+        hidden = [ActivatedLinear(dim, dim, F.relu) for _ in range(2)]
+        self.layers = nn.ModuleList([*hidden, nn.Linear(dim, mask_feature_size)])
+
+    def forward(self, x_BQD: Tensor) -> Tensor:
+        for layer in self.layers:
+            x_BQD = layer(x_BQD)
+        return x_BQD
+
+
+class TransformerDecoder(nn.Module):
+    """The decoder. It predicts `num_layers + 1` times: before the first layer and after each one."""
+
+    def __init__(
+        self,
+        feature_size: int,
+        mask_feature_size: int,
+        hidden_dim: int,
+        num_queries: int,
+        num_layers: int,
+        num_heads: int,
+        feedforward_dim: int,
+        activation: Callable[[Tensor], Tensor],
+        pre_norm: bool,
+        enforce_input_projection: bool,
+    ) -> None:
+        super().__init__()
+        self.query_features = nn.Parameter(torch.randn(num_queries, hidden_dim))
+        self.query_positions = nn.Parameter(torch.randn(num_queries, hidden_dim))
+        self.level_embed = nn.Parameter(torch.randn(NUM_LEVELS, hidden_dim))
+        project = enforce_input_projection or feature_size != hidden_dim
+        self.input_projections = nn.ModuleList(
+            nn.Conv2d(feature_size, hidden_dim, kernel_size=1) if project else nn.Identity() for _ in range(NUM_LEVELS)
+        )
+        self.layers = nn.ModuleList(
+            DecoderLayer(hidden_dim, num_heads, feedforward_dim, activation, pre_norm) for _ in range(num_layers)
+        )
+        self.output_norm = nn.LayerNorm(hidden_dim)
+        self.mask_embedder = MaskEmbedder(hidden_dim, mask_feature_size)
+
+    def forward(
+        self, mask_features_BChw: Tensor, maps: Sequence[Tensor], every_prediction: bool = False
+    ) -> list[QueryPrediction]:
+        """The last prediction, or all of them from first to last; `maps` are the pixel decoder's, coarse to fine.
+
+        Between layers the masks are needed only at the size of the level that the next layer reads. Both bilinear
+        resizing and the product with the query are linear, so the mask features are resized, once per level, instead
+        of every mask.
+        """
+        keys, values, mask_features_BCS = [], [], []
+        for feature_map, project, level_embed in zip(maps, self.input_projections, self.level_embed, strict=True):
+            height, width = feature_map.shape[2:]
+            tokens_BSD = project(feature_map).flatten(2).transpose(1, 2) + level_embed
+            position_1SD = sine_position_encoding(height, width, tokens_BSD.shape[2], tokens_BSD.device)
+            values.append(tokens_BSD)
+            keys.append(tokens_BSD + position_1SD)
+            resized = F.interpolate(mask_features_BChw, size=(height, width), mode="bilinear", align_corners=False)
+            # No gradient flows through the choice of what to attend to.
+            mask_features_BCS.append(resized.flatten(2).detach())
+
+        batch = mask_features_BChw.shape[0]
+        x_BQD = self.query_features.expand(batch, -1, -1)
+        position_1QD = self.query_positions.unsqueeze(0)
+        states, queries = [x_BQD], [self.output_norm(x_BQD)]
+        for index, layer in enumerate(self.layers):
+            level = index % NUM_LEVELS
+            may_attend_BQS = self.attended_cells(queries[-1], mask_features_BCS[level])
+            x_BQD = layer(x_BQD, position_1QD, keys[level], values[level], may_attend_BQS)
+            states.append(x_BQD)
+            queries.append(self.output_norm(x_BQD))
+        wanted = slice(None) if every_prediction else slice(-1, None)
+        return [
+            QueryPrediction(state_BQD, queries_BQD, self.predict_masks(queries_BQD, mask_features_BChw))
+            for state_BQD, queries_BQD in zip(states[wanted], queries[wanted], strict=True)
+        ]
+
+    def predict_masks(self, queries_BQD: Tensor, mask_features_BChw: Tensor) -> Tensor:
+        """Mask logits [B, Q, h, w] of normalised query states."""
+        return torch.einsum("bqc,bchw->bqhw", self.mask_embedder(queries_BQD), mask_features_BChw)
+
+    def attended_cells(self, queries_BQD: Tensor, mask_features_BCS: Tensor) -> Tensor:
+        """Boolean [B, Q, S]: where the predicted mask is on (probability at least 0.5), or everywhere if nowhere."""
+        logits_BQS = self.mask_embedder(queries_BQD.detach()) @ mask_features_BCS
+        return open_empty_rows(logits_BQS >= 0)

@@ -1,0 +1,67 @@
+"""How weights are moved: parameter groups and the course of the learning rate, as in the original `train_net.py`."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from m2f_core.model.mask2former import Mask2Former
+
+Schedule = Literal["step", "poly"]
+
+# Of the whole training; COCO's 327,778 and 355,092 of 368,750 iterations.
+STEP_AT = (327_778 / 368_750, 355_092 / 368_750)
+STEP_FACTOR = 0.1
+POLY_POWER = 0.9
+
+# Weights that decay would pull towards zero for no reason: norms, learned queries and embeddings, position biases.
+_NORMS = (nn.LayerNorm, nn.GroupNorm)
+_EMBEDDINGS = (
+    "transformer_decoder.query_features",
+    "transformer_decoder.query_positions",
+    "transformer_decoder.level_embed",
+)
+_POSITION_BIAS = "relative_position_bias_table"
+
+
+def parameter_groups(
+    model: Mask2Former, learning_rate: float, weight_decay: float, backbone_multiplier: float
+) -> list[dict[str, Any]]:
+    """At most four groups for AdamW: the backbone's parameters and the others, with and without weight decay.
+
+    The pixel decoder's level embedding decays, as in the original, where it is a plain parameter.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(module_name, recurse=False):
+            decays = not (isinstance(module, _NORMS) or name in _EMBEDDINGS or name.endswith(_POSITION_BIAS))
+            groups.setdefault((name.startswith("backbone."), decays), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": learning_rate * (backbone_multiplier if in_backbone else 1.0),
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        for (in_backbone, decays), parameters in groups.items()
+    ]
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """The course of the learning rate as a factor of its base value."""
+
+    schedule: Schedule
+    num_iterations: int
+    warmup_iterations: int
+
+    def factor(self, iteration: int) -> float:
+        """Of the step that follows `iteration` finished ones.
+
+        step: a tenth after 8/9 of the training and a hundredth after 26/27 (COCO). poly: (1 - progress)^0.9 (ADE20K,
+        Cityscapes, Mapillary). Before that a linear rise over the warm-up.
+        """
+        progress = iteration / self.num_iterations
+        rise = min(1.0, (iteration + 1) / self.warmup_iterations) if self.warmup_iterations else 1.0
+        if self.schedule == "poly":
+            return rise * (1.0 - progress) ** POLY_POWER
+        return rise * STEP_FACTOR ** sum(progress >= step for step in STEP_AT)

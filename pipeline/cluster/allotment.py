@@ -1,0 +1,134 @@
+"""Which actors get how many CPUs and GPUs of the cluster.
+
+Ray Data hangs without an error when actor pools hold every CPU and a task can never start, or when an actor fits on no
+node; so the sums are made here, before anything starts.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from pipeline.cluster.resources import UNBOUNDED, Resources
+from pipeline.config import Settings
+from pipeline.errors import RunError
+from pipeline.store.filesystem import one_line
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+READ_PLAN_CPUS = 0.1  # a task that reads a Parquet file of the plan
+FETCH_CPUS = 0.2  # an actor that waits for the store with 16 threads
+WRITE_CPUS = 0.2  # an actor that encodes and writes: about 2 ms of CPU an image
+_HELPER_CPUS = FETCH_CPUS + WRITE_CPUS
+_MODEL_CPUS = 4  # decode threads for a GPU (640x480 JPEGs at Swin-T speed need 3); model threads without one
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """Actors of each pool and what each model actor reserves."""
+
+    device: str  # cuda | cpu
+    model_actors: tuple[int, int]  # min, max
+    model_actors_at_start: int
+    model_cpus: float  # of each model actor
+    model_gpus: int
+    helpers: tuple[int, int]  # min, max of the actors that fetch, and of those that write
+
+    @property
+    def model_threads(self) -> int:
+        return max(1, int(self.model_cpus))
+
+
+def allot(settings: Settings, resources: Resources) -> Allotment:
+    """Who gets what, in reserved CPUs and GPUs. Raises RunError where the settings ask for more than there is."""
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if resources.gpus else "cpu"
+        if device == "cpu" and resources.joined:
+            logger.warning(
+                "the cluster has no GPU and cannot start one, so models run on CPUs; --device cuda forbids it"
+            )
+    if device == "cuda" and not resources.gpus:
+        raise RunError("--device cuda, but the cluster has no GPU and cannot start one; use --device cpu")
+    allotment = (_allot_gpus if device == "cuda" else _allot_cpus)(settings, resources)
+    _check(allotment, resources)
+    return allotment
+
+
+def run_on_worker(allotment: Allotment, function: Callable[..., T], *args: Any) -> T:
+    """`function(*args)`, once, in a process of its own with what a model actor would have.
+
+    RunError where it raises, with the words of its own RunErrors, and where its process dies.
+    """
+    with_resources = ray.remote(
+        num_cpus=allotment.model_cpus, num_gpus=allotment.model_gpus, max_retries=0, max_calls=1
+    )
+    try:
+        result: T = ray.get(with_resources(function).remote(*args))
+    except RayTaskError as error:
+        if isinstance(error.cause, RunError):
+            raise error.cause from None
+        logger.error(str(error))
+        raise RunError(f"a worker failed: {type(error.cause).__name__}: {one_line(error.cause)}") from None
+    except RayError as error:
+        raise RunError(f"a worker's process ended: {one_line(error)}") from None
+    return result
+
+
+def _allot_gpus(settings: Settings, resources: Resources) -> Allotment:
+    """One model actor for every GPU, each with an actor that fetches and one that writes."""
+    wanted = settings.gpu_actors_range()
+    if wanted is None and resources.gpus >= UNBOUNDED:
+        raise RunError("the autoscaler sets no limit to the number of GPUs; set one with --gpu-actors MIN:MAX")
+    least, most = wanted or (1, resources.gpus)
+    cpus: float = settings.cpus_per_actor or min(
+        _most_cpus(group.cpus / group.gpus - _HELPER_CPUS - READ_PLAN_CPUS)
+        for group in resources.groups
+        if group.gpus >= 1 and group.count
+    )
+    at_start = min(max(resources.gpus_now, least), most)  # at full width: Ray grows a pool by little at a time
+    return Allotment("cuda", (least, most), at_start, cpus, 1, helpers=(1, most))
+
+
+def _allot_cpus(settings: Settings, resources: Resources) -> Allotment:
+    """Models that share what the fetching and the writing actor leave; one of each is enough for models on CPUs."""
+    wanted = settings.gpu_actors_range()
+    spare = resources.cpus - _HELPER_CPUS - READ_PLAN_CPUS
+    largest = max((group.cpus for group in resources.groups if group.count), default=0.0)
+    cpus: float = settings.cpus_per_actor or _most_cpus(min(largest, spare / (wanted[1] if wanted else 1)))
+    most = max(1, min(resources.room_for(cpus, 0), int(spare / cpus)))
+    if wanted is None and resources.cpus >= UNBOUNDED:
+        raise RunError("the autoscaler sets no limit to the number of CPUs; set one with --gpu-actors MIN:MAX")
+    least, most = wanted or (1, most)
+    at_start = min(max(resources.room_for(cpus, 0, now=True), least), most)
+    return Allotment("cpu", (least, most), at_start, cpus, 0, helpers=(1, 1))
+
+
+def _most_cpus(there_are: float) -> float:
+    """Whole CPUs, _MODEL_CPUS at most; where there is less than one to spare, what there is."""
+    return float(min(_MODEL_CPUS, math.floor(there_are))) if there_are >= 1 else round(max(there_are, 0.1), 2)
+
+
+def _check(allotment: Allotment, resources: Resources) -> None:
+    most = allotment.model_actors[1]
+    room = resources.room_for(allotment.model_cpus, allotment.model_gpus)
+    if most > room:
+        each = f"{allotment.model_cpus:g} CPUs" + (" and a GPU" if allotment.model_gpus else "")
+        largest = max((group for group in resources.groups if group.count), key=lambda group: (group.gpus, group.cpus))
+        raise RunError(
+            f"{most} model actors of {each} each do not fit: the nodes that the cluster has or can start hold {room}, "
+            f"the largest has {largest.cpus:g} CPUs and {largest.gpus:g} GPUs; lower --gpu-actors or --cpus-per-actor"
+        )
+    needed = most * allotment.model_cpus + allotment.helpers[1] * _HELPER_CPUS + READ_PLAN_CPUS
+    if needed > resources.cpus + 1e-6:
+        raise RunError(
+            f"{most} model actors of {allotment.model_cpus:g} CPUs and the actors that read and write need "
+            f"{needed:.1f} CPUs, the cluster has (or can start) {resources.cpus:g}; "
+            "lower --gpu-actors or --cpus-per-actor"
+        )

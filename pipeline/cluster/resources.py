@@ -1,0 +1,100 @@
+"""The Ray cluster: joined or started, and what it has or its autoscaler can start."""
+
+import logging
+import math
+import os
+from collections import Counter
+from dataclasses import dataclass
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.cluster.environment import joins_a_cluster
+from pipeline.errors import RunError
+from pipeline.store.filesystem import one_line
+
+UNBOUNDED = 1_000_000  # nodes of a group whose autoscaler has no limit
+
+
+@dataclass(frozen=True)
+class NodeGroup:
+    """Nodes of one shape: what each has, how many there can be, how many there are."""
+
+    cpus: float
+    gpus: float
+    count: int
+    count_now: int
+
+
+@dataclass(frozen=True)
+class Resources:
+    """A cluster, with what its autoscaler can start."""
+
+    groups: tuple[NodeGroup, ...]
+    joined: bool = True  # false: a Ray that this process started
+
+    @property
+    def cpus(self) -> float:
+        return sum(group.cpus * group.count for group in self.groups)
+
+    @property
+    def gpus(self) -> int:
+        return sum(int(group.gpus) * group.count for group in self.groups)
+
+    @property
+    def gpus_now(self) -> int:
+        return sum(int(group.gpus) * group.count_now for group in self.groups)
+
+    def room_for(self, cpus: float, gpus: int, *, now: bool = False) -> int:
+        """How many actors that reserve `cpus` and `gpus` fit on the nodes that there can be, or that there are now."""
+
+        def on_one(group: NodeGroup) -> int:
+            by_cpus = math.floor(group.cpus / cpus + 1e-6)
+            return min(by_cpus, int(group.gpus) // gpus) if gpus else by_cpus
+
+        return sum(on_one(group) * (group.count_now if now else group.count) for group in self.groups)
+
+
+def connect(log_to_driver: bool = True) -> Resources:
+    """Join the cluster of this job, or start Ray on this machine; say what there is to use.
+
+    `log_to_driver`: what workers print appears here, with their names before it.
+    """
+    if not ray.is_initialized():
+        if joins_a_cluster():
+            try:
+                ray.init(logging_level=logging.WARNING, log_to_driver=log_to_driver)
+            except (OSError, RuntimeError, ValueError, RayError) as error:
+                address = os.environ["RAY_ADDRESS"]
+                raise RunError(f"cannot join the Ray cluster at {address} (RAY_ADDRESS): {one_line(error)}") from None
+        else:
+            # Ray's own count knows a container's limits. One more, because fetching and writing mostly wait.
+            num_cpus = int(ray._private.utils.get_num_cpus()) + 1
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                log_to_driver=log_to_driver,
+            )
+    now = Counter(_shape(node["Resources"]) for node in ray.nodes() if node["Alive"])
+    may_start: Counter[tuple[float, float]] = Counter()
+    config = ray._private.state.state.get_cluster_config()  # what the autoscaler may start; None without one
+    for group in config.node_group_configs if config is not None else ():
+        # Groups of one shape add up: spot and on-demand, or one group for each zone.
+        may_start[_shape(group.resources)] += UNBOUNDED if group.max_count == -1 else group.max_count
+    shapes = {**now, **may_start}
+    return Resources(
+        tuple(NodeGroup(*shape, max(now[shape], may_start[shape]), now[shape]) for shape in shapes),
+        joined=joins_a_cluster(),
+    )
+
+
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """For small actors beside the driver: nodes of workers come and go, and what such an actor holds would go too."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def _shape(resources: "dict[str, float]") -> tuple[float, float]:
+    return float(resources.get("CPU", 0.0)), float(resources.get("GPU", 0.0))

@@ -1,0 +1,86 @@
+"""Pixels of the ground truth: panoptic PNGs, whose colours are segment ids, and label PNGs, whose values are classes.
+
+Legend: H, W pixels of the image.
+"""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from m2f_core.masks.panoptic_png import PANOPTIC_VOID, panoptic_ids
+from m2f_core.masks.rle import LabelRuns, encode_counts, encode_runs, label_runs, runs_to_label_map
+from pipeline.coco.ground_truth import GtImage
+from pipeline.errors import RunError
+from pipeline.store.filesystem import one_line, open_filesystem
+from pipeline.store.objects import read_bytes
+
+IGNORED = -1  # class of a pixel that the ground truth leaves out
+IGNORED_LABEL = 255  # the same, as it stands in a label PNG
+
+
+def read_panoptic_pixels(image: GtImage) -> NDArray[np.uint8]:
+    """The PNG of segment ids as it stands, uint8 [H, W, 3]. RunError where its size is not that of the JSON."""
+    pixels_HW3 = _read_png(image, ("RGB",), "an RGB image of segment ids")
+    if pixels_HW3.shape[:2] != image.size:
+        raise RunError(f"{image.png} is {pixels_HW3.shape[:2]} (height, width), the JSON says {image.size}")
+    return pixels_HW3
+
+
+def read_panoptic_png(image: GtImage) -> LabelRuns:
+    """Runs of segment ids. RunError where ids or size are not those of the JSON."""
+    runs = label_runs(panoptic_ids(read_panoptic_pixels(image)))
+    unknown = set(np.unique(runs.values).tolist()) - {segment["id"] for segment in image.annotations} - {PANOPTIC_VOID}
+    if unknown:
+        raise RunError(f"{image.png} holds segment {min(unknown)}, which is not in its segments_info")
+    return runs
+
+
+def panoptic_records(image: GtImage, runs: LabelRuns) -> Iterator[dict[str, Any]]:
+    """The segments as COCO annotations: category_id, iscrowd, segmentation. Where the PNG has none of it: empty."""
+    assert image.size is not None
+    height, width = image.size
+    counts = {rle.label: rle.counts for rle in encode_runs(runs, height, width)}
+    empty = encode_counts(np.array([height * width]))
+    for segment in image.annotations:
+        rle = {"size": [height, width], "counts": counts.get(segment["id"], empty)}
+        yield {"category_id": segment["category_id"], "iscrowd": segment["iscrowd"], "segmentation": rle}
+
+
+def panoptic_classes(image: GtImage, runs: LabelRuns, class_of: dict[int, int]) -> NDArray[np.int32]:
+    """[H, W] class of each pixel's segment, crowds included; void is IGNORED. `class_of`: category_id -> class."""
+    assert image.size is not None
+    of_segment = {PANOPTIC_VOID: IGNORED, **{s["id"]: class_of[s["category_id"]] for s in image.annotations}}
+    ids, place = np.unique(runs.values, return_inverse=True)
+    classes = np.array([of_segment[segment_id] for segment_id in ids.tolist()], np.int32)[place]
+    return runs_to_label_map(LabelRuns(classes, runs.lengths), *image.size)
+
+
+def read_label_png(image: GtImage, num_classes: int, reduce_zero_label: bool) -> NDArray[np.int32]:
+    """[H, W] of classes; 255, and with `reduce_zero_label` also 0, is IGNORED. RunError where a class is unknown."""
+    labels_HW = _read_png(image, ("L", "P", "I", "I;16"), "an image of one channel, its values class numbers")
+    ignored_HW = labels_HW == IGNORED_LABEL
+    classes_HW = labels_HW.astype(np.int32) - int(reduce_zero_label)
+    classes_HW[ignored_HW] = IGNORED
+    if classes_HW.max() >= num_classes:
+        value, first = labels_HW[classes_HW >= num_classes].min(), int(reduce_zero_label)
+        raise RunError(
+            f"{image.png} holds the value {value}; the model's {num_classes} classes are numbered from {first}"
+        )
+    return classes_HW
+
+
+def _read_png(image: GtImage, modes: tuple[str, ...], needed: str) -> NDArray[Any]:
+    assert image.png is not None
+    filesystem, path = open_filesystem(image.png)
+    data = read_bytes(filesystem, path, f"the ground truth of {image.name}:")
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            if opened.mode not in modes:
+                raise RunError(f"{image.png} is a {opened.mode} image; needed is {needed}")
+            return np.asarray(opened)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise RunError(f"{image.png} cannot be decoded: {one_line(error)}") from None

@@ -1,0 +1,146 @@
+"""Segments -> rows of the tables, with the dataset's categories; checked before anything is written."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from m2f_core.config.labels import Category, Task
+from m2f_core.masks.rle import counts_area, counts_bbox_xywh, decode_counts, encode_mask
+from pipeline.errors import InvalidResultError
+from pipeline.schema import IMAGES, SEGMENTS
+
+
+@dataclass(frozen=True)
+class EncodeSpec:
+    """What the rows of a run have in common."""
+
+    run_id: str
+    run_created: datetime
+    fingerprint: str
+    attempt: int
+    task: Task
+    categories: tuple[Category, ...]  # by class_id
+
+
+def warm_up() -> None:
+    """Compile what checking compiles on its first call, before a shard waits for it."""
+    counts_bbox_xywh(encode_mask(np.eye(2, dtype=bool)), 2, 2)
+
+
+def encode_shard(shard: int, images: pa.Table, spec: EncodeSpec) -> dict[str, pa.Table]:
+    """The rows of `images` and `segments` for a shard as it comes from the model (schema.SEGMENTED).
+
+    Raises InvalidResultError where a row would break an invariant of the tables.
+    """
+    segment_rows: list[dict[str, Any]] = []
+    num_segments = []
+    for image in images.to_pylist():
+        has_result = image["error_code"] is None and image["reason"] != "removed"
+        rows = _segment_rows(image, spec) if has_result else []
+        num_segments.append(len(rows))
+        segment_rows.extend({**row, "run_id": spec.run_id, "shard": shard} for row in rows)
+    n = images.num_rows
+    done = pc.if_else(pc.is_null(images.column("error_code")), "ok", "failed")
+    status = pc.if_else(pc.equal(images.column("reason"), "removed"), "removed", done)
+    columns = {
+        **{name: images.column(name) for name in IMAGES.names if name in images.column_names},
+        "status": status,
+        "num_segments": pa.array(num_segments, pa.int32()),
+        "run_id": pa.array([spec.run_id] * n, pa.string()),
+        "run_created": pa.array([spec.run_created] * n, IMAGES.field("run_created").type),
+        "shard": pa.array([shard] * n, pa.int32()),
+        "fingerprint": pa.array([spec.fingerprint] * n, pa.string()),
+        "attempt": pa.array([spec.attempt] * n, pa.int32()),
+    }
+    tables = {
+        "images": pa.table([columns[name] for name in IMAGES.names], schema=IMAGES),
+        "segments": pa.Table.from_pylist(segment_rows, schema=SEGMENTS),
+    }
+    check_tables(images, tables, spec.task)
+    return tables
+
+
+def _segment_rows(image: dict[str, Any], spec: EncodeSpec) -> list[dict[str, Any]]:
+    size = [image["height"], image["width"]]
+    rows = []
+    for segment in image["segments"]:
+        mask, category = image["masks"][segment["mask"]], spec.categories[segment["class_id"]]
+        rows.append(
+            {
+                "image_key": image["image_key"],
+                "segment_id": segment["segment_id"],
+                "category_id": category.category_id,
+                "category_name": category.name,
+                "isthing": category.isthing,
+                "score": segment["score"],
+                "area": mask["area"],
+                "bbox": mask["bbox"],
+                "segmentation": {"size": size, "counts": mask["counts"]},
+            }
+        )
+    return rows
+
+
+def check_tables(planned: pa.Table, tables: dict[str, pa.Table], task: Task) -> None:
+    """The invariants of design and documentation, computed a second way from what is about to be written.
+
+    Every image of the shard has one row; `num_segments` add up; area and box recomputed from the RLE agree; one id is
+    one mask; masks are disjoint, unless they are of instances, and cover the image, if they are of semantic
+    segmentation. Raises InvalidResultError.
+    """
+    images = tables["images"].to_pylist()
+    rows_of: dict[str, list[dict[str, Any]]] = {image["image_key"]: [] for image in images}
+    if [image["image_key"] for image in images] != planned.column("image_key").to_pylist():
+        raise InvalidResultError("the rows of `images` are not the images of the shard")
+    if len(rows_of) != len(images):
+        raise InvalidResultError("an image has two rows")
+    for row in tables["segments"].to_pylist():
+        rows_of[row["image_key"]].append(row)
+    for image in images:
+        rows = rows_of[image["image_key"]]
+        if len(rows) != image["num_segments"]:
+            raise InvalidResultError("num_segments does not add up to the rows of `segments`")
+        _check_image(image, rows, task)
+
+
+def _check_image(image: dict[str, Any], rows: list[dict[str, Any]], task: Task) -> None:
+    counts_of: dict[int, bytes] = {}
+    for row in rows:
+        counts = row["segmentation"]["counts"].encode("ascii")
+        _check_mask(row, counts, image["height"], image["width"])
+        if counts_of.setdefault(row["segment_id"], counts) != counts:
+            raise InvalidResultError(f"{image['image_key']}: segment {row['segment_id']} has two masks")
+    if task != "instance" and _overlap(list(counts_of.values())):
+        raise InvalidResultError(f"{image['image_key']}: two segments share pixels")
+    if task == "semantic" and image["status"] == "ok":
+        covered, num_pixels = sum(row["area"] for row in rows), image["height"] * image["width"]
+        if covered != num_pixels:
+            raise InvalidResultError(f"{image['image_key']}: segments cover {covered} of {num_pixels} pixels")
+
+
+def _check_mask(row: dict[str, Any], counts: bytes, height: int, width: int) -> None:
+    where = f"{row['image_key']}: segment {row['segment_id']}"
+    try:
+        area, bbox = counts_area(counts), list(counts_bbox_xywh(counts, height, width))
+    except ValueError as error:  # not an RLE of an image of this size
+        raise InvalidResultError(f"{where}: {error}") from error
+    if row["segmentation"]["size"] != [height, width]:
+        raise InvalidResultError(f"{where} has size {row['segmentation']['size']}, its image {[height, width]}")
+    if area == 0 or (area, bbox) != (row["area"], row["bbox"]):
+        raise InvalidResultError(f"{where} has area {row['area']} and box {row['bbox']}, its RLE {area} and {bbox}")
+
+
+def _overlap(counts_of_masks: list[bytes]) -> bool:
+    """Whether any pixel is in two of the masks (of one image). Compares runs; makes no mask."""
+    if not counts_of_masks:
+        return False
+    ends = [np.cumsum(decode_counts(counts)) for counts in counts_of_masks]
+    # Counts alternate between outside and inside: runs of the mask start where an even run ends.
+    starts = np.concatenate([e[: e.size // 2 * 2 : 2] for e in ends])
+    stops = np.concatenate([e[1::2] for e in ends])
+    order = np.argsort(starts)
+    return bool(np.any(stops[order][:-1] > starts[order][1:]))

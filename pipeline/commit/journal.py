@@ -1,0 +1,161 @@
+"""What is done: receipts of shards, appended in batches. One object a batch, one PUT: that PUT is the commit point.
+
+A shard counts when a receipt of it stands in the journal; files that happen to lie in the output count for nothing.
+
+Every driver that works on a run is an attempt with a number of its own. When it starts it writes down which journal
+objects of earlier attempts it has found, and from then on no others of theirs count: a driver that was thought dead and
+writes on is fenced off. So all readers, now and later, see the same receipts in the same order.
+"""
+
+import json
+import os
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timezone
+from io import BytesIO
+from pathlib import Path
+
+import fsspec
+
+from pipeline.commit.receipt import Receipt
+from pipeline.guard.kill_points import reached
+from pipeline.store.conditional_writes import create_object, supports_conditions
+from pipeline.store.filesystem import list_folder, put_object
+from pipeline.store.objects import read_object
+
+# Receipts of at most this many seconds are lost (and their shards done again) when the driver is killed.
+JOURNAL_SECONDS = 5.0
+
+
+class Journal:
+    """The receipts of the run in `run_folder`: `journal/000001-000000.jsonl`, by attempt and number."""
+
+    def __init__(self, filesystem: fsspec.AbstractFileSystem, run_folder: str, attempt: int = 0):
+        """`attempt`: of the driver that appends; readers need none."""
+        self.filesystem = filesystem
+        self.folder = f"{run_folder}/journal"
+        self.attempts_folder = f"{run_folder}/attempts"
+        self.attempt = attempt
+        self.next_number = 0
+
+    @classmethod
+    def start_attempt(cls, filesystem: fsspec.AbstractFileSystem, run_folder: str) -> "Journal":
+        """The journal for a new driver to append to. From here on, earlier drivers cannot add to it."""
+        journal = cls(filesystem, run_folder)
+        journal.attempt = 1 + max(journal._attempts(), default=0)
+        while True:
+            accepted: dict[str, list[int]] = {}
+            for attempt, number, _ in journal._counted():
+                accepted.setdefault(str(attempt), []).append(number)
+            content = {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "accepted": accepted,
+            }
+            path = f"{journal.attempts_folder}/{journal.attempt:06d}.json"
+            if not supports_conditions(filesystem):
+                put_object(filesystem, path, json.dumps(content).encode())
+                break
+            if create_object(filesystem, path, json.dumps(content).encode()) is not None:
+                break
+            journal.attempt += 1
+        reached("attempt written")
+        return journal
+
+    def append(self, receipts: Iterable[Receipt]) -> None:
+        """Commit receipts: after this returns, their shards are never opened again."""
+        lines = "".join(receipt.to_json() + "\n" for receipt in receipts)
+        if lines:
+            reached("before journal")
+            path = f"{self.folder}/{self.attempt:06d}-{self.next_number:06d}.jsonl"
+            self.next_number += 1  # also if the write fails: it may have arrived, and is not to be overwritten
+            put_object(self.filesystem, path, lines.encode())
+            reached("after journal")
+
+    def read(self) -> Iterator[Receipt]:
+        """All receipts that count, each shard's once, in the order of their commit."""
+        seen: set[int] = set()
+        for _, _, path in self._counted():
+            for line in BytesIO(read_object(self.filesystem, path)):
+                receipt = Receipt.from_json(line)
+                if receipt.shard not in seen:
+                    seen.add(receipt.shard)
+                    yield receipt
+
+    def is_the_latest(self) -> bool:
+        """Whether all that this attempt has appended counts: no other has started since."""
+        return max(self._attempts(), default=0) == self.attempt
+
+    def _attempts(self) -> dict[int, str]:
+        """Number of each attempt -> its object."""
+        paths = list_folder(self.filesystem, self.attempts_folder)
+        return {int(Path(path).stem): path for path in paths if re.fullmatch(r"\d+\.json", Path(path).name)}
+
+    def _counted(self) -> Iterator[tuple[int, int, str]]:
+        """(attempt, number, path) of every journal object that counts, in order."""
+        attempts = self._attempts()
+        latest = max(attempts, default=0)
+        accepted: dict[str, list[int]] = {}
+        if attempts:
+            accepted = json.loads(read_object(self.filesystem, attempts[latest]))["accepted"]
+        named = re.compile(r".*/(\d+)-(\d+)\.jsonl")
+        for path in list_folder(self.filesystem, self.folder):
+            match = named.fullmatch(path)
+            if match is not None:
+                attempt, number = int(match[1]), int(match[2])
+                if attempt >= latest or number in accepted.get(str(attempt), ()):
+                    yield attempt, number, path
+
+
+class Committer:
+    """Collects receipts and commits them every `seconds` and at the end, whatever ends the run.
+
+    A thread does it, because the next receipt may be long in coming. What it cannot write is raised by `add` or at the
+    end.
+    """
+
+    def __init__(
+        self, journal: Journal, seconds: float = JOURNAL_SECONDS, may_commit: Callable[[], None] = lambda: None
+    ):
+        """`may_commit` is called before each commit and raises where it must not be."""
+        self.journal = journal
+        self.may_commit = may_commit
+        self.seconds = seconds
+        self.receipts: list[Receipt] = []
+        self.lock = threading.Lock()
+        self.ended = threading.Event()
+        self.failure: Exception | None = None
+        self.thread = threading.Thread(target=self._commit_in_time, daemon=True, name="commit")
+
+    def __enter__(self) -> "Committer":
+        self.thread.start()
+        return self
+
+    def add(self, receipt: Receipt) -> None:
+        if self.failure is not None:
+            raise self.failure
+        with self.lock:
+            self.receipts.append(receipt)
+
+    def commit(self) -> None:
+        with self.lock:
+            if self.receipts:
+                self.may_commit()
+                self.journal.append(self.receipts)
+                self.receipts = []
+
+    def __exit__(self, *exc: object) -> None:
+        self.ended.set()
+        self.thread.join()
+        self.commit()
+
+    def _commit_in_time(self) -> None:
+        while not self.ended.wait(self.seconds):
+            try:
+                self.commit()
+            except Exception as error:  # of the store or the disk; the receipts are kept, the end tries once more
+                self.failure = error
+                return

@@ -1,0 +1,181 @@
+"""One driver at a time on an output: a lease object that its holder renews and others respect.
+
+Who finds a lease that was renewed lately is refused at once; one whose holder has been silent for half of its time is
+waited for. A holder that ran on this machine and is gone is no holder.
+
+Ages are measured by the store's clock (the date of its answer against the object's time of change), so drivers need no
+common clock. A driver that cannot renew in time stops by itself; one that was stopped (SIGSTOP, a suspended machine)
+and wakes after another took over finds out at its next renewal, and what it wrote in between counts for nothing: see
+the fence in `journal.py` and the transactions in `publish.py`.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from pipeline.errors import BrokenRunError, RunError
+from pipeline.guard.kill_points import reached
+from pipeline.store.conditional_writes import Stored, create_object, read_stored, replace_object, supports_conditions
+from pipeline.store.filesystem import STORE_ERRORS, one_line
+
+logger = logging.getLogger(__name__)
+
+_RENEWALS = 4  # in the time that a lease lasts, so that one lost request costs nothing
+
+
+class Lease:
+    """Held from `__enter__` to `__exit__`; `check` raises once it is lost, and `on_loss` is called from a thread."""
+
+    def __init__(
+        self,
+        filesystem: fsspec.AbstractFileSystem,
+        path: str,
+        seconds: float,
+        on_loss: Callable[[], None] = lambda: None,
+    ):
+        self.filesystem = filesystem
+        self.path = path
+        self.seconds = seconds
+        self.on_loss = on_loss
+        self.token = uuid.uuid4().hex
+        self.since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self.renewals = 0
+        self.waited_for = ""
+        self.version = ""
+        self.renewed_at = 0.0  # by our monotonic clock, before the request that last succeeded was sent
+        self.lost: str | None = None
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._keep, daemon=True, name="lease")
+
+    def __enter__(self) -> "Lease":
+        """Raises RunError where another driver holds the lease."""
+        if not supports_conditions(self.filesystem):
+            logger.warning("this store has no conditional writes: see to it that one job at a time writes to --output")
+            return self
+        self._take()
+        reached("lease taken")
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if not self.version:
+            return
+        self.ended.set()
+        self.thread.join()
+        if self.lost is None:
+            with contextlib.suppress(*STORE_ERRORS):  # it runs out by itself
+                replace_object(self.filesystem, self.path, self._content(released=True), self.version)
+
+    def check(self) -> None:
+        """Raise BrokenRunError where the lease is lost, or so old that another driver may have taken it."""
+        if self.version and self.lost is None and time.monotonic() - self.renewed_at > self.seconds:
+            self.lost = f"not renewed for {self.seconds:g} s"
+        if self.lost is not None:
+            raise BrokenRunError(f"this driver has lost the lease on --output ({self.lost}); it stops")
+
+    def _take(self) -> None:
+        while True:
+            started = time.monotonic()
+            found = read_stored(self.filesystem, self.path)
+            if found is None:
+                version = create_object(self.filesystem, self.path, self._content())
+            elif (wait := self._seconds_to_wait(found)) > 0:
+                time.sleep(min(wait, 1.0))
+                continue
+            else:
+                version = replace_object(self.filesystem, self.path, self._content(), found.version)
+            if version is None:
+                raise RunError(f"another job has just taken --output; its lease is {self.path}")
+            self.version, self.renewed_at = version, started
+            return
+
+    def _seconds_to_wait(self, found: Stored) -> float:
+        """Until `found` may be taken over; RunError where its holder seems to be alive."""
+        holder = _parse(found.data)
+        who = f"process {holder.get('pid')} on {holder.get('host')}"
+        if holder.get("released"):
+            return 0.0
+        if _is_gone(holder.get("process", "")):
+            logger.warning("taking --output over from %s, which is no more", who)
+            return 0.0
+        lasts = float(holder.get("seconds", self.seconds))
+        left = lasts - found.age_seconds
+        if left > lasts / 2:
+            raise RunError(
+                f"--output is in use by {who} since {holder.get('since')}; if it is dead, the lease {self.path} runs "
+                f"out in {left:.0f} s"
+            )
+        if found.version != self.waited_for:
+            self.waited_for = found.version
+            logger.warning("%s has been silent for %.0f s; waiting to take --output over", who, found.age_seconds)
+        return left
+
+    def _keep(self) -> None:
+        while not self.ended.wait(self.seconds / _RENEWALS):
+            self.renewals += 1
+            started = time.monotonic()
+            try:
+                version = replace_object(self.filesystem, self.path, self._content(), self.version)
+            except STORE_ERRORS as error:
+                if time.monotonic() - self.renewed_at > self.seconds * (1 - 1 / _RENEWALS):
+                    self._lose(f"it could not be renewed: {one_line(error)}")
+                    return
+                continue
+            if version is None:
+                self._lose("another driver took it")
+                return
+            self.version, self.renewed_at = version, started
+
+    def _lose(self, why: str) -> None:
+        self.lost = why
+        self.on_loss()
+
+    def _content(self, released: bool = False) -> bytes:
+        # `token` and `renewals` make each content unlike any other, which conditional writes need.
+        content = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "process": _process_identity(os.getpid()),
+            "since": self.since,
+            "seconds": self.seconds,
+            "token": self.token,
+            "renewals": self.renewals,
+            "released": released,
+        }
+        return json.dumps(content).encode()
+
+
+def _process_identity(pid: int) -> str:
+    """Names a process of this machine for good: boot, namespace of process ids, id, time of start. Empty: unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+    return f"{boot}/{namespace}/{pid}/{started}"
+
+
+def _is_gone(process: str) -> bool:
+    """Whether `process` was one that we could see if it were alive, and it is not."""
+    here = _process_identity(os.getpid())
+    same_machine = here and process.split("/")[:2] == here.split("/")[:2]
+    return bool(same_machine) and _process_identity(int(process.split("/")[2])) != process
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(data)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}

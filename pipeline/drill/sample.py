@@ -1,0 +1,95 @@
+"""What a drill works on: copies of some of the user's images, and images that are made to do harm."""
+
+import itertools
+import posixpath
+import random
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pipeline.errors import ErrorCode, RunError
+from pipeline.inputs.listing import list_images
+from pipeline.store.filesystem import STORE_ERRORS, one_line, open_filesystem, path_of, put_object, uri_of
+
+_LISTED = 10_000  # of the input; a listing of all could take hours
+_THREADS = 16
+
+# The last bytes of an image that is to do something to the process that decodes it, where PLANTED_FAULTS is set.
+PLANTED_FAULTS = "M2F_PLANTED_FAULTS"
+_DEADLY = {
+    "abort": (ErrorCode.CRASHED_WORKER,),
+    "allocate": (ErrorCode.CRASHED_WORKER, ErrorCode.TOO_LARGE, ErrorCode.TIMED_OUT),
+    "hang": (ErrorCode.TIMED_OUT, ErrorCode.CRASHED_WORKER),
+}
+_UNREADABLE = (ErrorCode.DECODE_FAILED, ErrorCode.UNSUPPORTED)
+
+
+@dataclass(frozen=True)
+class HarmfulImage:
+    """An image that must end in a row `failed` with one of these codes, and do nothing to its neighbours."""
+
+    name: str
+    data: bytes
+    codes: tuple[ErrorCode, ...]
+
+
+def copy_sample(source: str, number: int, folder: str, chance: random.Random) -> list[str]:
+    """Copy images of `source`, chosen by lot, into `folder`. Gives the keys of the copies, sorted.
+
+    Raises RunError where nothing can be read or written.
+    """
+    listed = [image.image_key for image in itertools.islice(list_images(source), _LISTED)]
+    if not listed:
+        raise RunError(f"--input {source} holds no objects")
+    chosen = sorted(chance.sample(listed, min(number, len(listed))))
+    filesystem, _ = open_filesystem(source)
+    target, root = open_filesystem(folder)
+
+    def copy(place: int, key: str) -> str:
+        name = re.sub(r"[^\w.-]", "_", posixpath.basename(key.rstrip("/")))[-80:]
+        path = f"{root}/{place:05d}-{name}"
+        try:
+            put_object(target, path, filesystem.cat_file(path_of(filesystem, key)))
+        except STORE_ERRORS as error:
+            raise RunError(f"{key} cannot be copied to {folder}: {one_line(error)}") from None
+        return uri_of(target, path)
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return sorted(threads.map(copy, range(len(chosen)), chosen))
+
+
+def plant(folder: str, sample: list[str], chance: random.Random, *, deadly: bool) -> dict[str, HarmfulImage]:
+    """Put harmful images among the copies in `folder`, so that they share shards with these. Gives them by key."""
+    filesystem, root = open_filesystem(folder)
+    model = filesystem.cat_file(path_of(filesystem, chance.choice(sample)))
+    planted = {}
+    for image in harmful_images(model, deadly=deadly):
+        # The copies' names begin with their place: a number of theirs puts this one beside it.
+        path = f"{root}/{chance.randrange(len(sample)):05d}-drill-{image.name}"
+        put_object(filesystem, path, image.data)
+        planted[uri_of(filesystem, path)] = image
+    return planted
+
+
+def harmful_images(model: bytes, *, deadly: bool) -> Iterator[HarmfulImage]:
+    """Every kind there is, made from `model`, the bytes of an image."""
+    yield HarmfulImage("cut", model[: len(model) // 2], _UNREADABLE)
+    yield HarmfulImage("noise", random.Random(0).randbytes(5000), _UNREADABLE)
+    yield HarmfulImage("empty", b"", _UNREADABLE)
+    yield HarmfulImage("bomb", _png_header(60_000, 60_000), (ErrorCode.TOO_LARGE,))
+    if deadly:
+        for name, codes in _DEADLY.items():
+            yield HarmfulImage(name, model + f"m2f-drill:{name}".encode(), codes)
+
+
+def _png_header(height: int, width: int) -> bytes:
+    """A PNG that says it has so many pixels, and little more."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")

@@ -1,0 +1,194 @@
+"""The evaluation: which images of a run are which of the ground truth, their parts scored in parallel, sums added.
+
+Masks and pixels are never in memory for more than a part. What grows with the images is the ground truth's own JSON,
+and for AP 1 KB an image.
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+from m2f_core.config.labels import name_keys
+from pipeline.coco.ground_truth import Census, GroundTruth, read_instances, read_panoptic, read_semantic
+from pipeline.errors import RunError
+from pipeline.evaluate.metrics import instance_summary, panoptic_summary, semantic_summary
+from pipeline.evaluate.score import ImageTask, PartTask, ScoreSpec, Sums, score_part
+from pipeline.evaluate.settings import EvaluationSettings
+from pipeline.store.filesystem import STORE_ERRORS, one_line, open_filesystem, put_object
+from pipeline.tables.finished_run import FinishedRun, find_finished_run, read_part
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Which ground truths say something about which runs.
+SCORED_BY = {
+    "panoptic": {"panoptic", "instances", "semantic"},
+    "instance": {"instances"},
+    "semantic": {"panoptic", "semantic"},
+}
+IMAGES_PER_TASK = 64  # of those that are in no part
+READ_AHEAD = 16  # parts of `images`, each a small object
+
+
+def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
+    """All figures, as they stand in the report. RunError, with one line, where something is missing or does not fit."""
+    run = find_finished_run(settings.tables, settings.run_id)
+    truths = _read_ground_truths(settings, run)
+    censuses = {kind: Census(truth) for kind, truth in truths.items()}
+    tasks = _part_tasks(run, censuses)
+    tasks += _tasks_without_results(censuses)
+    spec = _score_spec(settings, run, truths)
+    total = Sums.zero(spec)
+    for sums in _score(spec, tasks, settings.workers or os.cpu_count() or 1):
+        total.add(sums)
+    report: dict[str, Any] = {
+        "run_id": run.run_id,
+        "tables": settings.tables,
+        "task": run.task,
+        "fingerprint": run.fingerprint,
+        "ground_truth": {
+            kind: {"place": truth.place, "images": censuses[kind].counts(), "warning": _names_warning(run, truth)}
+            for kind, truth in truths.items()
+        },
+    }
+    if spec.panoptic is not None:
+        report["panoptic"] = panoptic_summary(total.panoptic, spec.panoptic)
+    if spec.semantic is not None:
+        report["semantic"] = semantic_summary(total.confusion, spec.semantic)
+    if spec.instances is not None:
+        for kind, states in total.instances.items():
+            report[kind] = instance_summary(states, spec.instances)
+    return report
+
+
+def write_report(place: str, report: dict[str, Any]) -> None:
+    """The report as JSON at a path or URI."""
+    filesystem, path = open_filesystem(place)
+    try:
+        put_object(filesystem, path, json.dumps(report, indent=1).encode())
+    except STORE_ERRORS as error:
+        raise RunError(f"--report {place} cannot be written: {one_line(error)}") from None
+
+
+def _read_ground_truths(settings: EvaluationSettings, run: FinishedRun) -> dict[str, GroundTruth]:
+    """By kind. RunError where one cannot be read, or says nothing about a run of this task."""
+    given = {
+        "panoptic": settings.panoptic_gt,
+        "instances": settings.instances_gt,
+        "semantic": settings.semantic_gt,
+    }
+    for kind, place in given.items():
+        if place is not None and kind not in SCORED_BY.get(run.task, ()):
+            raise RunError(
+                f"--{kind}-gt cannot score run {run.run_id}, whose task is {run.task}; such a run is scored by "
+                f"{' or '.join(f'--{scored}-gt' for scored in sorted(SCORED_BY.get(run.task, ()))) or 'nothing here'}"
+            )
+    truths = {}
+    if settings.panoptic_gt is not None:
+        truths["panoptic"] = read_panoptic(settings.panoptic_gt, settings.panoptic_pngs)
+    if settings.instances_gt is not None:
+        truths["instances"] = read_instances(settings.instances_gt)
+    if settings.semantic_gt is not None:
+        truths["semantic"] = read_semantic(settings.semantic_gt, run.categories)
+    return truths
+
+
+def _names_warning(run: FinishedRun, truth: GroundTruth) -> str | None:
+    """Ids decide what is compared. Where they are a guess, or those of another data set, names tell."""
+    of_run = {category["id"]: category["name"] for category in run.categories}
+    common = [(c["id"], c["name"], of_run[c["id"]]) for c in truth.categories if c["id"] in of_run]
+    others = min(([one for one in common if key(one[1]) != key(one[2])] for key in name_keys()), key=len)
+    if not others:
+        return None
+    number, name, found = others[0]
+    return (
+        f"{len(others)} of {len(common)} categories have other names in the run: {number} is {name} here and {found} "
+        "there. Categories are compared by id; --model's should be those of this ground truth"
+    )
+
+
+def _score_spec(settings: EvaluationSettings, run: FinishedRun, truths: dict[str, GroundTruth]) -> ScoreSpec:
+    categories = {kind: truth.categories for kind, truth in truths.items()}
+    return ScoreSpec(
+        tables=settings.tables,
+        panoptic=categories.get("panoptic") if run.task == "panoptic" else None,
+        semantic=categories.get("semantic") or categories.get("panoptic"),
+        instances=categories.get("instances"),
+        semantic_by_labels="semantic" in truths,
+        reduce_zero_label=settings.reduce_zero_label,
+        things_only=run.task == "panoptic",
+    )
+
+
+# --- which images -----------------------------------------------------------------------------------------------------
+
+
+def _part_tasks(run: FinishedRun, censuses: dict[str, Census]) -> list[PartTask]:
+    """The parts that hold images of the ground truth; the others' segments are not read."""
+    read = partial(read_part, run.tables, columns=["image_key", "status", "error_code", "height", "width"])
+    tasks = []
+    with ThreadPoolExecutor(READ_AHEAD) as threads:
+        tables = _in_order(threads, read, [parts["images"] for parts in run.parts], READ_AHEAD)
+        for parts, table in zip(run.parts, tables, strict=True):
+            images = []
+            for row in table.to_pylist():
+                found = {kind: census.add(row) for kind, census in censuses.items()}
+                if any(image is not None for image in found.values()):
+                    images.append(ImageTask(row["image_key"], **found))
+            if images:
+                tasks.append(PartTask(parts["segments"], tuple(images)))
+    return tasks
+
+
+def _tasks_without_results(censuses: dict[str, Census]) -> list[PartTask]:
+    """Images of the ground truth that the run has not, or failed on: all that is in them has been missed."""
+    images = [
+        ImageTask(None, **{kind: image}) for kind, census in censuses.items() for image in census.without_result()
+    ]
+    return [PartTask(None, tuple(images[i : i + IMAGES_PER_TASK])) for i in range(0, len(images), IMAGES_PER_TASK)]
+
+
+# --- in parallel ------------------------------------------------------------------------------------------------------
+
+
+def _score(spec: ScoreSpec, tasks: list[PartTask], workers: int) -> Iterator[Sums]:
+    """Sums of the tasks, in their order: floats add up the same whatever the number of workers."""
+    console = Console(file=sys.stderr)
+    shown = partial(track, description="scoring", total=len(tasks), console=console, disable=not console.is_terminal)
+    workers = min(workers, len(tasks))
+    if workers == 1:
+        yield from shown(score_part(spec, task) for task in tasks)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks of the threads above
+    executor = ProcessPoolExecutor(workers, context, initializer=_one_thread_each)
+    try:
+        yield from shown(_in_order(executor, partial(score_part, spec), tasks, 2 * workers))
+    except BrokenProcessPool:
+        raise RunError("a worker process died, most likely for want of memory: try fewer --workers") from None
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _one_thread_each() -> None:
+    os.environ["RAYON_NUM_THREADS"] = "1"  # read by hotcoco when it first computes
+
+
+def _in_order(executor: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+    """`function` of each item, computed at most `ahead` items ahead of the reader."""
+    pending: deque[Future[R]] = deque()
+    for item in items:
+        pending.append(executor.submit(function, item))
+        if len(pending) > ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()

@@ -1,0 +1,186 @@
+"""What is added up for PQ, mIoU and AP, and what is made of the sums. Sums of parts add to those of the whole.
+
+Panoptic matching and AP are hotcoco's (equal to panopticapi and pycocotools, which tests hold it to). mIoU is that of
+detectron2's SemSegEvaluator, by which the paper reports, extended to predictions that leave pixels empty: those are
+missed, and hit no class.
+
+Legend: C categories of the ground truth, in its order; H, W pixels of an image.
+"""
+
+import contextlib
+import io
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from hotcoco import StreamingEval
+from hotcoco.panoptic import PanopticEval
+from numpy.typing import NDArray
+
+from pipeline.coco.ground_truth_png import IGNORED
+from pipeline.errors import RunError
+from pipeline.store.filesystem import one_line
+
+Category = dict[str, Any]  # COCO's: id, name and, where panoptic, isthing
+Record = dict[str, Any]  # COCO's: image_id, category_id, segmentation, ...
+
+
+# --- panoptic quality (Kirillov et al. 2019, section 4) ---------------------------------------------------------------
+
+
+def panoptic_sums(
+    images: list[Record], truth: list[Record], predicted: list[Record], categories: tuple[Category, ...]
+) -> NDArray[np.float64]:
+    """[C, 4]: summed IoU of the matched segments, and the numbers of true positives, false positives, false negatives.
+
+    A record is a segment: id, image_id, category_id, segmentation (RLE) and, in the truth, iscrowd. Pixels of an image
+    in no segment of the truth are void.
+    """
+    if not images:
+        return np.zeros((len(categories), 4))
+    common = {"images": images, "categories": list(categories)}
+    evaluation = PanopticEval({**common, "annotations": truth}, {**common, "annotations": predicted})
+    evaluation.evaluate()
+    by_category = evaluation.results()["per_class"]
+    rows = [[by_category[c["id"]][name] for name in ("iou", "tp", "fp", "fn")] for c in categories]
+    return np.array(rows, np.float64)
+
+
+def panoptic_summary(sums_C4: NDArray[np.float64], categories: tuple[Category, ...]) -> dict[str, Any]:
+    """PQ, SQ and RQ of each category and their means over all, things and stuff, as fractions.
+
+    Means are over the `n` categories that occur, in the truth or as an unmatched prediction; None where n is 0.
+    """
+    iou_C, tp_C, fp_C, fn_C = sums_C4.T
+    denominator_C = tp_C + 0.5 * fp_C + 0.5 * fn_C
+    scores_C3 = np.full((len(categories), 3), np.nan)
+    occurs_C = denominator_C > 0
+    scores_C3[occurs_C, 0] = iou_C[occurs_C] / denominator_C[occurs_C]
+    scores_C3[occurs_C, 1] = iou_C[occurs_C] / np.maximum(tp_C[occurs_C], 1)
+    scores_C3[occurs_C, 2] = tp_C[occurs_C] / denominator_C[occurs_C]
+    things_C = np.array([bool(category["isthing"]) for category in categories])
+    groups = {"all": np.full(len(categories), True), "things": things_C, "stuff": ~things_C}
+    summary: dict[str, Any] = {}
+    for name, group_C in groups.items():
+        counted_C = group_C & occurs_C
+        means = scores_C3[counted_C].mean(axis=0) if counted_C.any() else np.full(3, np.nan)
+        summary[name] = {**_named(("PQ", "SQ", "RQ"), means), "n": int(counted_C.sum())}
+    summary["per_class"] = [
+        {
+            **_of_category(category),
+            **_named(("PQ", "SQ", "RQ"), scores),
+            "iou_sum": float(sums[0]),
+            **{key: int(value) for key, value in zip(("tp", "fp", "fn"), sums[1:], strict=True)},
+        }
+        for category, scores, sums in zip(categories, scores_C3, sums_C4, strict=True)
+    ]
+    return summary
+
+
+# --- semantic: mean intersection over union ---------------------------------------------------------------------------
+
+
+def confusion_matrix(
+    truth_HW: NDArray[np.integer], predicted_HW: NDArray[np.integer], num_classes: int
+) -> NDArray[np.int64]:
+    """[C, C + 1] pixels by class of the truth (0 .. C - 1 or IGNORED) and of the prediction, where C is "none"."""
+    truth, predicted = truth_HW.ravel(order="F").astype(np.int64), predicted_HW.ravel(order="F")
+    known = truth != IGNORED
+    cells = truth[known] * (num_classes + 1) + predicted[known]
+    return np.bincount(cells, minlength=num_classes * (num_classes + 1)).reshape(num_classes, num_classes + 1)
+
+
+def semantic_summary(confusion: NDArray[np.int64], categories: tuple[Category, ...]) -> dict[str, Any]:
+    """mIoU, fwIoU, mAcc and pAcc as fractions, and IoU and Acc of each class; None where there is no such pixel.
+
+    Means are over the classes that the ground truth has pixels of; what is predicted where it has none counts there.
+    """
+    truth_C, predicted_C = confusion.sum(axis=1), confusion[:, :-1].sum(axis=0)
+    hit_C = np.diagonal(confusion)
+    present_C = truth_C > 0
+    iou_C, acc_C = np.full(len(categories), np.nan), np.full(len(categories), np.nan)
+    iou_C[present_C] = hit_C[present_C] / (truth_C + predicted_C - hit_C)[present_C]
+    acc_C[present_C] = hit_C[present_C] / truth_C[present_C]
+    num_pixels = truth_C.sum()
+    means = np.full(4, np.nan)
+    if num_pixels:
+        frequency = truth_C[present_C] / num_pixels
+        means[:] = (
+            iou_C[present_C].mean(),
+            (iou_C[present_C] * frequency).sum(),
+            acc_C[present_C].mean(),
+            hit_C.sum() / num_pixels,
+        )
+    per_class = [
+        {**_of_category(category), **_named(("IoU", "Acc"), scores), "pixels": int(pixels)}
+        for category, *scores, pixels in zip(categories, iou_C, acc_C, truth_C, strict=True)
+    ]
+    names = ("mIoU", "fwIoU", "mAcc", "pAcc")
+    return {**_named(names, means), "n": int(present_C.sum()), "pixels": int(num_pixels), "per_class": per_class}
+
+
+# --- instances: average precision -------------------------------------------------------------------------------------
+
+
+def instance_state(
+    kind: str,
+    images: list[Record],
+    truth: list[Record],
+    predicted: list[Record],
+    categories: tuple[Category, ...],
+    where: str,
+) -> bytes:
+    """Images matched for AP by their masks ("segm") or boxes ("bbox"), as bytes that `instance_summary` adds up.
+
+    About 1 KB an image: scores and matches, no masks. `images` hold id, height and width. RunError where an annotation
+    of `truth`, which is from `where`, has no usable mask or box; those of a run are checked when they are written.
+    """
+    matched = StreamingEval(list(categories), iou_type=kind)
+    # Areas decide what is small and large: of masks those of the mask, of boxes those of the box, as in detectron2.
+    shape = "segmentation" if kind == "segm" else "bbox"
+    names = ("image_id", "category_id", "score", shape)
+    try:
+        matched.update(images, truth, [{name: record[name] for name in names} for record in predicted])
+    except ValueError as error:
+        raise RunError(f"{where}: {_with_id(one_line(error), truth)}") from None
+    return matched.to_bytes()
+
+
+def _with_id(message: str, truth: list[Record]) -> str:
+    """hotcoco's message with the annotation named by its id instead of its place in the list."""
+    place = re.match(r"gt_anns\[(\d+)\]: ", message)
+    if place is None:
+        return message
+    return f"annotation {truth[int(place[1])]['id']!r} cannot be used: {message[place.end() :]}"
+
+
+def instance_summary(states: Iterable[bytes], categories: tuple[Category, ...]) -> dict[str, Any]:
+    """COCO's twelve figures as fractions and AP of each class; None where there is nothing to find."""
+    evaluation = StreamingEval.merge(map(StreamingEval.from_bytes, states)).finalize()
+    evaluation.accumulate()
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its table
+        evaluation.summarize()
+    assert evaluation.eval is not None
+    precision = np.asarray(evaluation.eval["precision"])  # by IoU, recall, category in order of id, area, detections
+    ids = sorted(category["id"] for category in categories)
+    per_class = []
+    for category in categories:
+        of_class = precision[:, :, ids.index(category["id"]), 0, -1]  # all areas, 100 detections
+        per_class.append({**_of_category(category), "AP": _or_none(of_class.mean())})  # -1 throughout where undefined
+    figures = zip(evaluation.metric_keys(), evaluation.stats, strict=True)
+    return {**{name: _or_none(value) for name, value in figures}, "per_class": per_class}
+
+
+def _of_category(category: Category) -> dict[str, Any]:
+    thing = {"isthing": bool(category["isthing"])} if "isthing" in category else {}
+    return {"category_id": category["id"], "name": category["name"], **thing}
+
+
+def _named(names: Iterable[str], values: Iterable[float]) -> dict[str, float | None]:
+    return {name: _or_none(value) for name, value in zip(names, values, strict=True)}
+
+
+def _or_none(value: float) -> float | None:
+    """As a plain float; None for what has no value, NaN here and -1 in the COCO API."""
+    return float(value) if value >= 0 else None

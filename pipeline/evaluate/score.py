@@ -1,0 +1,171 @@
+"""One part of a run against its ground truth -> sums that add. Runs in a process of its own.
+
+Legend: H, W pixels of an image; C categories that are scored, in the order of the ground truth.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from m2f_core.masks.rle import decode
+from pipeline.coco.ground_truth import GtImage, check_size
+from pipeline.coco.ground_truth_png import panoptic_classes, panoptic_records, read_label_png, read_panoptic_png
+from pipeline.commit.receipt import PartRecord
+from pipeline.errors import RunError
+from pipeline.evaluate.metrics import Category, Record, confusion_matrix, instance_state, panoptic_sums
+from pipeline.tables.finished_run import read_part
+
+INSTANCE_KINDS = ("segm", "bbox")
+_COLUMNS = ["image_key", "segment_id", "category_id", "category_name", "isthing", "score", "bbox", "segmentation"]
+
+
+@dataclass(frozen=True)
+class ScoreSpec:
+    """What all parts have in common. Categories are None where the figure is not wanted."""
+
+    tables: str
+    panoptic: tuple[Category, ...] | None  # of PQ
+    semantic: tuple[Category, ...] | None  # of mIoU
+    instances: tuple[Category, ...] | None  # of AP
+    semantic_by_labels: bool  # mIoU by label PNGs, else by the panoptic ground truth
+    reduce_zero_label: bool
+    things_only: bool  # AP of a panoptic run
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """An image to score, in each ground truth that has it. Without a key it is scored as if nothing had been found."""
+
+    image_key: str | None
+    panoptic: GtImage | None = None
+    instances: GtImage | None = None
+    semantic: GtImage | None = None
+
+
+@dataclass(frozen=True)
+class PartTask:
+    """Images of one part, or (part None) images without a key."""
+
+    part: PartRecord | None
+    images: tuple[ImageTask, ...]
+
+
+@dataclass
+class Sums:
+    """What parts add up to."""
+
+    panoptic: NDArray[np.float64]  # [C, 4] metrics.panoptic_sums
+    confusion: NDArray[np.int64]  # [C, C + 1] metrics.confusion_matrix
+    instances: dict[str, list[bytes]]  # metrics.instance_state, by kind
+
+    @classmethod
+    def zero(cls, spec: ScoreSpec) -> "Sums":
+        num_classes = len(spec.semantic or ())
+        confusion = np.zeros((num_classes, num_classes + 1), np.int64)
+        return cls(np.zeros((len(spec.panoptic or ()), 4)), confusion, {kind: [] for kind in INSTANCE_KINDS})
+
+    def add(self, other: "Sums") -> None:
+        self.panoptic += other.panoptic
+        self.confusion += other.confusion
+        for kind, states in other.instances.items():
+            self.instances[kind] += states
+
+
+@dataclass
+class Records:
+    """What hotcoco compares: images, segments of the ground truth and of the run, as COCO writes them."""
+
+    images: list[Record] = field(default_factory=list)
+    truth: list[Record] = field(default_factory=list)
+    predicted: list[Record] = field(default_factory=list)
+
+    def add(self, image: GtImage, truth: Iterable[Record], predicted: list[Record]) -> None:
+        assert image.size is not None
+        height, width = image.size
+        self.images.append({"id": image.number, "file_name": image.name, "height": height, "width": width})
+        for records, added in ((self.truth, truth), (self.predicted, predicted)):
+            before = len(records)  # records of an instances file keep the ids that they have, for messages
+            records.extend({"id": before + n, "image_id": image.number, **r} for n, r in enumerate(added, 1))
+
+
+def score_part(spec: ScoreSpec, task: PartTask) -> Sums:
+    """Sums over the images of `task`. RunError where something cannot be read or does not fit together.
+
+    Masks are kept as RLE until the part is done; of pixels, one image at a time is in memory.
+    """
+    sums = Sums.zero(spec)
+    panoptic, instances = Records(), Records()
+    segments = _segments_by_image(spec.tables, task)
+    for image in task.images:
+        rows = segments.get(image.image_key, [])
+        if image.panoptic is not None:
+            runs = read_panoptic_png(image.panoptic)
+            if spec.panoptic is not None:
+                _check_categories(rows, spec.panoptic)
+                panoptic.add(image.panoptic, panoptic_records(image.panoptic, runs), rows)
+            if spec.semantic is not None and not spec.semantic_by_labels:
+                truth_HW = panoptic_classes(image.panoptic, runs, _class_of(spec.semantic))
+                sums.confusion += _confusion(truth_HW, rows, spec.semantic)
+        if image.semantic is not None and spec.semantic is not None:
+            truth_HW = read_label_png(image.semantic, len(spec.semantic), spec.reduce_zero_label)
+            _check_rows_size(rows, image.semantic, truth_HW)
+            sums.confusion += _confusion(truth_HW, rows, spec.semantic)
+        if image.instances is not None and spec.instances is not None:
+            things = [row for row in rows if row["isthing"] or not spec.things_only]
+            _check_categories(things, spec.instances)
+            instances.add(image.instances, image.instances.annotations, things)
+    if spec.panoptic is not None:
+        sums.panoptic += panoptic_sums(panoptic.images, panoptic.truth, panoptic.predicted, spec.panoptic)
+    if spec.instances is not None:
+        parts = instances.images, instances.truth, instances.predicted, spec.instances, "--instances-gt"
+        sums.instances = {kind: [instance_state(kind, *parts)] for kind in INSTANCE_KINDS}
+    return sums
+
+
+def _confusion(truth_HW: NDArray[np.int32], rows: list[Record], categories: tuple[Category, ...]) -> NDArray[np.int64]:
+    """Pixels by class of the truth and of the segment that covers them."""
+    _check_categories(rows, categories)
+    class_of = _class_of(categories)
+    predicted_HW = np.full(truth_HW.shape, len(categories), np.int32, order="F")  # no segment: no class
+    for row in rows:
+        mask_HW = decode(row["segmentation"]["counts"].encode(), *truth_HW.shape)
+        predicted_HW[mask_HW] = class_of[row["category_id"]]
+    return confusion_matrix(truth_HW, predicted_HW, len(categories))
+
+
+def _class_of(categories: tuple[Category, ...]) -> dict[int, int]:
+    return {category["id"]: index for index, category in enumerate(categories)}
+
+
+def _check_categories(rows: list[Record], categories: tuple[Category, ...]) -> None:
+    """As in panopticapi, a segment of a category that the ground truth does not know is an error, not a miss."""
+    known = _class_of(categories)
+    for row in rows:
+        if row["category_id"] not in known:
+            raise RunError(
+                f"{row['image_key']}: a segment has category {row['category_id']} ({row['category_name']}), which the "
+                "ground truth does not know; score with ground truth that has the categories of the model"
+            )
+
+
+def _check_rows_size(rows: list[Record], image: GtImage, truth_HW: NDArray[np.int32]) -> None:
+    for row in rows[:1]:
+        height, width = row["segmentation"]["size"]
+        check_size(row["image_key"], (height, width), image, (truth_HW.shape[0], truth_HW.shape[1]))
+
+
+def _segments_by_image(tables: str, task: PartTask) -> dict[str | None, list[Record]]:
+    """The rows of `segments` of the task's images; rows of one image and segment_id (`--postprocess hf`) are one."""
+    if task.part is None:
+        return {}
+    table = read_part(tables, task.part, _COLUMNS)
+    wanted = pa.array([image.image_key for image in task.images], pa.string())
+    by_image: dict[str | None, dict[int, Record]] = defaultdict(dict)
+    for row in table.filter(pc.is_in(table.column("image_key"), value_set=wanted)).to_pylist():
+        by_image[row["image_key"]][row["segment_id"]] = row
+    return {key: list(rows.values()) for key, rows in by_image.items()}

@@ -1,0 +1,91 @@
+"""How often a shard has been started: one marker object for each start, left before the work begins.
+
+What kills its worker leaves nothing else behind. A start that ended well leaves its marker too, but then the shard is
+done and nobody asks; the few that are started again for other reasons (a node that left, a driver that was killed)
+cost time and change no row.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+from pipeline.errors import RunError
+from pipeline.store.conditional_writes import create_object
+from pipeline.store.filesystem import STORE_ERRORS, one_line, open_filesystem
+
+STARTED = "started"  # folder of the markers, in that of the run
+
+
+class Starts:
+    """The starts of a run's shards, as this process sees and makes them. Thread safe."""
+
+    def __init__(self, output: str, run_id: str):
+        self.filesystem, root = open_filesystem(output)
+        self.folder = f"{root}/_runs/{run_id}/{STARTED}"
+        self.door = _Door()
+
+    @contextlib.contextmanager
+    def start(self, shard: int) -> Iterator[int]:
+        """Leave a marker for `shard` and run the body; gives how often it was started before.
+
+        A shard that was started before has the process to itself: if it kills the process again, no other shard is
+        blamed for it, and none can kill the process meanwhile.
+        """
+        with self.door.together():
+            if self._leave_marker(shard, 1):
+                yield 0
+                return
+        with self.door.alone():
+            number = 2
+            while not self._leave_marker(shard, number):
+                number += 1
+            yield number - 1
+
+    def _leave_marker(self, shard: int, number: int) -> bool:
+        """Whether this is start `number` of the shard; False where there was such a start. One request."""
+        who = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "id": uuid.uuid4().hex}
+        path = f"{self.folder}/{shard:06d}-{number}"
+        try:
+            return create_object(self.filesystem, path, json.dumps(who).encode()) is not None
+        except STORE_ERRORS as error:
+            raise RunError(f"--output cannot be written: {path}: {one_line(error)}") from None
+
+
+class _Door:
+    """Lets any number in together, or one alone; who wants to be alone is not overtaken."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._waiting_alone = 0
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._inside >= 0 and self._waiting_alone == 0)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._changed:
+            self._waiting_alone += 1
+            self._changed.wait_for(lambda: self._inside == 0)
+            self._waiting_alone -= 1
+            self._inside = -1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside = 0
+                self._changed.notify_all()

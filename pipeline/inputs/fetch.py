@@ -1,0 +1,139 @@
+"""Shard -> encoded bytes, checked against the plan.
+
+A failed read is a row and no exception; where all of a shard fail, it is the store, which breaks the run. Except where
+they may not be read while others of the run may: a prefix that is archived or forbidden is a matter of its images.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+from tenacity import (
+    Retrying,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from pipeline.errors import ErrorCode, ImageError, StoreUnavailableError
+from pipeline.guard.watchdog import TRIED_AGAIN, start_watchdog, watch
+from pipeline.inputs.listing import ListedImage
+from pipeline.inputs.verified import READ_SHARE, ChangedError, CorruptError, read_verified, request_seconds
+from pipeline.schema import FETCHED, pack_shard, unpack_shard
+from pipeline.store.filesystem import check_visible, one_line, open_filesystem, path_of
+from pipeline.telemetry.costs import Costs
+from pipeline.telemetry.in_flight import Tell, tell_nobody
+
+READ_THREADS = 16  # one object of 100 KB takes 20-50 ms from S3, so this many in flight are 300-800 images/s
+_READ_ATTEMPTS = 4  # on top of the client's own; for what clients do not repeat: cut bodies, wrong checksums
+# Larger objects are no images: a film or an archive below the prefix would fill the worker's memory.
+MAX_OBJECT_BYTES = 512 * 2**20
+# Where so many images all fail for one of these reasons, no image is the reason: credentials that have run out, a
+# network that is gone. As rows they would be thousands, and a run that looks done.
+_STORE_FAILED = frozenset((ErrorCode.ACCESS_DENIED, ErrorCode.READ_FAILED))
+_SYSTEMIC_IMAGES = 8
+
+
+class FetchImages:
+    """CPU actor: adds `data` (encoded bytes) to every image of a shard, or an error code and message."""
+
+    def __init__(
+        self,
+        input_uri: str,
+        step_timeout: float = 600.0,
+        watched: bool = False,
+        tell: Tell = tell_nobody,
+        elsewhere: Sequence[ListedImage] = (),
+    ):
+        """`step_timeout` in seconds; `watched`: this process is ours, to be ended when a read hangs beyond it.
+
+        `elsewhere` are images from all over the run, to be asked for where those of a shard may not be read.
+        """
+        self.filesystem, self.root = open_filesystem(input_uri)
+        self.step_timeout = step_timeout
+        self.tell = tell
+        self.elsewhere = elsewhere
+        self.threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="fetch")
+        if watched:
+            start_watchdog(step_timeout, TRIED_AGAIN)
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        check_visible(self.filesystem, self.root, "--input")
+        shard, images = unpack_shard(row)
+        planned = images.select(["image_key", "etag", "size_bytes", "reason"]).to_pylist()
+        costs = Costs()
+        with self.tell(shard, "reading", planned[0]["image_key"]), costs.of_process("read"):
+            results = list(self.threads.map(lambda image: self._fetch_planned(**image), planned))
+        # An image that could not be read before says nothing of the store, if it cannot be read again.
+        reasons = [image["reason"] for image in planned]
+        telling = [r for r, why in zip(results, reasons, strict=True) if why not in ("removed", "retry")]
+        self._check_store(shard, telling)
+        errors = [result if isinstance(result, ImageError) else None for result in results]
+        fetched = pa.Table.from_arrays(
+            [
+                *images.columns,
+                pa.array([error and error.code.value for error in errors], pa.string()),
+                pa.array([error and error.message for error in errors], pa.string()),
+                pa.array([None if isinstance(r, ImageError) else r for r in results], pa.large_binary()),
+            ],
+            schema=FETCHED,
+        )
+        return pack_shard(shard, fetched, costs=costs.seconds)
+
+    def _fetch_planned(self, image_key: str, etag: str, size_bytes: int, reason: str) -> bytes | ImageError | None:
+        """None for an image that is gone from the input: its row only says so."""
+        if reason == "removed":
+            return None
+        with watch("reading", image_key):
+            return self.fetch(image_key, etag, size_bytes)
+
+    def fetch(self, image_key: str, etag: str, size_bytes: int) -> bytes | ImageError:
+        """The object's bytes, or why there are none.
+
+        Error codes: too_large, not_found, access_denied, changed (replaced since the plan), corrupt_in_transit,
+        read_failed.
+        """
+        if size_bytes > MAX_OBJECT_BYTES:
+            return ImageError(ErrorCode.TOO_LARGE, f"{size_bytes} bytes; objects over {MAX_OBJECT_BYTES} are not read")
+        try:
+            for attempt in Retrying(
+                stop=stop_after_attempt(_READ_ATTEMPTS) | stop_after_delay(READ_SHARE * self.step_timeout),
+                wait=wait_random_exponential(multiplier=0.25, max=10),
+                retry=retry_if_not_exception_type((FileNotFoundError, PermissionError, ChangedError)),
+                reraise=True,
+            ):
+                with attempt:
+                    path = path_of(self.filesystem, image_key)
+                    seconds = request_seconds(size_bytes, attempt.retry_state.attempt_number, self.step_timeout)
+                    return read_verified(self.filesystem, path, etag, size_bytes, seconds)
+        except FileNotFoundError:
+            return ImageError(ErrorCode.NOT_FOUND, "the object was listed but is gone")
+        except PermissionError as error:
+            return ImageError(ErrorCode.ACCESS_DENIED, one_line(error))
+        except ChangedError as error:
+            return ImageError(ErrorCode.CHANGED, one_line(error))
+        except CorruptError as error:
+            return ImageError(ErrorCode.CORRUPT_IN_TRANSIT, one_line(error))
+        except Exception as error:
+            return ImageError(ErrorCode.READ_FAILED, f"{type(error).__name__}: {one_line(error)}")
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _check_store(self, shard: int, results: Sequence[bytes | ImageError | None]) -> None:
+        """Raise StoreUnavailableError where it is the store that failed, and not some of its objects."""
+        errors = [result for result in results if isinstance(result, ImageError) and result.code in _STORE_FAILED]
+        if len(results) < _SYSTEMIC_IMAGES or len(errors) < len(results):
+            return
+        if all(error.code == ErrorCode.ACCESS_DENIED for error in errors) and self._can_read_elsewhere():
+            return
+        raise StoreUnavailableError(
+            f"--input: none of the {len(results)} images of shard {shard} could be read, so it is the store, the "
+            f"network or the credentials; the first: {errors[0]}"
+        )
+
+    def _can_read_elsewhere(self) -> bool:
+        for image in sorted(self.elsewhere, key=lambda one: one.size_bytes):
+            with watch("reading", image.image_key):
+                if isinstance(self.fetch(image.image_key, image.etag, image.size_bytes), bytes):
+                    return True
+        return False

@@ -1,0 +1,216 @@
+"""Listing against what is published -> what the next run has to do, and why.
+
+Both sides go through DuckDB on disk: neither the listing nor the table is ever in Python's memory. The rules, the first
+that holds counts:
+
+    the image has no current row, or one that says `removed`   new
+    its ETag or its size is another                            changed
+    its row was made with other weights                        model_changed
+    ... or with other settings that change results             settings_changed
+    its row says `failed`, for a reason that may pass          retry
+    none of these                                              unchanged (mode overwrite: overwrite)
+    the image has a current row and is not in the listing      removed
+
+Mode retry-failed plans what is there and has a row that says `failed`, whatever else holds, as `retry`. It leaves out
+the rest; what another mode would plan of it counts as `not_selected`.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import duckdb
+import pyarrow as pa
+
+from pipeline.config import Settings
+from pipeline.errors import TRANSIENT, RunError
+from pipeline.inputs.listing import ListedImage
+from pipeline.plan.shards import PlannedImage
+from pipeline.schema import PLAN, REASONS
+from pipeline.store.filesystem import open_filesystem, uri_of
+from pipeline.store.objects import parse_json_object, read_or_none
+from pipeline.tables.current_view import load_current
+from pipeline.tables.spill_database import MEMORY_MIB, ScratchDatabase, out_of_room
+
+_ROWS = 20_000  # at a time between Python and DuckDB: a few MB
+
+_LISTING = pa.schema([PLAN.field(name) for name in ("image_key", "etag", "size_bytes")])
+
+
+class Changes:
+    """What differs between the input and the published table. A context manager: it holds a database on disk.
+
+    counts: images by reason; also `unchanged`, `not_selected` (the mode leaves it out), and `removed` whether or not
+        that is planned, except where --limit hides what is gone. Reasons that no image has are left out.
+    size_bytes: encoded bytes by reason; of removed images what they had.
+    planned: the reasons for which an image is in the plan.
+    num_planned: how many images that are.
+    version: of the table `images` that the listing was compared with; None where nothing is published.
+    """
+
+    def __init__(self, scratch: ScratchDatabase, version: int | None, planned: tuple[str, ...]):
+        self.version = version
+        self._scratch = scratch
+        self.planned = planned
+        totals = scratch.connection.execute(
+            "SELECT reason, count(*), sum(size_bytes)::BIGINT FROM changes GROUP BY reason ORDER BY reason"
+        ).fetchall()
+        self.counts: dict[str, int] = {reason: images for reason, images, _ in totals}
+        self.size_bytes: dict[str, int] = {reason: size for reason, _, size in totals}
+        self.num_planned = sum(self.counts.get(reason, 0) for reason in planned)
+
+    def images(self) -> Iterator[PlannedImage]:
+        """What is to be planned, sorted by key as an object store sorts (by the bytes of UTF-8)."""
+        with out_of_room():
+            rows = self._scratch.connection.cursor().sql(
+                "SELECT image_key, etag, size_bytes, reason FROM changes "
+                "WHERE list_contains(?, reason) ORDER BY image_key",
+                params=[list(self.planned)],
+            )
+            reader = rows.to_arrow_reader(_ROWS)
+        for batch in reader:
+            columns = (column.to_pylist() for column in batch.columns)
+            yield from map(PlannedImage, *columns)
+
+    def close(self) -> None:
+        self._scratch.close()
+
+    def __enter__(self) -> "Changes":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def describe(counts: dict[str, int]) -> str:
+    """`1,204 unchanged, 3 removed`"""
+    return ", ".join(f"{number:,} {reason}" for reason, number in sorted(counts.items())) or "no images"
+
+
+def compare(
+    listing: Iterable[ListedImage],
+    settings: Settings,
+    *,
+    fingerprint: str,
+    weights_sha256: str,
+    memory_mib: int = MEMORY_MIB,
+) -> Changes:
+    """What a run of these settings would have to do for `listing`, which is all of `settings.input`.
+
+    Of the settings, `input`, `output`, `mode`, `limit` and `tombstone_removed` count. Only rows of keys below the input
+    are compared: several inputs may share an output. `memory_mib`: what DuckDB may hold; the rest goes to TMPDIR, about
+    as much as the keys of the listing and of all rows below the input take.
+
+    Raises RunError where the listing breaks off, a key is not UTF-8, or the published table cannot be read.
+    """
+    scratch = ScratchDatabase(memory_mib)
+    try:
+        with out_of_room():
+            _load_listing(scratch.connection, islice(listing, settings.limit))
+            columns = ("etag", "size_bytes", "status", "error_code", "fingerprint", "run_created")
+            version = load_current(scratch.connection, settings.output, columns, below=_below(settings.input))
+            _load_fingerprints(scratch.connection, settings.output, fingerprint, weights_sha256)
+            _join(scratch.connection, settings)
+            # Without this DuckDB 1.5 hands over what it has sorted in another order; before, it costs memory.
+            scratch.connection.execute("SET preserve_insertion_order = true")
+            planned = tuple(name for name in REASONS if name != "removed" or settings.tombstone_removed)
+            changes = Changes(scratch, version, planned)
+    except BaseException:
+        scratch.close()
+        raise
+    return changes
+
+
+def _below(input_uri: str) -> str:
+    """What the keys of the input start with: the folder with its slash, spelled as `list_images` spells keys."""
+    filesystem, path = open_filesystem(input_uri)
+    uri = uri_of(filesystem, path)
+    return uri if uri.endswith("/") else f"{uri}/"
+
+
+def _load_listing(database: duckdb.DuckDBPyConnection, listing: Iterable[ListedImage]) -> None:
+    database.execute("CREATE TABLE listing (image_key VARCHAR, etag VARCHAR, size_bytes BIGINT)")
+    images = iter(listing)
+    # Each page is a transaction: in one around all of them DuckDB kept 170 bytes an image, whatever its limit.
+    while page := list(islice(images, _ROWS)):
+        database.from_arrow(_as_table(page)).insert_into("listing")
+
+
+def _as_table(images: list[ListedImage]) -> pa.Table:
+    try:
+        keys = pa.array([image.image_key for image in images], pa.string())
+    except UnicodeEncodeError:
+        bad = next(image.image_key for image in images if not _is_utf8(image.image_key))
+        raise RunError(f"the file name {bad!r} is not UTF-8 and cannot stand in a table; rename it") from None
+    return pa.table(
+        [keys, [image.etag for image in images], [image.size_bytes for image in images]],
+        schema=_LISTING,
+    )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _load_fingerprints(database: duckdb.DuckDBPyConnection, output: str, fingerprint: str, weights_sha256: str) -> None:
+    """Make the table `fingerprints`: every other fingerprint of current rows, and the reason that it is."""
+    database.execute("CREATE TABLE fingerprints (fingerprint VARCHAR, reason VARCHAR)")
+    others = database.execute(
+        "SELECT fingerprint, arg_max(run_id, (run_created, run_id)) FROM current WHERE fingerprint <> ? GROUP BY ALL",
+        [fingerprint],
+    ).fetchall()
+    for other, run_id in others:
+        same_weights = _weights_of(output, run_id) == weights_sha256
+        reason = "settings_changed" if same_weights else "model_changed"
+        database.execute("INSERT INTO fingerprints VALUES (?, ?)", [other, reason])
+
+
+def _weights_of(output: str, run_id: str) -> str | None:
+    """Hash of the weights of a run, None where its run.json is gone: nothing shows then that the model is the same."""
+    filesystem, root = open_filesystem(output)
+    path = f"{root}/_runs/{run_id}/run.json"
+    data = read_or_none(filesystem, path, "--output:")
+    if data is None:
+        return None
+    model = parse_json_object(data, path, "--output:").get("model")
+    return model.get("weights_sha256") if isinstance(model, dict) else None
+
+
+_IN_MODE = {
+    "incremental": "reason",
+    "overwrite": "CASE reason WHEN 'unchanged' THEN 'overwrite' ELSE reason END",
+    "retry-failed": """
+        CASE WHEN reason = 'removed' THEN reason WHEN failed THEN 'retry'
+             WHEN reason = 'unchanged' THEN reason ELSE 'not_selected' END""",
+}
+
+
+def _join(database: duckdb.DuckDBPyConnection, settings: Settings) -> None:
+    """Make the table `changes`: image_key, etag, size_bytes, reason of every image of `listing` or `current`."""
+    transient = ", ".join(f"'{code.value}'" for code in TRANSIENT)
+    database.execute(f"""
+        CREATE TABLE changes AS
+        WITH compared AS (
+            SELECT coalesce(l.image_key, c.image_key) AS image_key,
+                   coalesce(l.etag, c.etag) AS etag,
+                   coalesce(l.size_bytes, c.size_bytes) AS size_bytes,
+                   c.status = 'failed' AS failed,
+                   CASE
+                       WHEN l.image_key IS NULL THEN 'removed'
+                       WHEN c.image_key IS NULL THEN 'new'
+                       WHEN l.etag <> c.etag OR l.size_bytes <> c.size_bytes THEN 'changed'
+                       WHEN f.reason IS NOT NULL THEN f.reason
+                       WHEN c.status = 'failed' AND c.error_code IN ({transient}) THEN 'retry'
+                       ELSE 'unchanged'
+                   END AS reason
+            FROM listing l {"FULL" if settings.limit is None else "LEFT"} JOIN current c ON l.image_key = c.image_key
+            LEFT JOIN fingerprints f ON c.fingerprint = f.fingerprint
+        )
+        SELECT image_key, etag, size_bytes, {_IN_MODE[settings.mode]} AS reason
+        FROM compared
+        -- An object named as the input, beside the folder of that name, is in no listing of the folder.
+        WHERE reason <> 'removed' OR starts_with(image_key, getvariable('below'))
+    """)

@@ -1,0 +1,38 @@
+"""The plan as a source of Ray Data. Apart from `run.py`, so that tasks that read it need not load PyTorch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from pipeline.plan.shards import PlanFile, read_plan_file
+from pipeline.schema import pack_shard
+from pipeline.store.filesystem import open_filesystem
+
+
+class ShardSource(Datasource):
+    """One read task per plan file, one row per shard that is not done."""
+
+    def __init__(self, output: str, shards: "list[tuple[PlanFile, list[int]]]"):
+        super().__init__()
+        self.output = output
+        self.shards = shards
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
+        return [self._read_task(plan_file, pending) for plan_file, pending in self.shards]
+
+    def _read_task(self, plan_file: PlanFile, pending: list[int]) -> ReadTask:
+        output = self.output
+
+        def read() -> Iterator[pa.Table]:
+            filesystem, _ = open_filesystem(output)
+            for shard, images in read_plan_file(filesystem, plan_file, pending):
+                yield pack_shard(shard, images)
+
+        metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=(plan_file.path,), exec_stats=None)
+        return ReadTask(read, metadata)

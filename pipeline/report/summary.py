@@ -1,0 +1,76 @@
+"""What people see at the end of a run."""
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import Settings
+from pipeline.plan.changes import describe
+from pipeline.runs.accounting import Report
+from pipeline.runs.preview import Preview
+from pipeline.runs.selfcheck import SelfCheck
+from pipeline.telemetry.costs import ON_DEVICE
+
+
+def print_summary(report: Report, settings: Settings) -> None:
+    """The books as a table, then where the tables lie."""
+    table = Table(title=f"run {report.run_id}", show_header=False)
+    table.add_row("images", f"{report.num_images:,} ({describe(report.counts)})")
+    table.add_row("ok", f"{report.num_ok:,}")
+    table.add_row("failed", f"{report.num_failed:,} (budget {settings.max_failure_rate:.2%})")
+    for code, count in report.failed_by_code.items():
+        table.add_row(f"  {code}", f"{count:,}")
+    if report.num_removed:
+        table.add_row("removed", f"{report.num_removed:,}")
+    table.add_row("segments", f"{report.num_segments:,}")
+    table.add_row("shards", f"{report.num_shards:,} ({report.num_shards_done_before:,} done before)")
+    table.add_row("images/s", f"{report.images_per_second:,.2f} in {report.seconds:,.1f} s, model load excluded")
+    if report.step_ms:
+        steps = ", ".join(f"{step} {ms:,.1f}" for step, ms in report.step_ms.items())
+        table.add_row("ms per image", f"{steps} ({', '.join(ON_DEVICE)}: on the device; else CPU)")
+    if report.device_busy:
+        least = min(report.device_busy, key=report.device_busy.__getitem__)
+        mean = sum(report.device_busy.values()) / len(report.device_busy)
+        actors = f"{len(report.device_busy)} actors, least {least}: {report.device_busy[least]:.0%}"
+        table.add_row("devices busy", f"{mean:.0%} of the time of {actors}")
+    # Highlighting off and no wrapping: a job's log is read by people and by grep.
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    for name in ("images", "segments"):
+        version = f" (Delta table, version {report.table_versions[name]})"
+        console.print(f"{name}: {settings.output.rstrip('/')}/{name}{version}", markup=False, highlight=False)
+
+
+def print_selfcheck(check: SelfCheck) -> None:
+    """Differences, then speed."""
+    compared, timing = check.comparison, check.timing
+    table = Table(title=f"{check.device}, {check.precision}, against plain PyTorch on a CPU in fp32", show_header=False)
+    table.add_row("images compared", f"{compared.num_images}")
+    verdict = "rounding" if check.passes else "MORE THAN ROUNDING"
+    table.add_row("class logits", f"differ by {compared.class_logits:.1e} at most")
+    table.add_row("mask logits", f"differ by {compared.mask_logits:.1e} at most")
+    table.add_row("classes", f"of {compared.other_classes:.1e} of the queries the most likely one is another")
+    table.add_row("mask bits", f"{compared.flipped:.1e} of them differ")
+    table.add_row("verdict", verdict)
+    only = f", {compared.segments_only_here} only here" if compared.segments_only_here else ""
+    table.add_row("segments", f"{compared.segments_alike} of {compared.segments} found alike{only}")
+    steps = ", ".join(f"{step} {ms:,.1f}" for step, ms in timing.device_ms.items())
+    table.add_row(
+        "images/s", f"{timing.images_per_second:,.2f} of one model actor; ms per image on the device: {steps}"
+    )
+    lowered = timing.max_batch_pixels
+    memory = f"; memory ran out: --max-batch-pixels {lowered}" if lowered is not None else ""
+    table.add_row("batches", f"at most {timing.batch_size} images{memory}")
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+def print_preview(preview: Preview) -> None:
+    """Images and encoded bytes by reason."""
+    table = Table("reason", "images", "GiB", "in the run")
+    for reason, number in sorted(preview.counts.items()):
+        gib = preview.size_bytes[reason] / 2**30
+        table.add_row(reason, f"{number:,}", f"{gib:,.3f}", "yes" if reason in preview.planned else "no")
+    console = Console(highlight=False, soft_wrap=True)
+    if preview.note is not None:
+        console.print(preview.note, markup=False)
+    console.print(table)
+    console.print(f"{sum(preview.counts.get(reason, 0) for reason in preview.planned):,} images would be segmented")

@@ -1,0 +1,116 @@
+"""The books of a run: every planned image in exactly one row, or the run is not finished."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+
+from pipeline.commit.receipt import Receipt, Totals
+from pipeline.errors import BrokenRunError
+from pipeline.runs.begin import Run
+from pipeline.telemetry.costs import ON_DEVICE
+
+
+@dataclass(frozen=True)
+class Report:
+    """The books of a run, as they stand in report.json."""
+
+    run_id: str
+    created: str  # when it was planned, ISO 8601, UTC
+    num_images: int  # rows of the run: ok + failed + removed
+    num_ok: int
+    num_failed: int
+    num_removed: int
+    counts: dict[str, int]  # images by reason, also of those that were left out: see changes.Changes
+    num_segments: int
+    failed_by_code: dict[str, int]
+    num_shards: int
+    num_shards_done_before: int  # by earlier attempts; never opened by this one
+    seconds: float  # of this attempt, from the first shard on a model to the last receipt
+    images_per_second: float  # of this attempt, model load excluded
+    finished_at: str  # ISO 8601, UTC
+    table_versions: dict[str, int] = field(default_factory=dict)  # of the Delta tables, once published
+    # Milliseconds an image, by step, over all attempts: on the device the time that passed, else CPU. See costs.
+    step_ms: dict[str, float] = field(default_factory=dict)
+    # Share of the time that each model actor of this attempt had work in which its device was busy: see Clock
+    device_busy: dict[str, float] = field(default_factory=dict)
+
+    def exit_code(self, max_failure_rate: float) -> int:
+        """1 where more failed than that share of the images that were tried; rows of removed ones were not."""
+        return 1 if self.num_failed > max_failure_rate * (self.num_images - self.num_removed) else 0
+
+
+@dataclass
+class ActorTime:
+    """When a model actor took its first shard and was done with its last, and how long its device was busy between."""
+
+    started: float
+    ended: float = 0.0
+    busy_seconds: float = 0.0
+
+    def add(self, receipt: Receipt) -> None:
+        self.started = min(self.started, receipt.started)
+        self.ended = max(self.ended, receipt.model_ended)
+        self.busy_seconds += sum(receipt.seconds.get(step, 0.0) for step in ON_DEVICE)
+
+
+class Clock:
+    """When the models worked: from the first shard's start to the last receipt of this attempt."""
+
+    def __init__(self) -> None:
+        self.started, self.finished, self.num_images = float("inf"), 0.0, 0
+        self.actors: dict[str, ActorTime] = {}
+
+    def add(self, receipt: Receipt) -> None:
+        self.started = min(self.started, receipt.started)
+        self.finished = max(self.finished, receipt.finished)
+        self.num_images += receipt.num_images - receipt.num_removed
+        self.actors.setdefault(receipt.model_actor, ActorTime(receipt.started)).add(receipt)
+
+    def busy_shares(self) -> dict[str, float]:
+        """Of each model actor."""
+        return {
+            actor: round(time.busy_seconds / (time.ended - time.started), 3)
+            for actor, time in sorted(self.actors.items())
+            if time.ended > time.started
+        }
+
+
+def close_books(run: Run, totals: Totals, done_before: int, clock: Clock) -> Report:
+    """The report of the run. BrokenRunError where an image or a shard has no receipt that counts.
+
+    A driver that was suspended while another took the run over, or that another fenced off, has receipts that count
+    for nobody: it would publish what the journal has and call it the whole run.
+    """
+    if totals.shards != set(range(run.plan.num_shards)) or totals.num_images != run.plan.num_images:
+        raise BrokenRunError(
+            f"the books of run {run.run_id} do not close: {totals.num_images} of {run.plan.num_images} images and "
+            f"{len(totals.shards)} of {run.plan.num_shards} shards have receipts"
+        )
+    if not run.journal.is_the_latest():
+        raise BrokenRunError(
+            f"another driver has taken run {run.run_id} over: what this one did after that counts for nothing"
+        )
+    num_tried = totals.num_images - totals.num_removed
+    seconds = max(clock.finished - clock.started, 0.0) if clock.num_images else 0.0
+    return Report(
+        run_id=run.run_id,
+        created=run.created.isoformat(timespec="microseconds"),
+        num_images=totals.num_images,
+        num_ok=num_tried - totals.num_failed,
+        num_failed=totals.num_failed,
+        num_removed=totals.num_removed,
+        counts=run.counts,
+        num_segments=totals.num_segments,
+        failed_by_code=dict(sorted(totals.failed_by_code.items())),
+        num_shards=run.plan.num_shards,
+        num_shards_done_before=done_before,
+        seconds=round(seconds, 3),
+        images_per_second=round(clock.num_images / seconds, 3) if seconds else 0.0,
+        finished_at=utc_now(),
+        step_ms={step: round(1e3 * seconds / num_tried, 3) for step, seconds in totals.seconds.items() if num_tried},
+        device_busy=clock.busy_shares(),
+    )
+
+
+def utc_now() -> str:
+    """ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,152 @@
+"""Settings -> settings with nothing wrong in them: the checkpoint, the places. Nothing is written or listed."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import fsspec
+
+from m2f_core.checkpoints.checkpoint import check_checkpoint, read_config, read_preprocessor_config, weights_sha256
+from m2f_core.checkpoints.licenses import model_license
+from m2f_core.checkpoints.zoo import guessed_names_warning, trained_task
+from m2f_core.config.labels import LabelMap
+from m2f_core.images.image_processor import ImageProcessor
+from m2f_core.images.image_size import ImageSize
+from pipeline.config import Settings, fingerprint
+from pipeline.errors import RunError
+from pipeline.schema import SCHEMA_VERSION, TABLES
+from pipeline.segment.checkpoint import is_embedded, is_local_path, stage_model
+from pipeline.segment.inference_settings import (
+    InferenceSettings,
+    inference_settings,
+    results_of,
+    task_warnings,
+    with_given_stuff,
+)
+from pipeline.store.filesystem import STORE_ERRORS, canonical, is_local, one_line, open_filesystem
+from pipeline.store.objects import read_json_or_none
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint as the run uses it; checked, not loaded."""
+
+    name: str
+    license: str  # as its files state it
+    weights_sha256: str
+    labels: LabelMap
+    image_size: ImageSize  # of the flag, else of its files
+    inference: InferenceSettings
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Settings with nothing wrong in them."""
+
+    settings: Settings
+    model: Model
+    results: dict[str, Any]  # the settings that change results, defaults filled in
+    fingerprint: str
+
+
+def check_model(settings: Settings) -> Model:
+    """The checkpoint of `settings.model` with everything that can be wrong with it found out.
+
+    Raises RunError. The weights are matched by name and shape, not loaded.
+    """
+    path = stage_model(settings.model)
+    try:
+        check_checkpoint(path)
+        labels = LabelMap.from_config_dict(read_config(path))
+        processor = ImageProcessor.from_preprocessor_config(
+            read_preprocessor_config(path), settings.preprocess, settings.parsed_image_size()
+        )
+        identity = weights_sha256(path)
+        license_name = model_license(path, settings.model)
+    except (ValueError, OSError) as error:  # CheckpointError and ConfigError are ValueErrors
+        raise RunError(f"--model {settings.model}: {one_line(error)}") from None
+    trained_for = trained_task(path, settings.model, labels)
+    warnings = [
+        *_scenes_warning(settings.model),
+        *processor.warnings(),
+        *guessed_names_warning(path, labels),
+        *task_warnings(settings, labels, trained_for),
+    ]
+    labels = with_given_stuff(settings, labels)
+    inference = inference_settings(settings, labels, trained_for)
+    return Model(settings.model, license_name, identity, labels, processor.size, inference, tuple(warnings))
+
+
+def _scenes_warning(model: str) -> Iterator[str]:
+    if is_embedded(model):
+        yield f"{model} knows the scenes that jobs/make_scenes.py draws, nothing else; give --model for photographs"
+
+
+def resolved_results(settings: Settings, model: Model) -> dict[str, Any]:
+    """The settings that change results with their defaults filled in, so that a spelled-out default is no change."""
+    return {**settings.results_dict(), "image_size": str(model.image_size), **results_of(model.inference)}
+
+
+def check(settings: Settings) -> Checked:
+    """Find out, quickly and without writing, what is wrong with the settings.
+
+    Raises RunError where the checkpoint cannot be used; where the output belongs to another schema version or lies
+    inside the input. What is wrong with the input, listing it will say.
+    """
+    settings = _with_whole_paths(settings)
+    _check_places(settings)
+    model = check_model(settings)
+    results = resolved_results(settings, model)
+    filesystem, root = open_filesystem(settings.output)
+    with output_errors(settings):
+        _check_schema_version(settings, filesystem, root)
+    return Checked(settings, model, results, fingerprint(results, model.weights_sha256))
+
+
+@contextlib.contextmanager
+def output_errors(settings: Settings) -> Iterator[None]:
+    """What the store of the output raises, as a RunError."""
+    try:
+        yield
+    except PermissionError as error:
+        raise RunError(f"--output {settings.output} may not be used: {one_line(error)}") from None
+    except STORE_ERRORS as error:
+        raise RunError(f"--output {settings.output} cannot be used: {one_line(error)}") from None
+
+
+def _with_whole_paths(settings: Settings) -> Settings:
+    """Local paths made absolute, once: actors have working directories of their own."""
+
+    def whole(given: str) -> str:
+        filesystem, path = open_filesystem(given)
+        return path if is_local(filesystem) else given
+
+    return replace(
+        settings,
+        input=whole(settings.input),
+        output=whole(settings.output),
+        model=whole(settings.model) if is_local_path(settings.model) else settings.model,
+    )
+
+
+def _check_places(settings: Settings) -> None:
+    source, target = canonical(settings.input), canonical(settings.output)
+    for written in (target, *(f"{target}/{name}" for name in (*TABLES, "_runs"))):
+        if f"{written}/".startswith(f"{source}/"):
+            raise RunError(
+                f"--output {settings.output} has {written} inside --input: the next run would take it for images"
+            )
+    filesystem, root = open_filesystem(settings.output)
+    if is_local(filesystem) and filesystem.isfile(root):
+        raise RunError(f"--output {settings.output} is a file; name a folder")
+
+
+def _check_schema_version(settings: Settings, filesystem: fsspec.AbstractFileSystem, root: str) -> None:
+    format_json = read_json_or_none(filesystem, f"{root}/_runs/format.json", f"--output {settings.output}:")
+    if format_json is not None and format_json.get("schema_version") != SCHEMA_VERSION:
+        raise RunError(
+            f"--output holds tables of schema version {format_json.get('schema_version')}, this program writes "
+            f"version {SCHEMA_VERSION}; choose another --output"
+        )

@@ -1,0 +1,43 @@
+"""What a run would do, found out without doing it."""
+
+from dataclasses import dataclass
+
+from pipeline.config import Settings
+from pipeline.inputs.listing import list_images, refuse_empty
+from pipeline.plan.changes import Changes, compare
+from pipeline.runs.check import Checked, check
+from pipeline.runs.find import find_report, find_run
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Images and encoded bytes by reason, also of those that would be left out; see changes.Changes."""
+
+    counts: dict[str, int]
+    size_bytes: dict[str, int]
+    planned: tuple[str, ...]  # the reasons for which an image would be in the run
+    note: str | None  # where the job would not plan a run but do something else
+
+
+def preview(settings: Settings) -> Preview:
+    """Compare the input with the published tables. Raises RunError where the job could not start."""
+    checked = check(settings)
+    note = None
+    if find_report(checked) is not None:
+        note = f"run {settings.run_id} is finished: nothing would be done"
+    elif (found := find_run(checked)) is not None:
+        note = f"run {found['run_id']}, planned {found['created']}, is not finished: it would be gone on with"
+    else:
+        refuse_empty(checked.settings.input)
+    with changes_of(checked) as changes:
+        return Preview(changes.counts, changes.size_bytes, changes.planned, note)
+
+
+def changes_of(checked: Checked) -> Changes:
+    """What a run of these settings would have to do now."""
+    return compare(
+        list_images(checked.settings.input),
+        checked.settings,
+        fingerprint=checked.fingerprint,
+        weights_sha256=checked.model.weights_sha256,
+    )

@@ -1,0 +1,35 @@
+"""Settings of a run -> what each actor is told."""
+
+import os
+
+from pipeline.cluster.allotment import Allotment
+from pipeline.config import Settings
+from pipeline.inputs.fetch import MAX_OBJECT_BYTES
+from pipeline.runs.check import Model
+from pipeline.segment.segmenter import SegmentSpec
+
+MAX_BATCH_PIXELS = 16 * 800 * 1344  # padded; larger batches keep a GPU no busier, smaller images are more in one
+_BATCH_SIZE_GPU, _BATCH_SIZE_CPU = 64, 1
+
+
+def segment_spec(settings: Settings, model: Model, allotment: Allotment) -> SegmentSpec:
+    """What a model actor of these settings is told."""
+    return SegmentSpec(
+        model=settings.model,
+        weights_sha256=model.weights_sha256,
+        preprocess=settings.preprocess,
+        image_size=settings.parsed_image_size(),
+        exif=settings.exif,
+        scaled_jpeg=settings.scaled_jpeg,
+        max_image_pixels=settings.max_image_pixels,
+        inference=model.inference,
+        precision=settings.precision,
+        device=allotment.device,
+        threads=allotment.model_threads,
+        batch_size=settings.batch_size or (_BATCH_SIZE_GPU if allotment.device == "cuda" else _BATCH_SIZE_CPU),
+        # A batch size that somebody asks for is not cut by a default.
+        max_batch_pixels=settings.max_batch_pixels or (2**40 if settings.batch_size else MAX_BATCH_PIXELS),
+        shard_bytes=max(settings.shard_mib * 2**20, MAX_OBJECT_BYTES),
+        step_timeout=settings.step_timeout,
+        planted_faults=os.environ.get("M2F_PLANTED_FAULTS") == "1",  # tests and drills only
+    )

@@ -1,0 +1,110 @@
+"""A shard of encoded images -> the same shard with segments: the actor that holds the model.
+
+Ray calls it for the next shard while this one is on the device, so that decoding runs ahead across shards. A shard that
+has ended the process twice is done in a child process, image by image.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from m2f_core.checkpoints.checkpoint import CheckpointError
+from m2f_core.masks.rle import Rle
+from pipeline.errors import ImageError, RunError, StoreUnavailableError
+from pipeline.guard.start_markers import Starts
+from pipeline.guard.watchdog import TRIED_ONE_BY_ONE, start_watchdog
+from pipeline.schema import SEGMENTED, ModelVisit, costs_of, pack_shard, unpack_shard
+from pipeline.segment.isolate import segment_one_by_one
+from pipeline.segment.segmenter import SegmentedImage, Segmenter, SegmentSpec
+from pipeline.telemetry.costs import Costs, add_up
+from pipeline.telemetry.in_flight import Tell, tell_nobody
+
+logger = logging.getLogger(__name__)
+
+# One end may be the machine's, or that of another shard in the same process. Two are the shard's own.
+STARTS_BEFORE_ISOLATION = 2
+
+
+class SegmentImages:
+    """Model actor: one shard in, one shard out; encoded bytes are replaced by segments."""
+
+    def __init__(self, spec: SegmentSpec, output: str, run_id: str, tell: Tell = tell_nobody):
+        self.tell = tell
+        self.broken: Exception | None = None
+        self.starts = Starts(output, run_id)
+        try:
+            self.segmenter = Segmenter(spec)
+        except StoreUnavailableError:
+            raise  # may pass: Ray repeats the constructor
+        except (RunError, CheckpointError) as error:
+            # It will not pass, and Ray would repeat the constructor a hundred times: the first call ends the run.
+            self.broken = error
+            return
+        bound = self.segmenter.memory_bound(decoding=spec.threads, batch_size=spec.batch_size)
+        start_watchdog(spec.step_timeout, TRIED_ONE_BY_ONE, bound)
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        if self.broken is not None:
+            raise self.broken
+        started, costs = time.time(), Costs()
+        shard, images = unpack_shard(row)
+        encoded, names = images.column("data").to_pylist(), images.column("image_key").to_pylist()
+        with self.tell(shard, "segmenting", names[0]), self.starts.start(shard) as starts_before:
+            if starts_before < STARTS_BEFORE_ISOLATION:
+                results = self.segmenter.segment(encoded, names, costs)
+            else:
+                logger.warning(
+                    f"shard {shard} was started {starts_before} times and never done: its images are tried one by one"
+                )
+                with self.segmenter.network.lent():
+                    results = segment_one_by_one(self.segmenter.spec, encoded)
+        segmented = segmented_table(images.drop_columns(["data"]), results)
+        visit = ModelVisit(f"{socket.gethostname()}-{os.getpid()}", started, time.time())
+        return pack_shard(shard, segmented, add_up(costs_of(row), costs.seconds), visit)
+
+
+def segmented_table(images: pa.Table, results: Sequence[SegmentedImage | ImageError | None]) -> pa.Table:
+    """The table of schema.SEGMENTED from that of schema.FETCHED without `data`, and one result per image.
+
+    Errors of earlier stages stand; a None result is allowed only there and for images that are gone from the input.
+    """
+    codes = images.column("error_code").to_pylist()
+    messages = images.column("error_message").to_pylist()
+    reasons = images.column("reason").to_pylist()
+    done: list[SegmentedImage | None] = []
+    for index, result in enumerate(results):
+        assert (result is None) == (codes[index] is not None or reasons[index] == "removed"), "a row has one outcome"
+        if isinstance(result, ImageError):
+            codes[index], messages[index] = result.code.value, result.message
+        done.append(result if isinstance(result, SegmentedImage) else None)
+    columns: dict[str, Any] = {
+        "error_code": codes,
+        "error_message": messages,
+        "height": [r and r.height for r in done],
+        "width": [r and r.width for r in done],
+        "masks": [r and [_mask_row(mask) for mask in _distinct_masks(r)] for r in done],
+        "segments": [r and _segment_rows(r) for r in done],
+    }
+    planned = {name: images.column(name) for name in images.column_names if name not in columns}
+    return pa.table({**planned, **columns}, schema=SEGMENTED)
+
+
+def _distinct_masks(image: SegmentedImage) -> list[Rle]:
+    return list(dict.fromkeys(segment.mask for segment in image.segments))
+
+
+def _mask_row(mask: Rle) -> dict[str, Any]:
+    return {"counts": mask.counts.decode("ascii"), "area": mask.area, "bbox": mask.bbox_xywh}
+
+
+def _segment_rows(image: SegmentedImage) -> list[dict[str, Any]]:
+    places = {mask: place for place, mask in enumerate(_distinct_masks(image))}
+    return [
+        {"segment_id": s.segment_id, "class_id": s.class_id, "score": s.score, "mask": places[s.mask]}
+        for s in image.segments
+    ]

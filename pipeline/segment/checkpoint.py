@@ -1,0 +1,137 @@
+"""A checkpoint's name -> its path on this machine, fetched at most once per node and checked by hash."""
+
+import hashlib
+import os
+import re
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from m2f_core.checkpoints.checkpoint import OTHER_PICKLES, PICKLES, REFUSES_PICKLES, WEIGHTS_FILE, weights_sha256
+from pipeline.errors import RunError, StoreUnavailableError
+from pipeline.store.filesystem import STORE_ERRORS, one_line, open_filesystem
+
+# What a checkpoint needs, and the card that states its licence; a folder may hold pickles and training states beside
+# it, which are never fetched or opened.
+_PATTERNS = ("config.json", "preprocessor_config.json", "README.md", "*.safetensors", "*.safetensors.index.json")
+_EMBEDDED = Path(__file__).parents[1] / "models"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def stage_model(model: str, expected_sha256: str | None = None) -> Path:
+    """The local path of checkpoint `model`: an embedded one, a folder, a `.pkl` file, a URI of either or a hub id.
+
+    With `expected_sha256` (the driver's) the weights are checked, so that every actor of a run has the same ones.
+    Raises RunError naming what is missing and what to do.
+    """
+    path = _locate(model)
+    if expected_sha256 is not None and (found := weights_sha256(path)) != expected_sha256:
+        raise RunError(
+            f"the weights in {path} on {socket.gethostname()} have sha256 {found[:16]}…, the run was started with "
+            f"{expected_sha256[:16]}…; give every node the same checkpoint (a URI does)"
+        )
+    return path
+
+
+def is_local_path(model: str) -> bool:
+    """Whether `model` is a folder or file here; else it is the name of an embedded checkpoint, a URI or a hub id."""
+    return "://" not in model and not is_embedded(model) and Path(model).expanduser().exists()
+
+
+def is_embedded(model: str) -> bool:
+    """Whether a checkpoint of this name comes with the package, and so lies on every node."""
+    return re.fullmatch(r"[\w-]+", model) is not None and (_EMBEDDED / model).is_dir()
+
+
+def _locate(model: str) -> Path:
+    if is_embedded(model):
+        return _EMBEDDED / model
+    if "://" in model:
+        return _fetch(model)
+    path = Path(model).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".pkl"):
+        return path
+    if _HUB_ID.fullmatch(model) and not path.is_absolute() and path.suffix != ".pkl":
+        return _fetch_from_hub(model)
+    raise RunError(f"--model {model}: no such folder or .pkl file on {socket.gethostname()}")
+
+
+def _fetch(uri: str) -> Path:
+    filesystem, root = open_filesystem(uri.rstrip("/"))
+    is_pickle = root.endswith(".pkl")
+    try:
+        listed = [filesystem.info(root)] if is_pickle else filesystem.ls(root, detail=True)
+    except FileNotFoundError:
+        raise RunError(f"--model {uri} does not exist") from None
+    except STORE_ERRORS as error:
+        raise StoreUnavailableError(f"--model {uri} cannot be read: {one_line(error)}") from None
+    files = sorted((info for info in listed if info["type"] == "file"), key=lambda info: str(info["name"]))
+    if is_pickle and not files:
+        raise RunError(f"--model {uri} is no file; a name that ends in .pkl must be one")
+    wanted = files if is_pickle else _wanted(files, uri)
+    # Keyed by content as the store names it, so a replaced checkpoint is fetched anew and an old one stays usable.
+    identity = "".join(f"{i['name']}{i.get('ETag') or i.get('etag') or i.get('mtime')}{i['size']}" for i in wanted)
+    target = _cache_root() / hashlib.sha256(f"{uri}{identity}".encode()).hexdigest()[:32]
+    with FileLock(f"{target}.lock"):  # one process of the node fetches, the others wait
+        if not target.is_dir():
+            temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix="fetching-"))
+            try:
+                for info in wanted:
+                    filesystem.get_file(info["name"], str(temporary / Path(info["name"]).name))
+                temporary.rename(target)
+            except STORE_ERRORS as error:
+                raise StoreUnavailableError(f"--model {uri} cannot be fetched: {one_line(error)}") from None
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return target / Path(root).name if is_pickle else target
+
+
+def _wanted(files: list[dict[str, Any]], uri: str) -> list[dict[str, Any]]:
+    """The files of a folder that are its checkpoint: in Hugging Face format, or else the one pickle of the original."""
+
+    def matching(*patterns: str) -> list[dict[str, Any]]:
+        return [info for info in files if any(Path(info["name"]).match(pattern) for pattern in patterns)]
+
+    wanted, pickles = matching(*_PATTERNS), matching(PICKLES)
+    if matching("*.safetensors"):
+        return wanted
+    if matching("config.json"):
+        if unsafe := matching(*OTHER_PICKLES):
+            raise RunError(f"--model {uri} holds {Path(unsafe[0]['name']).name}: {REFUSES_PICKLES}")
+        return wanted
+    if len(pickles) == 1:
+        return pickles
+    if pickles:
+        names = ", ".join(Path(info["name"]).name for info in pickles)
+        raise RunError(f"--model {uri} holds several checkpoints, {names}; name one of these files")
+    raise RunError(f"--model {uri} holds no checkpoint: no config.json, *.safetensors or {PICKLES} there")
+
+
+def _fetch_from_hub(hub_id: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise RunError(
+            f"--model {hub_id} is no folder here; to load it from the hub: pip install 'm2f-pipeline[hub]'"
+        ) from None
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=list(_PATTERNS)))
+    except Exception as error:  # the hub client raises a family of its own and those of its HTTP library
+        raise RunError(f"--model {hub_id} is no folder here and the hub has it not: {one_line(error)}") from None
+    if not any(folder.glob("*.safetensors")):
+        raise RunError(f"--model {hub_id} has no *.safetensors on the hub; convert its weights to {WEIGHTS_FILE} first")
+    return folder
+
+
+def _cache_root() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    root = base / "m2f-pipeline" / "models"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"no place to keep a fetched checkpoint: {one_line(error)}; set XDG_CACHE_HOME") from None
+    return root

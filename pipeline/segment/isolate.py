@@ -1,0 +1,165 @@
+"""Images one by one in a child process, so that the one that kills or blocks a process is known and only it is lost.
+
+The parent sends one image at a time and waits for its result: while the child is silent, that image is what it is at.
+The child is a fresh interpreter and no fork, because a fork of a process with threads, or with CUDA, hangs or breaks.
+"""
+
+import ctypes
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ErrorCode, ImageError, RunError
+from pipeline.guard.memory import MemoryBound
+from pipeline.segment.segmenter import SegmentedImage, Segmenter, SegmentSpec
+
+_LOOK_SECONDS = 0.05  # how often the parent looks at the child's memory and at the clock
+_START_SECONDS = 600.0  # to load PyTorch and the model, from a cold disk too
+
+
+def segment_one_by_one(spec: SegmentSpec, encoded: Sequence[bytes | None]) -> list[SegmentedImage | ImageError | None]:
+    """As Segmenter.segment, but an image that ends its process, grows without end or never returns gets an ImageError.
+
+    Codes: crashed_worker, timed_out (after spec.step_timeout seconds). Raises RunError where the child cannot start,
+    and what Segmenter raises.
+    """
+    results: list[SegmentedImage | ImageError | None] = []
+    child: _Child | None = None
+    try:
+        for data in encoded:
+            if data is None:
+                results.append(None)
+                continue
+            if child is None or not child.alive():  # also one that ended between two images: no image's fault
+                child = _Child(spec)
+            results.append(child.segment(data))
+    finally:
+        if child is not None:
+            child.end()
+    return results
+
+
+class _Child:
+    """The parent's side: a process with a Segmenter of its own."""
+
+    def __init__(self, spec: SegmentSpec):
+        self.spec = spec
+        self.connection, theirs = Pipe()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.segment.isolate", str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)},
+            )
+        ready = self._answer(_START_SECONDS, bound=None) if self._send(spec) else self._death()
+        if isinstance(ready, ImageError):
+            raise RunError(f"a process to segment images one by one cannot start: {ready.message}")
+        self.bound: MemoryBound = ready
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def segment(self, data: bytes) -> SegmentedImage | ImageError:
+        if not self._send(data):
+            return self._death()
+        answer: SegmentedImage | ImageError = self._answer(self.spec.step_timeout, self.bound)
+        return answer
+
+    def end(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.wait()
+
+    def _send(self, message: Any) -> bool:
+        """False where the child died before it had all of it."""
+        try:
+            self.connection.send(message)
+        except OSError:
+            return False
+        return True
+
+    def _answer(self, seconds: float, bound: MemoryBound | None) -> Any:
+        """What the child sends next, or an ImageError about its end. Raises what the child raised."""
+        end = time.monotonic() + seconds
+        while not self.connection.poll(_LOOK_SECONDS):
+            if time.monotonic() > end:
+                self.end()
+                return ImageError(ErrorCode.TIMED_OUT, f"alone in a process it was not done after {seconds:g} s")
+            if bound is not None and (breach := bound.breach(self.process.pid)):
+                self.end()
+                return ImageError(ErrorCode.CRASHED_WORKER, f"alone in a process, that was ended because {breach}")
+        try:
+            answer = self.connection.recv()
+        except (EOFError, OSError):
+            return self._death()
+        if isinstance(answer, Exception) and not isinstance(answer, ImageError):
+            raise answer
+        return answer
+
+    def _death(self) -> ImageError:
+        self.connection.close()
+        return ImageError(
+            ErrorCode.CRASHED_WORKER, f"it ended the process it was alone in: {_how(self.process.wait())}"
+        )
+
+
+def _how(returncode: int) -> str:
+    """A process's end in words: exit code or signal."""
+    if returncode >= 0:
+        return f"exit code {returncode}"
+    name = signal.Signals(-returncode).name
+    hint = "; the kernel does that where memory runs out" if name == "SIGKILL" else ""
+    return f"{name}{hint}"
+
+
+def _serve(connection: Connection) -> None:
+    """The child's side: a spec comes in, then images; each gets one answer, a result or the exception it raised."""
+    try:
+        segmenter = Segmenter(connection.recv())
+    except Exception as error:
+        connection.send(_picklable(error))
+        return
+    connection.send(segmenter.memory_bound(decoding=1, batch_size=1))
+    while True:
+        try:
+            data = connection.recv()
+        except EOFError:  # the parent has closed its end
+            return
+        answer: Any
+        try:
+            [answer] = segmenter.segment([data])
+        except Exception as error:
+            answer = _picklable(error)
+        connection.send(answer)
+
+
+def _picklable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _be_first_to_go(parent: int) -> None:
+    """End with the parent, whatever ends it, and be what the kernel ends first where memory runs out. Linux only."""
+    if sys.platform != "linux":
+        return
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        sys.exit(1)
+    Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+if __name__ == "__main__":
+    _be_first_to_go(parent=int(sys.argv[2]))
+    _serve(Connection(int(sys.argv[1])))

@@ -1,0 +1,65 @@
+"""Decoder outputs of one image -> its segments, each with its mask as COCO RLE: one form for the results of all tasks.
+
+In two steps, because the first needs the device and the second does not.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from m2f_core.images.geometry import ImageGeometry
+from m2f_core.inference import instance, panoptic, semantic
+from m2f_core.masks.rle import Rle, encode_runs, label_runs
+from m2f_core.masks.run_map import RunMap
+from pipeline.errors import InvalidResultError
+from pipeline.segment.inference_settings import InferenceSettings
+
+InferenceResult = panoptic.PanopticResult | instance.InstanceResult | semantic.SemanticResult
+
+
+@dataclass(frozen=True)
+class FoundSegment:
+    """A row to be. Segments of one image may have one mask in common, and where the task says so, overlap."""
+
+    segment_id: int
+    class_id: int
+    score: float
+    mask: Rle
+
+
+def infer(
+    logits_QC1: torch.Tensor, masks_Qhw: torch.Tensor, geometry: ImageGeometry, settings: InferenceSettings
+) -> InferenceResult:
+    """The core's inference for the task that the settings are of."""
+    if isinstance(settings, panoptic.PanopticSettings):
+        return panoptic.panoptic_segments(logits_QC1, masks_Qhw, geometry, settings)
+    if isinstance(settings, instance.InstanceSettings):
+        return instance.instance_segments(logits_QC1, masks_Qhw, geometry, settings)
+    return semantic.semantic_segments(logits_QC1, masks_Qhw, geometry, settings)
+
+
+def found_segments(result: InferenceResult) -> tuple[FoundSegment, ...]:
+    """The segments in the result's order. Instances, which have no ids, are numbered in it from 1."""
+    if isinstance(result, instance.InstanceResult):
+        return tuple(FoundSegment(n, i.class_id, i.score, i.mask) for n, i in enumerate(result.instances, 1))
+    return _segments_of_map(result.label_map, result.infos)
+
+
+def warm_up(settings: InferenceSettings) -> None:
+    """Compile what the functions above compile on their first call, before images wait for it."""
+    if isinstance(settings, panoptic.PanopticSettings):
+        panoptic.warm_up(settings)
+    elif isinstance(settings, instance.InstanceSettings):
+        instance.warm_up(settings)
+    else:
+        semantic.warm_up(settings)
+    encode_runs(label_runs(np.eye(2, dtype=np.uint8)), 2, 2)
+
+
+def _segments_of_map(label_map: RunMap, infos: tuple[panoptic.SegmentInfo, ...]) -> tuple[FoundSegment, ...]:
+    masks = {rle.label: rle for rle in encode_runs(label_map.runs, *label_map.size_hw)}
+    listed = {info.segment_id for info in infos}
+    if listed != set(masks):
+        raise InvalidResultError(f"segments {sorted(listed)} are listed, {sorted(masks)} are in the map")
+    return tuple(FoundSegment(i.segment_id, i.class_id, i.score, masks[i.segment_id]) for i in infos)

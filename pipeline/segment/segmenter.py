@@ -1,0 +1,241 @@
+"""Encoded images -> segments: decoding in threads ahead of the device, batches of one padded size, memory that ends.
+
+Images are batched only with images of equal padded size, because the network does not mask padding: a batch then gives
+what single images give, to float rounding. Where memory runs out, batches become smaller and stay so.
+"""
+
+import logging
+import math
+import socket
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
+
+import torch
+
+from m2f_core.images.geometry import ImageGeometry
+from m2f_core.images.image_size import ImageSize
+from pipeline.errors import ErrorCode, ImageError, InvalidResultError
+from pipeline.guard import planted_faults
+from pipeline.guard.memory import MemoryBound, machine_memory, private_bytes, room_to_work
+from pipeline.guard.watchdog import watch
+from pipeline.segment.batches import look_ahead, plan_batches
+from pipeline.segment.checkpoint import stage_model
+from pipeline.segment.decode import decode_image, measure_image
+from pipeline.segment.device_model import Network, PreparedImage
+from pipeline.segment.inference_settings import InferenceSettings
+from pipeline.segment.postprocess import FoundSegment, found_segments
+from pipeline.store.filesystem import one_line
+from pipeline.telemetry.costs import Costs
+
+logger = logging.getLogger(__name__)
+
+# Of the network's input. With 1 there is nothing left to resize, and the pixels differ by up to 30 levels, with 1.25 by
+# a third of that.
+_LEAST_DECODED = 1.25
+_BATCHES_AHEAD = 2  # decoded batches waiting for the device, per shard in the actor
+
+
+@dataclass(frozen=True)
+class SegmentSpec:
+    """Everything a model actor needs; tiny, because large constructor arguments break actor restarts (ray#53727)."""
+
+    model: str
+    weights_sha256: str
+    preprocess: str
+    image_size: ImageSize | None
+    exif: bool
+    max_image_pixels: int
+    inference: InferenceSettings
+    precision: str  # fp32 | bf16
+    device: str  # cuda | cpu
+    threads: int  # decoding threads; on a CPU also those of the model
+    batch_size: int  # images, at most
+    max_batch_pixels: int  # padded, of all images of a batch; one image may have more
+    shard_bytes: int = 512 * 2**20  # encoded, at most
+    step_timeout: float = 600.0  # seconds for one decode or one batch
+    scaled_jpeg: bool = False  # decode large JPEGs at a fraction of their size
+    planted_faults: bool = False  # tests and drills: look for pipeline.guard.planted_faults in the images
+
+
+@dataclass(frozen=True)
+class SegmentedImage:
+    """The result for one image, in the frame of the decoded (and EXIF-oriented) image."""
+
+    height: int
+    width: int
+    segments: tuple[FoundSegment, ...]
+
+
+class Segmenter:
+    """Encoded images -> segments with one model on one device. Thread safe; knows nothing of Ray."""
+
+    def __init__(self, spec: SegmentSpec):
+        self.spec = spec
+        if spec.device == "cpu":
+            torch.set_num_threads(spec.threads)
+        self.network = load_network(spec)
+        self.decoders = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
+        self.max_batch_pixels = spec.max_batch_pixels  # less, once memory has run out
+
+    def memory_bound(self, *, decoding: int, batch_size: int) -> MemoryBound:
+        """How far this process may grow from now on, with so many images being decoded and in a batch at a time."""
+        size = self.network.processor.size
+        largest_hw = self.network.processor.geometry(*(size.edges or size.fixed_hw or ())).padded_hw
+        most_pixels = batch_size * largest_hw[0] * largest_hw[1]
+        room = room_to_work(
+            encoded_bytes=2 * self.spec.shard_bytes,  # two shards at a time in an actor
+            max_image_pixels=self.spec.max_image_pixels,
+            decoding=decoding,
+            batch_pixels=max(largest_hw[0] * largest_hw[1], min(most_pixels, self.spec.max_batch_pixels)),
+            device=self.spec.device,
+        )
+        return MemoryBound(private_bytes(), room)
+
+    def segment(
+        self, encoded: Sequence[bytes | None], names: Sequence[str] | None = None, costs: Costs | None = None
+    ) -> list[SegmentedImage | ImageError | None]:
+        """One result per image, in order; None where there were no bytes to begin with.
+
+        `names` say which images they are where a step hangs; without them it is their number. What the steps take is
+        added to `costs`.
+        """
+        names, costs = names or [f"image {index}" for index in range(len(encoded))], costs or Costs()
+        results: list[Any] = list(self.decoders.map(self._measure, encoded, names, repeat(costs)))
+        sizes = [r.padded_hw if isinstance(r, ImageGeometry) else None for r in results]
+        batches = plan_batches(sizes, self._most_in_a_batch)
+        prepare = [[(encoded[i], results[i], names[i], costs) for i in batch] for batch in batches]
+        for batch, prepared in zip(batches, self._prepare_ahead(prepare), strict=True):
+            ready = [(i, p) for i, p in zip(batch, prepared, strict=True) if isinstance(p, PreparedImage)]
+            for index, outcome in zip(batch, prepared, strict=True):
+                results[index] = outcome
+            for (index, _), result in zip(ready, self._infer([p for _, p in ready], costs), strict=True):
+                results[index] = result
+        return results
+
+    def _measure(self, data: bytes | None, name: str, costs: Costs) -> ImageGeometry | ImageError | None:
+        """Sizes from the header alone, so that images can be grouped before any of them is decoded."""
+        if data is None:
+            return None
+        try:
+            with watch("reading the header of", name), costs.of_thread("decode"):
+                height, width = measure_image(data, max_pixels=self.spec.max_image_pixels, apply_exif=self.spec.exif)
+        except ImageError as error:
+            return error
+        return self.network.processor.geometry(height, width)
+
+    def _prepare(self, data: bytes, geometry: ImageGeometry, name: str, costs: Costs) -> PreparedImage | ImageError:
+        at_least_hw = least_decoded(geometry) if self.spec.scaled_jpeg else None
+        try:
+            with watch("decoding", name):
+                if self.spec.planted_faults:
+                    planted_faults.trip(data)
+                with costs.of_thread("decode"):
+                    image = decode_image(
+                        data,
+                        max_pixels=self.spec.max_image_pixels,
+                        apply_exif=self.spec.exif,
+                        at_least_hw=at_least_hw,
+                    )
+                with costs.of_thread("resize"):
+                    return self.network.prepare(image, geometry, name)
+        except ImageError as error:
+            return error
+        except MemoryError:
+            return ImageError(ErrorCode.TOO_LARGE, "the machine has no memory to decode it")
+
+    def _prepare_ahead(self, batches: Sequence[Sequence[Any]]) -> Iterator[list[PreparedImage | ImageError]]:
+        def submit(batch: Sequence[Any]) -> list[Future[PreparedImage | ImageError]]:
+            return [self.decoders.submit(self._prepare, *image) for image in batch]
+
+        for futures in look_ahead(submit, batches, lambda: 0 if _host_is_short() else _BATCHES_AHEAD):
+            yield [future.result() for future in futures]
+
+    def _infer(self, images: Sequence[PreparedImage], costs: Costs) -> list[SegmentedImage | ImageError]:
+        """Model and reduction of images of one padded size; where that fails, only the culprit gets the error.
+
+        A batch that takes too much memory is halved, any other that fails is done image by image.
+        """
+        if not images:
+            return []
+        if len(images) > (most := self._most_in_a_batch(images[0].geometry.padded_hw)):
+            return [*self._infer(images[:most], costs), *self._infer(images[most:], costs)]
+        try:
+            return self._run(images, costs)
+        except InvalidResultError:
+            raise  # a bug of ours, not of the image
+        except Exception as error:
+            out_of_memory = _is_out_of_memory(error)
+            said = f"{type(error).__name__}: {one_line(error)}"
+        # Outside of the handler, whose traceback holds the failed batch's tensors: after an out-of-memory error the
+        # next try needs that memory.
+        self.network.exit_if_lost()
+        if len(images) > 1:
+            if out_of_memory:
+                self._make_batches_smaller(images)
+                return self._infer(images, costs)
+            return [result for image in images for result in self._infer([image], costs)]
+        if out_of_memory:
+            height, width = images[0].geometry.padded_hw
+            said = f"{self.spec.device} has not the memory for it ({height} x {width} padded), alone in a batch: {said}"
+        return [ImageError(ErrorCode.INFERENCE_FAILED, said)]
+
+    def _most_in_a_batch(self, padded_hw: tuple[int, int]) -> int:
+        """How many images of that size a batch may hold, after what is known of the memory."""
+        most = min(self.spec.batch_size, self.max_batch_pixels // (padded_hw[0] * padded_hw[1]))
+        if most > 1 and _host_is_short():
+            most //= 2
+        return max(1, most)
+
+    def _make_batches_smaller(self, failed: Sequence[PreparedImage]) -> None:
+        """Batches of half the padded pixels of this one, from now on: the next would fail as it did."""
+        self.network.free_memory()
+        most = len(failed) // 2 * failed[0].padded_pixels
+        self.max_batch_pixels = min(most, self.max_batch_pixels)
+        height, width = failed[0].geometry.padded_hw
+        logger.warning(
+            f"{self.spec.device} on {socket.gethostname()} has not the memory for {len(failed)} images of "
+            f"{height} x {width}; from now on a batch has {most} padded pixels (--max-batch-pixels {most})"
+        )
+
+    def _run(self, images: Sequence[PreparedImage], costs: Costs) -> list[SegmentedImage | ImageError]:
+        found = self.network.run(images, costs)
+        with costs.of_thread("encode"):
+            return [
+                SegmentedImage(*image.geometry.original_hw, found_segments(result))
+                for image, result in zip(images, found, strict=True)
+            ]
+
+
+def least_decoded(geometry: ImageGeometry) -> tuple[int, int]:
+    """(height, width) that a JPEG must at least have when it is decoded smaller than it is."""
+    height, width = geometry.resized_hw
+    return math.ceil(_LEAST_DECODED * height), math.ceil(_LEAST_DECODED * width)
+
+
+def load_network(spec: SegmentSpec) -> Network:
+    """The network that `spec` names, from the weights as they were when the run was planned."""
+    return Network(
+        stage_model(spec.model, spec.weights_sha256),
+        device=spec.device,
+        precision=spec.precision,
+        preprocess=spec.preprocess,
+        image_size=spec.image_size,
+        inference=spec.inference,
+    )
+
+
+def _host_is_short() -> bool:
+    """Whether other processes need the memory more than images that wait and batches that are large."""
+    machine = machine_memory()
+    return machine is not None and machine.is_short
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether a smaller batch might not have raised it. On a CPU PyTorch has no type of its own for that."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in said or "not enough memory" in said)

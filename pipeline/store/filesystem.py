@@ -1,0 +1,149 @@
+"""Objects in folders and buckets: one way to open a file system, to write an object at once, to name one.
+
+Credentials, region and endpoint come from the usual AWS chain (environment, profile, instance role); nothing here takes
+or logs them.
+"""
+
+import os
+import re
+import socket
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from botocore.exceptions import BotoCoreError
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import RunError
+
+# What a store raises. s3fs passes on botocore's own errors as they are: no credentials, no such host, no valid name.
+STORE_ERRORS = (OSError, BotoCoreError)
+
+# Measured against injected faults: s3fs repeats each of botocore's rounds up to five times, so five attempts here
+# survive long 503 storms; its own default read time-out of 15 s is too short for large objects on a busy store, and
+# a minute would hold everything up where one connection falls asleep.
+_S3_OPTIONS: dict[str, Any] = {
+    "config_kwargs": {
+        "retries": {"mode": "standard", "total_max_attempts": 5},
+        "connect_timeout": 5,
+        "read_timeout": 30,
+        "max_pool_connections": 64,
+        "tcp_keepalive": True,
+    },
+    "use_listings_cache": False,  # a cached listing costs 4 KB a key and may be stale
+    "default_cache_type": "none",
+}
+
+
+def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of `uri` and the path in it. `uri` is a local path or `protocol://...`.
+
+    Raises RunError where the protocol is unknown, its library is not installed, or what the environment says about the
+    store (profile, endpoint) cannot be used.
+    """
+    protocol = uri.split("://", 1)[0] if "://" in uri else "file"
+    if re.match("[a-z0-9]+:/(?!/)", uri):
+        raise RunError(f"{uri} is neither a path nor a URI; did you mean {uri.replace(':/', '://', 1)}?")
+    options = _S3_OPTIONS if protocol in ("s3", "s3a") else {}
+    try:
+        filesystem = fsspec.filesystem(protocol, **options)
+        if is_s3(filesystem):
+            filesystem.connect()  # reads the environment; connects to nothing yet
+    except (ValueError, ImportError, BotoCoreError) as error:
+        raise RunError(f"cannot open {uri}: {one_line(error)}") from None
+    path = path_of(filesystem, uri)
+    return filesystem, path.rstrip("/") if is_s3(filesystem) else path
+
+
+def path_of(filesystem: fsspec.AbstractFileSystem, uri: str) -> str:
+    """The path of `uri` in its file system: the inverse of `uri_of`. Keys may hold `#`, `?`, `%` and spaces."""
+    if is_local(filesystem):
+        # Not Path.resolve: symbolic links stay as written.
+        return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))  # noqa: PTH100, PTH111
+    if is_s3(filesystem):
+        return uri.split("://", 1)[1]  # _strip_protocol would cut the slash off a key that ends in one
+    return str(filesystem._strip_protocol(uri))
+
+
+def uri_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+    """`protocol://path`, never escaped: `file:///photos/a b.jpg`, `s3://bucket/key`."""
+    protocol = filesystem.protocol if isinstance(filesystem.protocol, str) else filesystem.protocol[0]
+    return f"{protocol}://{path}"
+
+
+def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
+    return isinstance(filesystem, LocalFileSystem)
+
+
+def is_s3(filesystem: fsspec.AbstractFileSystem) -> bool:
+    return hasattr(filesystem, "call_s3")
+
+
+def check_visible(filesystem: fsspec.AbstractFileSystem, path: str, flag: str) -> None:
+    """Raise RunError where `path` is local and this machine has it not: a path that only the driver's machine knows."""
+    if is_local(filesystem) and not Path(path).exists():
+        raise RunError(
+            f"{flag} {path} does not exist on {socket.gethostname()}; "
+            "on a cluster name a URI or a folder that all nodes share"
+        )
+
+
+def local_etag(stat: os.stat_result) -> str:
+    """What stands for an ETag where there is no store to give one: time of change in ns and size, in hex."""
+    return f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
+
+
+def list_folder(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    """Paths directly below `folder`, sorted; none where there is no such folder."""
+    try:
+        return sorted(str(path) for path in filesystem.ls(folder, detail=False))
+    except FileNotFoundError:
+        return []
+
+
+def put_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+    """Write `data` at `path` so that a reader sees the whole object or none, whatever dies.
+
+    Object stores do that by themselves (one PUT); on a local disk a temporary name is renamed.
+    """
+    if not is_local(filesystem):
+        filesystem.pipe_file(path, data)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(target)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+_TEMPORARY = ".tmp"
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new name in the same folder, hidden, for what becomes `path` when it is whole."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+
+
+def is_temporary(path: str) -> bool:
+    """Whether `temporary_beside` made this name; a process that was killed leaves such a file."""
+    name = path.rpartition("/")[2]
+    return name.startswith(".") and name.endswith(_TEMPORARY)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line for a message or a row: its text, or its type where it has none."""
+    text = " ".join(str(error).split())
+    return text[:500] if text else type(error).__name__
+
+
+def canonical(uri: str) -> str:
+    """One name for a place: `protocol://path` without links, `..` and a slash at the end."""
+    filesystem, path = open_filesystem(uri)
+    return uri_of(filesystem, os.path.realpath(path) if is_local(filesystem) else path).rstrip("/")

@@ -1,0 +1,124 @@
+"""One object, whole and as the store holds it, or one clear line about why not."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import fsspec
+from aiohttp import ClientError
+from botocore.exceptions import BotoCoreError
+from fsspec.asyn import sync
+from tenacity import retry, retry_if_not_exception_type, stop_after_attempt, wait_random_exponential
+
+from pipeline.errors import RunError, StoreUnavailableError
+from pipeline.store.filesystem import STORE_ERRORS, is_s3, one_line
+
+_MD5_ETAG = re.compile('"?([0-9a-f]{32})"?')  # of a multipart upload it ends in -N, and is no digest
+
+
+class DamagedError(OSError):
+    """An answer whose body did not come whole, or is not what the store holds."""
+
+
+def get_object(filesystem: Any, path: str) -> dict[str, Any]:
+    """The answer of S3 to one GET of the whole object: `Body` as bytes, checked against `ETag`, and the other fields.
+
+    The client checks by itself only what was stored with a checksum, and not every store keeps those. Raises
+    DamagedError, FileNotFoundError, PermissionError, and other OSErrors.
+    """
+    filesystem.connect()
+    answer: dict[str, Any] = sync(filesystem.loop, ask_for_object, filesystem, path)
+    if not agrees(answer):
+        raise DamagedError(f"{len(answer['Body'])} bytes of {path} came that are not those of ETag {answer['ETag']}")
+    return answer
+
+
+async def ask_for_object(filesystem: Any, path: str, etag: str | None = None) -> dict[str, Any]:
+    """As `get_object`, to be awaited on the file system's loop, and nothing checked.
+
+    One request, where s3fs asks for the size first. Where the store holds another object than that of `etag`, its body
+    is not read: it may be of any size.
+    """
+    bucket, key = path.split("/", 1)
+    answer: dict[str, Any] = await filesystem._call_s3("get_object", Bucket=bucket, Key=key)
+    body = answer["Body"]
+    try:
+        is_wanted = etag is None or answer["ETag"].strip('"') == etag
+        answer["Body"] = await body.read() if is_wanted else b""
+    except (ClientError, BotoCoreError) as error:  # a body is read outside of the client's own retries
+        raise DamagedError(f"{path}: {one_line(error)}") from error
+    finally:
+        body.close()  # else a read that is given up keeps its connection
+    return answer
+
+
+def agrees(answer: Mapping[str, Any]) -> bool:
+    """Whether `Body` is what `ETag` says, or it says nothing of it."""
+    return md5_of(answer) in (None, hashlib.md5(answer["Body"], usedforsecurity=False).hexdigest())
+
+
+def md5_of(answer: Mapping[str, Any]) -> str | None:
+    """The MD5 of an object by the answer to GET or HEAD; None where the ETag is no digest of the content: multipart
+    uploads, encryption with keys of KMS or of the customer.
+    """
+    match = _MD5_ETAG.fullmatch(answer["ETag"])
+    encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in answer
+    return match[1] if match is not None and not encrypted else None
+
+
+def read_once(filesystem: fsspec.AbstractFileSystem, path: str) -> bytes:
+    """The bytes at `path`, for those who repeat by themselves what fails."""
+    data: bytes = get_object(filesystem, path)["Body"] if is_s3(filesystem) else filesystem.cat_file(path)
+    return data
+
+
+@retry(
+    retry=retry_if_not_exception_type((FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)),
+    stop=stop_after_attempt(5),
+    wait=wait_random_exponential(multiplier=0.25, max=10),
+    reraise=True,
+)
+def read_object(filesystem: fsspec.AbstractFileSystem, path: str) -> bytes:
+    """The bytes at `path`. What the client does not repeat itself, cut bodies and the like, is repeated."""
+    return read_once(filesystem, path)
+
+
+def read_or_none(filesystem: fsspec.AbstractFileSystem, path: str, what: str) -> bytes | None:
+    """The bytes at `path`, None where there is no such object.
+
+    RunError, starting with `what`, on any other failure: StoreUnavailableError where it may pass.
+    """
+    try:
+        return read_object(filesystem, path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except STORE_ERRORS as error:
+        kind = RunError if isinstance(error, (PermissionError, IsADirectoryError)) else StoreUnavailableError
+        raise kind(f"{what} {path} cannot be read: {one_line(error)}") from None
+
+
+def read_bytes(filesystem: fsspec.AbstractFileSystem, path: str, what: str) -> bytes:
+    """As `read_or_none`, but there must be such an object."""
+    data = read_or_none(filesystem, path, what)
+    if data is None:
+        raise RunError(f"{what} {path} does not exist")
+    return data
+
+
+def parse_json_object(data: bytes, path: str, what: str) -> dict[str, Any]:
+    """`data` as JSON with names at the top; RunError, starting with `what`, where it is anything else."""
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise RunError(f"{what} {path} is not JSON: {one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{what} {path} holds a {type(content).__name__} where an object with names is needed")
+    return content
+
+
+def read_json_or_none(filesystem: fsspec.AbstractFileSystem, path: str, what: str) -> dict[str, Any] | None:
+    """The object at `path` as JSON with names at the top, None where there is none. RunError, starting with `what`."""
+    data = read_or_none(filesystem, path, what)
+    return None if data is None else parse_json_object(data, path, what)

@@ -1,0 +1,101 @@
+"""The tables of two outputs side by side: what a disturbed run lost, wrote twice or wrote otherwise. For drills.
+
+Holds the rows in memory: meant for samples. Readers see what the Delta tables say, as everybody does.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.tables.current_view import open_table
+
+# What differs between two runs over the same images by design.
+_OF_THE_RUN = frozenset(("run_id", "run_created", "attempt", "shard"))
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of an output by image_key, without what belongs to the run alone."""
+
+    images: dict[str, list[Row]]
+    segments: dict[str, list[Row]]
+
+    def one(self, image_key: str) -> Row:
+        """The row of an image. KeyError where it has none."""
+        return self.images[image_key][0]
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Image keys, sorted. All empty: the two outputs say the same."""
+
+    lost: list[str] = field(default_factory=list)  # in the reference alone
+    unexpected: list[str] = field(default_factory=list)  # in the other alone
+    duplicated: list[str] = field(default_factory=list)  # images or segments that the other has more than once
+    differing: list[str] = field(default_factory=list)  # one row each, not the same; or not the same segments
+
+    def __bool__(self) -> bool:
+        return bool(self.lost or self.unexpected or self.duplicated or self.differing)
+
+    def __str__(self) -> str:
+        found = {name: keys for name, keys in vars(self).items() if keys}
+        return "; ".join(
+            f"{len(k)} {name} ({', '.join(k[:3])}{', ...' if len(k) > 3 else ''})" for name, k in found.items()
+        )
+
+
+def read_rows(output: str) -> Rows:
+    """All rows of the tables at `output`, whatever runs they are of; none where there is no table."""
+    images, segments = (_by_image(_read(output, table)) for table in ("images", "segments"))
+    return Rows(images, {key: sorted(rows, key=lambda row: row["segment_id"]) for key, rows in segments.items()})
+
+
+def compare(reference: Rows, other: Rows, among: Callable[[str], bool] = lambda image_key: True) -> Differences:
+    """What `other` has not as `reference` has it, among the images chosen."""
+    there, here = ({key for key in rows.images if among(key)} for rows in (reference, other))
+    duplicated = {key for key in here if len(other.images[key]) > 1}
+    for key, rows in other.segments.items():
+        if among(key) and max(Counter(row["segment_id"] for row in rows).values()) > 1:
+            duplicated.add(key)
+    orphans = {key for key in other.segments if among(key) and key not in other.images}
+    differing = {
+        key
+        for key in (there & here) - duplicated
+        if reference.images[key] != other.images[key] or reference.segments.get(key, []) != other.segments.get(key, [])
+    }
+    return Differences(sorted(there - here), sorted((here - there) | orphans), sorted(duplicated), sorted(differing))
+
+
+def check_books(rows: Rows, planned: Iterable[str]) -> list[str]:
+    """What keeps the books from closing, a line each: every planned image has one row, and its segments are there."""
+    wanted = set(planned)
+    lines = []
+    for what, keys in (
+        ("have no row", wanted - set(rows.images)),
+        ("have a row and were not planned", set(rows.images) - wanted),
+        ("have several rows", {key for key, found in rows.images.items() if len(found) > 1}),
+        ("have segments and no row", set(rows.segments) - set(rows.images)),
+        (
+            "have other than the stated number of segments",
+            {k for k, found in rows.images.items() if found[0]["num_segments"] != len(rows.segments.get(k, []))},
+        ),
+    ):
+        if keys:
+            lines.append(f"{len(keys)} images {what}, for example {min(keys)}")
+    return lines
+
+
+def _read(output: str, table: str) -> list[Row]:
+    delta = open_table(output, table)
+    return [] if delta is None else delta.to_pyarrow_dataset().to_table().to_pylist()
+
+
+def _by_image(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        bare = {name: value for name, value in row.items() if name not in _OF_THE_RUN}
+        found.setdefault(row["image_key"], []).append(bare)
+    return found

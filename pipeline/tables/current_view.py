@@ -1,0 +1,234 @@
+"""The published tables, as readers see them: Delta Lake tables below the output, and the newest row of every image.
+
+A run is published in two transactions: `segments` first, `images` last. So whoever reads both takes the snapshot of
+`images` first and that of `segments` after it: every image that is visible then has its segments, and segments of
+images that are not visible yet fall out in the join on image_key and run_id.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import duckdb
+import pyarrow as pa
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+from fsspec.asyn import sync
+
+from pipeline.errors import RunError
+from pipeline.schema import TABLES
+from pipeline.store.filesystem import STORE_ERRORS, is_local, is_s3, open_filesystem, uri_of
+from pipeline.tables.spill_database import MEMORY_MIB, ScratchDatabase, out_of_room
+from pipeline.tables.stream_table import plain, retrying, stream_table
+
+_T = TypeVar("_T")
+
+_READ_ERRORS = (DeltaError, *STORE_ERRORS, pa.ArrowException)
+
+_BATCH_ROWS = 16_384
+
+
+def table_uri(output: str, table: str) -> str:
+    """What `deltalake` takes for the table: a local path, or a URI whose path is escaped (unlike everywhere else here).
+
+    An unescaped `#` or `?` would end the path, and the table would lie in another folder.
+    """
+    filesystem, root = open_filesystem(output)
+    if is_local(filesystem):
+        return f"{root}/{table}"
+    protocol, path = uri_of(filesystem, f"{root}/{table}").split("://", 1)
+    return f"{protocol}://{quote(path)}"
+
+
+def delta_options(uri: str) -> dict[str, str]:
+    """`storage_options` for `deltalake` to open what `open_filesystem(uri)` opens: same endpoint, same credentials.
+
+    They hold secrets and, where a role gave them, end within the hour: neither log nor keep them. Other stores than S3
+    are left to the library's own chain. Raises RunError where there are no credentials.
+    """
+    filesystem, path = open_filesystem(uri)
+    if not is_s3(filesystem):
+        return {}
+    client = filesystem.s3
+    region, endpoint = client.meta.region_name or "us-east-1", client.meta.endpoint_url
+    options = {"AWS_REGION": region}
+    if re.fullmatch(r"https://s3\.([a-z0-9-]+\.)?amazonaws\.com(\.cn)?", endpoint):
+        # AWS itself: botocore follows a bucket to its region, deltalake does not and has to be told.
+        options["AWS_REGION"] = _region_of_bucket(filesystem, path.partition("/")[0]) or region
+    else:
+        options["AWS_ENDPOINT_URL"] = endpoint
+        options["AWS_ALLOW_HTTP"] = str(endpoint.startswith("http://")).lower()
+    return {**options, **_credentials(filesystem, uri)}
+
+
+def _region_of_bucket(filesystem: Any, bucket: str) -> str | None:
+    try:
+        return filesystem.call_s3("head_bucket", Bucket=bucket).get("BucketRegion")
+    except Exception:
+        return None  # may not be asked, or does not exist: what is done with the bucket says so better
+
+
+def _credentials(filesystem: Any, uri: str) -> dict[str, str]:
+    if filesystem.anon:
+        return {"AWS_SKIP_SIGNATURE": "true"}
+    key, secret, token = filesystem.key, filesystem.secret, filesystem.token
+    if not key:
+
+        async def frozen() -> Any:
+            found = await filesystem.session.get_credentials()
+            return found and await found.get_frozen_credentials()
+
+        credentials = sync(filesystem.loop, frozen)
+        if credentials is None:
+            raise RunError(f"cannot open {uri}: no credentials found in the environment, a profile or a role")
+        key, secret, token = credentials.access_key, credentials.secret_key, credentials.token
+    options = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
+    return {**options, "AWS_SESSION_TOKEN": token} if token else options
+
+
+def open_table(output: str, table: str, version: int | None = None) -> DeltaTable | None:
+    """The newest snapshot of a published table (or that of `version`), None where nothing is published.
+
+    Raises RunError where it cannot be read, after a few attempts. Read the two tables together? `images` first: see the
+    top of this file.
+    """
+    return _with_retries(output, table, lambda: _open(output, table, version))
+
+
+def _open(output: str, table: str, version: int | None) -> DeltaTable | None:
+    uri = table_uri(output, table)
+    try:
+        return DeltaTable(uri, version=version, storage_options=delta_options(output))
+    except TableNotFoundError:
+        return None
+
+
+def _with_retries(output: str, table: str, read: Callable[[], _T]) -> _T:
+    """What `read` returns. It opens the table itself: a flipped byte in the log may show only as a missing file."""
+    try:
+        return retrying(_READ_ERRORS)(read)
+    except _READ_ERRORS as error:
+        raise RunError(f"the table {table} below {output} cannot be read: {plain(error)}") from None
+
+
+def _register(
+    database: duckdb.DuckDBPyConnection, table: str, columns: Sequence[str], batches: Iterator[pa.RecordBatch]
+) -> list[Exception]:
+    """Let DuckDB read the stream, once, as the table `published`.
+
+    What is raised in the stream is in the list that is returned; DuckDB makes a page of text of it.
+    """
+    errors: list[Exception] = []
+
+    def remembering() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from batches
+        except Exception as error:
+            errors.append(error)
+            raise
+
+    schema = pa.schema([TABLES[table].field(name) for name in columns])
+    database.register("published", pa.RecordBatchReader.from_batches(schema, remembering()))
+    return errors
+
+
+def load_current(
+    database: duckdb.DuckDBPyConnection,
+    output: str,
+    columns: Sequence[str] = (),
+    below: str = "",
+    version: int | None = None,
+) -> int | None:
+    """Make the table `current`: image_key, run_id and `columns` of the newest row of every image, without tombstones.
+
+    `below`: an input with a slash at its end; only keys that start with it, and the key that is it without the slash
+    (an input may be one object). Returns the version of the table `images`, None where nothing is published (`current`
+    is empty then). Raises RunError where it cannot be read.
+    """
+    wanted = list(dict.fromkeys(["image_key", "run_id", "run_created", "status", *columns]))
+
+    def load() -> int | None:
+        snapshot = _open(output, "images", version)
+        batches = iter(()) if snapshot is None else stream_table(output, "images", snapshot, wanted, below)
+        errors = _register(database, "images", wanted, batches)
+        database.execute("SET VARIABLE below = ?", [below])
+        # A window, because DuckDB sorts it on disk; arg_max would be grouped in memory, and took three times as long.
+        query = f"""
+            CREATE OR REPLACE TABLE current AS
+            SELECT {", ".join(dict.fromkeys(["image_key", "run_id", *columns]))} FROM (
+                SELECT * FROM published
+                WHERE starts_with(image_key, getvariable('below')) OR image_key || '/' = getvariable('below')
+                QUALIFY row_number() OVER (PARTITION BY image_key ORDER BY run_created DESC, run_id DESC) = 1
+            ) WHERE status <> 'removed'
+        """
+        try:
+            database.execute(query)
+        except duckdb.InvalidInputException:
+            if errors:
+                raise errors[0] from None
+            raise
+        finally:
+            database.unregister("published")
+        return None if snapshot is None else snapshot.version()
+
+    with out_of_room():
+        return _with_retries(output, "images", load)
+
+
+def current_images(
+    output: str, columns: Sequence[str] | None = None, *, version: int | None = None, memory_mib: int = MEMORY_MIB
+) -> pa.RecordBatchReader:
+    """The current view of `images`: of every image the row with the latest run_created, unless that says `removed`.
+
+    A reader of record batches, in no particular order: it streams, and every library takes it (DuckDB and Polars as
+    they take a table). `columns`: of schema.IMAGES; all by default. `version`: of the table `images`, for a view of the
+    past or the same one twice. `memory_mib`: what finding the newest rows may hold; above that it goes to TMPDIR.
+
+    Raises RunError where nothing is published or the tables cannot be read.
+    """
+    return _current(output, "images", columns, version, memory_mib)
+
+
+def current_segments(
+    output: str, columns: Sequence[str] | None = None, *, version: int | None = None, memory_mib: int = MEMORY_MIB
+) -> pa.RecordBatchReader:
+    """The segments of exactly the rows of `current_images`; parameters as there (`version` is that of `images`).
+
+    The snapshot of `images` is taken first, that of `segments` second, because a run is published the other way round:
+    so every image of the view has all its segments, and segments of images that are not visible yet are left out.
+    """
+    return _current(output, "segments", columns, version, memory_mib)
+
+
+def _current(
+    output: str, table: str, columns: Sequence[str] | None, version: int | None, memory_mib: int
+) -> pa.RecordBatchReader:
+    schema = TABLES[table] if columns is None else pa.schema([TABLES[table].field(name) for name in columns])
+    scratch = ScratchDatabase(memory_mib)
+    try:
+        current_version = load_current(scratch.connection, output, version=version)
+        # `images` as it was then, whatever is published meanwhile; of `segments` the newest, which has them all.
+        snapshot = None
+        if current_version is not None:
+            snapshot = open_table(output, table, current_version if table == "images" else None)
+        if snapshot is None:
+            raise RunError(f"{output} has no published table {table}; give what was --output of a run")
+        names = list(dict.fromkeys([*schema.names, "image_key", "run_id"]))
+        _register(scratch.connection, table, names, stream_table(output, table, snapshot, names))
+        with out_of_room():
+            reader = scratch.connection.sql(
+                f"SELECT {', '.join(schema.names)} FROM published SEMI JOIN current USING (image_key, run_id)"
+            ).to_arrow_reader(_BATCH_ROWS)
+    except BaseException:
+        scratch.close()
+        raise
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in reader:
+                yield pa.RecordBatch.from_arrays(batch.cast(schema).columns, schema=schema)
+        finally:
+            scratch.close()
+
+    return pa.RecordBatchReader.from_batches(schema, batches())

@@ -1,0 +1,162 @@
+"""Make what is done visible: one Delta Lake transaction per table that adds the parts that the journal names.
+
+Nothing is copied: the transaction names the Parquet files that the run wrote. Until it is committed, readers of the
+Delta table see none of the run, afterwards all of it.
+
+Two tables cannot change in one transaction, so the order matters: `segments` first, `images` last. A reader who opens
+`images` first and `segments` second, and joins them, sees whole runs only. For each image that he sees, the segments
+were there before; segments of a run that he does not see yet find no image to join. The other way round an image could
+be seen without its segments, as if nothing had been found in it.
+
+Publishing again is harmless. The transaction carries the number of shards of the run that the table then holds
+(Delta's application transaction version), which says what is there already; and of two commits that build on one
+version of the table, delta-rs refuses the second where both carry the same application id.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake.exceptions import DeltaError
+from deltalake.transaction import AddAction, RemoveAction
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from pipeline.commit.journal import Journal
+from pipeline.commit.receipt import PartRecord
+from pipeline.errors import BrokenRunError
+from pipeline.guard.kill_points import reached
+from pipeline.schema import SCHEMA_VERSION, TABLES
+from pipeline.tables.current_view import delta_options, open_table, table_uri
+from pipeline.tables.stream_table import plain, stream_table
+
+logger = logging.getLogger(__name__)
+
+ORDER = ("segments", "images")  # see above
+_ATTEMPTS = 8
+_TARGET_FILE_BYTES = 256 * 2**20  # of compaction
+
+
+@dataclass
+class Publisher:
+    """Publishes one run. Call `publish` as often as you like."""
+
+    output: str
+    run_id: str
+    num_shards: int  # of the whole run
+    journal: Journal
+    may_publish: Callable[[], None] = lambda: None  # called before each commit; raises where it must not be
+    shards: dict[str, set[int]] = field(default_factory=dict)  # by table: shards that are known to be in it
+
+    def publish(self) -> dict[str, int]:
+        """Add all parts of the journal that the tables have not yet. Gives the version of each table.
+
+        Raises BrokenRunError where a table cannot be committed to.
+        """
+        versions = {}
+        reached("before segments published")
+        for name in ORDER:
+            try:
+                versions[name] = self._publish_table(name)
+            except (DeltaError, OSError, pa.ArrowException) as error:
+                raise BrokenRunError(f"the table {name} cannot be published: {plain(error)}") from error
+            if name == "segments":
+                reached("between segments and images published")
+        reached("after images published")
+        return versions
+
+    def compact(self) -> None:
+        """Merge small files of the tables into large ones. Readers see the same rows before and after.
+
+        Where it fails, all rows are there as they were, and a warning says so; the next time merges these files too.
+        """
+        for name in ORDER:
+            try:
+                table = DeltaTable(table_uri(self.output, name), storage_options=delta_options(self.output))
+                metrics = table.optimize.compact(target_size=_TARGET_FILE_BYTES)
+            except (DeltaError, OSError, pa.ArrowException) as error:
+                logger.warning("%s is published, but its files could not be merged: %s", name, plain(error))
+                continue
+            logger.info("%s: %d files are now %d", name, metrics["numFilesRemoved"], metrics["numFilesAdded"])
+
+    def _publish_table(self, name: str) -> int:
+        uri, options = table_uri(self.output, name), delta_options(self.output)
+        for attempt in Retrying(
+            # Somebody else has committed in between, the answer to our own commit was lost, or one of the many requests
+            # of the Delta library met a fault that it does not repeat: look again.
+            retry=retry_if_exception_type((DeltaError, OSError)),
+            stop=stop_after_attempt(_ATTEMPTS),
+            wait=wait_random_exponential(multiplier=0.5, max=10),
+            reraise=True,
+        ):
+            with attempt:
+                DeltaTable.create(uri, schema=TABLES[name], mode="ignore", storage_options=options)
+                table = DeltaTable(uri, storage_options=options)
+                there = self._shards_in(table, name)
+                new = {
+                    receipt.shard: receipt.parts[name] for receipt in self.journal.read() if receipt.shard not in there
+                }
+                if not new:
+                    return table.version()
+                # An empty part has nothing to add; a file of no rows would only cost readers a request.
+                actions: list[AddAction | RemoveAction] = [
+                    _add_action(name, self.run_id, s, part) for s, part in new.items() if part.num_rows
+                ]
+                self.may_publish()
+                table.create_write_transaction(
+                    actions, mode="append", schema=table.schema(), commit_properties=self._properties(there | set(new))
+                )
+                self.shards[name] = there | set(new)
+                return DeltaTable(uri, storage_options=options).version()
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _shards_in(self, table: DeltaTable, name: str) -> set[int]:
+        """Shards of this run that `table` holds, or whose part is empty."""
+        count = table.transaction_version(_app_id(self.run_id)) or 0
+        known = self.shards.get(name, set())
+        if count == len(known):
+            return known
+        if count == self.num_shards:
+            return set(range(self.num_shards))
+        # Another attempt has published a part of the run: look into the table, whose files may have been merged since.
+        # Shards with nothing in them leave no trace there, and are published again, which adds nothing.
+        shards: set[int] = set()
+        for batch in stream_table(self.output, name, table, ["run_id", "shard"]):
+            of_run = pc.equal(batch["run_id"], self.run_id)
+            shards.update(pc.unique(batch["shard"].filter(of_run)).to_pylist())
+        return shards
+
+    def _properties(self, shards: set[int]) -> CommitProperties:
+        return CommitProperties(
+            custom_metadata={
+                "m2f_run_id": self.run_id,
+                "m2f_attempt": str(self.journal.attempt),
+                "m2f_schema_version": str(SCHEMA_VERSION),
+            },
+            app_transactions=[Transaction(_app_id(self.run_id), len(shards))],
+            max_commit_retries=0,  # a conflict is looked at, above
+        )
+
+
+def is_published(output: str, run_id: str) -> bool:
+    """Whether a table has shards of a run of this name. RunError where it cannot be read."""
+    tables = [open_table(output, name) for name in ORDER]
+    return any(table is not None and table.transaction_version(_app_id(run_id)) is not None for table in tables)
+
+
+def _app_id(run_id: str) -> str:
+    return f"m2f-pipeline/{run_id}"
+
+
+def _add_action(table: str, run_id: str, shard: int, part: PartRecord) -> AddAction:
+    """`part` as Delta names it, with what lets readers of some images, a run or a shard leave other files closed."""
+    of_run = {"run_id": run_id, "shard": shard}
+    least, most = {**of_run, "image_key": part.first_key}, {**of_run, "image_key": part.last_key}
+    nulls = dict.fromkeys(least, 0)
+    stats = {"numRecords": part.num_rows, "minValues": least, "maxValues": most, "nullCount": nulls}
+    path = part.path.removeprefix(f"{table}/")
+    return AddAction(path, part.size_bytes, {}, int(time.time() * 1000), True, json.dumps(stats))

@@ -1,0 +1,130 @@
+"""A snapshot of a published table -> record batches, file by file, whatever their number."""
+
+import logging
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
+
+from pipeline.errors import RunError
+from pipeline.schema import TABLES
+from pipeline.store.filesystem import STORE_ERRORS, one_line, open_filesystem
+from pipeline.store.objects import read_once
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 4  # on top of the client's for each request; for what it does not repeat: cut bodies, flipped bytes
+_WAIT = wait_random_exponential(multiplier=0.25, max=5)
+
+# Parts of a night are small: so many are under way at a time, each read whole. Compacted files are read one by one, a
+# batch of rows at a time.
+_READ_THREADS = 16
+_LARGE_BYTES = 8 * 2**20  # of one file, and of all that are under way; decoded it is some five times as much
+_BATCH_ROWS = 16_384
+
+
+def stream_table(
+    output: str, table: str, snapshot: DeltaTable, columns: Sequence[str], below: str = ""
+) -> Iterator[pa.RecordBatch]:
+    """The columns of a snapshot in no particular order; `below` as in `load_current`, but only to leave out files.
+
+    Through our own file system and threads, so that credentials are renewed while a reader takes hours. The library's
+    to_pyarrow_dataset is faster, but takes 28 KB a file, its credentials end, and a program that drops the stream
+    half-way and exits may hang: docs/decisions.md.
+
+    Raises RunError where the table asks of readers what this one cannot do, an error of STORE_ERRORS or an
+    ArrowException where a file cannot be read.
+    """
+    features = snapshot.protocol().reader_features
+    if features:
+        raise RunError(f"the table {table} below {output} needs {', '.join(features)} of its readers; not known here")
+    filesystem, root = open_filesystem(output)
+    schema = pa.schema([TABLES[table].field(name) for name in columns])
+
+    def read_whole(path: str, size: int) -> list[pa.RecordBatch]:
+        return retrying((*STORE_ERRORS, pa.ArrowException), but=FileNotFoundError)(read_file, path, size)
+
+    def read_file(path: str, size: int) -> list[pa.RecordBatch]:
+        data = read_once(filesystem, f"{root}/{table}/{path}")
+        if len(data) != size:
+            raise OSError(f"{len(data)} bytes of {path} came where the log says {size}")
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        # Files that another writer compacted may spell strings and lists differently.
+        return file.read(columns=list(columns), use_threads=False).select(columns).cast(schema).to_batches()
+
+    def read_by_row_group(path: str) -> Iterator[pa.RecordBatch]:
+        with filesystem.open(f"{root}/{table}/{path}", "rb") as opened:
+            file = pq.ParquetFile(opened, pre_buffer=False, page_checksum_verification=True)
+            for batch in file.iter_batches(_BATCH_ROWS, columns=list(columns), use_threads=False):
+                yield batch.select(columns).cast(schema)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        large = []
+        pool = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="published")
+        try:
+            waiting: deque[tuple[int, Future[list[pa.RecordBatch]]]] = deque()
+            waiting_bytes = 0
+            for path, size in _files(snapshot, below):
+                if size > _LARGE_BYTES:
+                    large.append(path)
+                    continue
+                waiting.append((size, pool.submit(read_whole, path, size)))
+                waiting_bytes += size
+                while len(waiting) > _READ_THREADS or waiting_bytes > _LARGE_BYTES:
+                    first_bytes, first = waiting.popleft()
+                    waiting_bytes -= first_bytes
+                    yield from first.result()
+            for _, future in waiting:
+                yield from future.result()
+            for path in large:
+                yield from read_by_row_group(path)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    return batches()
+
+
+def _files(snapshot: DeltaTable, below: str) -> Iterator[tuple[str, int]]:
+    """(path in the table, size in bytes) of the files of a snapshot that may hold keys `below`."""
+    files = pa.table(snapshot.get_add_actions(flatten=True))
+    if below and "min.image_key" in files.column_names:
+        # Such keys are one range, as "0" is the character after "/". A file without statistics may hold any.
+        too_low = pc.less(files["max.image_key"], below[:-1])
+        too_high = pc.greater_equal(files["min.image_key"], below[:-1] + "0")
+        files = files.filter(pc.invert(pc.fill_null(pc.or_kleene(too_low, too_high), False)))
+    yield from zip(files["path"].to_pylist(), files["size_bytes"].to_pylist(), strict=True)
+
+
+def retrying(errors: tuple[type[Exception], ...], but: type[Exception] | None = None) -> Retrying:
+    """Calls a function a few times, with pauses, as long as it raises one of `errors`; then raises the last of them."""
+    retry = retry_if_exception_type(errors)
+    return Retrying(
+        stop=stop_after_attempt(_ATTEMPTS),
+        wait=_WAIT,
+        retry=retry if but is None else retry & retry_if_not_exception_type(but),
+        before_sleep=_log_retry,
+        reraise=True,
+    )
+
+
+def _log_retry(state: RetryCallState) -> None:
+    error = state.outcome and state.outcome.exception()
+    logger.warning("reading a published table failed and is tried again: %s", error and plain(error))
+
+
+def plain(error: BaseException) -> str:
+    """One line without the colours and tree marks of Rust's reports."""
+    return re.sub(r"\x1b\[[0-9;]*m|↳ ?", "", one_line(error))

@@ -1,0 +1,301 @@
+"""COCO-format data -> training batches, the same ones whatever the number of workers and however often it was resumed.
+
+Sample n of a training is image n of an endless sequence of shuffled epochs, augmented by a generator seeded with n. So
+a batch is decided by its first n, a worker takes its share of it, and going on means to start at another n.
+
+Memory of a worker: the ground truth, shared with the processes that load (40 bytes a panoptic segment; polygons what
+they take in the JSON), and four times the JSON while that is read; its share of a batch. Of a process that loads: one
+image at its own size, its targets at the size of the crop.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from m2f_core.config.labels import LabelMap
+from m2f_core.images.image_processor import NETWORK_STRIDE
+from m2f_core.masks.panoptic_png import PANOPTIC_VOID
+from m2f_core.masks.polygons import FEWEST_NUMBERS
+from m2f_core.training.augment import IMAGE_PADDING, Jitter, LargeScaleJitter, WholeImages
+from m2f_core.training.targets import Targets, instance_masks, map_targets, panoptic_map
+from pipeline.coco.ground_truth import GtImage, read_instances, read_panoptic
+from pipeline.coco.ground_truth_png import read_panoptic_pixels
+from pipeline.errors import ImageError, RunError
+from pipeline.segment.decode import decode_image
+from pipeline.store.filesystem import one_line, open_filesystem
+from pipeline.store.objects import read_bytes
+from pipeline.train.packed_sequence import PackedSequence
+from pipeline.train.settings import FinetuneSettings
+
+logger = logging.getLogger(__name__)
+
+Augmentation = LargeScaleJitter | WholeImages
+MAX_IMAGE_PIXELS = 2**31 - 1  # whoever trains knows the data
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one worker: uint8 [B, h, w, 3], and for each the masks bool [N, h, w] and class ids int64 [N]."""
+
+    pixels_Bhw3: torch.Tensor  # noqa: N815
+    mask_labels: list[torch.Tensor]
+    class_labels: list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class AnnotatedImages:
+    """Images in a folder and what is annotated in them."""
+
+    folder: str
+    images: PackedSequence[GtImage]
+    categories: tuple[dict[str, Any], ...]  # as in the JSON
+    where: str  # the flag and the place of the JSON, for messages
+    panoptic: bool
+    exif: bool  # turn images as their EXIF orientation says, as the main job does
+
+    @classmethod
+    def read(
+        cls, folder: str, gt: str, pngs: str | None, panoptic: bool, flag: str, exif: bool = True
+    ) -> "AnnotatedImages":
+        """RunError where the ground truth cannot be used. `flag` names it in messages."""
+        truth = read_panoptic(gt, pngs, flag) if panoptic else read_instances(gt, flag)
+        where = f"{flag} {gt}"
+        images = truth.images if panoptic else _with_usable_masks(truth.images, where)
+        return cls(folder.rstrip("/"), PackedSequence(images), truth.categories, where, panoptic, exif)
+
+    def check_first(self) -> None:
+        """RunError where not even the first image, or its PNG, can be used: most likely a folder is wrong."""
+        self.image(0)
+        if self.panoptic:
+            read_panoptic_pixels(self.images[0])
+
+    def image(self, index: int) -> Image.Image:
+        """RGB. RunError where it cannot be read, or is not of the size that the ground truth says."""
+        annotated = self.images[index]
+        filesystem, path = open_filesystem(f"{self.folder}/{annotated.name}")
+        data = read_bytes(filesystem, path, "image")
+        try:
+            image = decode_image(data, max_pixels=MAX_IMAGE_PIXELS, apply_exif=self.exif)
+        except ImageError as error:
+            raise RunError(f"image {path} cannot be used: {error}") from None
+        size = image.height, image.width
+        if size != annotated.size:
+            hint = f"; is --{'no-' if self.exif else ''}exif right?" if size[::-1] == annotated.size else ""
+            found = f"{image.height} x {image.width} (height x width)"
+            raise RunError(f"image {path} is {found}, its ground truth says {annotated.size}{hint}")
+        return image
+
+
+def training_data(settings: FinetuneSettings) -> AnnotatedImages:
+    """What the settings say to train with. RunError where the ground truth cannot be used."""
+    if settings.panoptic_gt is not None:
+        gt, flag = settings.panoptic_gt, "--panoptic-gt"
+    else:
+        assert settings.instances_gt is not None
+        gt, flag = settings.instances_gt, "--instances-gt"
+    panoptic = settings.panoptic_gt is not None
+    return AnnotatedImages.read(settings.images, gt, settings.panoptic_pngs, panoptic, flag, settings.exif)
+
+
+def validation_data(settings: FinetuneSettings) -> AnnotatedImages | None:
+    """What they say to validate with, if anything. RunError where it cannot be used."""
+    if settings.val_images is None or settings.val_gt is None:
+        return None
+    panoptic = settings.panoptic_gt is not None
+    return AnnotatedImages.read(
+        settings.val_images, settings.val_gt, settings.val_pngs, panoptic, "--val-gt", settings.exif
+    )
+
+
+def labels_of(data: AnnotatedImages) -> LabelMap:
+    """The classes that a model for `data` has. RunError where its categories are not COCO's kind of categories."""
+    try:
+        return LabelMap.from_coco_categories(list(data.categories))
+    except ValueError as error:
+        raise RunError(f"{data.where}: {one_line(error)}") from None
+
+
+class TrainingSamples(Dataset[tuple[np.ndarray, Targets]]):
+    """Sample n: an image, augmented, uint8 [h, w, 3], and its targets. Endless."""
+
+    def __init__(
+        self, data: AnnotatedImages, class_id_of_category: dict[int, int], augmentation: Augmentation, seed: int
+    ) -> None:
+        self.data = data
+        self.class_id_of_category = class_id_of_category
+        self.augmentation = augmentation
+        self.order = EndlessOrder(len(data.images), seed)
+        self.seed = seed
+
+    def padded_hw(self, numbers: range) -> tuple[int, int]:
+        """The size of a batch of these: that of the largest, in multiples of the network's stride."""
+        if isinstance(self.augmentation, LargeScaleJitter):
+            sizes = [self.augmentation.crop_hw]
+        else:
+            sizes = [self._jitter(n, self.data.images[self.order[n]]).crop_hw for n in numbers]
+        height, width = (-(-max(lengths) // NETWORK_STRIDE) * NETWORK_STRIDE for lengths in zip(*sizes, strict=True))
+        return height, width
+
+    def __getitem__(self, n: int) -> tuple[np.ndarray, Targets]:
+        index = self.order[n]
+        image, annotated = self.data.image(index), self.data.images[index]
+        jitter = self._jitter(n, annotated)
+        try:
+            if self.data.panoptic:
+                png_HW3 = read_panoptic_pixels(annotated)
+                ids_HW, class_ids = panoptic_map(png_HW3, annotated.annotations, self.class_id_of_category)
+                targets = map_targets(jitter.map(ids_HW, PANOPTIC_VOID), class_ids, PANOPTIC_VOID)
+            else:
+                targets = self._instance_targets(annotated.annotations, image, jitter)
+        except ValueError as error:
+            raise RunError(f"the ground truth of {annotated.name} cannot be used: {error}") from None
+        return jitter.image(image), targets
+
+    def _jitter(self, n: int, image: GtImage) -> Jitter:
+        assert image.size is not None
+        return self.augmentation.draw(*image.size, np.random.default_rng([self.seed, n]))
+
+    def _instance_targets(
+        self, annotations: Sequence[Mapping[str, Any]], image: Image.Image, jitter: Jitter
+    ) -> Targets:
+        """One mask at a time at the image's own size: there may be hundreds of them."""
+        masks, class_ids = [], []
+        for mask_HW, class_id in instance_masks(annotations, image.height, image.width, self.class_id_of_category):
+            mask_hw = jitter.mask(mask_HW)
+            if mask_hw.any():
+                masks.append(torch.from_numpy(mask_hw))
+                class_ids.append(class_id)
+        masks_Nhw = torch.stack(masks) if masks else torch.zeros((0, *jitter.crop_hw), dtype=torch.bool)
+        return Targets(masks_Nhw, torch.tensor(class_ids, dtype=torch.int64))
+
+
+class EndlessOrder:
+    """Place n of epoch after epoch, each a permutation of `num_images` of its own."""
+
+    def __init__(self, num_images: int, seed: int) -> None:
+        self.num_images = num_images
+        self.seed = seed
+        self._epoch = -1
+
+    def __getitem__(self, n: int) -> int:
+        epoch, place = divmod(n, self.num_images)
+        if epoch != self._epoch:
+            self._permutation = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
+            self._epoch = epoch
+        return int(self._permutation[place])
+
+
+@dataclass(frozen=True)
+class WorkerShare:
+    """The sample numbers of one worker: of every batch, an equal and contiguous part."""
+
+    batch_size: int  # of all workers
+    rank: int
+    num_workers: int
+
+    def batch_numbers(self, iteration: int) -> range:
+        """All of the batch that follows `iteration` finished steps."""
+        return range(iteration * self.batch_size, (iteration + 1) * self.batch_size)
+
+    def sample_numbers(self, iteration: int) -> range:
+        """This worker's of that batch."""
+        size = self.batch_size // self.num_workers
+        return self.batch_numbers(iteration)[self.rank * size : (self.rank + 1) * size]
+
+
+def load_batches(
+    samples: TrainingSamples, share: WorkerShare, iterations: range, loading_processes: int
+) -> Iterator[Batch]:
+    """One batch for each of `iterations`, loaded ahead where there are processes for it."""
+    loader = DataLoader(
+        _PaddedSamples(samples),
+        batch_sampler=_Batches(samples, share, iterations),
+        collate_fn=_collate,
+        num_workers=loading_processes,
+        multiprocessing_context="spawn" if loading_processes else None,  # a fork would copy locks of other threads
+        persistent_workers=False,
+    )
+    return iter(loader)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """A worker's sample numbers of each batch, each with the size of the whole batch: what the network says of an image
+    depends on its padding, and so would depend on the number of workers.
+    """
+
+    samples: TrainingSamples
+    share: WorkerShare
+    iterations: range
+
+    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, int]]]]:
+        for iteration in self.iterations:
+            padded_hw = self.samples.padded_hw(self.share.batch_numbers(iteration))
+            yield [(n, padded_hw) for n in self.share.sample_numbers(iteration)]
+
+    def __len__(self) -> int:
+        return len(self.iterations)
+
+
+@dataclass(frozen=True)
+class _PaddedSamples(Dataset[tuple[np.ndarray, Targets]]):
+    """Samples at the size of their batch; the pixels of their masks stay theirs."""
+
+    samples: TrainingSamples
+
+    def __getitem__(self, of_batch: tuple[int, tuple[int, int]]) -> tuple[np.ndarray, Targets]:
+        n, (height, width) = of_batch
+        pixels_hw3, targets = self.samples[n]
+        h, w, _ = pixels_hw3.shape
+        padded_HW3 = np.full((height, width, 3), IMAGE_PADDING, np.uint8)
+        padded_HW3[:h, :w] = pixels_hw3
+        return padded_HW3, targets._replace(mask_labels=F.pad(targets.mask_labels, (0, width - w, 0, height - h)))
+
+
+def _collate(samples: Sequence[tuple[np.ndarray, Targets]]) -> Batch:
+    return Batch(
+        torch.from_numpy(np.stack([pixels_hw3 for pixels_hw3, _ in samples])),
+        [targets.mask_labels for _, targets in samples],
+        [targets.class_labels for _, targets in samples],
+    )
+
+
+def _with_usable_masks(images: Iterable[GtImage], where: str) -> Iterator[GtImage]:
+    """Without polygons of fewer than three points, and without the objects of which nothing is left then.
+
+    As in detectron2's `load_coco_json`, and said. RunError at what is no segmentation at all: better now than
+    at the step that meets it.
+    """
+    dropped: list[Any] = []  # ids
+    for image in images:
+        annotations = []
+        for annotation in image.annotations:
+            segmentation = annotation["segmentation"]
+            if isinstance(segmentation, list):
+                if not all(isinstance(polygon, list) and len(polygon) % 2 == 0 for polygon in segmentation):
+                    _refuse(annotation, where, "a polygon is a flat list of numbers x0, y0, x1, y1, ...")
+                polygons = [polygon for polygon in segmentation if len(polygon) >= FEWEST_NUMBERS]
+                if not polygons:
+                    dropped.append(annotation["id"])
+                    continue
+                annotation = {**annotation, "segmentation": polygons}
+            elif not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
+                _refuse(annotation, where, "a segmentation is a list of polygons or an RLE with size and counts")
+            annotations.append(annotation)
+        yield replace(image, annotations=tuple(annotations))
+    if dropped:
+        logger.warning(
+            f"{where}: {len(dropped):,} annotations have no polygon of three points and are left out, "
+            f"such as {dropped[0]!r}"
+        )
+
+
+def _refuse(annotation: Mapping[str, Any], where: str, why: str) -> NoReturn:
+    raise RunError(f"{where}: annotation {annotation['id']!r} cannot be used: {why}")

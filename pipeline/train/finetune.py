@@ -1,0 +1,287 @@
+"""The training: everything checked, then Ray Train's workers step, save and validate until all steps are done.
+
+<output>/finetune.json  settings; the same command goes on, another one is refused
+<output>/train/         Ray Train's: the last checkpoints, each a Hugging Face folder and the optimizer's state
+<output>/log.jsonl      losses and validations up to the last checkpoint, and loss.png, their plot
+<output>/model/         what came out, once all steps are done
+"""
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.exceptions import RayError
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from m2f_core.checkpoints.checkpoint import CONFIG_FILE
+from pipeline.cluster.resources import connect, on_this_node
+from pipeline.errors import BrokenRunError, RunError, StoreUnavailableError
+from pipeline.segment.checkpoint import is_local_path
+from pipeline.store.filesystem import STORE_ERRORS, is_local, list_folder, one_line, open_filesystem, put_object
+from pipeline.store.objects import parse_json_object, read_or_none
+from pipeline.train.data import labels_of, training_data, validation_data
+from pipeline.train.settings import PLACES, FinetuneSettings
+from pipeline.train.starting_model import start_warnings
+from pipeline.train.training import training_files
+from pipeline.train.worker import train_on_worker
+
+logger = logging.getLogger(__name__)
+
+_IDENTITY_FILE = "finetune.json"
+_CHECKPOINTS_KEPT = 2
+_DEFAULT_CPUS = 4
+_TRAIN = "train"  # name of Ray Train's run below --output
+_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of the checkpoints that are whole
+
+
+def finetune(settings: FinetuneSettings) -> None:
+    """Train, or go on training, until all steps are done.
+
+    RunError where it cannot start, with nothing written, or cannot go on, with its checkpoints kept; BrokenRunError
+    where workers keep dying.
+    """
+    settings = _with_whole_paths(settings)
+    for warning in start_warnings(settings):
+        logger.warning(warning)
+    identity = _identity(settings)
+    filesystem, root = open_filesystem(settings.output)
+    _check_output(filesystem, root, settings, identity)
+    cpus, use_gpu = _room(settings)
+    with _store_errors_as(RunError, settings):
+        _whole_checkpoints(filesystem, root)
+        put_object(filesystem, f"{root}/{_IDENTITY_FILE}", json.dumps(identity, indent=1).encode())
+    what = f"{cpus} CPUs and a GPU" if use_gpu else f"{cpus} CPUs"
+    logger.info(f"training on {settings.workers} workers with {what} each")
+    lines = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node()})
+
+    def trainer() -> TorchTrainer:
+        return TorchTrainer(
+            train_on_worker,
+            train_loop_config={"settings": settings, "cpus": cpus, "lines": lines},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=settings.workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus, "GPU": int(use_gpu)}
+            ),
+            run_config=ray.train.RunConfig(
+                name=_TRAIN,
+                storage_path=root,
+                storage_filesystem=None if is_local(filesystem) else _arrow_filesystem(filesystem),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
+            ),
+        )
+
+    with _print_lines(lines):
+        result = _fit(trainer, settings.max_failures)
+    assert result.checkpoint is not None
+    with result.checkpoint.as_directory() as folder, _store_errors_as(BrokenRunError, settings):
+        _publish(settings, Path(folder))
+    try:
+        _remove_unfinished_checkpoints(filesystem, root)
+    except (RunError, *STORE_ERRORS) as error:  # the model is there
+        logger.warning(f"what killed workers had begun to save cannot be removed: {one_line(error)}")
+
+
+def _fit(trainer: Callable[[], TorchTrainer], max_failures: int) -> ray.train.Result:
+    """The result of a trainer; where workers died, of another, which goes on from the last checkpoint.
+
+    Not left to Ray's FailureConfig, which repeats what would fail again too: a RunError is the end of it.
+    """
+    for failures_left in range(max_failures, -1, -1):
+        try:
+            return _fit_once(trainer())
+        except ray.train.WorkerGroupError as error:
+            for failure in error.worker_failures.values():
+                if isinstance(failure, RunError) and not isinstance(failure, StoreUnavailableError):
+                    raise RunError(f"the training cannot go on: {_reason(failure)}") from None
+            reason = "; ".join(dict.fromkeys(map(_reason, error.worker_failures.values()))) or one_line(error)
+            if not failures_left:
+                raise BrokenRunError(f"the training broke: {reason}") from error
+            logger.warning(f"{reason}; going on, {failures_left} of {max_failures} failures left")
+        except (ray.train.TrainingFailedError, RayError) as error:  # Ray's own processes may die too
+            raise BrokenRunError(f"the training broke: {one_line(error)}") from error
+    raise AssertionError("the last failure raises")
+
+
+def _fit_once(trainer: TorchTrainer) -> ray.train.Result:
+    """`trainer.fit()` in a thread: in the main one it would take SIGINT for itself, and end with any exit code."""
+    outcome: Future[ray.train.Result] = Future()
+
+    def fit() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=fit, daemon=True).start()
+    return outcome.result()
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, on one line. Out of a loading process it comes with its traceback as text: the last line."""
+    name, said = type(error).__name__, one_line(error)
+    if "Traceback (most recent call last)" in str(error):
+        said = str(error).splitlines()[-1].removeprefix(f"{type(error).__module__}.{name}: ")
+    return said if isinstance(error, RunError) else f"{name}: {said}"
+
+
+@contextmanager
+def _print_lines(lines: Queue) -> Iterator[None]:
+    """Print what worker 0 puts into the queue while this is open."""
+    done = threading.Event()
+
+    def print_all() -> None:
+        with suppress(RayError):  # of a queue that has died: silence is better than no training
+            while not done.is_set() or not lines.empty():
+                with suppress(Empty):
+                    logger.info(lines.get(timeout=0.5))
+
+    thread = threading.Thread(target=print_all, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _whole_checkpoints(filesystem: Any, root: str) -> set[str]:
+    """Names of the checkpoints that Ray Train knows of.
+
+    RunError where its list of them is damaged: Ray writes it in place, so that a crash may have cut it off.
+    """
+    place = f"{root}/{_TRAIN}/{_SNAPSHOT}"
+    data = read_or_none(filesystem, place, "--output")
+    if data is None:
+        return set()
+    try:
+        return {checkpoint["checkpoint_dir_name"] for checkpoint in json.loads(data)["checkpoint_results"]}
+    except (ValueError, KeyError, TypeError) as error:
+        names = ", ".join(_checkpoints(filesystem, root))
+        raise RunError(
+            f"--output {place} is damaged ({type(error).__name__}: {one_line(error)}), and without this list Ray Train "
+            f"cannot go on. Begin with a new --output, one of the checkpoints beside it as --model ({names}) and the "
+            "--iterations that are left"
+        ) from None
+
+
+def _checkpoints(filesystem: Any, root: str) -> list[str]:
+    names = [path.rstrip("/").rsplit("/", 1)[1] for path in list_folder(filesystem, f"{root}/{_TRAIN}")]
+    return [name for name in names if name.startswith("checkpoint_") and name != _SNAPSHOT]
+
+
+def _remove_unfinished_checkpoints(filesystem: Any, root: str) -> None:
+    """Remove what workers left that were killed while they saved. Once no worker may be saving any more."""
+    whole = _whole_checkpoints(filesystem, root)
+    for name in _checkpoints(filesystem, root):
+        if name not in whole:
+            filesystem.rm(f"{root}/{_TRAIN}/{name}", recursive=True)
+
+
+def _publish(settings: FinetuneSettings, checkpoint: Path) -> None:
+    """Copy the model out of the last checkpoint; config.json comes last and says that it is whole."""
+    filesystem, root = open_filesystem(settings.output)
+    names = sorted(path.name for path in checkpoint.iterdir() if path.name not in training_files())
+    names = [name for name in names if not name.startswith(".")]
+    for name in sorted(names, key=lambda name: name == CONFIG_FILE):
+        put_object(filesystem, f"{root}/model/{name}", (checkpoint / name).read_bytes())
+
+
+# --- before it starts -------------------------------------------------------------------------------------------------
+
+
+def _with_whole_paths(settings: FinetuneSettings) -> FinetuneSettings:
+    """Local paths made absolute, once: workers have working directories of their own."""
+
+    def whole(given: str | None) -> str | None:
+        if given is None:
+            return None
+        filesystem, path = open_filesystem(given)
+        return path if is_local(filesystem) else given
+
+    changed: dict[str, Any] = {name: whole(getattr(settings, name)) for name in PLACES}
+    for name in ("model", "architecture"):  # which may also be a hub id, or a name
+        given = getattr(settings, name)
+        if given is not None and is_local_path(given):
+            changed[name] = whole(given)
+    return replace(settings, **changed)
+
+
+def _identity(settings: FinetuneSettings) -> dict[str, Any]:
+    """What two commands must have in common for the second to go on with the first one's training.
+
+    The content of the data beside its place: a class more, or fewer images, would make another training of it.
+    RunError where the data cannot be used. It is read for this alone; workers read their own.
+    """
+    data, val_data = training_data(settings), validation_data(settings)
+    data.check_first()
+    if val_data is not None:
+        val_data.check_first()
+        if labels_of(val_data).categories != labels_of(data).categories:
+            raise RunError(f"{val_data.where} has other categories than the training data")
+    content = {"categories": labels_of(data).to_list(), "number_of_images": len(data.images)}
+    identity: dict[str, Any] = json.loads(json.dumps({**settings.identity(), **content}))
+    return identity
+
+
+def _check_output(filesystem: Any, root: str, settings: FinetuneSettings, identity: dict[str, Any]) -> None:
+    """RunError where --output holds a finished training or one of another identity, or cannot be used."""
+    with _store_errors_as(RunError, settings):
+        data = read_or_none(filesystem, f"{root}/{_IDENTITY_FILE}", "--output")
+        other = data is None and list_folder(filesystem, root)
+        finished = filesystem.exists(f"{root}/model/{CONFIG_FILE}")
+    if other:
+        raise RunError(f"--output {settings.output} is not empty and holds no training; name a new folder")
+    if data is not None:
+        there = parse_json_object(data, f"{root}/{_IDENTITY_FILE}", "--output")
+        different = [
+            f"{name} ({there.get(name)!r:.200} there, {value!r:.200} here)"
+            for name, value in identity.items()
+            if there.get(name) != value
+        ]
+        if different:
+            raise RunError(f"--output {settings.output} holds a training with other settings: {', '.join(different)}")
+    if finished:
+        raise RunError(f"--output {settings.output} holds a finished training; choose another for a new one")
+
+
+@contextmanager
+def _store_errors_as(kind: type[Exception], settings: FinetuneSettings) -> Iterator[None]:
+    """What the store of --output raises."""
+    try:
+        yield
+    except STORE_ERRORS as error:
+        raise kind(f"--output {settings.output} cannot be used: {one_line(error)}") from None
+
+
+def _room(settings: FinetuneSettings) -> tuple[int, bool]:
+    """CPUs of each worker, and whether each has a GPU. RunError where the cluster has no room for them."""
+    resources = connect(log_to_driver=False)  # the driver prints; Ray Train's workers and controller say a lot
+    use_gpu = settings.device == "cuda" or (settings.device == "auto" and resources.gpus > 0)
+    groups = [group for group in resources.groups if group.count and (group.gpus >= 1 or not use_gpu)]
+    of_node = max((int(group.cpus) for group in groups), default=1)
+    of_all = sum(group.cpus * group.count for group in groups)
+    if not resources.joined:
+        of_node -= 1  # the one that `connect` adds for actors that wait
+    cpus = settings.cpus_per_worker or max(1, min(_DEFAULT_CPUS, int(of_all) // settings.workers, of_node))
+    room = resources.room_for(cpus, int(use_gpu))
+    if room < settings.workers:
+        what = f"{cpus} CPUs and a GPU" if use_gpu else f"{cpus} CPUs"
+        raise RunError(
+            f"{settings.workers} workers with {what} each do not fit on the cluster, which has room for {room}; "
+            "lower --workers or --cpus-per-worker"
+        )
+    return cpus, use_gpu
+
+
+def _arrow_filesystem(filesystem: Any) -> Any:
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return PyFileSystem(FSSpecHandler(filesystem))

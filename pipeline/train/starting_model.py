@@ -1,0 +1,149 @@
+"""The model that a training starts from, and the files that a trained one is saved as."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from m2f_core.checkpoints.checkpoint import (
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    check_checkpoint,
+    load_checkpoint,
+    read_config,
+    read_preprocessor_config,
+    save_checkpoint,
+)
+from m2f_core.checkpoints.licenses import model_license
+from m2f_core.checkpoints.zoo import guessed_names_warning
+from m2f_core.config.labels import LabelMap, name_keys
+from m2f_core.config.mask2former import Mask2FormerConfig
+from m2f_core.images.image_processor import ImageProcessor
+from m2f_core.model.mask2former import Mask2Former, build_criterion
+from m2f_core.training.initial_weights import initial_model, new_class_predictor, reorder_class_predictor
+from pipeline.errors import RunError
+from pipeline.segment.checkpoint import stage_model
+from pipeline.store.filesystem import one_line, open_filesystem
+from pipeline.store.objects import parse_json_object, read_bytes
+from pipeline.train.settings import FinetuneSettings
+
+ARCHITECTURES = {
+    "swin-tiny": Mask2FormerConfig.swin_tiny,
+    "swin-small": Mask2FormerConfig.swin_small,
+    "swin-base": Mask2FormerConfig.swin_base,
+    "swin-large": Mask2FormerConfig.swin_large,
+}
+
+
+def check_start(settings: FinetuneSettings) -> ImageProcessor:
+    """Find out what is wrong with --model or --architecture without building it. RunError; else how images are seen."""
+    try:
+        if settings.model is None:
+            _architecture(settings, LabelMap(()))
+            return ImageProcessor.from_preprocessor_config(None, "reference", settings.parsed_image_size())
+        path = stage_model(settings.model)
+        check_checkpoint(path)
+        return ImageProcessor.from_preprocessor_config(
+            read_preprocessor_config(path), "reference", settings.parsed_image_size()
+        )
+    except (ValueError, OSError) as error:  # CheckpointError and ConfigError are ValueErrors
+        raise RunError(f"{_source(settings)}: {one_line(error)}") from None
+
+
+def start_warnings(settings: FinetuneSettings) -> list[str]:
+    """What somebody should know who starts from this. RunError as `check_start`."""
+    warnings = check_start(settings).warnings()
+    if settings.model is not None:
+        path = stage_model(settings.model)
+        warnings += guessed_names_warning(path, _labels_of_start(path, settings))
+    return warnings
+
+
+def starting_model(settings: FinetuneSettings, labels: LabelMap) -> tuple[Mask2Former, bool]:
+    """A model for the classes of `labels`, in training mode, and whether its class head is new."""
+    if settings.model is None:
+        return initial_model(_architecture(settings, labels), settings.seed), True
+    path = stage_model(settings.model)
+    model = load_checkpoint(path)
+    class_ids = _class_ids_by_name(_labels_of_start(path, settings), labels)
+    model.config = replace(model.config, id2label=_names(labels), **_points(settings))
+    model.criterion = build_criterion(model.config)
+    if class_ids is None:
+        new_class_predictor(model, len(labels.categories), settings.seed)
+    else:
+        reorder_class_predictor(model, class_ids)
+    return model.train(), class_ids is None
+
+
+def license_of_start(settings: FinetuneSettings) -> str | None:
+    """The licence of --model, as far as its files say, which what is trained from it has too; None without --model."""
+    return None if settings.model is None else model_license(stage_model(settings.model), settings.model)
+
+
+def save_model(
+    model: Mask2Former, folder: Path, labels: LabelMap, processor: ImageProcessor, license_name: str | None
+) -> None:
+    """A Hugging Face folder: config.json with the data set's categories, weights, and how images are prepared."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = json.dumps(processor.to_preprocessor_config(), indent=2)
+    (folder / PREPROCESSOR_FILE).write_text(config + "\n", encoding="utf-8")
+    save_checkpoint(model, folder, labels, license_name)
+
+
+def _architecture(settings: FinetuneSettings, labels: LabelMap) -> Mask2FormerConfig:
+    """--architecture with the classes of `labels`. ConfigError, or RunError where there is no such thing."""
+    assert settings.architecture is not None
+    names = _names(labels) or {0: "any"}
+    if settings.architecture in ARCHITECTURES:
+        return replace(ARCHITECTURES[settings.architecture](id2label=names), **_points(settings))
+    if not settings.architecture.endswith(".json"):
+        known = ", ".join(ARCHITECTURES)
+        raise RunError(f"--architecture {settings.architecture} is none of {known}, and no {CONFIG_FILE} either")
+    filesystem, path = open_filesystem(settings.architecture)
+    content = parse_json_object(read_bytes(filesystem, path, "--architecture"), path, "--architecture")
+    return replace(Mask2FormerConfig.from_dict(content), id2label=names, **_points(settings))
+
+
+def _labels_of_start(path: Path, settings: FinetuneSettings) -> LabelMap:
+    try:
+        return LabelMap.from_config_dict(read_config(path))
+    except ValueError as error:  # of `categories`, which building the model does not read
+        raise RunError(f"{_source(settings)}: {one_line(error)}") from None
+
+
+def _class_ids_by_name(of_model: LabelMap, labels: LabelMap) -> list[int] | None:
+    """The checkpoint's class ids of the classes of `labels`, by name and kind; None where these are other classes.
+
+    Their order may differ: published models of ADE20K and Mapillary mix things and stuff, a training never does. So may
+    their spelling: ADE20K's own files say "road, route" and "tub" where published models have "road" and "bathtub".
+    """
+    as_they_are: Callable[[str], str] = str
+    for key in (as_they_are, *name_keys()):
+        (names_found, found), (names_wanted, wanted) = _by_name(of_model, key), _by_name(labels, key)
+        # "person, adult" and "person, child" are spelled alike; which is which, only the whole names tell.
+        tells_apart = key is as_they_are or len(set(names_wanted)) == len(names_wanted)
+        if names_found == names_wanted and tells_apart:
+            class_ids = dict(zip(wanted, found, strict=True))
+            return [class_ids[category.class_id] for category in labels.categories]
+    return None
+
+
+def _by_name(labels: LabelMap, key: Callable[[str], str]) -> tuple[list[tuple[str, bool]], list[int]]:
+    """Keys and kinds of the classes, sorted, and their class ids in the same order."""
+    categories = sorted(labels.categories, key=lambda c: (key(c.name), c.isthing, c.name))
+    return [(key(c.name), c.isthing) for c in categories], [c.class_id for c in categories]
+
+
+def _points(settings: FinetuneSettings) -> dict[str, Any]:
+    """Those fields of the model's configuration that flags replace: how masks are sampled."""
+    flags = {name: getattr(settings, name) for name in ("train_num_points", "importance_sample_ratio")}
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _names(labels: LabelMap) -> dict[int, str]:
+    return {category.class_id: category.name for category in labels.categories}
+
+
+def _source(settings: FinetuneSettings) -> str:
+    return f"--model {settings.model}" if settings.model is not None else f"--architecture {settings.architecture}"

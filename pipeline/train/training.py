@@ -1,0 +1,157 @@
+"""One worker's part of a training: the model, the optimizer, a step, and what is kept so that another can go on.
+
+Knows nothing of Ray; where several workers share the batches, torch.distributed is there and the model is wrapped.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from m2f_core.config.labels import LabelMap
+from m2f_core.images.image_processor import ImageProcessor
+from m2f_core.losses.loss import is_distributed
+from m2f_core.model.mask2former import Mask2Former
+from m2f_core.training.optimization import LearningRate, parameter_groups
+from pipeline.errors import RunError
+from pipeline.train.data import Batch
+from pipeline.train.log import LOG_FILE, Row, from_lines, to_lines
+from pipeline.train.settings import FinetuneSettings
+from pipeline.train.starting_model import license_of_start, save_model
+
+_OPTIMIZER_FILE = "optimizer.pt"
+_PLACE_FILE = "training.json"
+
+
+@dataclass
+class LossMeter:
+    """Means of the losses since the last row of the log; the device is asked for them only then.
+
+    Where torch.distributed has several workers, over their parts of the batch, and all of them have to take part.
+    """
+
+    started: float = field(default_factory=time.monotonic)
+    paused: float = 0.0  # seconds
+    steps: int = 0
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def add(self, loss: torch.Tensor, losses: dict[str, torch.Tensor]) -> None:
+        """`loss` is the total; of the terms, those of the last prediction are shown."""
+        self.steps += 1
+        last = {name: value for name, value in losses.items() if not name[-1].isdigit()}
+        for name, value in {"loss": loss, **last}.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+
+    def row(self) -> Row:
+        """And start again."""
+        seconds = time.monotonic() - self.started - self.paused
+        sums = torch.stack(list(self.sums.values()))
+        if is_distributed():
+            torch.distributed.all_reduce(sums)
+            sums /= torch.distributed.get_world_size()
+        row = {name: round(value / self.steps, 6) for name, value in zip(self.sums, sums.tolist(), strict=True)}
+        row["iterations_per_second"] = round(self.steps / seconds, 3)
+        self.started, self.paused, self.steps, self.sums = time.monotonic(), 0.0, 0, {}
+        return row
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens meanwhile, validating and saving, is no part of a step."""
+        began = time.monotonic()
+        yield
+        self.paused += time.monotonic() - began
+
+
+class Training:
+    """`wrapped` is `model`, or what averages its gradients over the workers."""
+
+    def __init__(
+        self,
+        model: Mask2Former,
+        wrapped: nn.Module,
+        settings: FinetuneSettings,
+        labels: LabelMap,
+        processor: ImageProcessor,
+        rank: int = 0,
+    ) -> None:
+        self.model = model
+        self.wrapped = wrapped
+        self.settings = settings
+        self.labels = labels
+        self.processor = processor
+        self.rank = rank
+        self.license_name = license_of_start(settings)
+        self.device = next(model.parameters()).device
+        groups = parameter_groups(model, settings.learning_rate, settings.weight_decay, settings.backbone_multiplier)
+        self.optimizer = torch.optim.AdamW(groups)
+        self.base_rates = [group["lr"] for group in groups]
+        self.course = LearningRate(settings.schedule, settings.iterations, settings.warmup_iterations)
+        self.iteration = 0
+        self.log: list[Row] = []
+        self.meter = LossMeter()
+
+    def step(self, batch: Batch) -> None:
+        """One optimizer step. RunError where the loss is not finite: nothing that follows would be."""
+        # Seeded anew for every step, so that a training that was resumed draws what it would have drawn.
+        torch.manual_seed(_mix(self.settings.seed, self.iteration, self.rank))
+        height, width = batch.pixels_Bhw3.shape[1:3]
+        pixels_B3HW = self.processor.to_batch(list(batch.pixels_Bhw3), (height, width), self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            output = self.wrapped(
+                pixels_B3HW,
+                mask_labels=[masks.to(self.device) for masks in batch.mask_labels],
+                class_labels=[classes.to(self.device) for classes in batch.class_labels],
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        output.loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_gradient_norm)
+        if not math.isfinite(norm.item()):
+            raise RunError(
+                f"the gradient of step {self.iteration + 1} is not finite (loss {output.loss.item()}): train again, "
+                "in a new --output, with a lower --learning-rate or in --precision fp32"
+            )
+        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = base * self.course.factor(self.iteration)
+        self.optimizer.step()
+        self.iteration += 1
+        self.meter.add(output.loss, output.losses)
+
+    def add_log_row(self) -> Row:
+        """The mean of the steps since the last row."""
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        row = {"iteration": self.iteration, **self.meter.row(), "learning_rate": rate}
+        self.log.append(row)
+        return row
+
+    def save(self, folder: Path) -> None:
+        """The model as a Hugging Face folder, and beside it what going on takes."""
+        save_model(self.model, folder, self.labels, self.processor, self.license_name)
+        torch.save(self.optimizer.state_dict(), folder / _OPTIMIZER_FILE)
+        (folder / LOG_FILE).write_bytes(to_lines(self.log))
+        (folder / _PLACE_FILE).write_text(json.dumps({"iteration": self.iteration}))
+
+    def resume(self, folder: Path) -> None:
+        """All but the model's weights, which come from `folder` as from any checkpoint."""
+        state = torch.load(folder / _OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(state)
+        self.iteration = json.loads((folder / _PLACE_FILE).read_text())["iteration"]
+        self.log = from_lines((folder / LOG_FILE).read_bytes())
+        self.meter = LossMeter()
+
+
+def _mix(*numbers: int) -> int:
+    """One seed out of several numbers."""
+
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def training_files() -> tuple[str, ...]:
+    """Names of the files of a checkpoint that are no part of the model."""
+    return (_OPTIMIZER_FILE, _PLACE_FILE, LOG_FILE)

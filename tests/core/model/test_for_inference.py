@@ -1,0 +1,80 @@
+"""A model made ready for inference answers as before; its layers as torch's own."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from m2f_core.config.mask2former import Mask2FormerConfig
+from m2f_core.layers.linear import Float32Linear, PackedLinear
+from m2f_core.model.for_inference import prepare_for_inference
+from tests.support.seeded_model import seeded_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        yield
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_a_packed_layer_is_the_layer(data):
+    rows, inputs, outputs = (data.draw(st.integers(1, most)) for most in (70, 70, 70))
+    torch.manual_seed(data.draw(st.integers(0, 2**31)))
+    linear = nn.Linear(inputs, outputs, bias=data.draw(st.booleans()))
+    x = torch.randn(2, rows, inputs)
+    if data.draw(st.booleans()):
+        x = torch.randn(2, inputs, rows).transpose(1, 2)
+    torch.testing.assert_close(PackedLinear(linear, torch.float32)(x), linear(x), rtol=1e-5, atol=1e-5)
+    halves = PackedLinear(linear, torch.bfloat16)(x)
+    assert halves.dtype == torch.bfloat16
+    torch.testing.assert_close(halves.float(), linear(x), rtol=0.05, atol=0.05)
+
+
+def test_a_float32_layer_is_one_under_autocast_and_with_other_weights():
+    torch.manual_seed(0)
+    linear, x = Float32Linear(32, 16), torch.randn(5, 32)
+    expected = nn.functional.linear(x, linear.weight, linear.bias)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(linear(x), expected)
+        assert linear(x.bfloat16()).dtype == torch.float32
+    half = Float32Linear(32, 16).bfloat16()
+    assert half(x.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [(70, 90), (64, 64)])
+def test_a_prepared_model_answers_as_before(size):
+    pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    expected = seeded_model(Mask2FormerConfig.tiny(), seed=0).eval()(pixels)
+    model = prepare_for_inference(seeded_model(Mask2FormerConfig.tiny(), seed=0), CPU, "fp32")
+    assert not any(isinstance(module, nn.Linear) for module in model.modules())
+    output = model(pixels)
+    torch.testing.assert_close(output.class_queries_logits, expected.class_queries_logits, rtol=0, atol=2e-4)
+    torch.testing.assert_close(output.masks_queries_logits, expected.masks_queries_logits, rtol=0, atol=2e-4)
+
+
+def test_bf16_runs_on_a_cpu_that_knows_it_not(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    model = prepare_for_inference(seeded_model(Mask2FormerConfig.tiny(), seed=0), CPU, "bf16")
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(torch.randn(1, 3, 64, 96)).masks_queries_logits.isfinite().all()
+
+
+def test_in_bf16_what_must_be_float32_is(monkeypatch):
+    model = prepare_for_inference(seeded_model(Mask2FormerConfig.tiny(), seed=0), CPU, "bf16")
+    own = {m.dtype for name, m in model.named_modules() if name.endswith(("sampling_offsets", "attention_weights"))}
+    others = {m.dtype for m in model.modules() if isinstance(m, PackedLinear)} - own
+    assert own == {torch.float32} and others == {torch.bfloat16}
+    pixels = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(pixels)
+    expected = seeded_model(Mask2FormerConfig.tiny(), seed=0).eval()(pixels)
+    assert output.masks_queries_logits.dtype == torch.float32
+    flipped = (output.masks_queries_logits >= 0) != (expected.masks_queries_logits >= 0)
+    assert flipped.float().mean() < 0.05

@@ -1,0 +1,147 @@
+"""Who gets how many CPUs: never all of them, because Ray Data would hang without a word."""
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.cluster.allotment import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, Allotment, allot, run_on_worker
+from pipeline.cluster.resources import NodeGroup, Resources, connect
+from pipeline.config import Settings
+from pipeline.errors import RunError
+
+GROUPS = st.builds(
+    lambda cpus, gpus, count, now: NodeGroup(float(cpus), float(gpus), count, min(now, count)),
+    st.integers(0, 64),
+    st.sampled_from([0, 0, 1, 2, 8]),
+    st.integers(1, 20),
+    st.integers(0, 20),
+)
+CLUSTERS = st.lists(GROUPS, min_size=1, max_size=3).map(lambda groups: Resources(tuple(groups)))
+
+
+def settings(**changes):
+    return Settings(input="in", output="out", model="model", **changes)
+
+
+def one_node(cpus, gpus=0):
+    return Resources((NodeGroup(float(cpus), float(gpus), 1, 1),))
+
+
+def needed_cpus(allotment):
+    helpers = allotment.helpers[1] * (FETCH_CPUS + WRITE_CPUS)
+    return allotment.model_actors[1] * allotment.model_cpus + helpers + READ_PLAN_CPUS
+
+
+def holds(allotment, resources):
+    """Every pool at its largest fits beside the others, and each model actor on some node."""
+    least, most = allotment.model_actors
+    assert 1 <= least <= allotment.model_actors_at_start <= most
+    assert needed_cpus(allotment) <= resources.cpus + 1e-6
+    assert resources.room_for(allotment.model_cpus, allotment.model_gpus) >= most
+    assert allotment.model_gpus * most <= resources.gpus
+
+
+@given(CLUSTERS)
+def test_defaults_fit_or_are_refused_in_one_line(resources):
+    try:
+        allotment = allot(settings(), resources)
+    except RunError as error:
+        assert "\n" not in str(error)
+    else:
+        holds(allotment, resources)
+        assert allotment.device == ("cuda" if resources.gpus else "cpu")
+
+
+@given(st.integers(1, 512), st.integers(0, 64))
+def test_defaults_always_fit_a_machine_with_a_cpu_for_each_gpu(cpus, gpus):
+    resources = one_node(cpus + gpus, gpus)
+    allotment = allot(settings(), resources)
+    holds(allotment, resources)
+    assert allotment.model_actors[1] == gpus or not gpus
+
+
+@given(CLUSTERS, st.integers(1, 20), st.integers(1, 20), st.integers(1, 8))
+def test_wishes_are_met_exactly_or_refused_in_one_line(resources, low, high, per_actor):
+    low, high = sorted((low, high))
+    try:
+        allotment = allot(settings(gpu_actors=f"{low}:{high}", cpus_per_actor=per_actor), resources)
+    except RunError as error:
+        assert "\n" not in str(error)
+    else:
+        holds(allotment, resources)
+        assert (allotment.model_actors, allotment.model_cpus) == ((low, high), per_actor)
+
+
+def test_cuda_without_a_gpu_is_refused():
+    with pytest.raises(RunError, match="no GPU"):
+        allot(settings(device="cuda"), one_node(8))
+
+
+def test_a_laptop_gives_the_model_its_cores():
+    allotment = allot(settings(), one_node(3))  # two cores and the one lent to waiting actors
+    assert allotment.model_actors == (1, 1)
+    assert allotment.model_threads == 2
+
+
+def test_an_actor_that_fits_on_no_node_is_refused_though_the_cluster_has_the_cpus():
+    many_small = Resources((NodeGroup(2.0, 0.0, 10, 10),))
+    assert allot(settings(), many_small).model_cpus == 2
+    with pytest.raises(RunError, match="do not fit"):
+        allot(settings(cpus_per_actor=4), many_small)
+
+
+def test_gpus_that_are_not_up_yet_count_and_those_that_are_start_at_once():
+    growing = Resources((NodeGroup(0.0, 0.0, 1, 1), NodeGroup(16.0, 1.0, 8, 2)))
+    allotment = allot(settings(), growing)
+    assert (allotment.device, allotment.model_actors, allotment.model_actors_at_start) == ("cuda", (1, 8), 2)
+    assert allotment.model_cpus == 4
+
+
+def test_an_autoscaler_without_a_limit_needs_one_from_the_user():
+    endless = Resources((NodeGroup(16.0, 1.0, 1_000_000, 0),))
+    with pytest.raises(RunError, match="--gpu-actors"):
+        allot(settings(), endless)
+    assert allot(settings(gpu_actors="1:8"), endless).model_actors == (1, 8)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_the_autoscaler_can_start_counts(monkeypatch):
+    """KubeRay and `ray up` clusters tell Ray their node groups; at night most of them have no node yet."""
+    import ray
+    from ray.core.generated import autoscaler_pb2
+
+    before = connect()
+    assert before.gpus == 0 and before.cpus == 4
+    config = autoscaler_pb2.ClusterConfig()
+    for name, resources, count in (
+        ("spot", {"CPU": 8, "GPU": 1}, 12),
+        ("on-demand", {"CPU": 8, "GPU": 1}, 4),  # of the same shape: they add up
+        ("cpu", {"CPU": 4}, -1),
+    ):
+        group = config.node_group_configs.add(name=name, max_count=count)
+        group.resources.update(resources)
+    monkeypatch.setattr(ray._private.state.state, "get_cluster_config", lambda: config)
+    resources = connect()
+    assert (resources.gpus, resources.gpus_now) == (16, 0)
+    assert allot(settings(), resources).model_actors == (1, 16)
+
+
+def test_what_goes_wrong_on_a_worker_is_one_line(ray_session, caplog):
+    allotment = Allotment("cpu", (1, 1), 1, 1.0, 0, helpers=(1, 1))
+
+    def says(error):
+        raise error
+
+    def dies():
+        os._exit(1)
+
+    assert run_on_worker(allotment, lambda number: number + 1, 1) == 2
+    with pytest.raises(RunError, match=r"^none of the images can be read$"):
+        run_on_worker(allotment, says, RunError("none of the images can be read"))
+    with pytest.raises(RunError, match=r"^a worker failed: ValueError: no such kernel$"):
+        run_on_worker(allotment, says, ValueError("no such kernel"))
+    assert "in says" in caplog.text, "the worker's own stack is in the log"
+    with pytest.raises(RunError, match=r"^a worker's process ended: "):
+        run_on_worker(allotment, dies)

@@ -1,0 +1,112 @@
+"""Who is found, who is killed, and above all who is not."""
+
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.drill.processes import Process, find, kill, kill_all_below, kill_one, outlive, processes_below
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+
+FETCH, MODEL = "ray::MapWorker(MapBatches(FetchImages)).submit", "ray::MapWorker(MapBatches(SegmentImages))"
+
+
+class Job:
+    """A process with children that call themselves what Ray's workers call themselves."""
+
+    def __init__(self, *titles: str):
+        lines = [f"(exec -a '{title}' sleep 600) &" for title in titles]
+        self.process = subprocess.Popen(["bash", "-c", "\n".join([*lines, "wait"])], start_new_session=True)
+        self.pid = self.process.pid
+        end = time.monotonic() + 10
+        while sorted(p.command.removesuffix(" 600") for p in processes_below([self.pid])) != sorted(titles):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def two_jobs() -> Iterator[tuple[Job, Job]]:
+    jobs = Job(FETCH, MODEL, MODEL), Job(FETCH, MODEL)
+    yield jobs
+    for job in jobs:
+        job.close()
+
+
+def test_roles_are_told_by_the_title_and_jobs_by_parentage(two_jobs):
+    one, other = two_jobs
+    assert [len(find(role, [one.pid])) for role in ("fetch", "model", "write", "read plan", "raylet")] == [
+        1,
+        2,
+        0,
+        0,
+        0,
+    ]
+    assert len(find("model", [one.pid, other.pid])) == 3
+    assert not {p.pid for p in find("model", [one.pid])} & {p.pid for p in find("model", [other.pid])}
+    assert find("model", [one.process.pid + 4_000_000]) == []
+
+
+def test_one_of_the_role_dies_and_nobody_else(two_jobs):
+    one, other = two_jobs
+    before = {p.pid for p in processes_below([one.pid, other.pid])}
+    victim = kill_one("model", [one.pid], random.Random(1))
+    assert victim is not None and victim.command.startswith(MODEL)
+    assert outlive([victim], 10) == []
+    assert {p.pid for p in processes_below([one.pid, other.pid])} == before - {victim.pid}
+    assert kill_one("write", [one.pid], random.Random(1)) is None
+
+
+def test_a_pid_that_is_anothers_by_now_is_left_alone(two_jobs):
+    [process] = find("fetch", [two_jobs[0].pid])
+    assert not kill(dataclasses.replace(process, started=process.started - 1))
+    assert find("fetch", [two_jobs[0].pid]) == [process]
+    assert not kill(Process(4_000_000 + os.getpid(), 1, 1, "gone"))
+
+
+def test_everything_below_ends_also_what_becomes_an_orphan(two_jobs):
+    one, other = two_jobs
+    below = processes_below([one.pid])
+    kill_all_below([one.pid])
+    assert outlive(below, 0) == [] and one.process.wait(10) == -signal.SIGKILL
+    assert len(processes_below([other.pid])) == 2
+
+
+def test_who_does_not_end_in_time_is_killed_and_named(two_jobs):
+    [fetch] = find("fetch", [two_jobs[0].pid])
+    assert outlive([fetch], 0.1) == [fetch]
+    assert outlive([fetch], 10) == []
+
+
+def test_the_titles_are_those_of_ray(ray_session):
+    """Ray makes them from the names of our classes and of its own."""
+    import ray.data
+
+    from pipeline.commit.write import EncodeAndWrite
+    from pipeline.drill.processes import _TITLES
+    from pipeline.inputs.fetch import FetchImages
+    from pipeline.plan.source import ShardSource
+    from pipeline.segment.actor import SegmentImages
+
+    names = [FetchImages.__name__, SegmentImages.__name__, EncodeAndWrite.__name__, ShardSource.__name__]
+    assert [title for title, name in zip(_TITLES.values(), names, strict=True) if name not in title] == []
+
+    class Look:
+        def __call__(self, row):
+            return {"title": [Path("/proc/self/cmdline").read_text().split("\0")[0]]}
+
+    dataset = ray.data.from_items([{"x": 1}]).map_batches(
+        Look, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=0.1
+    )
+    assert dataset.take(1)[0]["title"].startswith(_TITLES["model"].replace("SegmentImages", "Look")[:-1])
+    assert any(process.command for process in find("raylet", [os.getpid()]))

@@ -1,0 +1,75 @@
+"""Starts are counted once each, whoever counts; a shard that was started before runs alone."""
+
+import threading
+import time
+
+import pytest
+
+from pipeline.errors import RunError
+from pipeline.guard.start_markers import Starts
+from pipeline.store.filesystem import open_filesystem
+
+
+@pytest.fixture(params=["local", "s3"])
+def output(request, tmp_path):
+    if request.param == "local":
+        return str(tmp_path)
+    server = request.getfixturevalue("s3")
+    return server.bucket(f"starts-{time.monotonic_ns()}") + "/out"
+
+
+def test_a_start_is_counted_by_whoever_comes_next(output):
+    for before in range(4):
+        with Starts(output, "night-1").start(42) as starts_before:
+            assert starts_before == before
+    with Starts(output, "night-1").start(43) as starts_before:
+        assert starts_before == 0
+    filesystem, root = open_filesystem(output)
+    names = sorted(path.rsplit("/", 1)[1] for path in filesystem.ls(f"{root}/_runs/night-1/started", detail=False))
+    assert names == ["000042-1", "000042-2", "000042-3", "000042-4", "000043-1"]
+
+
+def test_a_first_start_costs_one_request(s3):
+    starts = Starts(s3.bucket("one-request"), "night-1")
+    requests = []
+    starts.filesystem.connect()
+    starts.filesystem.s3.meta.events.register("before-send.s3", lambda request, **_: requests.append(request.method))
+    with starts.start(1):
+        pass
+    assert requests == ["PUT"]
+
+
+def test_a_shard_that_was_started_before_has_the_process_to_itself(tmp_path):
+    starts = Starts(str(tmp_path), "night-1")
+    with starts.start(1):
+        pass
+    inside, most = [], {}
+
+    def run(shard):
+        with starts.start(shard):
+            inside.append(shard)
+            time.sleep(0.05)
+            for other in inside:
+                most[other] = max(most.get(other, 0), len(inside))
+            inside.remove(shard)
+
+    threads = [threading.Thread(target=run, args=(shard,)) for shard in (2, 3, 1, 4, 5)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+    assert most[1] == 1 and max(most.values()) > 1
+    assert sorted(most) == [1, 2, 3, 4, 5]
+
+
+def test_an_output_that_turns_read_only_is_named(tmp_path, monkeypatch):
+    def refuses(*args):
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr("pipeline.guard.start_markers.create_object", refuses)
+    with (
+        pytest.raises(RunError, match=r"--output cannot be written: .*000001-1: Access Denied"),
+        Starts(str(tmp_path), "night-1").start(1),
+    ):
+        pass

@@ -1,0 +1,294 @@
+"""What the next run has to do: against a naive oracle over random histories, and with more rows than memory."""
+
+import itertools
+import json
+import os
+import tempfile
+import tracemalloc
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import Settings
+from pipeline.errors import TRANSIENT, ErrorCode, RunError
+from pipeline.inputs.listing import ListedImage, list_images
+from pipeline.plan.changes import compare
+from pipeline.plan.shards import PlannedImage
+from pipeline.schema import IMAGES
+from tests.support.published_tables import image_row, publish
+
+# --- a naive oracle over random histories -----------------------------------------------------------------------------
+
+# Weights of the runs of each fingerprint; those of "lost" have no run.json any more.
+WEIGHTS = {"now": "w1", "other settings": "w1", "other weights": "w2", "lost": None}
+
+INPUTS = {"s3://bucket/photo": "s3://bucket/photo", "s3://bucket": "s3://bucket", "/data/photo": "file:///data/photo"}
+BELOW = ("/x", "/é", "/\U0001f408", "/sub/y", "/sub-y")
+BESIDE = ("s2/x", "-1/x", "0", "")  # keys of other inputs; "" is an object that is named as the folder
+
+STATUSES = st.sampled_from([("ok", None), ("failed", "read_failed"), ("failed", "decode_failed"), ("removed", None)])
+FACTS = st.sampled_from(
+    [("e1", 1), ("e1", 1), ("e1", 1), ("e1", 2), ("e2", 1)]
+)  # mostly unchanged: the rest has more rules
+
+
+@dataclass(frozen=True)
+class PastRun:
+    night: int
+    fingerprint: str
+    rows: dict[str, tuple[tuple[str, str | None], tuple[str, int]]]  # end of key -> (status, error code), (etag, size)
+
+
+RUNS = st.lists(
+    st.builds(
+        PastRun,
+        st.integers(0, 4),
+        st.sampled_from(["now", "now", *sorted(WEIGHTS)]),
+        st.dictionaries(st.sampled_from(BELOW + BESIDE), st.tuples(STATUSES, FACTS), max_size=6),
+    ),
+    max_size=4,
+)
+LISTINGS = st.one_of(
+    st.dictionaries(st.sampled_from(BELOW), FACTS),
+    st.dictionaries(st.just(""), FACTS, min_size=1),  # the input is one object
+)
+MODES = st.sampled_from(
+    [
+        {"mode": mode, "limit": limit, "tombstone_removed": tombstone}
+        for mode, limit, tombstone in itertools.product(
+            ["incremental", "overwrite", "retry-failed"], [None, 2], [False, True]
+        )
+        if not (tombstone and (limit or mode == "retry-failed"))
+    ]
+)
+
+
+def current_rows(runs: list[PastRun], base: str) -> dict[str, tuple[PastRun, Any]]:
+    newest: dict[str, Any] = {}
+    for number, run in enumerate(runs):
+        for end in run.rows:
+            newest[base + end] = max(newest.get(base + end, (-1, -1)), (run.night, number))
+    current = {}
+    for key, (_, number) in newest.items():
+        row = runs[number].rows[key.removeprefix(base)]
+        if row[0][0] != "removed":
+            current[key] = (runs[number], row)
+    return current
+
+
+def reason_of(run: PastRun | None, row: Any, listed: tuple[str, int], mode: str) -> str:
+    if run is None:
+        reason = "new"
+    elif listed != row[1]:
+        reason = "changed"
+    elif run.fingerprint != "now":
+        reason = "settings_changed" if WEIGHTS[run.fingerprint] == "w1" else "model_changed"
+    else:
+        reason = "retry" if row[0][1] in [code.value for code in TRANSIENT] else "unchanged"
+    if mode == "overwrite" and reason == "unchanged":
+        return "overwrite"
+    if mode == "retry-failed" and run is not None and row[0][0] == "failed":
+        return "retry"
+    if mode == "retry-failed" and reason != "unchanged":
+        return "not_selected"
+    return reason
+
+
+def oracle(
+    runs: list[PastRun], listing: dict[str, tuple[str, int]], settings: Settings, base: str
+) -> list[PlannedImage]:
+    """Every image of the input, listed or not, in the order of its key's bytes."""
+    current = current_rows(runs, base)
+    listed = sorted(listing.items(), key=lambda item: item[0].encode())[: settings.limit]
+    found = []
+    for key, facts in listed:
+        run, row = current.get(key, (None, None))
+        found.append(PlannedImage(key, *facts, reason_of(run, row, facts, settings.mode)))
+    if settings.limit is None:
+        gone = [key for key in current if key.startswith(f"{base}/") and key not in listing]
+        found += [PlannedImage(key, *current[key][1][1], "removed") for key in gone]
+    return sorted(found, key=lambda image: image.image_key.encode())
+
+
+@pytest.mark.usefixtures("s3")  # a bucket's file system that was made without credentials would stay for other tests
+@given(RUNS, LISTINGS, MODES, st.sampled_from(sorted(INPUTS)), st.booleans())
+def test_reasons_are_those_of_a_naive_oracle(runs, listing, mode, source, statistics):
+    base = INPUTS[source]
+    listing = {base + end: facts for end, facts in listing.items()}
+    with tempfile.TemporaryDirectory() as output:
+        settings = Settings(source, output, **mode)
+        for number, run in enumerate(runs):
+            publish_past_run(output, f"run{number}", run, base, statistics)
+        images = [ListedImage(key, *facts) for key, facts in sorted(listing.items(), key=lambda i: i[0].encode())]
+        with compare(iter(images), settings, fingerprint="now", weights_sha256="w1") as changes:
+            planned = list(changes.images())
+            assert list(changes.images()) == planned, "a second reading gives the same"
+    expected = oracle(runs, listing, settings, base)
+    assert changes.counts == Counter(image.reason for image in expected)
+    assert changes.size_bytes == sum((Counter({i.reason: i.size_bytes}) for i in expected), Counter())
+    left_out = {"unchanged", "not_selected"} | ({"removed"} if not settings.tombstone_removed else set())
+    assert planned == [image for image in expected if image.reason not in left_out]
+    assert changes.version == (len(runs) or None)  # creating the table is version 0
+
+
+def publish_past_run(output: str, run_id: str, run: PastRun, base: str, statistics: bool = True) -> None:
+    rows = [
+        image_row(
+            base + end,
+            run_id,
+            run.night,
+            status=status,
+            error_code=code,
+            etag=etag,
+            size_bytes=size,
+            fingerprint=run.fingerprint,
+        )
+        for end, ((status, code), (etag, size)) in run.rows.items()
+    ]
+    publish(output, "images", run_id, [rows], statistics)
+    if WEIGHTS[run.fingerprint] is not None:
+        folder = Path(output, "_runs", run_id)
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"model": {"weights_sha256": WEIGHTS[run.fingerprint]}}))
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+@pytest.mark.parametrize("mode", ["incremental", "overwrite", "retry-failed"])
+def test_a_failure_is_tried_again_where_it_may_pass_or_is_asked_for(tmp_path, code, mode):
+    run = PastRun(0, "now", {"/x": (("failed", code.value), ("e1", 1))})
+    publish_past_run(str(tmp_path), "run0", run, "file:///in")
+    settings = Settings("/in", str(tmp_path), mode=mode)
+    listing = [ListedImage("file:///in/x", "e1", 1)]
+    with compare(listing, settings, fingerprint="now", weights_sha256="w1") as changes:
+        [(reason, _)] = changes.counts.items()
+    otherwise = {"incremental": "unchanged", "overwrite": "overwrite", "retry-failed": "retry"}[mode]
+    assert reason == ("retry" if code in TRANSIENT else otherwise)
+
+
+# --- on real listings -------------------------------------------------------------------------------------------------
+
+
+def counts(settings: Settings, **options) -> dict[str, int]:
+    with compare(list_images(settings.input), settings, fingerprint="now", weights_sha256="w1", **options) as changes:
+        return changes.counts
+
+
+@pytest.mark.parametrize("spelling", ["{}", "{}/", "file://{}", "{}/../photos"])
+def test_a_folder_is_found_again_however_it_is_spelled(tmp_path, spelling):
+    source, output = tmp_path / "photos", str(tmp_path / "out")
+    source.mkdir()
+    for name in ("a", "b"):
+        (source / name).write_bytes(b"x")
+    settings = Settings(spelling.format(source), output)
+    assert counts(settings) == {"new": 2}
+    rows = [image_row(i.image_key, "run0", 0, etag=i.etag, size_bytes=1) for i in list_images(str(source))]
+    publish(output, "images", "run0", [rows])
+    assert counts(settings) == {"unchanged": 2}
+    (source / "a").write_bytes(b"xy")
+    (source / "b").unlink()
+    assert counts(settings) == {"changed": 1, "removed": 1}
+
+
+@pytest.mark.parametrize("spelling", ["s3://m2f-increments/photos", "s3a://m2f-increments/photos/"])
+def test_a_prefix_of_a_bucket_is_found_again_and_its_neighbours_are_left_alone(s3, spelling):
+    if "m2f-increments" not in [bucket["Name"] for bucket in s3.client.list_buckets()["Buckets"]]:
+        s3.bucket("m2f-increments")
+    for key in ("photos/a", "photos/b c#é", "photos2/c"):
+        s3.client.put_object(Bucket="m2f-increments", Key=key, Body=b"x")
+    settings = Settings(spelling, f"s3://m2f-increments/out-{spelling[:3].strip(':')}")
+    everything = [*list_images("s3://m2f-increments/photos"), *list_images("s3://m2f-increments/photos2")]
+    rows = [image_row(image.image_key, "run0", 0, etag=image.etag, size_bytes=1) for image in everything]
+    publish(settings.output, "images", "run0", [rows])
+    assert counts(settings) == {"unchanged": 2}
+
+
+def test_a_name_that_is_not_utf8_is_named(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/bad\xff.jpg", "wb") as file:
+        file.write(b"x")
+    with pytest.raises(RunError, match="not UTF-8"):
+        counts(Settings(str(tmp_path), str(tmp_path / "out")))
+
+
+def test_a_listing_that_breaks_off_says_why_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def breaks_off():
+        yield ListedImage("file:///a", "e", 1)
+        raise RunError("the store went away")
+
+    with pytest.raises(RunError, match="went away"):
+        compare(breaks_off(), Settings("/a", str(tmp_path / "out")), fingerprint="now", weights_sha256="w1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_run_json_is_one_clear_line(tmp_path):
+    publish_past_run(
+        str(tmp_path), "run0", PastRun(0, "other weights", {"/x": (("ok", None), ("e1", 1))}), "file:///in"
+    )
+    (tmp_path / "_runs" / "run0" / "run.json").write_text("{")
+    with pytest.raises(RunError, match=r"run\.json is not JSON"):
+        compare([], Settings("/in", str(tmp_path)), fingerprint="now", weights_sha256="w1")
+
+
+# --- more rows than memory --------------------------------------------------------------------------------------------
+
+NUM_MANY = 100_000
+MEMORY_MIB = 64
+
+
+def many_rows(run_id: str, night: int, first: int, last: int) -> pa.Table:
+    numbers = range(first, last)
+    row = image_row("", run_id, night)
+    columns = {name: pa.repeat(pa.scalar(row[name], IMAGES.field(name).type), last - first) for name in IMAGES.names}
+    columns["image_key"] = pa.array([many_key(number) for number in numbers])
+    columns["etag"] = pa.array([many_etag(number) for number in numbers])
+    return pa.table(columns, schema=IMAGES)
+
+
+def many_key(number: int) -> str:
+    return f"s3://bucket/a/folder/with/a/name/as/they/have/in/practice/{number:012d}.jpg"
+
+
+def many_etag(number: int) -> str:
+    return f"{number * 2654435761 % 2**64:016x}{number:016x}"
+
+
+def test_more_rows_than_memory_are_compared_on_disk(tmp_path):
+    output, step = str(tmp_path), 20_000
+    history = 0
+    for night in range(8):
+        shards = [many_rows(f"run{night}", night, first, first + step) for first in range(0, NUM_MANY, step)]
+        history += sum(shard.select(["image_key", "etag", "run_id"]).nbytes for shard in shards)
+        publish(output, "images", f"run{night}", shards)
+    assert history > 1.4 * MEMORY_MIB * 2**20, "the limit is below what is compared"
+    del shards
+
+    def listing():
+        for number in range(1000, NUM_MANY + 1000):
+            etag = "another" if number % 100 == 0 else many_etag(number)
+            yield ListedImage(many_key(number), etag, 1000)
+
+    settings = Settings("s3://bucket/a", output, mode="overwrite", tombstone_removed=True)
+    compare([], settings, fingerprint="now", weights_sha256="w").close()  # imports, and what botocore reads, count not
+    tracemalloc.start()
+    try:
+        with compare(listing(), settings, fingerprint="now", weights_sha256="w", memory_mib=MEMORY_MIB) as changes:
+            keys = (image.image_key for image in changes.images())
+            assert all(many_key(number) == key for number, key in zip(range(NUM_MANY + 1000), keys, strict=True))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert changes.counts == {
+        "changed": (NUM_MANY - 1000) // 100,
+        "new": 1000,
+        "overwrite": (NUM_MANY - 1000) // 100 * 99,
+        "removed": 1000,
+    }
+    # A page of the listing; all images would be 45 MB.
+    assert peak < 20 * 2**20

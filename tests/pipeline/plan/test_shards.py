@@ -1,0 +1,126 @@
+"""Listing and grouping: every object in exactly one shard, whatever the bounds."""
+
+import itertools
+import os
+import shutil
+from dataclasses import replace
+
+import fsspec
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import RunError
+from pipeline.inputs.listing import list_images
+from pipeline.plan.shards import PlannedImage, group_into_shards, read_plan_file, spread_over, write_plan
+from pipeline.schema import PLAN
+
+PLANNED = st.lists(
+    st.builds(PlannedImage, st.just(""), st.just(""), st.integers(0, 50), st.sampled_from(["new", "removed", "retry"])),
+    max_size=60,
+)
+
+
+@given(PLANNED, st.integers(1, 10), st.integers(1, 100))
+def test_shards_partition_the_listing_within_the_bounds(images, max_images, max_bytes):
+    shards = list(group_into_shards(images, max_images=max_images, max_bytes=max_bytes))
+    assert [image for shard in shards for image in shard] == images
+    for shard in shards:
+        assert 1 <= len(shard) <= max_images
+        assert len(shard) == 1 or sum(image.bytes_to_read for image in shard) <= max_bytes
+
+
+@given(PLANNED, st.integers(1, 10), st.integers(1, 100))
+def test_a_shard_ends_only_where_the_next_image_does_not_fit(images, max_images, max_bytes):
+    shards = list(group_into_shards(images, max_images=max_images, max_bytes=max_bytes))
+    for shard, following in itertools.pairwise(shards):
+        together = sum(image.bytes_to_read for image in [*shard, following[0]])
+        assert len(shard) == max_images or together > max_bytes
+
+
+@given(st.integers(1, 300), st.integers(1, 7))
+def test_a_written_plan_reads_back_shard_by_shard(num_images, per_shard):
+    reasons = itertools.cycle(["new", "changed", "removed"])
+    images = [PlannedImage(f"s3://b/{i:04d}.jpg", f"etag{i}", i, next(reasons)) for i in range(num_images)]
+    filesystem = fsspec.filesystem("memory")
+    shards = list(group_into_shards(images, max_images=per_shard, max_bytes=10**9))
+    plan = write_plan(shards, filesystem, "/plan-test")
+    assert (plan.num_images, plan.num_shards) == (num_images, len(shards))
+    assert plan.size_bytes == sum(i for i in range(num_images) if i % 3 != 2), "nothing is read of removed images"
+    read = {}
+    for file in plan.files:
+        wanted = range(file.first_shard, file.first_shard + file.num_shards)
+        for shard, table in read_plan_file(filesystem, file, wanted):
+            read[shard] = [PlannedImage(**row) for row in table.to_pylist()]
+    assert read == dict(enumerate(shards))
+
+
+def test_plan_files_have_the_declared_schema(tmp_path):
+    filesystem = fsspec.filesystem("file")
+    plan = write_plan([[PlannedImage("file:///a", "e", 3, "new")]], filesystem, str(tmp_path))
+    assert pq.read_schema(plan.files[0].path).equals(PLAN)
+
+
+@given(PLANNED.filter(len), st.integers(1, 3), st.integers(1, 9))
+def test_images_from_all_over_a_plan(images, per_shard, number):
+    """One of each shard at most, the first that is still there; of all shards, where there are so few."""
+    images = [replace(image, image_key=f"{place:02d}") for place, image in enumerate(images)]
+    shards = list(group_into_shards(images, max_images=per_shard, max_bytes=10**9))
+    filesystem = fsspec.filesystem("memory")
+    plan = write_plan(shards, filesystem, "/spread")
+    found = [image.image_key for image in spread_over(filesystem, plan, number)]
+    firsts = [next((i.image_key for i in shard if i.reason == "new"), None) for shard in shards]
+    places = [firsts.index(key) for key in found]
+    assert places == sorted(set(places)) and len(places) <= number
+    if number >= len(shards):
+        assert found == [key for key in firsts if key is not None]
+
+
+def test_no_shards_write_nothing(tmp_path):
+    plan = write_plan([], fsspec.filesystem("file"), str(tmp_path / "plan"))
+    assert plan.files == () and not (tmp_path / "plan").exists()
+
+
+def test_a_folder_is_listed_in_the_order_of_an_object_store(tmp_path):
+    names = ["b.jpg", "a/z.jpg", "a.jpg", "a/b/c d%#?.jpg", ".hidden", "_under/x", "é.png"]
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * len(name))
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "b.jpg")
+    (tmp_path / "linked_folder").symlink_to(tmp_path / "a")
+    listed = list(list_images(str(tmp_path)))
+    keys = [image.image_key.removeprefix(f"file://{tmp_path}/") for image in listed]
+    assert keys == sorted([*names, "link.jpg"])
+    assert all(image.size_bytes == os.stat(image.image_key.removeprefix("file://")).st_size for image in listed)
+
+
+def test_what_goes_while_a_folder_is_listed_is_not_in_the_list(tmp_path):
+    """Somebody may be writing there, under names that are changed when a file is whole."""
+    (tmp_path / "folder").mkdir()
+    for name in ("a.jpg", "b.jpg", "c.jpg", "folder/d.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    listing = list_images(str(tmp_path))
+    assert next(listing).image_key.endswith("a.jpg")
+    (tmp_path / "b.jpg").unlink()
+    shutil.rmtree(tmp_path / "folder")
+    assert [image.image_key.rsplit("/", 1)[1] for image in listing] == ["c.jpg"]
+
+
+def test_a_changed_file_has_another_etag(tmp_path):
+    file = tmp_path / "a.jpg"
+    file.write_bytes(b"abc")
+    before = next(list_images(str(tmp_path))).etag
+    os.utime(file, ns=(1, 1))
+    assert next(list_images(str(tmp_path))).etag != before
+
+
+def test_one_file_may_be_the_input(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"abc")
+    assert [i.size_bytes for i in list_images(str(tmp_path / "a.jpg"))] == [3]
+
+
+def test_a_missing_folder_is_one_clear_line(tmp_path):
+    with pytest.raises(RunError, match="does not exist"):
+        list(list_images(str(tmp_path / "nowhere")))

@@ -1,0 +1,22 @@
+"""What a finished run leaves behind: what its journal names stays, nothing else of its tables does."""
+
+from types import SimpleNamespace
+
+from pipeline.layout import run_folder
+from pipeline.runs.cleanup import sweep
+from pipeline.store.filesystem import temporary_beside
+
+
+def test_parts_without_a_receipt_and_half_written_files_go(tmp_path):
+    folder, other = (tmp_path / run_folder("images", run) for run in ("mine", "other"))
+    for path in (folder, other):
+        path.mkdir(parents=True)
+    named, orphan, stays = folder / "shard-000000-a.parquet", folder / "shard-000000-b.parquet", folder / "notes.txt"
+    half, of_other = temporary_beside(folder / "shard-000001-a.parquet"), other / "shard-000000-a.parquet"
+    for path in (named, orphan, stays, half, of_other):
+        path.write_bytes(b"")
+    receipt = SimpleNamespace(parts={"images": SimpleNamespace(path=named.relative_to(tmp_path).as_posix())})
+    journal = SimpleNamespace(read=lambda: [receipt])
+    run = SimpleNamespace(settings=SimpleNamespace(output=str(tmp_path)), run_id="mine", journal=journal)
+    assert sweep(run) == 2
+    assert sorted(folder.iterdir()) == [stays, named] and of_other.exists()

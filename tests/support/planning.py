@@ -1,0 +1,15 @@
+"""A run that is planned and taken up, without a driver around it."""
+
+from pipeline.config import Settings
+from pipeline.inputs.listing import list_images
+from pipeline.plan.shards import PlannedImage
+from pipeline.runs.begin import Run, plan_run, take_up
+from pipeline.runs.check import check
+from pipeline.runs.find import find_run
+
+
+def planned(settings: Settings, images_per_shard: int = 512, counts: dict[str, int] | None = None) -> Run:
+    """The run to go on with, or a new one of all images of the input; `counts` are those of its run.json."""
+    checked = check(settings)
+    listed = (PlannedImage(i.image_key, i.etag, i.size_bytes, "new") for i in list_images(checked.settings.input))
+    return take_up(checked, find_run(checked) or plan_run(checked, listed, counts or {}, images_per_shard))
