@@ -66,7 +66,7 @@ class Settings:
     max_image_pixels: int = field(default=64_000_000, metadata=CHANGES_RESULTS)
     """Images with more pixels get a row `too_large`; checked before a pixel is decoded."""
     precision: Literal["fp32", "bf16"] = field(default="fp32", metadata=CHANGES_RESULTS)
-    """bf16: matrix products in bfloat16 (sampling, softmax and norms stay in fp32)."""
+    """bf16: matrix products in bfloat16 (sampling, softmax and norms stay in fp32). A CPU needs AMX for bf16."""
     mode: Literal["incremental", "overwrite", "retry-failed"] = "incremental"
     """incremental: new, changed, or done with another model or settings; overwrite: all; retry-failed: those only."""
     tombstone_removed: bool = False

@@ -102,7 +102,9 @@ def _find_and_execute(checked: Checked, lease: Lease) -> Report | None:
         logger.info("the input against version %s of the table: %s", changes.version, describe(changes.counts))
         per_shard = settings.images_per_shard or (SHARD_IMAGES_GPU if allotment.device == "cuda" else SHARD_IMAGES_CPU)
         with _stop_on_sigterm():
-            run_json = plan_run(checked, changes.images(), changes.counts, per_shard, lease.check)
+            run_json = plan_run(
+                checked, changes.images(), changes.counts, per_shard, allotment.computed_on, lease.check
+            )
     with _stop_on_sigterm():
         return execute(_take_up(checked, run_json, lease), allotment, lease)
 
@@ -143,7 +145,7 @@ def execute(run: Run, allotment: Allotment, lease: Lease) -> Report:
                 publisher.publish()
         committer.commit()
         report = close_books(run, totals, done_before, clock)
-        report = replace(report, table_versions=publisher.publish())
+        report = replace(report, table_versions=publisher.publish(), computed_on=allotment.computed_on)
         if run.settings.compact:
             publisher.compact()
         lease.check()

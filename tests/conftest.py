@@ -51,6 +51,15 @@ def photographs(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def bf16_on_cpu() -> None:
+    """Skips where this CPU is refused for bf16."""
+    from m2f_core.layers.cpu_instructions import bf16_refusal
+
+    if (refusal := bf16_refusal()) is not None:
+        pytest.skip(refusal)
+
+
 @pytest.fixture(scope="session")
 def ray_session():
     """One Ray in this process for tests that call the pipeline directly; ended by ray.shutdown, never `ray stop`."""

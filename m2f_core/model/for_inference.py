@@ -2,6 +2,7 @@
 
 import torch
 
+from m2f_core.layers.cpu_instructions import bf16_refusal
 from m2f_core.layers.linear import pack_linear_layers, pack_pointwise_convolutions
 from m2f_core.model.mask2former import Mask2Former
 
@@ -9,13 +10,14 @@ from m2f_core.model.mask2former import Mask2Former
 def prepare_for_inference(model: Mask2Former, device: torch.device, precision: str) -> Mask2Former:
     """Move `model` to `device`, and on a CPU lay out its weights for it, in place. `precision`: "fp32" or "bf16".
 
-    Under "bf16" call it within `torch.autocast(device.type, torch.bfloat16)`, as on any device.
+    Under "bf16" call it within `torch.autocast(device.type, torch.bfloat16)`, as on any device. ValueError under "bf16"
+    on a CPU where bfloat16 is slower than float32.
     """
+    if device.type == "cpu" and precision == "bf16" and (refusal := bf16_refusal()) is not None:
+        raise ValueError(refusal)
     model = model.to(device).eval().requires_grad_(False)
     if device.type == "cpu":
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return model  # autocast finds another way on such a CPU
         pack_linear_layers(model, dtype)
         # Not those of a ResNet: its maps have their rows last, and oneDNN's own convolution is as good there.
         pack_pointwise_convolutions(model.pixel_decoder, dtype)

@@ -7,15 +7,17 @@ node; so the sums are made here, before anything starts.
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from m2f_core.layers.cpu_instructions import cpu_instructions
 from pipeline.cluster.resources import UNBOUNDED, Resources
 from pipeline.config import Settings
 from pipeline.errors import RunError
+from pipeline.precision import check_precision
 from pipeline.store.filesystem import one_line
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ class Allotment:
     model_cpus: float  # of each model actor
     model_gpus: int
     helpers: tuple[int, int]  # min, max of the actors that fetch, and of those that write
+    # For the record: device, precision, and the CPU's instructions where models run on this machine's CPU
+    computed_on: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def model_threads(self) -> int:
@@ -56,9 +60,14 @@ def allot(settings: Settings, resources: Resources) -> Allotment:
             )
     if device == "cuda" and not resources.gpus:
         raise RunError("--device cuda, but the cluster has no GPU and cannot start one; use --device cpu")
+    if not resources.joined:  # else the models run on other machines, and the model actors check there
+        check_precision(settings.precision, device)
     allotment = (_allot_gpus if device == "cuda" else _allot_cpus)(settings, resources)
     _check(allotment, resources)
-    return allotment
+    instructions = cpu_instructions() if device == "cpu" and not resources.joined else None
+    return replace(
+        allotment, computed_on={"device": device, "precision": settings.precision, "cpu_instructions": instructions}
+    )
 
 
 def run_on_worker(allotment: Allotment, function: Callable[..., T], *args: Any) -> T:

@@ -30,6 +30,8 @@ class Report:
     table_versions: dict[str, int] = field(default_factory=dict)  # of the Delta tables, once published
     # Milliseconds an image, by step, over all attempts: on the device the time that passed, else CPU. See costs.
     step_ms: dict[str, float] = field(default_factory=dict)
+    # Device, precision and CPU instructions of this attempt; run.json has those of the first one.
+    computed_on: dict[str, str | None] = field(default_factory=dict)
     # Share of the time that each model actor of this attempt had work in which its device was busy: see Clock
     device_busy: dict[str, float] = field(default_factory=dict)
 

@@ -51,10 +51,12 @@ def plan_run(
     images: Iterable[PlannedImage],
     counts: dict[str, int],
     images_per_shard: int,
+    computed_on: dict[str, str | None],
     may_write: Callable[[], None] = lambda: None,
 ) -> RunJson:
     """Write the plan of a new run, then its run.json. A plan that breaks off on the way is no run.
 
+    `computed_on`: device, precision and CPU instructions of the models, for the record.
     `may_write` is called for every shard, and raises BrokenRunError where another driver has taken over.
     """
     settings = checked.settings
@@ -89,6 +91,7 @@ def plan_run(
             },
             "plan": asdict(plan),
             "counts": counts,
+            "computed_on": computed_on,
             "versions": _versions(),
         }
         put_object(filesystem, f"{root}/_runs/format.json", json.dumps({"schema_version": SCHEMA_VERSION}).encode())

@@ -21,6 +21,7 @@ from m2f_core.model.for_inference import prepare_for_inference
 from m2f_core.model.mask2former import Mask2FormerOutput
 from pipeline.errors import RunError
 from pipeline.guard.watchdog import watch
+from pipeline.precision import check_precision
 from pipeline.segment.inference_settings import InferenceSettings
 from pipeline.segment.postprocess import InferenceResult, infer, warm_up
 from pipeline.telemetry.costs import Costs
@@ -56,6 +57,7 @@ class Network:
         image_size: ImageSize | None,
         inference: InferenceSettings,
     ):
+        check_precision(precision, device)  # the driver may run on another machine, with another CPU
         self.device = torch.device(device)
         self.precision = precision
         self.inference = inference

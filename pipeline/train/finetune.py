@@ -25,6 +25,7 @@ from ray.util.queue import Empty, Queue
 from m2f_core.checkpoints.checkpoint import CONFIG_FILE
 from pipeline.cluster.resources import connect, on_this_node
 from pipeline.errors import BrokenRunError, RunError, StoreUnavailableError
+from pipeline.precision import check_precision
 from pipeline.segment.checkpoint import is_local_path
 from pipeline.store.filesystem import STORE_ERRORS, is_local, list_folder, one_line, open_filesystem, put_object
 from pipeline.store.objects import parse_json_object, read_or_none
@@ -265,6 +266,8 @@ def _room(settings: FinetuneSettings) -> tuple[int, bool]:
     """CPUs of each worker, and whether each has a GPU. RunError where the cluster has no room for them."""
     resources = connect(log_to_driver=False)  # the driver prints; Ray Train's workers and controller say a lot
     use_gpu = settings.device == "cuda" or (settings.device == "auto" and resources.gpus > 0)
+    if not resources.joined:  # else workers run on other machines, and check there
+        check_precision(settings.precision, "cuda" if use_gpu else "cpu")
     groups = [group for group in resources.groups if group.count and (group.gpus >= 1 or not use_gpu)]
     of_node = max((int(group.cpus) for group in groups), default=1)
     of_all = sum(group.cpus * group.count for group in groups)

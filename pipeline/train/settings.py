@@ -83,7 +83,9 @@ class FinetuneSettings:
     image_size: str | None = None
     """SHORTEST:LONGEST edge or HEIGHTxWIDTH for validation and for users of the model. Default: --model's, 800:1333."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: matrix products in bfloat16 (autocast); weights, losses, sampling, softmax and norms stay in fp32."""
+    """bf16: matrix products in bfloat16 (autocast); weights, losses, sampling, softmax and norms stay in fp32.
+
+    A CPU needs AMX for bf16."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """auto: a GPU for each worker where the cluster has any, else CPUs."""
     workers: int = 1

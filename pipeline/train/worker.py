@@ -14,6 +14,7 @@ from m2f_core.checkpoints.checkpoint import load_checkpoint
 from m2f_core.config.labels import LabelMap
 from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.training.augment import LargeScaleJitter, WholeImages
+from pipeline.precision import check_precision
 from pipeline.store.filesystem import open_filesystem, put_object
 from pipeline.store.temporary_folders import scratch_folder
 from pipeline.train.data import (
@@ -42,6 +43,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
+    check_precision(settings.precision, device.type)
     if device.type == "cpu":
         torch.set_num_threads(config["cpus"])
     data = training_data(settings)

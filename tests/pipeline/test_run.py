@@ -58,7 +58,7 @@ def test_sigterm_has_its_exit_code_from_the_moment_that_ray_runs(monkeypatch, wh
     monkeypatch.setattr(run, "find_run", lambda checked, **_: None if when == "planning" else {})
     monkeypatch.setattr(run, "changes_of", lambda checked: contextlib.nullcontext(changes))
     monkeypatch.setattr(run, "connect", connect)
-    monkeypatch.setattr(run, "allot", lambda *_: SimpleNamespace(device="cpu"))
+    monkeypatch.setattr(run, "allot", lambda *_: SimpleNamespace(device="cpu", computed_on={}))
     monkeypatch.setattr(run, "plan_run" if when == "planning" else "take_up", ends)
     before = signal.getsignal(signal.SIGTERM)
     try:

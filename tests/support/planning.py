@@ -12,4 +12,4 @@ def planned(settings: Settings, images_per_shard: int = 512, counts: dict[str, i
     """The run to go on with, or a new one of all images of the input; `counts` are those of its run.json."""
     checked = check(settings)
     listed = (PlannedImage(i.image_key, i.etag, i.size_bytes, "new") for i in list_images(checked.settings.input))
-    return take_up(checked, find_run(checked) or plan_run(checked, listed, counts or {}, images_per_shard))
+    return take_up(checked, find_run(checked) or plan_run(checked, listed, counts or {}, images_per_shard, {}))

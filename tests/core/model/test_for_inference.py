@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from m2f_core.config.mask2former import Mask2FormerConfig
+from m2f_core.layers.cpu_instructions import bf16_refusal, cpu_instructions
 from m2f_core.layers.linear import Float32Linear, PackedLinear
 from m2f_core.model.for_inference import prepare_for_inference
 from tests.support.seeded_model import seeded_model
@@ -31,6 +32,12 @@ def test_a_packed_layer_is_the_layer(data):
     if data.draw(st.booleans()):
         x = torch.randn(2, inputs, rows).transpose(1, 2)
     torch.testing.assert_close(PackedLinear(linear, torch.float32)(x), linear(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("bf16_on_cpu")
+def test_a_layer_packed_in_bf16_is_nearly_the_layer():
+    torch.manual_seed(0)
+    linear, x = nn.Linear(70, 33), torch.randn(2, 5, 70)
     halves = PackedLinear(linear, torch.bfloat16)(x)
     assert halves.dtype == torch.bfloat16
     torch.testing.assert_close(halves.float(), linear(x), rtol=0.05, atol=0.05)
@@ -58,15 +65,30 @@ def test_a_prepared_model_answers_as_before(size):
     torch.testing.assert_close(output.masks_queries_logits, expected.masks_queries_logits, rtol=0, atol=2e-4)
 
 
-def test_bf16_runs_on_a_cpu_that_knows_it_not(monkeypatch):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    model = prepare_for_inference(seeded_model(Mask2FormerConfig.tiny(), seed=0), CPU, "bf16")
-    assert not any(isinstance(module, PackedLinear) for module in model.modules())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert model(torch.randn(1, 3, 64, 96)).masks_queries_logits.isfinite().all()
+@pytest.mark.parametrize(
+    ("vectors", "amx", "most", "found"),
+    [
+        ("AVX512", True, "", "AVX512 and AMX"),
+        ("AVX512", True, "AVX512_CORE_AMX", "AVX512 and AMX"),
+        ("AVX512", True, "AVX512_CORE_BF16", "AVX512"),
+        ("AVX512", False, "", "AVX512"),
+        ("AVX2", True, "", "AVX2"),
+    ],
+)
+def test_bf16_is_refused_on_a_cpu_without_amx(monkeypatch, vectors, amx, most, found):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", most)
+    assert cpu_instructions() == found
+    if found.endswith("AMX"):
+        assert bf16_refusal() is None
+    else:
+        with pytest.raises(ValueError, match=f"needs AMX, this CPU has {found}, "):
+            prepare_for_inference(seeded_model(Mask2FormerConfig.tiny(), seed=0), CPU, "bf16")
 
 
-def test_in_bf16_what_must_be_float32_is(monkeypatch):
+@pytest.mark.usefixtures("bf16_on_cpu")
+def test_in_bf16_what_must_be_float32_is():
     model = prepare_for_inference(seeded_model(Mask2FormerConfig.tiny(), seed=0), CPU, "bf16")
     own = {m.dtype for name, m in model.named_modules() if name.endswith(("sampling_offsets", "attention_weights"))}
     others = {m.dtype for m in model.modules() if isinstance(m, PackedLinear)} - own

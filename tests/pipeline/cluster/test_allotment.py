@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from m2f_core.layers.cpu_instructions import cpu_instructions
+from pipeline import precision
 from pipeline.cluster.allotment import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, Allotment, allot, run_on_worker
 from pipeline.cluster.resources import NodeGroup, Resources, connect
 from pipeline.config import Settings
@@ -104,6 +106,20 @@ def test_an_autoscaler_without_a_limit_needs_one_from_the_user():
     with pytest.raises(RunError, match="--gpu-actors"):
         allot(settings(), endless)
     assert allot(settings(gpu_actors="1:8"), endless).model_actors == (1, 8)
+
+
+def test_bf16_needs_the_instructions_of_the_machine_that_computes(monkeypatch):
+    monkeypatch.setattr(precision, "bf16_refusal", lambda: "no AMX")
+    here, elsewhere = (Resources((NodeGroup(8.0, 0.0, 1, 1),), joined=joined) for joined in (False, True))
+    with pytest.raises(RunError, match=r"^--precision bf16: no AMX "):
+        allot(settings(precision="bf16"), here)
+    # The model actors of a cluster check their own CPUs.
+    assert allot(settings(precision="bf16"), elsewhere).computed_on == {
+        "device": "cpu",
+        "precision": "bf16",
+        "cpu_instructions": None,
+    }
+    assert allot(settings(), here).computed_on["cpu_instructions"] == cpu_instructions()
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -92,7 +92,7 @@ def test_a_driver_that_has_lost_its_lease_while_it_plans_touches_nothing_more(se
     plan_of_another.parent.mkdir(parents=True)
     plan_of_another.write_bytes(b"another's")
     with pytest.raises(BrokenRunError, match="lost"):
-        plan_run(checked, images, {}, 1, may_write)
+        plan_run(checked, images, {}, 1, {}, may_write)
     assert plan_of_another.read_bytes() == b"another's"
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [plan_of_another]
 
@@ -103,7 +103,7 @@ def test_a_listing_that_breaks_off_leaves_no_plan(settings, tmp_path):
         raise RunError("the store went away")
 
     with pytest.raises(RunError, match="went away"):
-        plan_run(check(settings), breaks_off(), {}, 1)
+        plan_run(check(settings), breaks_off(), {}, 1, {})
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 

@@ -25,7 +25,11 @@ def photographs_small(photographs):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_network_made_ready_for_a_device_gives_what_plain_layers_give(tiny_checkpoint, photographs_small, precision):
+def test_a_network_made_ready_for_a_device_gives_what_plain_layers_give(
+    tiny_checkpoint, photographs_small, precision, request
+):
+    if precision == "bf16":
+        request.getfixturevalue("bf16_on_cpu")
     spec = small_spec(tiny_checkpoint, precision=precision, inference=INFERENCE)
     segmenter = Segmenter(spec)
     found = compare(segmenter.network, plain_network(spec), photographs_small)

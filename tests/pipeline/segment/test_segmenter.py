@@ -14,6 +14,7 @@ from PIL import Image
 from m2f_core.inference.instance import InstanceSettings
 from m2f_core.inference.semantic import SemanticSettings
 from m2f_core.masks.rle import decode
+from pipeline import precision
 from pipeline.errors import ErrorCode, ImageError, InvalidResultError, RunError
 from pipeline.guard.memory import MachineMemory
 from pipeline.segment import segmenter as segmenter_module
@@ -108,6 +109,13 @@ def test_other_weights_than_the_drivers_are_refused(tiny_checkpoint):
         Segmenter(small_spec(tiny_checkpoint, weights_sha256="0" * 64))
 
 
+def test_bf16_on_a_cpu_that_lacks_the_instructions_is_refused(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(precision, "bf16_refusal", lambda: "no AMX")
+    with pytest.raises(RunError, match=r"^--precision bf16: no AMX "):
+        Segmenter(small_spec(tiny_checkpoint, precision="bf16"))
+
+
+@pytest.mark.usefixtures("bf16_on_cpu")
 def test_bf16_gives_segments_too(tiny_checkpoint):
     [result] = Segmenter(small_spec(tiny_checkpoint, precision="bf16")).segment([encoded(seed=1)])
     assert isinstance(result, SegmentedImage)

@@ -1,0 +1,31 @@
+"""Which matrix instructions the CPU of this process has, and whether they make bfloat16 faster than float32."""
+
+import os
+
+import torch
+
+# Without AMX, oneDNN's products in bfloat16 took 1.4 times as long as in float32 with AVX512-BF16, 4 times with AVX-512
+# alone and 10 times with AVX2 (docs/decisions.md, 2026-11-29).
+_ENOUGH_FOR_BF16 = "AMX"
+
+
+def cpu_instructions() -> str:
+    """The vector instructions that PyTorch uses here, and AMX where oneDNN may use AMX: `AVX512`, `AVX512 and AMX`."""
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return f"{vectors} and {_ENOUGH_FOR_BF16}" if _has_amx(vectors) else vectors
+
+
+def bf16_refusal() -> str | None:
+    """Why this CPU shall not compute in bfloat16; None where it may."""
+    found = cpu_instructions()
+    if found.endswith(_ENOUGH_FOR_BF16):
+        return None
+    return f"bf16 on a CPU needs {_ENOUGH_FOR_BF16}, this CPU has {found}, where bf16 is slower than fp32"
+
+
+def _has_amx(vectors: str) -> bool:
+    # PyTorch reports what the processor has; the user may forbid oneDNN to use all of that.
+    most = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL").upper()
+    allowed = most in ("ALL", "DEFAULT") or "AMX" in most
+    allowed = allowed and torch.backends.mkldnn.is_available()
+    return allowed and vectors == "AVX512" and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
