@@ -12,7 +12,10 @@ import hypothesis
 import pytest
 import torch
 
+from pipeline.cluster.environment import set_ray_environment
 from tests.support.places import SHARED_DATA
+
+set_ray_environment()  # among others the minutes that a Ray may take to start
 
 # Without a device Triton's kernels run in its interpreter; Triton, which other libraries import, looks once.
 if not torch.cuda.is_available():

@@ -71,13 +71,16 @@ def connect(log_to_driver: bool = True) -> Resources:
         else:
             # Ray's own count knows a container's limits. One more, because fetching and writing mostly wait.
             num_cpus = int(ray._private.utils.get_num_cpus()) + 1
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                logging_level=logging.WARNING,
-                log_to_driver=log_to_driver,
-            )
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    logging_level=logging.WARNING,
+                    log_to_driver=log_to_driver,
+                )
+            except Exception as error:  # where the node does not start in time, Ray raises a bare Exception
+                raise RunError(f"Ray cannot start on this machine: {one_line(error)}") from None
     now = Counter(_shape(node["Resources"]) for node in ray.nodes() if node["Alive"])
     may_start: Counter[tuple[float, float]] = Counter()
     config = ray._private.state.state.get_cluster_config()  # what the autoscaler may start; None without one
