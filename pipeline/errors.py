@@ -3,10 +3,10 @@
 `ErrorCode` is on disk, in the column `error_code` of the table `images`: a code is never renamed, only added.
 """
 
-from enum import Enum
+from enum import StrEnum
 
 
-class ErrorCode(str, Enum):
+class ErrorCode(StrEnum):
     """Why an image failed. The value is what stands in the table."""
 
     # read

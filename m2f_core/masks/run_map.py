@@ -32,8 +32,9 @@ class RunMap:
     @cached_property
     def array(self) -> NDArray[np.unsignedinteger]:
         """The map itself, column-major in memory: uint8, or uint16 where labels need it."""
-        values = self.runs.values.astype(np.uint8 if self.highest < 256 else np.uint16)
-        label_map: NDArray[np.unsignedinteger] = runs_to_label_map(LabelRuns(values, self.runs.lengths), *self.size_hw)
+        dtype: type[np.unsignedinteger] = np.uint8 if self.highest < 256 else np.uint16
+        runs = LabelRuns(self.runs.values.astype(dtype), self.runs.lengths)
+        label_map: NDArray[np.unsignedinteger] = runs_to_label_map(runs, *self.size_hw)
         return label_map
 
     def relabelled(self, new_labels: NDArray[np.integer]) -> "RunMap":

@@ -13,7 +13,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class Journal:
             content = {
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
-                "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
                 "accepted": accepted,
             }
             path = f"{journal.attempts_folder}/{journal.attempt:06d}.json"

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from botocore.session import get_session
@@ -263,7 +263,7 @@ def _scratch(settings: DrillSettings) -> str:
     root = root.rstrip("/") if settings.scratch else root.rstrip("/").rpartition("/")[0]
     if not root:
         raise RunError(f"--output {settings.output} has no folder beside it; name one with --scratch")
-    name = f"m2f-drill-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    name = f"m2f-drill-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     place = f"{root}/{name}" if is_local(filesystem) else uri_of(filesystem, f"{root}/{name}")
     if f"{canonical(place)}/".startswith(f"{canonical(settings.input)}/"):
         raise RunError(f"{place} lies inside --input, whose next run would read it; name another place with --scratch")

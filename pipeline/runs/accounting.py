@@ -1,7 +1,7 @@
 """The books of a run: every planned image in exactly one row, or the run is not finished."""
 
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from pipeline.commit.receipt import Receipt, Totals
 from pipeline.errors import BrokenRunError
@@ -115,4 +115,4 @@ def close_books(run: Run, totals: Totals, done_before: int, clock: Clock) -> Rep
 
 def utc_now() -> str:
     """ISO 8601, to the second."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")

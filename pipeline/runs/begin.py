@@ -7,7 +7,7 @@ import platform
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
@@ -61,7 +61,7 @@ def plan_run(
     """
     settings = checked.settings
     filesystem, root = open_filesystem(settings.output)
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     run_id = settings.run_id or f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     shards = group_into_shards(images, max_images=images_per_shard, max_bytes=settings.shard_mib * 2**20)
     folder = f"{root}/_runs/{run_id}"

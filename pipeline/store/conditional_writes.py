@@ -7,7 +7,7 @@ lease and the numbering of attempts stand on.
 import hashlib
 import os
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def read_stored(filesystem: fsspec.AbstractFileSystem, path: str) -> Stored | No
     except FileNotFoundError:
         return None
     date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-    now = parsedate_to_datetime(date) if date else datetime.now(timezone.utc)
+    now = parsedate_to_datetime(date) if date else datetime.now(UTC)
     return Stored(answer["Body"], answer["ETag"], (now - answer["LastModified"]).total_seconds())
 
 

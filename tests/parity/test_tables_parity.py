@@ -9,7 +9,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,7 @@ def segment(photographs, tiny_checkpoint):
         results = segmenter.segment([(photographs / name).read_bytes() for name in PHOTOGRAPHS])
         planned = [{"image_key": name, "etag": "e", "size_bytes": 1, "reason": "new"} for name in PHOTOGRAPHS]
         fetched = pa.Table.from_pylist(planned, schema=pa.schema([f for f in FETCHED if f.name != "data"]))
-        spec = EncodeSpec("run", datetime(2026, 11, 25, tzinfo=timezone.utc), "f00d", 1, task, model.labels.categories)
+        spec = EncodeSpec("run", datetime(2026, 11, 25, tzinfo=UTC), "f00d", 1, task, model.labels.categories)
         rows = encode_shard(0, segmented_table(fetched, results), spec)["segments"].to_pylist()
         return [
             Segmented(output, (r.height, r.width), [row for row in rows if row["image_key"] == name])

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ def _tables(place: Place, images: Sequence[MadeImage], shard: int, run_id: str, 
                 "num_segments": len(found),
                 "fingerprint": "0123456789abcdef",
                 "attempt": 1,
-                "run_created": datetime(2026, 11, 23, tzinfo=timezone.utc),
+                "run_created": datetime(2026, 11, 23, tzinfo=UTC),
                 "reason": "new",
             }
         )

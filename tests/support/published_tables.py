@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -31,7 +31,7 @@ def image_row(image_key: str, run_id: str, night: int, **fields: Any) -> dict[st
         "size_bytes": 1000,
         "num_segments": 1,
         "run_id": run_id,
-        "run_created": datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(days=night),
+        "run_created": datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=night),
         "shard": 0,
         "fingerprint": "now",
         "attempt": 1,

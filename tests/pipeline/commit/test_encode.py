@@ -1,7 +1,7 @@
 """Rows of the tables: what the segments say, checked against pycocotools; broken rows stop the run."""
 
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ from pipeline.segment.actor import SegmentedImage, segmented_table
 from pipeline.segment.postprocess import FoundSegment, found_segments
 
 CATEGORIES = tuple(Category(i, 10 * i + 1, f"c{i}", i % 2 == 0) for i in range(4))
-CREATED = datetime(2026, 11, 25, 2, 0, 0, 123456, tzinfo=timezone.utc)
+CREATED = datetime(2026, 11, 25, 2, 0, 0, 123456, tzinfo=UTC)
 SPEC = EncodeSpec("run1", CREATED, "f00d", 1, "panoptic", CATEGORIES)
 MAPS = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 4))
 

@@ -1,6 +1,6 @@
 """What two outputs are told apart by, and what not."""
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +23,7 @@ def image(key: str, num_segments: int = 2, **changes: Any) -> dict[str, Any]:
         "size_bytes": 9,
         "num_segments": num_segments,
         "run_id": "one",
-        "run_created": datetime(2026, 1, 1, tzinfo=timezone.utc),
+        "run_created": datetime(2026, 1, 1, tzinfo=UTC),
         "shard": 0,
         "fingerprint": "f",
         "attempt": 1,
@@ -75,7 +75,7 @@ def reference(written):
 
 def test_order_run_shard_and_attempt_are_no_difference(written, reference):
     of_run = {"run_id": "two", "shard": 7}
-    created = datetime(2027, 1, 1, tzinfo=timezone.utc)
+    created = datetime(2027, 1, 1, tzinfo=UTC)
     images = [row | of_run | {"attempt": 3, "run_created": created} for row in reversed(all_images())]
     segments = [row | of_run for row in reversed(all_segments())]
     other = written("other", images, segments)
