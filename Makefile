@@ -1,26 +1,41 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 # Needed: Python 3.11-3.14, make, a package index.
 
-PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && echo $$p && break; done)
+# PYTHON=/path/to/python3 says which Python makes .venv; else tools/find_python.sh takes the first that is usable.
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint bench overfit drill-kills drill-faults clean
+.PHONY: demo test test-short test-other-pythons test-slow lint bench overfit drill-kills drill-faults clean
 
 demo: $(VENV)/.ready-demo  ## set up, segment held-out scenes with the checkpoint of the package
 	$(BIN)/python jobs/demo.py
 
 test: $(VENV)/.ready-test lint  ## set up, lint, type-check and run the tests
+	@echo "== testing with $$($(BIN)/python --version)"
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(MAKE) --no-print-directory test-other-pythons
+
+test-other-pythons: $(VENV)/.ready-test  ## a part of the tests with the oldest and the newest Python that .venv has not
+	@tools/find_python.sh others $(BIN)/python >$(VENV)/.others
+	@test -s $(VENV)/.others || echo "== $$($(BIN)/python --version) is all that this machine has: no second run"
+	@set -e; while read -r version python; do \
+		$(MAKE) --no-print-directory test-short VENV=$(VENV)-$${version%.*} PYTHON=$$python </dev/null; \
+	done <$(VENV)/.others
+
+test-short: $(VENV)/.ready-test  ## the part: the model's parts, the command lines and one whole job
+	@echo "== testing in short with $$($(BIN)/python --version)"
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(SHORT)
+
+SHORT := tests/core tests/jobs/test_command_line.py \
+	tests/jobs/test_segment_bucket.py::test_every_photograph_has_its_rows_and_the_books_close
 
 test-slow: $(VENV)/.ready-test  ## the tests that need minutes each
 	$(BIN)/python -m pytest -m slow -s
 
 lint: $(VENV)/.ready-test
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@tools/step.sh "checking the style" $(BIN)/ruff check .
+	@tools/step.sh "checking the format" $(BIN)/ruff format --check .
+	@tools/step.sh "checking the types" $(BIN)/mypy
 
 bench: $(VENV)/.ready-test  ## speed against transformers + pycocotools, as ratios
 	$(BIN)/python tests/benchmarks/bench_postprocess.py
@@ -42,12 +57,14 @@ drill-faults: $(VENV)/.ready-test  ## a store that breaks 5 % of its requests in
 	$(BIN)/python -m tests.reliability.store_faults --share $(or $(SHARE),0.05) --seed $(or $(SEED),0)
 
 clean:
-	rm -rf $(VENV) .demo .overfit
+	rm -rf $(VENV) $(VENV)-3.* .demo .overfit
 
 EXTRAS_test := [test]
 
 $(VENV)/.ready-%: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "no Python 3.11-3.14 found; name one: make PYTHON=/path/to/python3.11"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(EXTRAS_$*)'
-	touch $@
+	@test -x $(BIN)/pip || { \
+		python="$(PYTHON)"; test -n "$$python" || python=$$(tools/find_python.sh default) || exit 1; \
+		tools/step.sh "creating $(VENV) with $$("$$python" --version), $$python" "$$python" -m venv $(VENV); }
+	@tools/step.sh "installing .$(EXTRAS_$*) and what it needs into $(VENV), gigabytes where pip takes PyTorch for CUDA" \
+		$(BIN)/pip install --progress-bar off --disable-pip-version-check -c constraints.txt -e '.$(EXTRAS_$*)'
+	@touch $@
