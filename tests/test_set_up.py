@@ -22,7 +22,7 @@ def program(path: Path, text: str) -> Path:
 
 def pretended(path: Path, minor: int, gil: bool = True) -> Path:
     """This interpreter, which takes itself for a CPython 3.`minor`."""
-    before = f"import sys, sysconfig; sys.version_info = (3, {minor}, 5); sys.executable = '{path}'"
+    before = f"import ensurepip, sys, sysconfig, venv; sys.version_info = (3, {minor}, 5); sys.executable = '{path}'"
     before += f"; sysconfig.get_config_var = lambda name: {int(not gil)}"
     return program(
         path,
