@@ -29,25 +29,26 @@ from pipeline.commit.encode import EncodeSpec
 from pipeline.commit.journal import Committer
 from pipeline.commit.lease import Lease
 from pipeline.commit.receipt import Receipt, Totals
-from pipeline.commit.write import EncodeAndWrite, ShardWriter
+from pipeline.commit.run_record import PlanFile, RunRecord
+from pipeline.commit.write import EncodeAndWrite
 from pipeline.config import Settings
 from pipeline.errors import BrokenRunError
 from pipeline.guard.kill_points import reached
 from pipeline.inputs.fetch import FetchImages
 from pipeline.inputs.listing import refuse_empty
 from pipeline.plan.changes import describe
-from pipeline.plan.shards import PlanFile, spread_over
+from pipeline.plan.shards import spread_over
 from pipeline.plan.source import ShardSource
 from pipeline.report.progress import Progress
 from pipeline.runs.accounting import Clock, Report, close_books
 from pipeline.runs.begin import Run, plan_run, take_up
-from pipeline.runs.check import Checked, check, output_errors
+from pipeline.runs.check import Checked, check
 from pipeline.runs.cleanup import sweep
-from pipeline.runs.find import RunJson, find_report, find_run
+from pipeline.runs.find import find_report, find_run
 from pipeline.runs.preview import changes_of
 from pipeline.runs.specs import segment_spec
 from pipeline.segment.actor import SegmentImages
-from pipeline.store.filesystem import STORE_ERRORS, one_line, open_filesystem
+from pipeline.store.filesystem import STORE_ERRORS, one_line
 from pipeline.tables.publish import Publisher
 
 logger = logging.getLogger(__name__)
@@ -74,12 +75,11 @@ def segment_bucket(settings: Settings) -> Report | None:
         return Report(**finished)
     if find_run(checked) is None:
         refuse_empty(checked.settings.input)
-    filesystem, root = open_filesystem(checked.settings.output)
     with contextlib.ExitStack() as held:
         held.enter_context(_stop_on_sigterm())
-        with output_errors(checked.settings):
-            place = f"{root}/_runs/lease.json"
-            lease = held.enter_context(Lease(filesystem, place, settings.lease_seconds, _thread.interrupt_main))
+        with checked.output.errors():
+            place = checked.output.filesystem, checked.output.lease_json
+            lease = held.enter_context(Lease(*place, settings.lease_seconds, _thread.interrupt_main))
         try:
             return _find_and_execute(checked, lease)
         except KeyboardInterrupt:
@@ -89,11 +89,11 @@ def segment_bucket(settings: Settings) -> Report | None:
 
 def _find_and_execute(checked: Checked, lease: Lease) -> Report | None:
     settings = checked.settings
-    run_json = find_run(checked, say_what_is_left=True)
-    if run_json is not None:
+    record = find_run(checked, say_what_is_left=True)
+    if record is not None:
         allotment = allot(settings, connect())
         with _stop_on_sigterm():
-            return execute(_take_up(checked, run_json, lease), allotment, lease)
+            return execute(_take_up(checked, record, lease), allotment, lease)
     with changes_of(checked) as changes:
         if not changes.num_planned:
             logger.warning("nothing to do: %s", describe(changes.counts))
@@ -102,17 +102,15 @@ def _find_and_execute(checked: Checked, lease: Lease) -> Report | None:
         logger.info("the input against version %s of the table: %s", changes.version, describe(changes.counts))
         per_shard = settings.images_per_shard or (SHARD_IMAGES_GPU if allotment.device == "cuda" else SHARD_IMAGES_CPU)
         with _stop_on_sigterm():
-            run_json = plan_run(
-                checked, changes.images(), changes.counts, per_shard, allotment.computed_on, lease.check
-            )
+            record = plan_run(checked, changes.images(), changes.counts, per_shard, allotment.computed_on, lease.check)
     with _stop_on_sigterm():
-        return execute(_take_up(checked, run_json, lease), allotment, lease)
+        return execute(_take_up(checked, record, lease), allotment, lease)
 
 
-def _take_up(checked: Checked, run_json: RunJson, lease: Lease) -> Run:
+def _take_up(checked: Checked, record: RunRecord, lease: Lease) -> Run:
     """Begin an attempt, which fences off all others: only who holds the lease may."""
     lease.check()
-    return take_up(checked, run_json)
+    return take_up(checked, record)
 
 
 def execute(run: Run, allotment: Allotment, lease: Lease) -> Report:
@@ -125,7 +123,7 @@ def execute(run: Run, allotment: Allotment, lease: Lease) -> Report:
     todo = f"{run.plan.num_images} images in {run.plan.num_shards} shards, {done_before} done before"
     logger.info(f"run {run.run_id}: {todo}; at most {allotment.model_actors[1]} model actors on {allotment.device}")
     clock, board = Clock(), start_board()
-    publisher = Publisher(run.settings.output, run.run_id, run.plan.num_shards, run.journal, lease.check)
+    publisher = Publisher(run.output, run.run_id, run.plan.num_shards, run.journal, lease.check)
     publications = _Timer(run.settings.publish_every)
     with (
         _store_errors(run),
@@ -150,7 +148,7 @@ def execute(run: Run, allotment: Allotment, lease: Lease) -> Report:
             publisher.compact()
         lease.check()
         sweep(run)
-        run.put_object("report.json", vars(report))
+        run.write_report(vars(report))
         reached("after report")
     return report
 
@@ -183,7 +181,7 @@ def build_dataset(
     """The graph: plan -> fetch -> segment -> encode and write -> receipts. One row is one shard is one block."""
     settings = run.settings
     num_shards = sum(len(pending) for _, pending in shards)
-    elsewhere = spread_over(open_filesystem(settings.output)[0], run.plan, _IMAGES_ELSEWHERE)
+    elsewhere = spread_over(run.output.filesystem, run.plan, _IMAGES_ELSEWHERE)
     _set_ray_data_options()
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "max_restarts": -1, "max_task_retries": 8}
     return (
@@ -231,7 +229,8 @@ def build_dataset(
                     settings.task,
                     run.model.labels.categories,
                 ),
-                ShardWriter(settings.output, run.run_id),
+                settings.output,
+                run.run_id,
                 settings.step_timeout,
                 board.in_hand,
             ),

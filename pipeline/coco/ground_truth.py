@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.errors import RunError
 from pipeline.store.filesystem import STORE_ERRORS, one_line, open_filesystem, uri_of
-from pipeline.store.objects import parse_json_object, read_bytes
+from pipeline.store.objects import parse_json_object, read_uri
 
 _SEMANTIC = "--semantic-gt"
 
@@ -195,8 +195,7 @@ def check_size(image_key: str, size: tuple[int, int], image: GtImage, gt_size: t
 
 def _read_coco(flag: str, place: str, annotation: tuple[str, ...], category: tuple[str, ...]) -> dict[str, Any]:
     """A COCO file whose three lists hold records with the names needed. RunError where it is anything else."""
-    filesystem, path = open_filesystem(place)
-    content = parse_json_object(read_bytes(filesystem, path, flag), path, flag)
+    content = parse_json_object(read_uri(place, flag), place, flag)
     needed = {"images": ("id", "file_name", "height", "width"), "annotations": annotation, "categories": category}
     for name, names in needed.items():
         _records(content.get(name), names, f"{flag} {place}: {name}")

@@ -15,8 +15,8 @@ from m2f_core.masks.panoptic_png import PANOPTIC_VOID, panoptic_ids
 from m2f_core.masks.rle import LabelRuns, encode_counts, encode_runs, label_runs, runs_to_label_map
 from pipeline.coco.ground_truth import GtImage
 from pipeline.errors import RunError
-from pipeline.store.filesystem import one_line, open_filesystem
-from pipeline.store.objects import read_bytes
+from pipeline.store.filesystem import one_line
+from pipeline.store.objects import read_uri
 
 IGNORED = -1  # class of a pixel that the ground truth leaves out
 IGNORED_LABEL = 255  # the same, as it stands in a label PNG
@@ -75,8 +75,7 @@ def read_label_png(image: GtImage, num_classes: int, reduce_zero_label: bool) ->
 
 def _read_png(image: GtImage, modes: tuple[str, ...], needed: str) -> NDArray[Any]:
     assert image.png is not None
-    filesystem, path = open_filesystem(image.png)
-    data = read_bytes(filesystem, path, f"the ground truth of {image.name}:")
+    data = read_uri(image.png, f"the ground truth of {image.name}:")
     try:
         with Image.open(io.BytesIO(data)) as opened:
             if opened.mode not in modes:

@@ -17,10 +17,9 @@ from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 
-import fsspec
-
 from pipeline.commit.receipt import Receipt
 from pipeline.guard.kill_points import reached
+from pipeline.layout import RunFolder
 from pipeline.store.conditional_writes import create_object, supports_conditions
 from pipeline.store.filesystem import list_folder, put_object
 from pipeline.store.objects import read_object
@@ -30,20 +29,19 @@ JOURNAL_SECONDS = 5.0
 
 
 class Journal:
-    """The receipts of the run in `run_folder`: `journal/000001-000000.jsonl`, by attempt and number."""
+    """The receipts of the run in `folder`: `journal/000001-000000.jsonl`, by attempt and number."""
 
-    def __init__(self, filesystem: fsspec.AbstractFileSystem, run_folder: str, attempt: int = 0):
+    def __init__(self, folder: RunFolder, attempt: int = 0):
         """`attempt`: of the driver that appends; readers need none."""
-        self.filesystem = filesystem
-        self.folder = f"{run_folder}/journal"
-        self.attempts_folder = f"{run_folder}/attempts"
+        self.folder = folder
+        self.filesystem = folder.filesystem
         self.attempt = attempt
         self.next_number = 0
 
     @classmethod
-    def start_attempt(cls, filesystem: fsspec.AbstractFileSystem, run_folder: str) -> "Journal":
+    def start_attempt(cls, folder: RunFolder) -> "Journal":
         """The journal for a new driver to append to. From here on, earlier drivers cannot add to it."""
-        journal = cls(filesystem, run_folder)
+        journal = cls(folder)
         journal.attempt = 1 + max(journal._attempts(), default=0)
         while True:
             accepted: dict[str, list[int]] = {}
@@ -55,11 +53,11 @@ class Journal:
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
                 "accepted": accepted,
             }
-            path = f"{journal.attempts_folder}/{journal.attempt:06d}.json"
-            if not supports_conditions(filesystem):
-                put_object(filesystem, path, json.dumps(content).encode())
+            path = f"{folder.attempts}/{journal.attempt:06d}.json"
+            if not supports_conditions(folder.filesystem):
+                put_object(folder.filesystem, path, json.dumps(content).encode())
                 break
-            if create_object(filesystem, path, json.dumps(content).encode()) is not None:
+            if create_object(folder.filesystem, path, json.dumps(content).encode()) is not None:
                 break
             journal.attempt += 1
         reached("attempt written")
@@ -70,7 +68,7 @@ class Journal:
         lines = "".join(receipt.to_json() + "\n" for receipt in receipts)
         if lines:
             reached("before journal")
-            path = f"{self.folder}/{self.attempt:06d}-{self.next_number:06d}.jsonl"
+            path = f"{self.folder.journal}/{self.attempt:06d}-{self.next_number:06d}.jsonl"
             self.next_number += 1  # also if the write fails: it may have arrived, and is not to be overwritten
             put_object(self.filesystem, path, lines.encode())
             reached("after journal")
@@ -91,7 +89,7 @@ class Journal:
 
     def _attempts(self) -> dict[int, str]:
         """Number of each attempt -> its object."""
-        paths = list_folder(self.filesystem, self.attempts_folder)
+        paths = list_folder(self.filesystem, self.folder.attempts)
         return {int(Path(path).stem): path for path in paths if re.fullmatch(r"\d+\.json", Path(path).name)}
 
     def _counted(self) -> Iterator[tuple[int, int, str]]:
@@ -102,7 +100,7 @@ class Journal:
         if attempts:
             accepted = json.loads(read_object(self.filesystem, attempts[latest]))["accepted"]
         named = re.compile(r".*/(\d+)-(\d+)\.jsonl")
-        for path in list_folder(self.filesystem, self.folder):
+        for path in list_folder(self.filesystem, self.folder.journal):
             match = named.fullmatch(path)
             if match is not None:
                 attempt, number = int(match[1]), int(match[2])

@@ -19,9 +19,9 @@ from pipeline.commit.receipt import PartRecord, Receipt
 from pipeline.errors import RunError
 from pipeline.guard.kill_points import reached
 from pipeline.guard.watchdog import TRIED_AGAIN, start_watchdog, watch
-from pipeline.layout import part_path
+from pipeline.layout import Output, part_path
 from pipeline.schema import TABLES, costs_of, unpack_shard, visit_of
-from pipeline.store.filesystem import STORE_ERRORS, check_visible, one_line, open_filesystem, put_object
+from pipeline.store.filesystem import STORE_ERRORS, check_visible, one_line, put_object
 from pipeline.telemetry.costs import Costs, add_up
 from pipeline.telemetry.in_flight import Tell
 
@@ -40,24 +40,22 @@ def part_bytes(table: str, rows: pa.Table) -> bytes:
 class ShardWriter:
     """Writes the parts of one shard and returns the receipt."""
 
-    output: str
+    output: Output
     run_id: str
 
     def check_visible(self) -> None:
         """Raise RunError where this machine has not the output that the driver planned in."""
-        filesystem, root = open_filesystem(self.output)
-        check_visible(filesystem, f"{root}/_runs/{self.run_id}", "--output")
+        check_visible(self.output.filesystem, self.output.run(self.run_id).path, self.output.flag)
 
     def write(self, shard: int, tables: dict[str, pa.Table], started: float) -> Receipt:
         """`tables` by name. RunError where the output cannot be written."""
-        filesystem, root = open_filesystem(self.output)
         parts = {}
         for name in ("segments", "images"):
             data = part_bytes(name, tables[name])
             digest = hashlib.sha256(data).hexdigest()
             path = part_path(name, self.run_id, shard, digest)
             try:
-                put_object(filesystem, f"{root}/{path}", data)
+                put_object(self.output.filesystem, self.output.at(path), data)
             except STORE_ERRORS as error:
                 raise RunError(f"--output cannot be written: {path}: {one_line(error)}") from None
             keys = pc.min_max(tables[name].column("image_key")).as_py()
@@ -79,9 +77,9 @@ class ShardWriter:
 class EncodeAndWrite:
     """CPU actor: the rows of a shard, checked and written; gives its receipt."""
 
-    def __init__(self, encode: EncodeSpec, writer: ShardWriter, step_timeout: float, tell: Tell):
+    def __init__(self, encode: EncodeSpec, output_uri: str, run_id: str, step_timeout: float, tell: Tell):
         self.encode = encode
-        self.writer = writer
+        self.writer = ShardWriter(Output.open(output_uri), run_id)
         self.tell = tell
         warm_up()
         start_watchdog(step_timeout, TRIED_AGAIN)

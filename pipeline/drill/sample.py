@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from pipeline.errors import ErrorCode, RunError
 from pipeline.inputs.listing import list_images
-from pipeline.store.filesystem import STORE_ERRORS, one_line, open_filesystem, path_of, put_object, uri_of
+from pipeline.store.filesystem import STORE_ERRORS, full_uri, one_line, write_uri
+from pipeline.store.objects import read_uri
 
 _LISTED = 10_000  # of the input; a listing of all could take hours
 _THREADS = 16
@@ -45,17 +46,15 @@ def copy_sample(source: str, number: int, folder: str, chance: random.Random) ->
     if not listed:
         raise RunError(f"--input {source} holds no objects")
     chosen = sorted(chance.sample(listed, min(number, len(listed))))
-    filesystem, _ = open_filesystem(source)
-    target, root = open_filesystem(folder)
 
     def copy(place: int, key: str) -> str:
         name = re.sub(r"[^\w.-]", "_", posixpath.basename(key.rstrip("/")))[-80:]
-        path = f"{root}/{place:05d}-{name}"
+        copied = f"{folder}/{place:05d}-{name}"
         try:
-            put_object(target, path, filesystem.cat_file(path_of(filesystem, key)))
+            write_uri(copied, read_uri(key, "--input:"))
         except STORE_ERRORS as error:
             raise RunError(f"{key} cannot be copied to {folder}: {one_line(error)}") from None
-        return uri_of(target, path)
+        return full_uri(copied)
 
     with ThreadPoolExecutor(_THREADS) as threads:
         return sorted(threads.map(copy, range(len(chosen)), chosen))
@@ -63,14 +62,13 @@ def copy_sample(source: str, number: int, folder: str, chance: random.Random) ->
 
 def plant(folder: str, sample: list[str], chance: random.Random, *, deadly: bool) -> dict[str, HarmfulImage]:
     """Put harmful images among the copies in `folder`, so that they share shards with these. Gives them by key."""
-    filesystem, root = open_filesystem(folder)
-    model = filesystem.cat_file(path_of(filesystem, chance.choice(sample)))
+    model = read_uri(chance.choice(sample), "the sample:")
     planted = {}
     for image in harmful_images(model, deadly=deadly):
         # The copies' names begin with their place: a number of theirs puts this one beside it.
-        path = f"{root}/{chance.randrange(len(sample)):05d}-drill-{image.name}"
-        put_object(filesystem, path, image.data)
-        planted[uri_of(filesystem, path)] = image
+        path = f"{folder}/{chance.randrange(len(sample)):05d}-drill-{image.name}"
+        write_uri(path, image.data)
+        planted[full_uri(path)] = image
     return planted
 
 

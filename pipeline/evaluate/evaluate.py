@@ -24,7 +24,7 @@ from pipeline.errors import RunError
 from pipeline.evaluate.metrics import instance_summary, panoptic_summary, semantic_summary
 from pipeline.evaluate.score import ImageTask, PartTask, ScoreSpec, Sums, score_part
 from pipeline.evaluate.settings import EvaluationSettings
-from pipeline.store.filesystem import STORE_ERRORS, one_line, open_filesystem, put_object
+from pipeline.store.filesystem import STORE_ERRORS, one_line, write_uri
 from pipeline.tables.finished_run import FinishedRun, find_finished_run, read_part
 
 T = TypeVar("T")
@@ -73,9 +73,8 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
 
 def write_report(place: str, report: dict[str, Any]) -> None:
     """The report as JSON at a path or URI."""
-    filesystem, path = open_filesystem(place)
     try:
-        put_object(filesystem, path, json.dumps(report, indent=1).encode())
+        write_uri(place, json.dumps(report, indent=1).encode())
     except STORE_ERRORS as error:
         raise RunError(f"--report {place} cannot be written: {one_line(error)}") from None
 

@@ -15,18 +15,16 @@ import uuid
 from collections.abc import Iterator
 
 from pipeline.errors import RunError
+from pipeline.layout import RunFolder
 from pipeline.store.conditional_writes import create_object
-from pipeline.store.filesystem import STORE_ERRORS, one_line, open_filesystem
-
-STARTED = "started"  # folder of the markers, in that of the run
+from pipeline.store.filesystem import STORE_ERRORS, one_line
 
 
 class Starts:
     """The starts of a run's shards, as this process sees and makes them. Thread safe."""
 
-    def __init__(self, output: str, run_id: str):
-        self.filesystem, root = open_filesystem(output)
-        self.folder = f"{root}/_runs/{run_id}/{STARTED}"
+    def __init__(self, run: RunFolder):
+        self.run = run
         self.door = _Door()
 
     @contextlib.contextmanager
@@ -49,9 +47,9 @@ class Starts:
     def _leave_marker(self, shard: int, number: int) -> bool:
         """Whether this is start `number` of the shard; False where there was such a start. One request."""
         who = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "id": uuid.uuid4().hex}
-        path = f"{self.folder}/{shard:06d}-{number}"
+        path = f"{self.run.started}/{shard:06d}-{number}"
         try:
-            return create_object(self.filesystem, path, json.dumps(who).encode()) is not None
+            return create_object(self.run.filesystem, path, json.dumps(who).encode()) is not None
         except STORE_ERRORS as error:
             raise RunError(f"--output cannot be written: {path}: {one_line(error)}") from None
 

@@ -21,13 +21,14 @@ from itertools import islice
 import duckdb
 import pyarrow as pa
 
+from pipeline.commit.run_record import read_run_record
 from pipeline.config import Settings
 from pipeline.errors import TRANSIENT, RunError
 from pipeline.inputs.listing import ListedImage
+from pipeline.layout import Output
 from pipeline.plan.shards import PlannedImage
 from pipeline.schema import PLAN, REASONS
-from pipeline.store.filesystem import open_filesystem, uri_of
-from pipeline.store.objects import parse_json_object, read_or_none
+from pipeline.store.filesystem import full_uri
 from pipeline.tables.current_view import load_current
 from pipeline.tables.spill_database import MEMORY_MIB, ScratchDatabase, out_of_room
 
@@ -89,6 +90,7 @@ def describe(counts: dict[str, int]) -> str:
 def compare(
     listing: Iterable[ListedImage],
     settings: Settings,
+    output: Output,
     *,
     fingerprint: str,
     weights_sha256: str,
@@ -96,7 +98,7 @@ def compare(
 ) -> Changes:
     """What a run of these settings would have to do for `listing`, which is all of `settings.input`.
 
-    Of the settings, `input`, `output`, `mode`, `limit` and `tombstone_removed` count. Only rows of keys below the input
+    Of the settings, `input`, `mode`, `limit` and `tombstone_removed` count. Only rows of keys below the input
     are compared: several inputs may share an output. `memory_mib`: what DuckDB may hold; the rest goes to TMPDIR, about
     as much as the keys of the listing and of all rows below the input take.
 
@@ -107,8 +109,8 @@ def compare(
         with out_of_room():
             _load_listing(scratch.connection, islice(listing, settings.limit))
             columns = ("etag", "size_bytes", "status", "error_code", "fingerprint", "run_created")
-            version = load_current(scratch.connection, settings.output, columns, below=_below(settings.input))
-            _load_fingerprints(scratch.connection, settings.output, fingerprint, weights_sha256)
+            version = load_current(scratch.connection, output, columns, below=_below(settings.input))
+            _load_fingerprints(scratch.connection, output, fingerprint, weights_sha256)
             _join(scratch.connection, settings)
             # Without this DuckDB 1.5 hands over what it has sorted in another order; before, it costs memory.
             scratch.connection.execute("SET preserve_insertion_order = true")
@@ -122,8 +124,7 @@ def compare(
 
 def _below(input_uri: str) -> str:
     """What the keys of the input start with: the folder with its slash, spelled as `list_images` spells keys."""
-    filesystem, path = open_filesystem(input_uri)
-    uri = uri_of(filesystem, path)
+    uri = full_uri(input_uri)
     return uri if uri.endswith("/") else f"{uri}/"
 
 
@@ -155,7 +156,9 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _load_fingerprints(database: duckdb.DuckDBPyConnection, output: str, fingerprint: str, weights_sha256: str) -> None:
+def _load_fingerprints(
+    database: duckdb.DuckDBPyConnection, output: Output, fingerprint: str, weights_sha256: str
+) -> None:
     """Make the table `fingerprints`: every other fingerprint of current rows, and the reason that it is."""
     database.execute("CREATE TABLE fingerprints (fingerprint VARCHAR, reason VARCHAR)")
     others = database.execute(
@@ -168,15 +171,10 @@ def _load_fingerprints(database: duckdb.DuckDBPyConnection, output: str, fingerp
         database.execute("INSERT INTO fingerprints VALUES (?, ?)", [other, reason])
 
 
-def _weights_of(output: str, run_id: str) -> str | None:
+def _weights_of(output: Output, run_id: str) -> str | None:
     """Hash of the weights of a run, None where its run.json is gone: nothing shows then that the model is the same."""
-    filesystem, root = open_filesystem(output)
-    path = f"{root}/_runs/{run_id}/run.json"
-    data = read_or_none(filesystem, path, "--output:")
-    if data is None:
-        return None
-    model = parse_json_object(data, path, "--output:").get("model")
-    return model.get("weights_sha256") if isinstance(model, dict) else None
+    record = read_run_record(output, output.run(run_id))
+    return None if record is None else record.model.weights_sha256
 
 
 _IN_MODE = {

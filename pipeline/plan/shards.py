@@ -2,7 +2,7 @@
 
 `changes.compare` says which images those are, and why.
 
-The plan is streamed page by page into Parquet files below `_runs/<run_id>/plan/`; the driver holds one file's shards at
+The plan is streamed page by page into Parquet files below the run's folder; the driver holds one file's shards at
 a time. Each row group of a plan file is one shard.
 """
 
@@ -16,6 +16,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.commit.run_record import PlanFile, PlanSummary
 from pipeline.inputs.listing import ListedImage
 from pipeline.schema import PLAN
 from pipeline.store.filesystem import put_object
@@ -36,25 +37,6 @@ class PlannedImage(ListedImage):
     def bytes_to_read(self) -> int:
         """Encoded bytes; 0 where the image is gone and only its row is to be written."""
         return 0 if self.reason == "removed" else self.size_bytes
-
-
-@dataclass(frozen=True)
-class PlanFile:
-    """One Parquet file of the plan. Row group i holds shard `first_shard + i`."""
-
-    path: str
-    first_shard: int
-    num_shards: int
-
-
-@dataclass(frozen=True)
-class PlanSummary:
-    """What the plan holds, as it stands in run.json."""
-
-    files: tuple[PlanFile, ...]
-    num_images: int
-    num_shards: int
-    size_bytes: int  # to be read
 
 
 def group_into_shards(

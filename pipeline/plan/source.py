@@ -7,9 +7,10 @@ import pyarrow as pa
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from pipeline.plan.shards import PlanFile, read_plan_file
+from pipeline.commit.run_record import PlanFile
+from pipeline.layout import Output
+from pipeline.plan.shards import read_plan_file
 from pipeline.schema import pack_shard
-from pipeline.store.filesystem import open_filesystem
 
 
 class ShardSource(Datasource):
@@ -30,8 +31,7 @@ class ShardSource(Datasource):
         output = self.output
 
         def read() -> Iterator[pa.Table]:
-            filesystem, _ = open_filesystem(output)
-            for shard, images in read_plan_file(filesystem, plan_file, pending):
+            for shard, images in read_plan_file(Output.open(output).filesystem, plan_file, pending):
                 yield pack_shard(shard, images)
 
         metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=(plan_file.path,), exec_stats=None)

@@ -2,27 +2,25 @@
 
 import contextlib
 import json
-import logging
 import platform
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 from pipeline.commit.journal import Journal
+from pipeline.commit.run_record import ModelRecord, PlanSummary, RunRecord
 from pipeline.config import Settings
 from pipeline.errors import BrokenRunError
 from pipeline.guard.kill_points import reached
-from pipeline.plan.shards import PlanFile, PlannedImage, PlanSummary, group_into_shards, write_plan
-from pipeline.runs.check import Checked, Model, output_errors
-from pipeline.runs.find import RunJson, identity
+from pipeline.layout import Output, RunFolder
+from pipeline.plan.shards import PlannedImage, group_into_shards, write_plan
+from pipeline.runs.check import Checked, Model
+from pipeline.runs.find import identity
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.store.filesystem import STORE_ERRORS, open_filesystem, put_object
-
-logger = logging.getLogger(__name__)
-
+from pipeline.store.filesystem import STORE_ERRORS, put_object
 
 T = TypeVar("T")
 
@@ -34,16 +32,20 @@ class Run:
     run_id: str
     created: datetime
     settings: Settings
+    output: Output
     model: Model
     fingerprint: str
     plan: PlanSummary
     counts: dict[str, int]  # images by reason, also of those that are not in the plan: see changes.Changes
     journal: Journal
 
-    def put_object(self, name: str, content: dict[str, Any]) -> None:
-        """Write an object of the run's folder as JSON."""
-        filesystem, root = open_filesystem(self.settings.output)
-        put_object(filesystem, f"{root}/_runs/{self.run_id}/{name}", json.dumps(content, indent=1).encode())
+    @property
+    def folder(self) -> RunFolder:
+        return self.journal.folder
+
+    def write_report(self, content: dict[str, Any]) -> None:
+        """Write report.json, which says that the run is finished."""
+        put_object(self.output.filesystem, self.folder.report_json, json.dumps(content, indent=1).encode())
 
 
 def plan_run(
@@ -53,75 +55,68 @@ def plan_run(
     images_per_shard: int,
     computed_on: dict[str, str | None],
     may_write: Callable[[], None] = lambda: None,
-) -> RunJson:
+) -> RunRecord:
     """Write the plan of a new run, then its run.json. A plan that breaks off on the way is no run.
 
     `computed_on`: device, precision and CPU instructions of the models, for the record.
     `may_write` is called for every shard, and raises BrokenRunError where another driver has taken over.
     """
-    settings = checked.settings
-    filesystem, root = open_filesystem(settings.output)
+    settings, output = checked.settings, checked.output
     now = datetime.now(UTC)
-    run_id = settings.run_id or f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    folder = output.run(settings.run_id or f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
     shards = group_into_shards(images, max_images=images_per_shard, max_bytes=settings.shard_mib * 2**20)
-    folder = f"{root}/_runs/{run_id}"
-    with output_errors(settings):
+    with output.errors():
         try:
-            plan = write_plan(_while(may_write, shards), filesystem, f"{folder}/plan")
+            plan = write_plan(_while(may_write, shards), output.filesystem, folder.plan)
             may_write()
         except BaseException:
             # Half a plan is no run; nothing of it stays. No more than that: a named run's folder may hold others' work.
             with contextlib.suppress(BrokenRunError, *STORE_ERRORS):
                 may_write()
-                filesystem.rm(f"{folder}/plan", recursive=True)
+                output.filesystem.rm(folder.plan, recursive=True)
             raise
         reached("plan written")
-        run_json = {
-            "schema_version": SCHEMA_VERSION,
-            "run_id": run_id,
-            "created": now.isoformat(timespec="microseconds"),
+        record = RunRecord(
+            schema_version=SCHEMA_VERSION,
+            run_id=folder.run_id,
+            created=now.isoformat(timespec="microseconds"),
             **identity(checked),
-            "settings": settings.to_dict(),
-            "results": checked.results,
-            "model_license": checked.model.license,
-            "model": {
-                "name": checked.model.name,
-                "weights_sha256": checked.model.weights_sha256,
-                "categories": checked.model.labels.to_list(),
-            },
-            "plan": asdict(plan),
-            "counts": counts,
-            "computed_on": computed_on,
-            "versions": _versions(),
-        }
-        put_object(filesystem, f"{root}/_runs/format.json", json.dumps({"schema_version": SCHEMA_VERSION}).encode())
-        put_object(filesystem, f"{folder}/run.json", json.dumps(run_json, indent=1).encode())
+            settings=settings.to_dict(),
+            results=checked.results,
+            model_license=checked.model.license,
+            model=ModelRecord(checked.model.name, checked.model.weights_sha256, checked.model.labels.to_list()),
+            plan=plan,
+            counts=counts,
+            versions=_versions(),
+            computed_on=computed_on,
+        )
+        put_object(output.filesystem, output.format_json, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
+        record.write(folder)
         reached("run.json written")
-    return run_json
+    return record
+
+
+def take_up(checked: Checked, record: RunRecord) -> Run:
+    """Begin an attempt at the run: from here on, earlier drivers cannot add to its journal."""
+    with checked.output.errors():
+        journal = Journal.start_attempt(checked.output.run(record.run_id))
+    return Run(
+        run_id=record.run_id,
+        created=datetime.fromisoformat(record.created),
+        settings=checked.settings,
+        output=checked.output,
+        model=checked.model,
+        fingerprint=record.fingerprint,
+        plan=record.plan,
+        counts=record.counts,
+        journal=journal,
+    )
 
 
 def _while(may_write: Callable[[], None], shards: Iterable[T]) -> Iterator[T]:
     for shard in shards:
         may_write()
         yield shard
-
-
-def take_up(checked: Checked, run_json: RunJson) -> Run:
-    """Begin an attempt at the run: from here on, earlier drivers cannot add to its journal."""
-    filesystem, root = open_filesystem(checked.settings.output)
-    with output_errors(checked.settings):
-        journal = Journal.start_attempt(filesystem, f"{root}/_runs/{run_json['run_id']}")
-    plan = {**run_json["plan"], "files": tuple(PlanFile(**file) for file in run_json["plan"]["files"])}
-    return Run(
-        run_id=run_json["run_id"],
-        created=datetime.fromisoformat(run_json["created"]),
-        settings=checked.settings,
-        model=checked.model,
-        fingerprint=run_json["fingerprint"],
-        plan=PlanSummary(**plan),
-        counts=run_json["counts"],
-        journal=journal,
-    )
 
 
 def _versions() -> dict[str, str]:

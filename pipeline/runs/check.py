@@ -1,11 +1,8 @@
 """Settings -> settings with nothing wrong in them: the checkpoint, the places. Nothing is written or listed."""
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
-
-import fsspec
 
 from m2f_core.checkpoints.checkpoint import check_checkpoint, read_config, read_preprocessor_config, weights_sha256
 from m2f_core.checkpoints.licenses import model_license
@@ -15,6 +12,7 @@ from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.images.image_size import ImageSize
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import RunError
+from pipeline.layout import RUNS, Output
 from pipeline.schema import SCHEMA_VERSION, TABLES
 from pipeline.segment.checkpoint import is_embedded, is_local_path, stage_model
 from pipeline.segment.inference_settings import (
@@ -24,8 +22,7 @@ from pipeline.segment.inference_settings import (
     task_warnings,
     with_given_stuff,
 )
-from pipeline.store.filesystem import STORE_ERRORS, canonical, is_local, one_line, open_filesystem
-from pipeline.store.objects import read_json_or_none
+from pipeline.store.filesystem import canonical, is_local, one_line, whole_path
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,7 @@ class Checked:
     """Settings with nothing wrong in them."""
 
     settings: Settings
+    output: Output
     model: Model
     results: dict[str, Any]  # the settings that change results, defaults filled in
     fingerprint: str
@@ -99,52 +97,36 @@ def check(settings: Settings) -> Checked:
     _check_places(settings)
     model = check_model(settings)
     results = resolved_results(settings, model)
-    filesystem, root = open_filesystem(settings.output)
-    with output_errors(settings):
-        _check_schema_version(settings, filesystem, root)
-    return Checked(settings, model, results, fingerprint(results, model.weights_sha256))
-
-
-@contextlib.contextmanager
-def output_errors(settings: Settings) -> Iterator[None]:
-    """What the store of the output raises, as a RunError."""
-    try:
-        yield
-    except PermissionError as error:
-        raise RunError(f"--output {settings.output} may not be used: {one_line(error)}") from None
-    except STORE_ERRORS as error:
-        raise RunError(f"--output {settings.output} cannot be used: {one_line(error)}") from None
+    output = Output.open(settings.output)
+    with output.errors():
+        _check_schema_version(output)
+    return Checked(settings, output, model, results, fingerprint(results, model.weights_sha256))
 
 
 def _with_whole_paths(settings: Settings) -> Settings:
-    """Local paths made absolute, once: actors have working directories of their own."""
-
-    def whole(given: str) -> str:
-        filesystem, path = open_filesystem(given)
-        return path if is_local(filesystem) else given
-
+    """Local paths made absolute, once."""
     return replace(
         settings,
-        input=whole(settings.input),
-        output=whole(settings.output),
-        model=whole(settings.model) if is_local_path(settings.model) else settings.model,
+        input=whole_path(settings.input),
+        output=whole_path(settings.output),
+        model=whole_path(settings.model) if is_local_path(settings.model) else settings.model,
     )
 
 
 def _check_places(settings: Settings) -> None:
     source, target = canonical(settings.input), canonical(settings.output)
-    for written in (target, *(f"{target}/{name}" for name in (*TABLES, "_runs"))):
+    for written in (target, *(f"{target}/{name}" for name in (*TABLES, RUNS))):
         if f"{written}/".startswith(f"{source}/"):
             raise RunError(
                 f"--output {settings.output} has {written} inside --input: the next run would take it for images"
             )
-    filesystem, root = open_filesystem(settings.output)
-    if is_local(filesystem) and filesystem.isfile(root):
+    output = Output.open(settings.output)
+    if is_local(output.filesystem) and output.filesystem.isfile(output.root):
         raise RunError(f"--output {settings.output} is a file; name a folder")
 
 
-def _check_schema_version(settings: Settings, filesystem: fsspec.AbstractFileSystem, root: str) -> None:
-    format_json = read_json_or_none(filesystem, f"{root}/_runs/format.json", f"--output {settings.output}:")
+def _check_schema_version(output: Output) -> None:
+    format_json = output.read_json_or_none(output.format_json)
     if format_json is not None and format_json.get("schema_version") != SCHEMA_VERSION:
         raise RunError(
             f"--output holds tables of schema version {format_json.get('schema_version')}, this program writes "

@@ -26,7 +26,7 @@ def preview(settings: Settings) -> Preview:
     if find_report(checked) is not None:
         note = f"run {settings.run_id} is finished: nothing would be done"
     elif (found := find_run(checked)) is not None:
-        note = f"run {found['run_id']}, planned {found['created']}, is not finished: it would be gone on with"
+        note = f"run {found.run_id}, planned {found.created}, is not finished: it would be gone on with"
     else:
         refuse_empty(checked.settings.input)
     with changes_of(checked) as changes:
@@ -38,6 +38,7 @@ def changes_of(checked: Checked) -> Changes:
     return compare(
         list_images(checked.settings.input),
         checked.settings,
+        checked.output,
         fingerprint=checked.fingerprint,
         weights_sha256=checked.model.weights_sha256,
     )

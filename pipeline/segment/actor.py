@@ -18,6 +18,7 @@ from m2f_core.masks.rle import Rle
 from pipeline.errors import ImageError, RunError, StoreUnavailableError
 from pipeline.guard.start_markers import Starts
 from pipeline.guard.watchdog import TRIED_ONE_BY_ONE, start_watchdog
+from pipeline.layout import Output
 from pipeline.schema import SEGMENTED, ModelVisit, costs_of, pack_shard, unpack_shard
 from pipeline.segment.isolate import segment_one_by_one
 from pipeline.segment.segmenter import SegmentedImage, Segmenter, SegmentSpec
@@ -33,10 +34,10 @@ STARTS_BEFORE_ISOLATION = 2
 class SegmentImages:
     """Model actor: one shard in, one shard out; encoded bytes are replaced by segments."""
 
-    def __init__(self, spec: SegmentSpec, output: str, run_id: str, tell: Tell = tell_nobody):
+    def __init__(self, spec: SegmentSpec, output_uri: str, run_id: str, tell: Tell = tell_nobody):
         self.tell = tell
         self.broken: Exception | None = None
-        self.starts = Starts(output, run_id)
+        self.starts = Starts(Output.open(output_uri).run(run_id))
         try:
             self.segmenter = Segmenter(spec)
         except StoreUnavailableError:

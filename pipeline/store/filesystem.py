@@ -123,6 +123,11 @@ def put_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) ->
         temporary.unlink(missing_ok=True)
 
 
+def write_uri(uri: str, data: bytes) -> None:
+    """`put_object` for one object that is named by its URI or local path."""
+    put_object(*open_filesystem(uri), data)
+
+
 _TEMPORARY = ".tmp"
 
 
@@ -143,7 +148,20 @@ def one_line(error: BaseException) -> str:
     return text[:500] if text else type(error).__name__
 
 
-def canonical(uri: str) -> str:
-    """One name for a place: `protocol://path` without links, `..` and a slash at the end."""
+def whole_path(uri: str) -> str:
+    """A local path made absolute, a URI as it is: other processes have working directories of their own."""
     filesystem, path = open_filesystem(uri)
-    return uri_of(filesystem, os.path.realpath(path) if is_local(filesystem) else path).rstrip("/")
+    return path if is_local(filesystem) else uri
+
+
+def full_uri(uri: str) -> str:
+    """`uri` as the keys of a listing are spelled: `protocol://path`, local paths absolute, links as they stand."""
+    return uri_of(*open_filesystem(uri))
+
+
+def canonical(uri: str) -> str:
+    """One name for a place: as `full_uri`, without links, `..` and a slash at the end."""
+    spelled = full_uri(uri)
+    if spelled.startswith("file://"):
+        spelled = f"file://{os.path.realpath(spelled.removeprefix('file://'))}"
+    return spelled.rstrip("/")

@@ -13,7 +13,7 @@ from fsspec.asyn import sync
 from tenacity import retry, retry_if_not_exception_type, stop_after_attempt, wait_random_exponential
 
 from pipeline.errors import RunError, StoreUnavailableError
-from pipeline.store.filesystem import STORE_ERRORS, is_s3, one_line
+from pipeline.store.filesystem import STORE_ERRORS, is_s3, one_line, open_filesystem
 
 _MD5_ETAG = re.compile('"?([0-9a-f]{32})"?')  # of a multipart upload it ends in -N, and is no digest
 
@@ -105,6 +105,11 @@ def read_bytes(filesystem: fsspec.AbstractFileSystem, path: str, what: str) -> b
     if data is None:
         raise RunError(f"{what} {path} does not exist")
     return data
+
+
+def read_uri(uri: str, what: str) -> bytes:
+    """`read_bytes` for one object that is named by its URI or local path."""
+    return read_bytes(*open_filesystem(uri), what)
 
 
 def parse_json_object(data: bytes, path: str, what: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.layout import Output
 from pipeline.tables.current_view import open_table
 
 # What differs between two runs over the same images by design.
@@ -89,7 +90,7 @@ def check_books(rows: Rows, planned: Iterable[str]) -> list[str]:
 
 
 def _read(output: str, table: str) -> list[Row]:
-    delta = open_table(output, table)
+    delta = open_table(Output.open(output), table)
     return [] if delta is None else delta.to_pyarrow_dataset().to_table().to_pylist()
 
 

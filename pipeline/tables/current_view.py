@@ -17,8 +17,9 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from fsspec.asyn import sync
 
 from pipeline.errors import RunError
+from pipeline.layout import Output
 from pipeline.schema import TABLES
-from pipeline.store.filesystem import STORE_ERRORS, is_local, is_s3, open_filesystem, uri_of
+from pipeline.store.filesystem import STORE_ERRORS, is_local, is_s3, uri_of
 from pipeline.tables.spill_database import MEMORY_MIB, ScratchDatabase, out_of_room
 from pipeline.tables.stream_table import plain, retrying, stream_table
 
@@ -29,25 +30,24 @@ _READ_ERRORS = (DeltaError, *STORE_ERRORS, pa.ArrowException)
 _BATCH_ROWS = 16_384
 
 
-def table_uri(output: str, table: str) -> str:
+def table_uri(output: Output, table: str) -> str:
     """What `deltalake` takes for the table: a local path, or a URI whose path is escaped (unlike everywhere else here).
 
     An unescaped `#` or `?` would end the path, and the table would lie in another folder.
     """
-    filesystem, root = open_filesystem(output)
-    if is_local(filesystem):
-        return f"{root}/{table}"
-    protocol, path = uri_of(filesystem, f"{root}/{table}").split("://", 1)
+    if is_local(output.filesystem):
+        return output.at(table)
+    protocol, path = uri_of(output.filesystem, output.at(table)).split("://", 1)
     return f"{protocol}://{quote(path)}"
 
 
-def delta_options(uri: str) -> dict[str, str]:
-    """`storage_options` for `deltalake` to open what `open_filesystem(uri)` opens: same endpoint, same credentials.
+def delta_options(output: Output) -> dict[str, str]:
+    """`storage_options` for `deltalake` to open the tables of `output`: same endpoint, same credentials.
 
     They hold secrets and, where a role gave them, end within the hour: neither log nor keep them. Other stores than S3
     are left to the library's own chain. Raises RunError where there are no credentials.
     """
-    filesystem, path = open_filesystem(uri)
+    filesystem: Any = output.filesystem
     if not is_s3(filesystem):
         return {}
     client = filesystem.s3
@@ -55,11 +55,11 @@ def delta_options(uri: str) -> dict[str, str]:
     options = {"AWS_REGION": region}
     if re.fullmatch(r"https://s3\.([a-z0-9-]+\.)?amazonaws\.com(\.cn)?", endpoint):
         # AWS itself: botocore follows a bucket to its region, deltalake does not and has to be told.
-        options["AWS_REGION"] = _region_of_bucket(filesystem, path.partition("/")[0]) or region
+        options["AWS_REGION"] = _region_of_bucket(filesystem, output.root.partition("/")[0]) or region
     else:
         options["AWS_ENDPOINT_URL"] = endpoint
         options["AWS_ALLOW_HTTP"] = str(endpoint.startswith("http://")).lower()
-    return {**options, **_credentials(filesystem, uri)}
+    return {**options, **_credentials(filesystem, output.uri)}
 
 
 def _region_of_bucket(filesystem: Any, bucket: str) -> str | None:
@@ -87,7 +87,7 @@ def _credentials(filesystem: Any, uri: str) -> dict[str, str]:
     return {**options, "AWS_SESSION_TOKEN": token} if token else options
 
 
-def open_table(output: str, table: str, version: int | None = None) -> DeltaTable | None:
+def open_table(output: Output, table: str, version: int | None = None) -> DeltaTable | None:
     """The newest snapshot of a published table (or that of `version`), None where nothing is published.
 
     Raises RunError where it cannot be read, after a few attempts. Read the two tables together? `images` first: see the
@@ -96,7 +96,7 @@ def open_table(output: str, table: str, version: int | None = None) -> DeltaTabl
     return _with_retries(output, table, lambda: _open(output, table, version))
 
 
-def _open(output: str, table: str, version: int | None) -> DeltaTable | None:
+def _open(output: Output, table: str, version: int | None) -> DeltaTable | None:
     uri = table_uri(output, table)
     try:
         return DeltaTable(uri, version=version, storage_options=delta_options(output))
@@ -104,12 +104,12 @@ def _open(output: str, table: str, version: int | None) -> DeltaTable | None:
         return None
 
 
-def _with_retries(output: str, table: str, read: Callable[[], _T]) -> _T:
+def _with_retries(output: Output, table: str, read: Callable[[], _T]) -> _T:
     """What `read` returns. It opens the table itself: a flipped byte in the log may show only as a missing file."""
     try:
         return retrying(_READ_ERRORS)(read)
     except _READ_ERRORS as error:
-        raise RunError(f"the table {table} below {output} cannot be read: {plain(error)}") from None
+        raise RunError(f"the table {table} below {output.uri} cannot be read: {plain(error)}") from None
 
 
 def _register(
@@ -135,7 +135,7 @@ def _register(
 
 def load_current(
     database: duckdb.DuckDBPyConnection,
-    output: str,
+    output: Output,
     columns: Sequence[str] = (),
     below: str = "",
     version: int | None = None,
@@ -187,7 +187,7 @@ def current_images(
 
     Raises RunError where nothing is published or the tables cannot be read.
     """
-    return _current(output, "images", columns, version, memory_mib)
+    return _current(Output.open(output), "images", columns, version, memory_mib)
 
 
 def current_segments(
@@ -198,11 +198,11 @@ def current_segments(
     The snapshot of `images` is taken first, that of `segments` second, because a run is published the other way round:
     so every image of the view has all its segments, and segments of images that are not visible yet are left out.
     """
-    return _current(output, "segments", columns, version, memory_mib)
+    return _current(Output.open(output), "segments", columns, version, memory_mib)
 
 
 def _current(
-    output: str, table: str, columns: Sequence[str] | None, version: int | None, memory_mib: int
+    output: Output, table: str, columns: Sequence[str] | None, version: int | None, memory_mib: int
 ) -> pa.RecordBatchReader:
     schema = TABLES[table] if columns is None else pa.schema([TABLES[table].field(name) for name in columns])
     scratch = ScratchDatabase(memory_mib)
@@ -213,7 +213,7 @@ def _current(
         if current_version is not None:
             snapshot = open_table(output, table, current_version if table == "images" else None)
         if snapshot is None:
-            raise RunError(f"{output} has no published table {table}; give what was --output of a run")
+            raise RunError(f"{output.uri} has no published table {table}; give what was --output of a run")
         names = list(dict.fromkeys([*schema.names, "image_key", "run_id"]))
         _register(scratch.connection, table, names, stream_table(output, table, snapshot, names))
         with out_of_room():

@@ -4,16 +4,16 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.commit.journal import Journal
 from pipeline.commit.receipt import PartRecord
+from pipeline.commit.run_record import read_run_record
 from pipeline.errors import RunError
-from pipeline.schema import SCHEMA_VERSION
-from pipeline.store.filesystem import STORE_ERRORS, list_folder, one_line, open_filesystem
-from pipeline.store.objects import read_bytes, read_json_or_none
+from pipeline.layout import Output, RunFolder
+from pipeline.store.filesystem import STORE_ERRORS, one_line
+from pipeline.store.objects import read_bytes
 
 _FLAG = "--tables"
 
@@ -32,61 +32,54 @@ class FinishedRun:
 
 def find_finished_run(tables: str, run_id: str | None) -> FinishedRun:
     """The run named, or the one that finished last. RunError where there is none, or it is not finished."""
-    filesystem, root = open_filesystem(tables)
-    name = run_id or _last_finished(filesystem, root)
-    folder = f"{root}/_runs/{name}"
-    run = read_json_or_none(filesystem, f"{folder}/run.json", f"{_FLAG}:")
+    output = Output.open(tables, _FLAG)
+    folder = _last_finished(output) if run_id is None else output.run(run_id)
+    run = read_run_record(output, folder)
     if run is None:
-        raise RunError(f"{_FLAG} {tables} holds no run {name}; there are {_some_runs(filesystem, root)}")
-    if run["schema_version"] != SCHEMA_VERSION:
-        raise RunError(
-            f"run {name} has tables of schema version {run['schema_version']}, this program reads {SCHEMA_VERSION}"
-        )
-    if read_json_or_none(filesystem, f"{folder}/report.json", f"{_FLAG}:") is None:
-        raise RunError(f"run {name} is not finished; the command that started it goes on with it")
-    parts = _parts(Journal(filesystem, folder), name, run["plan"]["num_shards"])
-    return FinishedRun(
-        tables, name, run["results"]["task"], run["fingerprint"], tuple(run["model"]["categories"]), parts
-    )
+        raise RunError(f"{_FLAG} {tables} holds no run {folder.run_id}; there are {_some_runs(output)}")
+    if output.read_json_or_none(folder.report_json) is None:
+        raise RunError(f"run {run.run_id} is not finished; the command that started it goes on with it")
+    parts = _parts(Journal(folder), run.plan.num_shards)
+    return FinishedRun(tables, run.run_id, run.results["task"], run.fingerprint, tuple(run.model.categories), parts)
 
 
 def read_part(tables: str, part: PartRecord, columns: list[str]) -> pa.Table:
     """Some columns of a part. RunError where it is gone, damaged or not the one that the journal names."""
-    filesystem, root = open_filesystem(tables)
-    data = read_bytes(filesystem, f"{root}/{part.path}", f"{_FLAG}: the part")
+    output = Output.open(tables, _FLAG)
+    data = read_bytes(output.filesystem, output.at(part.path), f"{_FLAG}: the part")
     if hashlib.sha256(data).hexdigest() != part.sha256:
         raise RunError(f"{_FLAG}: the part {part.path} is damaged: it has not the sha256 that the journal names")
     return pq.read_table(pa.BufferReader(data), columns=columns)
 
 
-def _last_finished(filesystem: fsspec.AbstractFileSystem, root: str) -> str:
-    folders = _run_folders(filesystem, root)
+def _last_finished(output: Output) -> RunFolder:
+    folders = _run_folders(output)
     if not folders:
-        raise RunError(f"{_FLAG} {root} holds no run; give what was --output of the run")
-    reports = [read_json_or_none(filesystem, f"{folder}/report.json", f"{_FLAG}:") for folder in folders]
+        raise RunError(f"{_FLAG} {output.root} holds no run; give what was --output of the run")
+    reports = [output.read_json_or_none(folder.report_json) for folder in folders]
     finished = [(report["finished_at"], report["run_id"]) for report in reports if report is not None]
     if not finished:
-        raise RunError(f"{_FLAG} {root} holds no finished run; there are {_some_runs(filesystem, root)}")
-    return str(max(finished)[1])
+        raise RunError(f"{_FLAG} {output.root} holds no finished run; there are {_some_runs(output)}")
+    return output.run(str(max(finished)[1]))
 
 
-def _run_folders(filesystem: fsspec.AbstractFileSystem, root: str) -> list[str]:
+def _run_folders(output: Output) -> list[RunFolder]:
     try:
-        listed = list_folder(filesystem, f"{root}/_runs")
+        return output.list_runs()
     except STORE_ERRORS as error:
-        raise RunError(f"{_FLAG} {root} cannot be listed: {one_line(error)}") from None
-    return [path.rstrip("/") for path in listed if not path.endswith(".json")]
+        raise RunError(f"{_FLAG} {output.root} cannot be listed: {one_line(error)}") from None
 
 
-def _some_runs(filesystem: fsspec.AbstractFileSystem, root: str) -> str:
+def _some_runs(output: Output) -> str:
     """The names of the last few runs, for a message."""
-    names = [path.rpartition("/")[2] for path in _run_folders(filesystem, root)]
+    names = [folder.run_id for folder in _run_folders(output)]
     return ", ".join([*(["..."] if len(names) > 5 else []), *names[-5:]]) or "none"
 
 
-def _parts(journal: Journal, run_id: str, num_shards: int) -> tuple[dict[str, PartRecord], ...]:
+def _parts(journal: Journal, num_shards: int) -> tuple[dict[str, PartRecord], ...]:
     """The parts of every shard."""
     by_shard: dict[int, dict[str, PartRecord]] = {}
+    run_id = journal.folder.run_id
     try:
         for receipt in journal.read():
             by_shard[receipt.shard] = receipt.parts

@@ -30,6 +30,7 @@ from pipeline.commit.journal import Journal
 from pipeline.commit.receipt import PartRecord
 from pipeline.errors import BrokenRunError
 from pipeline.guard.kill_points import reached
+from pipeline.layout import Output
 from pipeline.schema import SCHEMA_VERSION, TABLES
 from pipeline.tables.current_view import delta_options, open_table, table_uri
 from pipeline.tables.stream_table import plain, stream_table
@@ -45,7 +46,7 @@ _TARGET_FILE_BYTES = 256 * 2**20  # of compaction
 class Publisher:
     """Publishes one run. Call `publish` as often as you like."""
 
-    output: str
+    output: Output
     run_id: str
     num_shards: int  # of the whole run
     journal: Journal
@@ -142,7 +143,7 @@ class Publisher:
         )
 
 
-def is_published(output: str, run_id: str) -> bool:
+def is_published(output: Output, run_id: str) -> bool:
     """Whether a table has shards of a run of this name. RunError where it cannot be read."""
     tables = [open_table(output, name) for name in ORDER]
     return any(table is not None and table.transaction_version(_app_id(run_id)) is not None for table in tables)

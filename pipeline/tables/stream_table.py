@@ -20,8 +20,9 @@ from tenacity import (
 )
 
 from pipeline.errors import RunError
+from pipeline.layout import Output
 from pipeline.schema import TABLES
-from pipeline.store.filesystem import STORE_ERRORS, one_line, open_filesystem
+from pipeline.store.filesystem import STORE_ERRORS, one_line
 from pipeline.store.objects import read_once
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ _BATCH_ROWS = 16_384
 
 
 def stream_table(
-    output: str, table: str, snapshot: DeltaTable, columns: Sequence[str], below: str = ""
+    output: Output, table: str, snapshot: DeltaTable, columns: Sequence[str], below: str = ""
 ) -> Iterator[pa.RecordBatch]:
     """The columns of a snapshot in no particular order; `below` as in `load_current`, but only to leave out files.
 
@@ -50,15 +51,16 @@ def stream_table(
     """
     features = snapshot.protocol().reader_features
     if features:
-        raise RunError(f"the table {table} below {output} needs {', '.join(features)} of its readers; not known here")
-    filesystem, root = open_filesystem(output)
+        raise RunError(
+            f"the table {table} below {output.uri} needs {', '.join(features)} of its readers; not known here"
+        )
     schema = pa.schema([TABLES[table].field(name) for name in columns])
 
     def read_whole(path: str, size: int) -> list[pa.RecordBatch]:
         return retrying((*STORE_ERRORS, pa.ArrowException), but=FileNotFoundError)(read_file, path, size)
 
     def read_file(path: str, size: int) -> list[pa.RecordBatch]:
-        data = read_once(filesystem, f"{root}/{table}/{path}")
+        data = read_once(output.filesystem, output.at(f"{table}/{path}"))
         if len(data) != size:
             raise OSError(f"{len(data)} bytes of {path} came where the log says {size}")
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
@@ -66,7 +68,7 @@ def stream_table(
         return file.read(columns=list(columns), use_threads=False).select(columns).cast(schema).to_batches()
 
     def read_by_row_group(path: str) -> Iterator[pa.RecordBatch]:
-        with filesystem.open(f"{root}/{table}/{path}", "rb") as opened:
+        with output.filesystem.open(output.at(f"{table}/{path}"), "rb") as opened:
             file = pq.ParquetFile(opened, pre_buffer=False, page_checksum_verification=True)
             for batch in file.iter_batches(_BATCH_ROWS, columns=list(columns), use_threads=False):
                 yield batch.select(columns).cast(schema)

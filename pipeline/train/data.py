@@ -29,8 +29,8 @@ from pipeline.coco.ground_truth import GtImage, read_instances, read_panoptic
 from pipeline.coco.ground_truth_png import read_panoptic_pixels
 from pipeline.errors import ImageError, RunError
 from pipeline.segment.decode import decode_image
-from pipeline.store.filesystem import one_line, open_filesystem
-from pipeline.store.objects import read_bytes
+from pipeline.store.filesystem import one_line
+from pipeline.store.objects import read_uri
 from pipeline.train.packed_sequence import PackedSequence
 from pipeline.train.settings import FinetuneSettings
 
@@ -79,8 +79,8 @@ class AnnotatedImages:
     def image(self, index: int) -> Image.Image:
         """RGB. RunError where it cannot be read, or is not of the size that the ground truth says."""
         annotated = self.images[index]
-        filesystem, path = open_filesystem(f"{self.folder}/{annotated.name}")
-        data = read_bytes(filesystem, path, "image")
+        path = f"{self.folder}/{annotated.name}"
+        data = read_uri(path, "image")
         try:
             image = decode_image(data, max_pixels=MAX_IMAGE_PIXELS, apply_exif=self.exif)
         except ImageError as error:

@@ -27,7 +27,15 @@ from pipeline.cluster.resources import connect, on_this_node
 from pipeline.errors import BrokenRunError, RunError, StoreUnavailableError
 from pipeline.precision import check_precision
 from pipeline.segment.checkpoint import is_local_path
-from pipeline.store.filesystem import STORE_ERRORS, is_local, list_folder, one_line, open_filesystem, put_object
+from pipeline.store.filesystem import (
+    STORE_ERRORS,
+    is_local,
+    list_folder,
+    one_line,
+    open_filesystem,
+    put_object,
+    whole_path,
+)
 from pipeline.store.objects import parse_json_object, read_or_none
 from pipeline.train.data import labels_of, training_data, validation_data
 from pipeline.train.settings import PLACES, FinetuneSettings
@@ -83,7 +91,7 @@ def finetune(settings: FinetuneSettings) -> None:
         result = _fit(trainer, settings.max_failures)
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder, _store_errors_as(BrokenRunError, settings):
-        _publish(settings, Path(folder))
+        _publish(filesystem, root, Path(folder))
     try:
         _remove_unfinished_checkpoints(filesystem, root)
     except (RunError, *STORE_ERRORS) as error:  # the model is there
@@ -186,9 +194,8 @@ def _remove_unfinished_checkpoints(filesystem: Any, root: str) -> None:
             filesystem.rm(f"{root}/{_TRAIN}/{name}", recursive=True)
 
 
-def _publish(settings: FinetuneSettings, checkpoint: Path) -> None:
+def _publish(filesystem: Any, root: str, checkpoint: Path) -> None:
     """Copy the model out of the last checkpoint; config.json comes last and says that it is whole."""
-    filesystem, root = open_filesystem(settings.output)
     names = sorted(path.name for path in checkpoint.iterdir() if path.name not in training_files())
     names = [name for name in names if not name.startswith(".")]
     for name in sorted(names, key=lambda name: name == CONFIG_FILE):
@@ -201,17 +208,12 @@ def _publish(settings: FinetuneSettings, checkpoint: Path) -> None:
 def _with_whole_paths(settings: FinetuneSettings) -> FinetuneSettings:
     """Local paths made absolute, once: workers have working directories of their own."""
 
-    def whole(given: str | None) -> str | None:
-        if given is None:
-            return None
-        filesystem, path = open_filesystem(given)
-        return path if is_local(filesystem) else given
-
-    changed: dict[str, Any] = {name: whole(getattr(settings, name)) for name in PLACES}
+    given = {name: getattr(settings, name) for name in PLACES}
+    changed: dict[str, Any] = {name: whole_path(place) for name, place in given.items() if place is not None}
     for name in ("model", "architecture"):  # which may also be a hub id, or a name
-        given = getattr(settings, name)
-        if given is not None and is_local_path(given):
-            changed[name] = whole(given)
+        model = getattr(settings, name)
+        if model is not None and is_local_path(model):
+            changed[name] = whole_path(model)
     return replace(settings, **changed)
 
 

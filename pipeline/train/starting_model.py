@@ -24,8 +24,8 @@ from m2f_core.model.mask2former import Mask2Former, build_criterion
 from m2f_core.training.initial_weights import initial_model, new_class_predictor, reorder_class_predictor
 from pipeline.errors import RunError
 from pipeline.segment.checkpoint import stage_model
-from pipeline.store.filesystem import one_line, open_filesystem
-from pipeline.store.objects import parse_json_object, read_bytes
+from pipeline.store.filesystem import one_line
+from pipeline.store.objects import parse_json_object, read_uri
 from pipeline.train.settings import FinetuneSettings
 
 ARCHITECTURES = {
@@ -100,8 +100,8 @@ def _architecture(settings: FinetuneSettings, labels: LabelMap) -> Mask2FormerCo
     if not settings.architecture.endswith(".json"):
         known = ", ".join(ARCHITECTURES)
         raise RunError(f"--architecture {settings.architecture} is none of {known}, and no {CONFIG_FILE} either")
-    filesystem, path = open_filesystem(settings.architecture)
-    content = parse_json_object(read_bytes(filesystem, path, "--architecture"), path, "--architecture")
+    flag = "--architecture"
+    content = parse_json_object(read_uri(settings.architecture, flag), settings.architecture, flag)
     return replace(Mask2FormerConfig.from_dict(content), id2label=names, **_points(settings))
 
 

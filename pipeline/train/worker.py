@@ -15,7 +15,7 @@ from m2f_core.config.labels import LabelMap
 from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.training.augment import LargeScaleJitter, WholeImages
 from pipeline.precision import check_precision
-from pipeline.store.filesystem import open_filesystem, put_object
+from pipeline.store.filesystem import write_uri
 from pipeline.store.temporary_folders import scratch_folder
 from pipeline.train.data import (
     Augmentation,
@@ -142,6 +142,5 @@ def _save(training: Training) -> None:
 
 
 def _show_log(training: Training, settings: FinetuneSettings) -> None:
-    filesystem, root = open_filesystem(settings.output)
-    put_object(filesystem, f"{root}/{LOG_FILE}", to_lines(training.log))
-    put_object(filesystem, f"{root}/{PLOT_FILE}", plot(training.log))
+    write_uri(f"{settings.output}/{LOG_FILE}", to_lines(training.log))
+    write_uri(f"{settings.output}/{PLOT_FILE}", plot(training.log))

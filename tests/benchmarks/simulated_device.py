@@ -37,6 +37,7 @@ from pipeline.commit.journal import Journal
 from pipeline.commit.receipt import Receipt
 from pipeline.config import Settings
 from pipeline.guard.watchdog import watch
+from pipeline.layout import RunFolder
 from pipeline.segment import segmenter
 from pipeline.segment.actor import SegmentImages
 from pipeline.segment.device_model import PreparedImage
@@ -162,7 +163,7 @@ def main() -> None:
         cpu = time.process_time() - cpu
         assert report is not None and report.num_ok == report.num_images
         filesystem, root = open_filesystem(args.output)
-        receipts = list(Journal(filesystem, f"{root}/_runs/{report.run_id}").read())
+        receipts = list(Journal(RunFolder(filesystem, f"{root}/_runs/{report.run_id}")).read())
         document = {
             **{name: value for name, value in vars(args).items() if name not in ("input", "output")},
             "images": report.num_images,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.guard.kill_points import POINTS, VARIABLE
+from pipeline.layout import Output
 from pipeline.tables.current_view import open_table
 from tests.jobs.test_segment_bucket import SMALL, job, places, wait_for
 from tests.support.tables import OF_THE_RUN, latest_run, read_report, read_table
@@ -21,7 +22,7 @@ QUICK = ("images part written", "between segments and images published")
 
 def visible(output: Path, table: str) -> list[dict]:
     """Rows of a published table without what belongs to the run, sorted; none where nothing is published."""
-    delta = open_table(str(output), table)
+    delta = open_table(Output.open(str(output)), table)
     rows = [] if delta is None else delta.to_pyarrow_dataset().to_table().to_pylist()
     bare = [{name: value for name, value in row.items() if name not in OF_THE_RUN} for row in rows]
     return sorted(bare, key=lambda row: (row["image_key"], row.get("segment_id", 0)))
@@ -110,7 +111,7 @@ def test_a_run_can_be_published_while_it_goes_on(clean, photographs, tiny_checkp
     process = job(*flags, "--publish-every", 0, "--compact")
     log, _ = process.communicate(timeout=300)
     assert process.returncode == 0, log
-    assert open_table(str(tmp_path), "images").version() > 3
+    assert open_table(Output.open(str(tmp_path)), "images").version() > 3
     for table in ("images", "segments"):
         assert visible(tmp_path, table) == visible(clean, table)
 
@@ -148,7 +149,7 @@ def test_too_many_failures_stop_the_run_and_more_allowance_goes_on(photographs, 
     process = job(*flags, "--max-failures", 3)
     log, _ = process.communicate(timeout=300)
     assert process.returncode == 1 and "more than --max-failures 3; run" in log, log
-    assert open_table(str(output), "images") is None
+    assert open_table(Output.open(str(output)), "images") is None
     process = job(*flags, "--max-failures", 6)
     log, _ = process.communicate(timeout=300)
     assert process.returncode == 0, log

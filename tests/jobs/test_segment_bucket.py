@@ -17,6 +17,7 @@ from pycocotools import mask as coco
 from jobs import segment_bucket
 from pipeline.commit.journal import Journal
 from pipeline.errors import ErrorCode
+from pipeline.layout import RunFolder
 from pipeline.telemetry.costs import STEPS
 from tests.support.tables import read_report, read_table, results_by_image
 
@@ -313,7 +314,7 @@ def test_a_killed_driver_goes_on_where_it_stopped(photographs, tiny_checkpoint, 
 def local_journal(run_folder: Path) -> Journal:
     import fsspec
 
-    return Journal(fsspec.filesystem("file"), str(run_folder))
+    return Journal(RunFolder(fsspec.filesystem("file"), str(run_folder)))
 
 
 def wait_for(condition, process, seconds=120):

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import run
+from pipeline.commit.run_record import PlanFile
 from pipeline.errors import BrokenRunError
-from pipeline.plan.shards import PlanFile
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,10 @@ from PIL import Image
 from m2f_core.masks.rle import counts_bbox_xywh, decode, encode_mask
 from pipeline.commit.journal import Journal
 from pipeline.commit.write import ShardWriter
+from pipeline.layout import Output
 from pipeline.schema import IMAGES, SCHEMA_VERSION, SEGMENTS
 from pipeline.store.filesystem import open_filesystem, put_object
+from tests.support.run_records import run_json
 from tests.support.tables import read_table
 
 # Two things and two stuff classes; ids with gaps and not in order, as datasets have them.
@@ -99,23 +101,15 @@ def write_run(
     """Tables, journal, run.json and (unless `finished_at` is None) report.json, as segment_bucket.py leaves them."""
     present = [image for image in images if not image.missing]
     shards = [present[i : i + per_shard] for i in range(0, len(present), per_shard)]
-    writer = ShardWriter(place.tables, run_id)
+    writer = ShardWriter(Output.open(place.tables), run_id)
     receipts = [
         writer.write(number, _tables(place, shard, number, run_id, prefix), started=1.0)
         for number, shard in enumerate(shards)
     ]
-    filesystem, root = open_filesystem(place.tables)
-    Journal(filesystem, f"{root}/_runs/{run_id}", attempt=1).append(receipts)
-    run = {
-        "schema_version": SCHEMA_VERSION,
-        "run_id": run_id,
-        "fingerprint": "0123456789abcdef",
-        "results": {"task": task},
-        "model": {"categories": list(place.categories)},
-        "plan": {"num_shards": len(shards)},
-    }
+    Journal(writer.output.run(run_id), attempt=1).append(receipts)
+    run = run_json(run_id, results={"task": task}, categories=place.categories, num_shards=len(shards))
     place.put("tables/_runs/format.json", json.dumps({"schema_version": SCHEMA_VERSION}).encode())
-    place.put(f"tables/_runs/{run_id}/run.json", json.dumps(run).encode())
+    place.put(f"tables/_runs/{run_id}/run.json", run.encode())
     if finished_at is not None:
         report = {"run_id": run_id, "finished_at": finished_at}
         place.put(f"tables/_runs/{run_id}/report.json", json.dumps(report).encode())

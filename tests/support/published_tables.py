@@ -12,7 +12,7 @@ from deltalake import DeltaTable
 from deltalake.transaction import AddAction
 
 from pipeline.commit.write import part_bytes
-from pipeline.layout import part_path
+from pipeline.layout import Output, part_path
 from pipeline.schema import TABLES
 from pipeline.store.filesystem import open_filesystem, put_object
 from pipeline.tables.current_view import delta_options, table_uri
@@ -74,7 +74,10 @@ def publish(
             stats |= {"minValues": {"image_key": bounds["min"]}, "maxValues": {"image_key": bounds["max"]}}
         actions.append(AddAction(path.removeprefix(f"{table}/"), len(data), {}, 0, True, json.dumps(stats)))
     published = DeltaTable.create(
-        table_uri(output, table), schema=TABLES[table], mode="ignore", storage_options=delta_options(output)
+        table_uri(Output.open(output), table),
+        schema=TABLES[table],
+        mode="ignore",
+        storage_options=delta_options(Output.open(output)),
     )
     published.create_write_transaction(actions, mode="append", schema=published.schema())
     return published

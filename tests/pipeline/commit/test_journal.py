@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.commit.journal import Committer, Journal
 from pipeline.commit.receipt import PartRecord, Receipt, Totals
+from pipeline.layout import RunFolder
 
 KEYS = st.none() | st.text(max_size=8)
 PARTS = st.builds(
@@ -42,9 +43,9 @@ def test_what_is_appended_is_read_also_by_the_next_driver(batches):
     filesystem = fsspec.filesystem("memory")
     filesystem.store.clear()
     for batch in batches:  # a driver of its own each time
-        Journal.start_attempt(filesystem, "/run").append(batch)
+        Journal.start_attempt(RunFolder(filesystem, "/run")).append(batch)
     first = {receipt.shard: receipt for batch in reversed(batches) for receipt in reversed(batch)}
-    read = list(Journal(filesystem, "/run").read())
+    read = list(Journal(RunFolder(filesystem, "/run")).read())
     assert {receipt.shard: receipt for receipt in read} == first
     assert len(read) == len(first)
 
@@ -54,16 +55,16 @@ def test_whoever_reads_sees_what_the_last_driver_saw_and_added(steps, random):
     """Drivers start one after the other and never stop appending, as if each had been thought dead."""
     filesystem = fsspec.filesystem("memory")
     filesystem.store.clear()
-    drivers, counted = [Journal.start_attempt(filesystem, "/run")], {}
+    drivers, counted = [Journal.start_attempt(RunFolder(filesystem, "/run"))], {}
     for action, shard in steps:
         if action == 0:
-            drivers.append(Journal.start_attempt(filesystem, "/run"))
+            drivers.append(Journal.start_attempt(RunFolder(filesystem, "/run")))
             continue
         driver = random.choice(drivers)
         driver.append([replace(RECEIPT, shard=shard, finished=float(driver.attempt))])
         if driver is drivers[-1]:
             counted.setdefault(shard, float(driver.attempt))
-    assert {receipt.shard: receipt.finished for receipt in Journal(filesystem, "/run").read()} == counted
+    assert {receipt.shard: receipt.finished for receipt in Journal(RunFolder(filesystem, "/run")).read()} == counted
 
 
 @given(st.lists(RECEIPTS))
@@ -77,11 +78,11 @@ def test_totals_count_each_shard_once_and_the_first_receipt_wins(receipts):
 
 
 def test_a_journal_that_is_not_there_is_empty(tmp_path):
-    assert list(Journal(fsspec.filesystem("file"), str(tmp_path / "none")).read()) == []
+    assert list(Journal(RunFolder(fsspec.filesystem("file"), str(tmp_path / "none"))).read()) == []
 
 
 def test_a_receipt_is_committed_in_time_though_no_other_follows(tmp_path):
-    journal = Journal(fsspec.filesystem("file"), str(tmp_path), 1)
+    journal = Journal(RunFolder(fsspec.filesystem("file"), str(tmp_path)), 1)
     with Committer(journal, seconds=0.05) as committer:
         committer.add(RECEIPT)
         end = time.monotonic() + 10
@@ -92,7 +93,7 @@ def test_a_receipt_is_committed_in_time_though_no_other_follows(tmp_path):
 
 
 def test_receipts_are_committed_when_the_run_breaks(tmp_path):
-    journal = Journal(fsspec.filesystem("file"), str(tmp_path), 1)
+    journal = Journal(RunFolder(fsspec.filesystem("file"), str(tmp_path)), 1)
     with pytest.raises(SystemExit), Committer(journal, seconds=60) as committer:
         committer.add(RECEIPT)
         raise SystemExit(143)
@@ -100,7 +101,7 @@ def test_receipts_are_committed_when_the_run_breaks(tmp_path):
 
 
 def test_a_journal_that_cannot_be_written_is_heard_of(tmp_path, monkeypatch):
-    journal = Journal(fsspec.filesystem("file"), str(tmp_path), 1)
+    journal = Journal(RunFolder(fsspec.filesystem("file"), str(tmp_path)), 1)
 
     def full(receipts):
         if receipts:

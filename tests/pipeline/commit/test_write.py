@@ -12,7 +12,7 @@ import pytest
 from pipeline.commit.encode import encode_shard
 from pipeline.commit.write import ShardWriter, part_bytes
 from pipeline.errors import RunError
-from pipeline.layout import part_path
+from pipeline.layout import Output, part_path
 from pipeline.schema import SCHEMA_VERSION, TABLES
 from pipeline.segment.actor import segmented_table
 from pipeline.store.filesystem import put_object
@@ -25,7 +25,7 @@ def tables():
 
 
 def test_the_receipt_says_what_lies_on_disk(tmp_path):
-    receipt = ShardWriter(str(tmp_path), "run1").write(3, tables(), started=1.0)
+    receipt = ShardWriter(Output.open(str(tmp_path)), "run1").write(3, tables(), started=1.0)
     assert (receipt.shard, receipt.num_images, receipt.failed_by_code) == (3, 2, {"not_found": 1})
     for table, part in receipt.parts.items():
         assert part.path == part_path(table, "run1", 3, part.sha256)
@@ -47,15 +47,15 @@ def test_equal_rows_give_equal_bytes():
 
 
 def test_writing_again_leaves_one_part(tmp_path):
-    writer = ShardWriter(str(tmp_path), "run1")
+    writer = ShardWriter(Output.open(str(tmp_path)), "run1")
     assert writer.write(3, tables(), started=1.0).parts == writer.write(3, tables(), started=2.0).parts
     assert len(list(tmp_path.rglob("*.parquet"))) == 2
 
 
 def test_a_late_writer_with_other_rows_leaves_the_part_of_a_receipt_alone(tmp_path):
-    receipt = ShardWriter(str(tmp_path), "run1").write(3, tables(), started=1.0)
+    receipt = ShardWriter(Output.open(str(tmp_path)), "run1").write(3, tables(), started=1.0)
     other = {name: table.slice(0, 1) for name, table in tables().items()}
-    ShardWriter(str(tmp_path), "run1").write(3, other, started=2.0)
+    ShardWriter(Output.open(str(tmp_path)), "run1").write(3, other, started=2.0)
     for part in receipt.parts.values():
         assert hashlib.sha256((tmp_path / part.path).read_bytes()).hexdigest() == part.sha256
 
@@ -80,7 +80,7 @@ def test_a_write_that_dies_leaves_nothing_to_read(tmp_path, monkeypatch):
 
 
 def test_a_node_that_has_not_the_output_does_not_write_parts_that_nobody_finds(tmp_path):
-    writer = ShardWriter(str(tmp_path), "run1")
+    writer = ShardWriter(Output.open(str(tmp_path)), "run1")
     with pytest.raises(RunError, match=r"--output .* does not exist on "):
         writer.check_visible()
     (tmp_path / "_runs" / "run1").mkdir(parents=True)

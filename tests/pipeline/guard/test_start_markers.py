@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.errors import RunError
 from pipeline.guard.start_markers import Starts
+from pipeline.layout import Output
 from pipeline.store.filesystem import open_filesystem
 
 
@@ -20,9 +21,9 @@ def output(request, tmp_path):
 
 def test_a_start_is_counted_by_whoever_comes_next(output):
     for before in range(4):
-        with Starts(output, "night-1").start(42) as starts_before:
+        with Starts(Output.open(output).run("night-1")).start(42) as starts_before:
             assert starts_before == before
-    with Starts(output, "night-1").start(43) as starts_before:
+    with Starts(Output.open(output).run("night-1")).start(43) as starts_before:
         assert starts_before == 0
     filesystem, root = open_filesystem(output)
     names = sorted(path.rsplit("/", 1)[1] for path in filesystem.ls(f"{root}/_runs/night-1/started", detail=False))
@@ -30,17 +31,19 @@ def test_a_start_is_counted_by_whoever_comes_next(output):
 
 
 def test_a_first_start_costs_one_request(s3):
-    starts = Starts(s3.bucket("one-request"), "night-1")
+    starts = Starts(Output.open(s3.bucket("one-request")).run("night-1"))
     requests = []
-    starts.filesystem.connect()
-    starts.filesystem.s3.meta.events.register("before-send.s3", lambda request, **_: requests.append(request.method))
+    starts.run.filesystem.connect()
+    starts.run.filesystem.s3.meta.events.register(
+        "before-send.s3", lambda request, **_: requests.append(request.method)
+    )
     with starts.start(1):
         pass
     assert requests == ["PUT"]
 
 
 def test_a_shard_that_was_started_before_has_the_process_to_itself(tmp_path):
-    starts = Starts(str(tmp_path), "night-1")
+    starts = Starts(Output.open(str(tmp_path)).run("night-1"))
     with starts.start(1):
         pass
     inside, most = [], {}
@@ -70,6 +73,6 @@ def test_an_output_that_turns_read_only_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.guard.start_markers.create_object", refuses)
     with (
         pytest.raises(RunError, match=r"--output cannot be written: .*000001-1: Access Denied"),
-        Starts(str(tmp_path), "night-1").start(1),
+        Starts(Output.open(str(tmp_path)).run("night-1")).start(1),
     ):
         pass

@@ -1,7 +1,6 @@
 """What the next run has to do: against a naive oracle over random histories, and with more rows than memory."""
 
 import itertools
-import json
 import os
 import tempfile
 import tracemalloc
@@ -18,10 +17,12 @@ from hypothesis import strategies as st
 from pipeline.config import Settings
 from pipeline.errors import TRANSIENT, ErrorCode, RunError
 from pipeline.inputs.listing import ListedImage, list_images
+from pipeline.layout import Output
 from pipeline.plan.changes import compare
 from pipeline.plan.shards import PlannedImage
 from pipeline.schema import IMAGES
 from tests.support.published_tables import image_row, publish
+from tests.support.run_records import run_json
 
 # --- a naive oracle over random histories -----------------------------------------------------------------------------
 
@@ -116,6 +117,10 @@ def oracle(
     return sorted(found, key=lambda image: image.image_key.encode())
 
 
+def output_of(settings):
+    return Output.open(settings.output)
+
+
 @pytest.mark.usefixtures("s3")  # a bucket's file system that was made without credentials would stay for other tests
 @given(RUNS, LISTINGS, MODES, st.sampled_from(sorted(INPUTS)), st.booleans())
 def test_reasons_are_those_of_a_naive_oracle(runs, listing, mode, source, statistics):
@@ -126,7 +131,9 @@ def test_reasons_are_those_of_a_naive_oracle(runs, listing, mode, source, statis
         for number, run in enumerate(runs):
             publish_past_run(output, f"run{number}", run, base, statistics)
         images = [ListedImage(key, *facts) for key, facts in sorted(listing.items(), key=lambda i: i[0].encode())]
-        with compare(iter(images), settings, fingerprint="now", weights_sha256="w1") as changes:
+        with compare(
+            iter(images), settings, Output.open(settings.output), fingerprint="now", weights_sha256="w1"
+        ) as changes:
             planned = list(changes.images())
             assert list(changes.images()) == planned, "a second reading gives the same"
     expected = oracle(runs, listing, settings, base)
@@ -155,7 +162,7 @@ def publish_past_run(output: str, run_id: str, run: PastRun, base: str, statisti
     if WEIGHTS[run.fingerprint] is not None:
         folder = Path(output, "_runs", run_id)
         folder.mkdir(parents=True)
-        (folder / "run.json").write_text(json.dumps({"model": {"weights_sha256": WEIGHTS[run.fingerprint]}}))
+        (folder / "run.json").write_text(run_json(run_id, weights_sha256=WEIGHTS[run.fingerprint]))
 
 
 @pytest.mark.parametrize("code", ErrorCode)
@@ -165,7 +172,7 @@ def test_a_failure_is_tried_again_where_it_may_pass_or_is_asked_for(tmp_path, co
     publish_past_run(str(tmp_path), "run0", run, "file:///in")
     settings = Settings("/in", str(tmp_path), mode=mode)
     listing = [ListedImage("file:///in/x", "e1", 1)]
-    with compare(listing, settings, fingerprint="now", weights_sha256="w1") as changes:
+    with compare(listing, settings, output_of(settings), fingerprint="now", weights_sha256="w1") as changes:
         [(reason, _)] = changes.counts.items()
     otherwise = {"incremental": "unchanged", "overwrite": "overwrite", "retry-failed": "retry"}[mode]
     assert reason == ("retry" if code in TRANSIENT else otherwise)
@@ -175,7 +182,14 @@ def test_a_failure_is_tried_again_where_it_may_pass_or_is_asked_for(tmp_path, co
 
 
 def counts(settings: Settings, **options) -> dict[str, int]:
-    with compare(list_images(settings.input), settings, fingerprint="now", weights_sha256="w1", **options) as changes:
+    with compare(
+        list_images(settings.input),
+        settings,
+        Output.open(settings.output),
+        fingerprint="now",
+        weights_sha256="w1",
+        **options,
+    ) as changes:
         return changes.counts
 
 
@@ -223,7 +237,8 @@ def test_a_listing_that_breaks_off_says_why_and_leaves_nothing(tmp_path, monkeyp
         raise RunError("the store went away")
 
     with pytest.raises(RunError, match="went away"):
-        compare(breaks_off(), Settings("/a", str(tmp_path / "out")), fingerprint="now", weights_sha256="w1")
+        settings = Settings("/a", str(tmp_path / "out"))
+        compare(breaks_off(), settings, output_of(settings), fingerprint="now", weights_sha256="w1")
     assert not list(tmp_path.iterdir())
 
 
@@ -233,7 +248,7 @@ def test_a_damaged_run_json_is_one_clear_line(tmp_path):
     )
     (tmp_path / "_runs" / "run0" / "run.json").write_text("{")
     with pytest.raises(RunError, match=r"run\.json is not JSON"):
-        compare([], Settings("/in", str(tmp_path)), fingerprint="now", weights_sha256="w1")
+        compare([], Settings("/in", str(tmp_path)), Output.open(str(tmp_path)), fingerprint="now", weights_sha256="w1")
 
 
 # --- more rows than memory --------------------------------------------------------------------------------------------
@@ -275,10 +290,19 @@ def test_more_rows_than_memory_are_compared_on_disk(tmp_path):
             yield ListedImage(many_key(number), etag, 1000)
 
     settings = Settings("s3://bucket/a", output, mode="overwrite", tombstone_removed=True)
-    compare([], settings, fingerprint="now", weights_sha256="w").close()  # imports, and what botocore reads, count not
+    compare(
+        [], settings, Output.open(settings.output), fingerprint="now", weights_sha256="w"
+    ).close()  # imports, and what botocore reads, count not
     tracemalloc.start()
     try:
-        with compare(listing(), settings, fingerprint="now", weights_sha256="w", memory_mib=MEMORY_MIB) as changes:
+        with compare(
+            listing(),
+            settings,
+            Output.open(settings.output),
+            fingerprint="now",
+            weights_sha256="w",
+            memory_mib=MEMORY_MIB,
+        ) as changes:
             keys = (image.image_key for image in changes.images())
             assert all(many_key(number) == key for number, key in zip(range(NUM_MANY + 1000), keys, strict=True))
         peak = tracemalloc.get_traced_memory()[1]

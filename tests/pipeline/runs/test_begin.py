@@ -28,7 +28,7 @@ def settings(tmp_path, tiny_checkpoint):
 
 
 def finish(run):
-    run.put_object("report.json", {"run_id": run.run_id, "created": run.created.isoformat()})
+    run.write_report({"run_id": run.run_id, "created": run.created.isoformat()})
 
 
 def test_an_unfinished_run_is_taken_up_and_keeps_its_plan(settings, tmp_path):

@@ -2,13 +2,13 @@
 
 from types import SimpleNamespace
 
-from pipeline.layout import run_folder
+from pipeline.layout import Output, parts_folder
 from pipeline.runs.cleanup import sweep
 from pipeline.store.filesystem import temporary_beside
 
 
 def test_parts_without_a_receipt_and_half_written_files_go(tmp_path):
-    folder, other = (tmp_path / run_folder("images", run) for run in ("mine", "other"))
+    folder, other = (tmp_path / parts_folder("images", run) for run in ("mine", "other"))
     for path in (folder, other):
         path.mkdir(parents=True)
     named, orphan, stays = folder / "shard-000000-a.parquet", folder / "shard-000000-b.parquet", folder / "notes.txt"
@@ -17,6 +17,7 @@ def test_parts_without_a_receipt_and_half_written_files_go(tmp_path):
         path.write_bytes(b"")
     receipt = SimpleNamespace(parts={"images": SimpleNamespace(path=named.relative_to(tmp_path).as_posix())})
     journal = SimpleNamespace(read=lambda: [receipt])
-    run = SimpleNamespace(settings=SimpleNamespace(output=str(tmp_path)), run_id="mine", journal=journal)
+    output = Output.open(str(tmp_path))
+    run = SimpleNamespace(output=output, folder=output.run("mine"), run_id="mine", journal=journal)
     assert sweep(run) == 2
     assert sorted(folder.iterdir()) == [stays, named] and of_other.exists()

@@ -14,6 +14,7 @@ from deltalake.exceptions import DeltaError
 from tenacity import wait_none
 
 from pipeline.errors import RunError
+from pipeline.layout import Output
 from pipeline.schema import TABLES
 from pipeline.store.filesystem import open_filesystem
 from pipeline.tables import current_view
@@ -104,7 +105,7 @@ def with_polars(uri: str, options: dict[str, str]) -> pa.Table:
 
 
 def with_ours(output: str, table: str) -> pa.Table:
-    batches = stream_table(output, table, open_table(output, table), TABLES[table].names)
+    batches = stream_table(Output.open(output), table, open_table(Output.open(output), table), TABLES[table].names)
     return pa.Table.from_batches(batches, TABLES[table])
 
 
@@ -113,7 +114,7 @@ def with_ours(output: str, table: str) -> pa.Table:
 def test_every_library_reads_the_same_rows(output, reader, table):
     rows = sorted_rows(with_ours(output, table), table)
     assert len(rows) == {"images": 9, "segments": 12}[table]
-    assert sorted_rows(reader(table_uri(output, table), delta_options(output)), table) == rows
+    assert sorted_rows(reader(table_uri(Output.open(output), table), delta_options(Output.open(output))), table) == rows
 
 
 # --- the current view -----------------------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ def test_the_documented_queries_give_the_same_view(local_output, flavour):
     images, segments = documented_queries(flavour=flavour)
     with duckdb.connect() as connection:
         for table in TABLES:
-            connection.register(table, with_pyarrow(table_uri(local_output, table), {}))
+            connection.register(table, with_pyarrow(table_uri(Output.open(local_output), table), {}))
             images, segments = (re.sub(rf"delta_scan\('[^']*/{table}'\)", table, q) for q in (images, segments))
         connection.execute(images)
         assert newest(connection.sql("FROM current_images").to_arrow_table()) == NEWEST
@@ -201,8 +202,8 @@ def test_files_that_were_compacted_read_the_same(tmp_path):
     publish_three_nights(output)
     before = {table: sorted_rows(with_ours(output, table), table) for table in TABLES}
     for table in TABLES:
-        DeltaTable(table_uri(output, table)).optimize.compact()
-        assert len(open_table(output, table).file_uris()) == 1
+        DeltaTable(table_uri(Output.open(output), table)).optimize.compact()
+        assert len(open_table(Output.open(output), table).file_uris()) == 1
         assert sorted_rows(with_ours(output, table), table) == before[table]
     assert newest(current_images(output)) == NEWEST
     assert segments_of(current_segments(output)) == SEGMENTS
@@ -233,7 +234,7 @@ def test_a_reader_that_is_dropped_half_way_lets_the_program_end(tmp_path):
 
 
 def test_nothing_published_is_none_for_us_and_an_error_for_a_reader(tmp_path):
-    assert open_table(str(tmp_path / "none"), "images") is None
+    assert open_table(Output.open(str(tmp_path / "none")), "images") is None
     assert not (tmp_path / "none").exists()
     with pytest.raises(RunError, match="no published table images"):
         current_images(str(tmp_path / "none"))
@@ -246,11 +247,11 @@ def test_images_without_a_table_of_segments_is_an_error(tmp_path):
 
 
 def test_nothing_published_in_a_bucket_is_none_and_a_refusal_is_not(s3, s3_output, monkeypatch):
-    assert open_table(f"{s3_output}/none", "images") is None
-    refused = {**delta_options(s3_output), "AWS_SECRET_ACCESS_KEY": "wrong"}
+    assert open_table(Output.open(f"{s3_output}/none"), "images") is None
+    refused = {**delta_options(Output.open(s3_output)), "AWS_SECRET_ACCESS_KEY": "wrong"}
     monkeypatch.setattr(current_view, "delta_options", lambda uri: refused)
     with pytest.raises(RunError, match=r"the table images below .* cannot be read: [^\x1b↳]*$"):
-        open_table(s3_output, "images")
+        open_table(Output.open(s3_output), "images")
 
 
 def test_a_damaged_log_is_read_again_and_then_one_clear_line(local_output, monkeypatch):
@@ -267,7 +268,7 @@ def test_a_damaged_log_is_read_again_and_then_one_clear_line(local_output, monke
     faults.clear()
     monkeypatch.setattr("pipeline.tables.stream_table._ATTEMPTS", 3)
     with pytest.raises(RunError, match=r"table images below .* cannot be read: Kernel error"):
-        open_table(local_output, "images")
+        open_table(Output.open(local_output), "images")
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
@@ -296,7 +297,7 @@ def test_a_part_that_is_gone_is_one_clear_line(tmp_path):
 
 def test_a_table_that_asks_more_of_its_readers_is_refused(tmp_path):
     publish_three_nights(str(tmp_path))
-    table = DeltaTable(table_uri(str(tmp_path), "images"))
+    table = DeltaTable(table_uri(Output.open(str(tmp_path)), "images"))
     table.alter.add_feature(TableFeatures.DeletionVectors, allow_protocol_versions_increase=True)
     with pytest.raises(RunError, match=r"needs .*eletionVectors of its readers"):
         current_images(str(tmp_path))
@@ -320,7 +321,7 @@ def fresh_chain(monkeypatch, fresh_s3):
 
 
 def test_options_are_those_of_the_environment(s3, s3_output):
-    assert delta_options(s3_output) == {
+    assert delta_options(Output.open(s3_output)) == {
         "AWS_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": s3.url,
         "AWS_ALLOW_HTTP": "true",
@@ -337,7 +338,7 @@ def test_options_come_from_a_profile_with_its_endpoint_and_token(fresh_chain, tm
     fresh_chain.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     fresh_chain.delenv("AWS_DEFAULT_REGION", raising=False)
     fresh_chain.setenv("AWS_PROFILE", "night")
-    assert delta_options("s3://bucket/out") == {
+    assert delta_options(Output.open("s3://bucket/out")) == {
         "AWS_REGION": "eu-west-1",
         "AWS_ENDPOINT_URL": "https://store.example:9000",
         "AWS_ALLOW_HTTP": "false",
@@ -353,7 +354,7 @@ def test_on_aws_itself_the_region_is_the_buckets(fresh_chain, bucket_region, exp
     fresh_chain.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     fresh_chain.setenv("AWS_DEFAULT_REGION", "us-west-2")
     fresh_chain.setattr(current_view, "_region_of_bucket", lambda filesystem, bucket: bucket_region)
-    options = delta_options("s3://bucket/out")
+    options = delta_options(Output.open("s3://bucket/out"))
     assert options["AWS_REGION"] == expected
     assert "AWS_ENDPOINT_URL" not in options
 
@@ -362,4 +363,4 @@ def test_no_credentials_are_one_clear_line(fresh_chain, tmp_path):
     fresh_chain.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     fresh_chain.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     with pytest.raises(RunError, match="no credentials"):
-        delta_options("s3://bucket/out")
+        delta_options(Output.open("s3://bucket/out"))

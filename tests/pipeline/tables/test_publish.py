@@ -18,8 +18,8 @@ from pipeline.commit.encode import encode_shard
 from pipeline.commit.journal import Journal
 from pipeline.commit.write import ShardWriter
 from pipeline.errors import BrokenRunError
+from pipeline.layout import Output, RunFolder
 from pipeline.segment.actor import segmented_table
-from pipeline.store.filesystem import open_filesystem
 from pipeline.tables import publish
 from pipeline.tables.current_view import delta_options, table_uri
 from pipeline.tables.publish import Publisher
@@ -35,24 +35,23 @@ def write_shard(output: str, run_id: str, shard: int, attempt: int = 1):
     label_map = np.zeros((2, 3), np.uint8) if shard in EMPTY_SHARDS else np.arange(6, dtype=np.uint8).reshape(2, 3) % 4
     images = fetched(2).set_column(0, "image_key", pa.array([f"s3://b/{shard}-{i}.jpg" for i in range(2)]))
     rows = segmented_table(images, [segmented(label_map)] * 2)
-    return ShardWriter(output, run_id).write(
+    return ShardWriter(Output.open(output), run_id).write(
         shard, encode_shard(shard, rows, replace(SPEC, run_id=run_id, attempt=attempt)), started=1.0
     )
 
 
 def journal_of(output: str, run_id: str) -> Journal:
-    filesystem, root = open_filesystem(output)
-    return Journal.start_attempt(filesystem, f"{root}/_runs/{run_id}")
+    return Journal.start_attempt(Output.open(output).run(run_id))
 
 
 def publisher(output: str, run_id: str, num_shards: int, journal: Journal | None = None, **options) -> Publisher:
-    return Publisher(output, run_id, num_shards, journal or journal_of(output, run_id), **options)
+    return Publisher(Output.open(output), run_id, num_shards, journal or journal_of(output, run_id), **options)
 
 
 def rows(output: str, table: str, columns: list[str] | None = None) -> list[dict]:
-    uri = table_uri(output, table)
+    uri = table_uri(Output.open(output), table)
     return (
-        DeltaTable(uri, storage_options=delta_options(output))
+        DeltaTable(uri, storage_options=delta_options(Output.open(output)))
         .to_pyarrow_dataset()
         .to_table(columns=columns)
         .to_pylist()
@@ -238,7 +237,7 @@ def test_a_driver_without_its_lease_publishes_nothing(output):
 
 def test_a_table_that_cannot_be_written_ends_the_run_with_its_name(tmp_path):
     (tmp_path / "segments").write_text("in the way")
-    journal = Journal(fsspec.filesystem("file"), str(tmp_path / "_runs" / "r1"), 1)
+    journal = Journal(RunFolder(fsspec.filesystem("file"), str(tmp_path / "_runs" / "r1")), 1)
     with pytest.raises(BrokenRunError, match="the table segments cannot be published"):
         publisher(str(tmp_path), "r1", 1, journal).publish()
 

@@ -1,0 +1,87 @@
+"""run.json: what a run is, written once its plan is whole and never changed."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from pipeline.errors import RunError
+from pipeline.layout import Output, RunFolder
+from pipeline.schema import SCHEMA_VERSION
+from pipeline.store.filesystem import put_object
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """One Parquet file of the plan. Row group i holds shard `first_shard + i`."""
+
+    path: str
+    first_shard: int
+    num_shards: int
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """What the plan of a run holds."""
+
+    files: tuple[PlanFile, ...]
+    num_images: int
+    num_shards: int
+    size_bytes: int  # to be read
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The checkpoint that a run uses."""
+
+    name: str  # as it was given
+    weights_sha256: str
+    categories: list[dict[str, Any]]  # by the model's class_id: id, name, isthing
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The fields of run.json."""
+
+    schema_version: int
+    run_id: str
+    created: str  # ISO 8601, UTC
+    fingerprint: str
+    input: str  # its canonical name
+    limit: int | None
+    mode: str
+    tombstone_removed: bool
+    settings: dict[str, Any]  # all of them, as given
+    results: dict[str, Any]  # the settings that change results, defaults filled in
+    model_license: str
+    model: ModelRecord
+    plan: PlanSummary
+    counts: dict[str, int]  # images by reason, also of those that are not in the plan: see changes.Changes
+    versions: dict[str, str]  # of Python and of what results depend on
+    # Device, precision and CPU instructions of the first attempt; report.json has those of the last.
+    computed_on: dict[str, str | None] = field(default_factory=dict)
+
+    def write(self, folder: RunFolder) -> None:
+        put_object(folder.filesystem, folder.run_json, json.dumps(asdict(self), indent=1).encode())
+
+
+def read_run_record(output: Output, folder: RunFolder) -> RunRecord | None:
+    """The run in `folder`, None where there is none. RunError where run.json is damaged or of another version."""
+    content = output.read_json_or_none(folder.run_json)
+    if content is None:
+        return None
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise RunError(
+            f"run {folder.run_id} has tables of schema version {content.get('schema_version')}, this program reads "
+            f"{SCHEMA_VERSION}"
+        )
+    try:
+        # `computed_on` came later than the schema's version; other names are those of programs after this one.
+        known = {f.name: content[f.name] for f in fields(RunRecord) if f.name in content or f.name != "computed_on"}
+        plan = dict(known["plan"])
+        plan["files"] = tuple(PlanFile(**file) for file in plan["files"])
+        return RunRecord(**{**known, "model": ModelRecord(**known["model"]), "plan": PlanSummary(**plan)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{output.flag} {output.uri}: {folder.run_json} is no record of a run ({type(error).__name__}: {error}); "
+            "move the run's folder away"
+        ) from None
