@@ -95,6 +95,12 @@ def s3(tmp_path_factory):
 
 
 @pytest.fixture
+def no_pauses(monkeypatch):
+    """Attempts follow each other at once, by whatever policy of `pipeline/store/retries.py`."""
+    monkeypatch.setattr("pipeline.store.retries.sleep", lambda seconds: None)
+
+
+@pytest.fixture
 def fresh_s3():
     """For tests that change endpoint or keys: s3fs keeps an instance, and with it the environment of its first test."""
     import s3fs

@@ -8,13 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
-from tenacity import (
-    Retrying,
-    retry_if_not_exception_type,
-    stop_after_attempt,
-    stop_after_delay,
-    wait_random_exponential,
-)
+from tenacity import retry_if_not_exception_type
 
 from pipeline.errors import ErrorCode, ImageError, StoreUnavailableError
 from pipeline.guard.watchdog import TRIED_AGAIN, start_watchdog, watch
@@ -22,11 +16,11 @@ from pipeline.inputs.listing import ListedImage
 from pipeline.inputs.verified import READ_SHARE, ChangedError, CorruptError, read_verified, request_seconds
 from pipeline.schema import FETCHED, pack_shard, unpack_shard
 from pipeline.store.filesystem import check_visible, one_line, open_filesystem, path_of
+from pipeline.store.retries import IMAGE
 from pipeline.telemetry.costs import Costs
 from pipeline.telemetry.in_flight import Tell, tell_nobody
 
 READ_THREADS = 16  # one object of 100 KB takes 20-50 ms from S3, so this many in flight are 300-800 images/s
-_READ_ATTEMPTS = 4  # on top of the client's own; for what clients do not repeat: cut bodies, wrong checksums
 # Larger objects are no images: a film or an archive below the prefix would fill the worker's memory.
 MAX_OBJECT_BYTES = 512 * 2**20
 # Where so many images all fail for one of these reasons, no image is the reason: credentials that have run out, a
@@ -97,11 +91,9 @@ class FetchImages:
         if size_bytes > MAX_OBJECT_BYTES:
             return ImageError(ErrorCode.TOO_LARGE, f"{size_bytes} bytes; objects over {MAX_OBJECT_BYTES} are not read")
         try:
-            for attempt in Retrying(
-                stop=stop_after_attempt(_READ_ATTEMPTS) | stop_after_delay(READ_SHARE * self.step_timeout),
-                wait=wait_random_exponential(multiplier=0.25, max=10),
-                retry=retry_if_not_exception_type((FileNotFoundError, PermissionError, ChangedError)),
-                reraise=True,
+            for attempt in IMAGE.retrying(
+                retry_if_not_exception_type((FileNotFoundError, PermissionError, ChangedError)),
+                give_up_after=READ_SHARE * self.step_timeout,
             ):
                 with attempt:
                     path = path_of(self.filesystem, image_key)

@@ -16,10 +16,11 @@ import fsspec
 from botocore.exceptions import ClientError
 from filelock import FileLock
 from fsspec.asyn import sync
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import retry_if_exception_type
 
 from pipeline.store.filesystem import is_local, is_s3, put_object, temporary_beside
 from pipeline.store.objects import DamagedError, get_object
+from pipeline.store.retries import CONDITIONAL_WRITE, OBJECT
 
 # The condition does not hold. For If-Match on nothing AWS says NoSuchKey, SeaweedFS PreconditionFailed.
 _LOST = ("PreconditionFailed", "412", "NoSuchKey")
@@ -66,12 +67,7 @@ def replace_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes
     return _conditional_put(filesystem, path, data, IfMatch=version)
 
 
-@retry(
-    retry=retry_if_exception_type(DamagedError),
-    stop=stop_after_attempt(5),
-    wait=wait_random_exponential(multiplier=0.25, max=5),
-    reraise=True,
-)
+@OBJECT.retrying(retry_if_exception_type(DamagedError)).wraps
 def read_stored(filesystem: fsspec.AbstractFileSystem, path: str) -> Stored | None:
     """The object at `path` with its version and age, or None where there is none."""
     if is_local(filesystem):
@@ -85,12 +81,7 @@ def read_stored(filesystem: fsspec.AbstractFileSystem, path: str) -> Stored | No
     return Stored(answer["Body"], answer["ETag"], (now - answer["LastModified"]).total_seconds())
 
 
-@retry(
-    retry=retry_if_exception_type(_ConflictError),
-    stop=stop_after_attempt(8),
-    wait=wait_random_exponential(multiplier=0.1, max=2),
-    reraise=True,
-)
+@CONDITIONAL_WRITE.retrying(retry_if_exception_type(_ConflictError)).wraps
 def _conditional_put(filesystem: Any, path: str, data: bytes, **condition: str) -> str | None:
     bucket, key = path.split("/", 1)
 

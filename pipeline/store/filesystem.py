@@ -16,21 +16,13 @@ from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import RunError
+from pipeline.store.retries import S3_CLIENT
 
 # What a store raises. s3fs passes on botocore's own errors as they are: no credentials, no such host, no valid name.
 STORE_ERRORS = (OSError, BotoCoreError)
 
-# Measured against injected faults: s3fs repeats each of botocore's rounds up to five times, so five attempts here
-# survive long 503 storms; its own default read time-out of 15 s is too short for large objects on a busy store, and
-# a minute would hold everything up where one connection falls asleep.
 _S3_OPTIONS: dict[str, Any] = {
-    "config_kwargs": {
-        "retries": {"mode": "standard", "total_max_attempts": 5},
-        "connect_timeout": 5,
-        "read_timeout": 30,
-        "max_pool_connections": 64,
-        "tcp_keepalive": True,
-    },
+    "config_kwargs": {**S3_CLIENT, "max_pool_connections": 64, "tcp_keepalive": True},
     "use_listings_cache": False,  # a cached listing costs 4 KB a key and may be stale
     "default_cache_type": "none",
 }

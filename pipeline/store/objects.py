@@ -10,10 +10,11 @@ import fsspec
 from aiohttp import ClientError
 from botocore.exceptions import BotoCoreError
 from fsspec.asyn import sync
-from tenacity import retry, retry_if_not_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import retry_if_not_exception_type
 
 from pipeline.errors import RunError, StoreUnavailableError
 from pipeline.store.filesystem import STORE_ERRORS, is_s3, one_line, open_filesystem
+from pipeline.store.retries import OBJECT
 
 _MD5_ETAG = re.compile('"?([0-9a-f]{32})"?')  # of a multipart upload it ends in -N, and is no digest
 
@@ -74,12 +75,9 @@ def read_once(filesystem: fsspec.AbstractFileSystem, path: str) -> bytes:
     return data
 
 
-@retry(
-    retry=retry_if_not_exception_type((FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)),
-    stop=stop_after_attempt(5),
-    wait=wait_random_exponential(multiplier=0.25, max=10),
-    reraise=True,
-)
+@OBJECT.retrying(
+    retry_if_not_exception_type((FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError))
+).wraps
 def read_object(filesystem: fsspec.AbstractFileSystem, path: str) -> bytes:
     """The bytes at `path`. What the client does not repeat itself, cut bodies and the like, is repeated."""
     return read_once(filesystem, path)

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import retry_if_exception_type
 
 from pipeline.commit.journal import Journal
 from pipeline.commit.receipt import PartRecord
@@ -32,13 +32,13 @@ from pipeline.errors import BrokenRunError
 from pipeline.guard.kill_points import reached
 from pipeline.layout import Output
 from pipeline.schema import SCHEMA_VERSION, TABLES
+from pipeline.store.retries import TABLE_COMMIT
 from pipeline.tables.current_view import delta_options, open_table, table_uri
 from pipeline.tables.stream_table import plain, stream_table
 
 logger = logging.getLogger(__name__)
 
 ORDER = ("segments", "images")  # see above
-_ATTEMPTS = 8
 _TARGET_FILE_BYTES = 256 * 2**20  # of compaction
 
 
@@ -86,14 +86,9 @@ class Publisher:
 
     def _publish_table(self, name: str) -> int:
         uri, options = table_uri(self.output, name), delta_options(self.output)
-        for attempt in Retrying(
-            # Somebody else has committed in between, the answer to our own commit was lost, or one of the many requests
-            # of the Delta library met a fault that it does not repeat: look again.
-            retry=retry_if_exception_type((DeltaError, OSError)),
-            stop=stop_after_attempt(_ATTEMPTS),
-            wait=wait_random_exponential(multiplier=0.5, max=10),
-            reraise=True,
-        ):
+        # Somebody else has committed in between, the answer to our own commit was lost, or one of the many requests of
+        # the Delta library met a fault that it does not repeat: look again.
+        for attempt in TABLE_COMMIT.retrying(retry_if_exception_type((DeltaError, OSError))):
             with attempt:
                 DeltaTable.create(uri, schema=TABLES[name], mode="ignore", storage_options=options)
                 table = DeltaTable(uri, storage_options=options)

@@ -10,25 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    retry_if_not_exception_type,
-    stop_after_attempt,
-    wait_random_exponential,
-)
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, retry_if_not_exception_type
 
 from pipeline.errors import RunError
 from pipeline.layout import Output
 from pipeline.schema import TABLES
 from pipeline.store.filesystem import STORE_ERRORS, one_line
 from pipeline.store.objects import read_once
+from pipeline.store.retries import TABLE_READ, last_error
 
 logger = logging.getLogger(__name__)
-
-_ATTEMPTS = 4  # on top of the client's for each request; for what it does not repeat: cut bodies, flipped bytes
-_WAIT = wait_random_exponential(multiplier=0.25, max=5)
 
 # Parts of a night are small: so many are under way at a time, each read whole. Compacted files are read one by one, a
 # batch of rows at a time.
@@ -113,17 +104,13 @@ def _files(snapshot: DeltaTable, below: str) -> Iterator[tuple[str, int]]:
 def retrying(errors: tuple[type[Exception], ...], but: type[Exception] | None = None) -> Retrying:
     """Calls a function a few times, with pauses, as long as it raises one of `errors`; then raises the last of them."""
     retry = retry_if_exception_type(errors)
-    return Retrying(
-        stop=stop_after_attempt(_ATTEMPTS),
-        wait=_WAIT,
-        retry=retry if but is None else retry & retry_if_not_exception_type(but),
-        before_sleep=_log_retry,
-        reraise=True,
+    return TABLE_READ.retrying(
+        retry if but is None else retry & retry_if_not_exception_type(but), before_sleep=_log_retry
     )
 
 
 def _log_retry(state: RetryCallState) -> None:
-    error = state.outcome and state.outcome.exception()
+    error = last_error(state)
     logger.warning("reading a published table failed and is tried again: %s", error and plain(error))
 
 

@@ -8,7 +8,6 @@ from functools import partial
 import pyarrow as pa
 import pytest
 from fsspec.asyn import AsyncFileSystem
-from tenacity import wait_none
 
 from pipeline.errors import ErrorCode, ImageError, RunError, StoreUnavailableError
 from pipeline.inputs.fetch import MAX_OBJECT_BYTES, FetchImages
@@ -60,9 +59,7 @@ class FakeBody:
         self.is_open = False
 
 
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr("pipeline.inputs.fetch.wait_random_exponential", lambda **_: wait_none())
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 def fetch(store, etag=ETAG, size_bytes=len(DATA)):

@@ -101,11 +101,10 @@ def test_an_identity_that_may_not_write_is_told_so(s3, fresh_s3, monkeypatch):
 
 
 @pytest.mark.parametrize("cuts", [2, 99])
-def test_a_body_that_is_cut_off_is_read_again_and_then_an_error_of_the_store(s3, monkeypatch, cuts):
+def test_a_body_that_is_cut_off_is_read_again_and_then_an_error_of_the_store(s3, monkeypatch, no_pauses, cuts):
     from aiobotocore.response import StreamingBody
     from aiohttp import ClientPayloadError
 
-    monkeypatch.setattr(read_stored.retry, "sleep", lambda seconds: None)
     filesystem, root = open_filesystem(s3.bucket(f"cut-{uuid.uuid4().hex[:8]}"))
     create_object(filesystem, f"{root}/x", b"whole")
     left, read = [cuts], StreamingBody.read
@@ -126,11 +125,10 @@ def test_a_body_that_is_cut_off_is_read_again_and_then_an_error_of_the_store(s3,
 
 @pytest.mark.parametrize("read", [read_stored, read_object])
 @pytest.mark.parametrize("flips", [2, 99])
-def test_a_flipped_byte_is_noticed_by_the_etag(s3, monkeypatch, read, flips):
+def test_a_flipped_byte_is_noticed_by_the_etag(s3, monkeypatch, no_pauses, read, flips):
     """Also where the object was stored without a checksum for the client to compare."""
     from aiobotocore.response import StreamingBody
 
-    monkeypatch.setattr(read.retry, "sleep", lambda seconds: None)
     filesystem, root = open_filesystem(s3.bucket(f"flip-{uuid.uuid4().hex[:8]}"))
     without = boto3.client("s3", config=Config(request_checksum_calculation="when_required"))
     without.put_object(Bucket=root, Key="x", Body=b'{"shard": 12}')

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, TableFeatures
 from deltalake.exceptions import DeltaError
-from tenacity import wait_none
 
 from pipeline.errors import RunError
 from pipeline.layout import Output
 from pipeline.schema import TABLES
 from pipeline.store.filesystem import open_filesystem
+from pipeline.store.retries import TABLE_READ
 from pipeline.tables import current_view
 from pipeline.tables.current_view import current_images, current_segments, delta_options, open_table, table_uri
 from pipeline.tables.stream_table import stream_table
@@ -27,9 +27,7 @@ from tests.support.s3_server import ACCESS_KEY, SECRET_KEY
 DOCS = ROOT / "docs" / "table-format.md"
 
 
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch):
-    monkeypatch.setattr("pipeline.tables.stream_table._WAIT", wait_none())
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 def publish_three_nights(output: str) -> None:
@@ -255,18 +253,17 @@ def test_nothing_published_in_a_bucket_is_none_and_a_refusal_is_not(s3, s3_outpu
 
 
 def test_a_damaged_log_is_read_again_and_then_one_clear_line(local_output, monkeypatch):
-    faults = []
+    left = [TABLE_READ.attempts - 1]
 
     def faulty(*args, **kwargs):
-        if len(faults) < 3:
-            faults.append(1)
+        if left[0]:
+            left[0] -= 1
             raise DeltaError("Kernel error: Json error: whilst decoding field 'add'")
         return DeltaTable(*args, **kwargs)
 
     monkeypatch.setattr(current_view, "DeltaTable", faulty)
     assert newest(current_images(local_output)) == NEWEST
-    faults.clear()
-    monkeypatch.setattr("pipeline.tables.stream_table._ATTEMPTS", 3)
+    left[0] = TABLE_READ.attempts
     with pytest.raises(RunError, match=r"table images below .* cannot be read: Kernel error"):
         open_table(Output.open(local_output), "images")
 

@@ -12,7 +12,6 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.table import TableOptimizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tenacity import wait_none
 
 from pipeline.commit.encode import encode_shard
 from pipeline.commit.journal import Journal
@@ -180,7 +179,7 @@ def test_an_answer_that_was_lost_is_no_second_version(output, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["create", "version", "schema"])
-def test_a_fault_that_the_library_does_not_repeat_is_repeated(tmp_path, monkeypatch, method):
+def test_a_fault_that_the_library_does_not_repeat_is_repeated(tmp_path, monkeypatch, no_pauses, method):
     """delta-rs gives up at a listing whose body was cut, wherever that happens."""
     output = str(tmp_path)
     run = publisher(output, "run", num_shards=1)
@@ -193,7 +192,6 @@ def test_a_fault_that_the_library_does_not_repeat_is_repeated(tmp_path, monkeypa
             raise DeltaError("Generic S3 error: end of file before message length reached")
         return sound(*args, **kwargs)
 
-    monkeypatch.setattr(publish, "wait_random_exponential", lambda **options: wait_none())
     monkeypatch.setattr(DeltaTable, method, unsound)
     assert run.publish() == {"segments": 1, "images": 1}
     assert left == [0]
