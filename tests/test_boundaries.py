@@ -145,7 +145,7 @@ def test_no_folder_is_crowded():
         (
             "pipeline/store/objects.py",
             "import pipeline.tables.publish",
-            "imports tables; store may import errors, schema",
+            "imports tables; store may import errors, look_ahead, schema",
         ),
         (
             "pipeline/inputs/fetch.py",

@@ -8,12 +8,11 @@ import json
 import multiprocessing
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -24,11 +23,9 @@ from pipeline.errors import RunError
 from pipeline.evaluate.metrics import instance_summary, panoptic_summary, semantic_summary
 from pipeline.evaluate.score import ImageTask, PartTask, ScoreSpec, Sums, score_part
 from pipeline.evaluate.settings import EvaluationSettings
+from pipeline.look_ahead import look_ahead
 from pipeline.store.filesystem import STORE_ERRORS, one_line, write_uri
 from pipeline.tables.finished_run import FinishedRun, find_finished_run, read_part
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 # Which ground truths say something about which runs.
 SCORED_BY = {
@@ -137,7 +134,9 @@ def _part_tasks(run: FinishedRun, censuses: dict[str, Census]) -> list[PartTask]
     read = partial(read_part, run.tables, columns=["image_key", "status", "error_code", "height", "width"])
     tasks = []
     with ThreadPoolExecutor(READ_AHEAD) as threads:
-        tables = _in_order(threads, read, [parts["images"] for parts in run.parts], READ_AHEAD)
+        tables = look_ahead(
+            lambda path: threads.submit(read, path), [parts["images"] for parts in run.parts], READ_AHEAD
+        )
         for parts, table in zip(run.parts, tables, strict=True):
             images = []
             for row in table.to_pylist():
@@ -171,7 +170,7 @@ def _score(spec: ScoreSpec, tasks: list[PartTask], workers: int) -> Iterator[Sum
     context = multiprocessing.get_context("spawn")  # a fork would copy locks of the threads above
     executor = ProcessPoolExecutor(workers, context, initializer=_one_thread_each)
     try:
-        yield from shown(_in_order(executor, partial(score_part, spec), tasks, 2 * workers))
+        yield from shown(look_ahead(lambda task: executor.submit(score_part, spec, task), tasks, 2 * workers))
     except BrokenProcessPool:
         raise RunError("a worker process died, most likely for want of memory: try fewer --workers") from None
     finally:
@@ -180,14 +179,3 @@ def _score(spec: ScoreSpec, tasks: list[PartTask], workers: int) -> Iterator[Sum
 
 def _one_thread_each() -> None:
     os.environ["RAYON_NUM_THREADS"] = "1"  # read by hotcoco when it first computes
-
-
-def _in_order(executor: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """`function` of each item, computed at most `ahead` items ahead of the reader."""
-    pending: deque[Future[R]] = deque()
-    for item in items:
-        pending.append(executor.submit(function, item))
-        if len(pending) > ahead:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()

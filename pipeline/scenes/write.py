@@ -8,9 +8,8 @@ Memory: what the JSON files hold, about 8 KB a scene.
 
 import io
 import json
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +21,7 @@ from PIL import Image
 from m2f_core.masks.panoptic_png import panoptic_png
 from m2f_core.masks.rle import encode_runs, label_runs
 from pipeline.errors import RunError
+from pipeline.look_ahead import look_ahead
 from pipeline.scenes.draw import CATEGORIES, Scene, check_size, draw_scene
 from pipeline.scenes.settings import ScenesSettings
 from pipeline.store.filesystem import STORE_ERRORS, one_line, open_filesystem, put_object
@@ -57,18 +57,17 @@ def _write_pictures(
     filesystem: fsspec.AbstractFileSystem, root: str, settings: ScenesSettings, tables: "CocoTables"
 ) -> None:
     """Draw all scenes, write their PNGs, note them in `tables`."""
-    pending: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(_WRITERS) as pool:
+
+    def pictures() -> Iterator[tuple[str, bytes]]:
         for index in range(settings.first_index, settings.first_index + settings.number):
             scene = draw_scene(settings.seed, index, settings.height, settings.width)
             tables.add(index, scene)
             for folder, pixels_HW3 in (("images", scene.pixels_HW3), ("panoptic", panoptic_png(scene.ids_HW))):
-                path = f"{root}/{folder}/{file_name(index)}"
-                pending.append(pool.submit(put_object, filesystem, path, _png(pixels_HW3)))
-            while len(pending) > _MAX_PENDING:
-                pending.popleft().result()
-        for written in pending:
-            written.result()
+                yield f"{root}/{folder}/{file_name(index)}", _png(pixels_HW3)
+
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        for _ in look_ahead(lambda picture: pool.submit(put_object, filesystem, *picture), pictures(), _MAX_PENDING):
+            pass
 
 
 def file_name(index: int) -> str:

@@ -1,11 +1,6 @@
-"""Which images share a batch, and how far ahead of the device they are decoded: plain functions."""
+"""Which images share a batch."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
-
-T = TypeVar("T")
-R = TypeVar("R")
+from collections.abc import Callable, Sequence
 
 
 def plan_batches(
@@ -18,13 +13,3 @@ def plan_batches(
             groups.setdefault(padded_hw, []).append(index)
     steps = {padded_hw: most_of(padded_hw) for padded_hw in groups}
     return [group[i : i + steps[hw]] for hw, group in groups.items() for i in range(0, len(group), steps[hw])]
-
-
-def look_ahead(submit: Callable[[T], R], items: Iterable[T], depth: Callable[[], int]) -> Iterator[R]:
-    """submit(item) for each item in order, at most `depth()` ahead of what has been taken."""
-    waiting: deque[R] = deque()
-    for item in items:
-        waiting.append(submit(item))
-        while len(waiting) > depth():
-            yield waiting.popleft()
-    yield from waiting

@@ -21,7 +21,8 @@ from pipeline.errors import ErrorCode, ImageError, InvalidResultError
 from pipeline.guard import planted_faults
 from pipeline.guard.memory import MemoryBound, machine_memory, private_bytes, room_to_work
 from pipeline.guard.watchdog import watch
-from pipeline.segment.batches import look_ahead, plan_batches
+from pipeline.look_ahead import look_ahead
+from pipeline.segment.batches import plan_batches
 from pipeline.segment.checkpoint import stage_model
 from pipeline.segment.decode import decode_image, measure_image
 from pipeline.segment.device_model import Network, PreparedImage
@@ -147,11 +148,10 @@ class Segmenter:
             return ImageError(ErrorCode.TOO_LARGE, "the machine has no memory to decode it")
 
     def _prepare_ahead(self, batches: Sequence[Sequence[Any]]) -> Iterator[list[PreparedImage | ImageError]]:
-        def submit(batch: Sequence[Any]) -> list[Future[PreparedImage | ImageError]]:
-            return [self.decoders.submit(self._prepare, *image) for image in batch]
+        def submit(batch: Sequence[Any]) -> _PendingBatch:
+            return _PendingBatch([self.decoders.submit(self._prepare, *image) for image in batch])
 
-        for futures in look_ahead(submit, batches, lambda: 0 if _host_is_short() else _BATCHES_AHEAD):
-            yield [future.result() for future in futures]
+        return look_ahead(submit, batches, lambda: 0 if _host_is_short() else _BATCHES_AHEAD)
 
     def _infer(self, images: Sequence[PreparedImage], costs: Costs) -> list[SegmentedImage | ImageError]:
         """Model and reduction of images of one padded size; where that fails, only the culprit gets the error.
@@ -225,6 +225,20 @@ def load_network(spec: SegmentSpec) -> Network:
         image_size=spec.image_size,
         inference=spec.inference,
     )
+
+
+@dataclass(frozen=True)
+class _PendingBatch:
+    """Images of a batch that are being decoded, each by itself."""
+
+    images: list[Future[PreparedImage | ImageError]]
+
+    def result(self) -> list[PreparedImage | ImageError]:
+        return [image.result() for image in self.images]
+
+    def cancel(self) -> bool:
+        cancelled = [image.cancel() for image in self.images]  # every one, whatever the first says
+        return all(cancelled)
 
 
 def _host_is_short() -> bool:

@@ -2,9 +2,9 @@
 
 import logging
 import re
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +14,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, retry_if
 
 from pipeline.errors import RunError
 from pipeline.layout import Output
+from pipeline.look_ahead import look_ahead
 from pipeline.schema import TABLES
 from pipeline.store.filesystem import STORE_ERRORS, one_line
 from pipeline.store.objects import read_once
@@ -65,23 +66,25 @@ def stream_table(
                 yield batch.select(columns).cast(schema)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        large = []
-        pool = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="published")
-        try:
-            waiting: deque[tuple[int, Future[list[pa.RecordBatch]]]] = deque()
-            waiting_bytes = 0
+        large: list[str] = []
+
+        def small() -> Iterator[tuple[str, int]]:
             for path, size in _files(snapshot, below):
                 if size > _LARGE_BYTES:
                     large.append(path)
-                    continue
-                waiting.append((size, pool.submit(read_whole, path, size)))
-                waiting_bytes += size
-                while len(waiting) > _READ_THREADS or waiting_bytes > _LARGE_BYTES:
-                    first_bytes, first = waiting.popleft()
-                    waiting_bytes -= first_bytes
-                    yield from first.result()
-            for _, future in waiting:
-                yield from future.result()
+                else:
+                    yield path, size
+
+        pool = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="published")
+        try:
+            for read in look_ahead(
+                lambda file: pool.submit(read_whole, *file),
+                small(),
+                _READ_THREADS,
+                size=itemgetter(1),
+                most_size=_LARGE_BYTES,
+            ):
+                yield from read
             for path in large:
                 yield from read_by_row_group(path)
         finally:

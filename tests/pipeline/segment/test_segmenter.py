@@ -18,7 +18,7 @@ from pipeline import precision
 from pipeline.errors import ErrorCode, ImageError, InvalidResultError, RunError
 from pipeline.guard.memory import MachineMemory
 from pipeline.segment import segmenter as segmenter_module
-from pipeline.segment.batches import look_ahead, plan_batches
+from pipeline.segment.batches import plan_batches
 from pipeline.segment.segmenter import SegmentedImage, Segmenter
 from tests.support.segmenting import encoded, small_spec
 
@@ -35,17 +35,6 @@ def test_batches_hold_each_image_once_and_one_padded_size(sizes, most):
     # No more batches than needed.
     needed = {size: -(-sum(s == size for s in sizes) // most[size]) for size in set(sizes) - {None}}
     assert len(batches) == sum(needed.values())
-
-
-@given(st.lists(st.integers(), max_size=20), st.integers(0, 5))
-def test_look_ahead_keeps_order_and_is_bounded(items, depth):
-    submitted = []
-    taken = 0
-    for item in look_ahead(lambda x: submitted.append(x) or x, items, lambda: depth):
-        assert item == items[taken]
-        taken += 1
-        assert len(submitted) <= taken + depth
-    assert taken == len(items)
 
 
 def test_every_image_has_one_outcome_in_its_place(tiny_checkpoint):
