@@ -19,11 +19,11 @@ from typing import Any
 
 import pyarrow as pa
 import ray.data
-from ray._private.log import PlainRayHandler
 from ray.data import ActorPoolStrategy
 
 from pipeline.cluster.allotment import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, Allotment, allot
 from pipeline.cluster.in_flight_actor import Board, start_board
+from pipeline.cluster.ray_private import console_handlers
 from pipeline.cluster.resources import connect
 from pipeline.commit.encode import EncodeSpec
 from pipeline.commit.journal import Committer
@@ -291,9 +291,8 @@ def _set_ray_data_options() -> None:
     context.max_errored_blocks = 0  # Ray would drop whole shards; a bad image is a row of ours
     context.enable_progress_bars = False  # they count shards; ours counts images
     # Ray Data's own lines stay in its log file; the console is for ours, and for errors.
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, PlainRayHandler):
-            handler.setLevel(logging.ERROR)
+    for handler in console_handlers("ray.data"):
+        handler.setLevel(logging.ERROR)
     # max_restarts and max_task_retries have no other way in, whatever this warning says (Ray 2.60).
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from m2f_core.layers import mkldnn
+
 # What oneDNN computes while the result is in its registers: its name and that of the formula.
 _FUSED: dict[Any, tuple[str, str]] = {None: ("none", ""), F.relu: ("relu", ""), F.gelu: ("gelu", "none")}
 
@@ -44,15 +46,12 @@ class PackedLinear(nn.Module):
         self._activation, self._formula = _FUSED[getattr(linear, "activation", None)]
         # Plain attributes: opaque tensors cannot be moved, compared or saved as parameters are.
         weight = linear.weight.detach().flatten(1).to(dtype)
-        self._weight: Any = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        self._weight: Any = mkldnn.lay_out_weight(weight)
         self._bias = None if linear.bias is None else linear.bias.detach().to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x.to(self.dtype), self._weight, self._bias, self._activation, [], self._formula
-        )
-        return out
+        return mkldnn.linear(x.to(self.dtype), self._weight, self._bias, self._activation, self._formula)
 
 
 class PackedPointwise(PackedLinear):

@@ -11,6 +11,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster.environment import joins_a_cluster
+from pipeline.cluster.ray_private import autoscaler_config, usable_cpus
 from pipeline.errors import RunError
 from pipeline.store.filesystem import one_line
 
@@ -69,8 +70,8 @@ def connect(log_to_driver: bool = True) -> Resources:
                 address = os.environ["RAY_ADDRESS"]
                 raise RunError(f"cannot join the Ray cluster at {address} (RAY_ADDRESS): {one_line(error)}") from None
         else:
-            # Ray's own count knows a container's limits. One more, because fetching and writing mostly wait.
-            num_cpus = int(ray._private.utils.get_num_cpus()) + 1
+            # One more, because fetching and writing mostly wait.
+            num_cpus = usable_cpus() + 1
             try:
                 ray.init(
                     address="local",
@@ -83,7 +84,7 @@ def connect(log_to_driver: bool = True) -> Resources:
                 raise RunError(f"Ray cannot start on this machine: {one_line(error)}") from None
     now = Counter(_shape(node["Resources"]) for node in ray.nodes() if node["Alive"])
     may_start: Counter[tuple[float, float]] = Counter()
-    config = ray._private.state.state.get_cluster_config()  # what the autoscaler may start; None without one
+    config = autoscaler_config()
     for group in config.node_group_configs if config is not None else ():
         # Groups of one shape add up: spot and on-demand, or one group for each zone.
         may_start[_shape(group.resources)] += UNBOUNDED if group.max_count == -1 else group.max_count

@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.cluster.ray_private import RAYLET_PROGRAM, map_actor_title, read_task_title
+
 Role = Literal["fetch", "model", "write", "read plan", "raylet"]
 
-# How the command line of a process begins, as Ray 2.60 sets it; what follows says which method is running.
+# How the command line of a process begins; what follows says which method is running.
 _TITLES: dict[Role, str] = {
-    "fetch": "ray::MapWorker(MapBatches(FetchImages))",
-    "model": "ray::MapWorker(MapBatches(SegmentImages))",
-    "write": "ray::MapWorker(MapBatches(EncodeAndWrite))",
-    "read plan": "ray::ReadShardSource",
+    "fetch": map_actor_title("FetchImages"),
+    "model": map_actor_title("SegmentImages"),
+    "write": map_actor_title("EncodeAndWrite"),
+    "read plan": read_task_title("ShardSource"),
 }
-_RAYLET = "/core/src/ray/raylet/raylet"  # the program: a raylet keeps its own command line
 ACTORS: tuple[Role, ...] = ("fetch", "model", "write")
 
 
@@ -66,7 +67,7 @@ def processes_below(roots: Iterable[int]) -> list[Process]:
 def find(role: Role, roots: Iterable[int]) -> list[Process]:
     """The processes below `roots` that have this role now."""
     if role == "raylet":
-        return [process for process in processes_below(roots) if process.command.split(" ")[0].endswith(_RAYLET)]
+        return [process for process in processes_below(roots) if process.command.split(" ")[0].endswith(RAYLET_PROGRAM)]
     return [process for process in processes_below(roots) if process.command.startswith(_TITLES[role])]
 
 

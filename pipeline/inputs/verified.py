@@ -10,6 +10,7 @@ import fsspec
 import fsspec.asyn
 
 from pipeline.store.filesystem import is_local, is_s3, local_etag
+from pipeline.store.fsspec_private import cat_file
 from pipeline.store.objects import agrees, ask_for_object, md5_of
 
 # Of --step-timeout: what one request may take, and after which no object is asked for again. A store that does not
@@ -53,7 +54,7 @@ def read_verified(
         data, is_whole = answer["Body"], agrees(answer)
     else:
         data = (
-            _request(filesystem, filesystem._cat_file(path), path, seconds)
+            _request(filesystem, cat_file(filesystem, path), path, seconds)
             if filesystem.async_impl
             else filesystem.cat_file(path)
         )

@@ -16,6 +16,7 @@ from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import RunError
+from pipeline.store.fsspec_private import strip_protocol
 from pipeline.store.retries import S3_CLIENT
 
 # What a store raises. s3fs passes on botocore's own errors as they are: no credentials, no such host, no valid name.
@@ -54,8 +55,8 @@ def path_of(filesystem: fsspec.AbstractFileSystem, uri: str) -> str:
         # Not Path.resolve: symbolic links stay as written.
         return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))  # noqa: PTH100, PTH111
     if is_s3(filesystem):
-        return uri.split("://", 1)[1]  # _strip_protocol would cut the slash off a key that ends in one
-    return str(filesystem._strip_protocol(uri))
+        return uri.split("://", 1)[1]  # strip_protocol would cut the slash off a key that ends in one
+    return strip_protocol(filesystem, uri)
 
 
 def uri_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str:

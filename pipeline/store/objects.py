@@ -14,6 +14,7 @@ from tenacity import retry_if_not_exception_type
 
 from pipeline.errors import RunError, StoreUnavailableError
 from pipeline.store.filesystem import STORE_ERRORS, is_s3, one_line, open_filesystem
+from pipeline.store.fsspec_private import call_s3
 from pipeline.store.retries import OBJECT
 
 _MD5_ETAG = re.compile('"?([0-9a-f]{32})"?')  # of a multipart upload it ends in -N, and is no digest
@@ -43,7 +44,7 @@ async def ask_for_object(filesystem: Any, path: str, etag: str | None = None) ->
     is not read: it may be of any size.
     """
     bucket, key = path.split("/", 1)
-    answer: dict[str, Any] = await filesystem._call_s3("get_object", Bucket=bucket, Key=key)
+    answer: dict[str, Any] = await call_s3(filesystem, "get_object", Bucket=bucket, Key=key)
     body = answer["Body"]
     try:
         is_wanted = etag is None or answer["ETag"].strip('"') == etag

@@ -38,6 +38,7 @@ from pipeline.store.filesystem import (
 )
 from pipeline.store.objects import parse_json_object, read_or_none
 from pipeline.train.data import labels_of, training_data, validation_data
+from pipeline.train.ray_train_files import LIST_OF_CHECKPOINTS, is_checkpoint, listed_checkpoints
 from pipeline.train.settings import PLACES, FinetuneSettings
 from pipeline.train.starting_model import start_warnings
 from pipeline.train.training import training_files
@@ -49,7 +50,6 @@ _IDENTITY_FILE = "finetune.json"
 _CHECKPOINTS_KEPT = 2
 _DEFAULT_CPUS = 4
 _TRAIN = "train"  # name of Ray Train's run below --output
-_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of the checkpoints that are whole
 
 
 def finetune(settings: FinetuneSettings) -> None:
@@ -166,12 +166,12 @@ def _whole_checkpoints(filesystem: Any, root: str) -> set[str]:
 
     RunError where its list of them is damaged: Ray writes it in place, so that a crash may have cut it off.
     """
-    place = f"{root}/{_TRAIN}/{_SNAPSHOT}"
+    place = f"{root}/{_TRAIN}/{LIST_OF_CHECKPOINTS}"
     data = read_or_none(filesystem, place, "--output")
     if data is None:
         return set()
     try:
-        return {checkpoint["checkpoint_dir_name"] for checkpoint in json.loads(data)["checkpoint_results"]}
+        return listed_checkpoints(data)
     except (ValueError, KeyError, TypeError) as error:
         names = ", ".join(_checkpoints(filesystem, root))
         raise RunError(
@@ -183,7 +183,7 @@ def _whole_checkpoints(filesystem: Any, root: str) -> set[str]:
 
 def _checkpoints(filesystem: Any, root: str) -> list[str]:
     names = [path.rstrip("/").rsplit("/", 1)[1] for path in list_folder(filesystem, f"{root}/{_TRAIN}")]
-    return [name for name in names if name.startswith("checkpoint_") and name != _SNAPSHOT]
+    return [name for name in names if is_checkpoint(name)]
 
 
 def _remove_unfinished_checkpoints(filesystem: Any, root: str) -> None:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from m2f_core.checkpoints.checkpoint import load_checkpoint
+from m2f_core.layers import mkldnn
 from m2f_core.layers.deformable_attention import attend_by_embedding_bag, attend_by_grid_sample, locate_and_weigh
 from m2f_core.layers.deformable_attention_kernel import attend_by_kernel
 from m2f_core.model.for_inference import prepare_for_inference
@@ -58,10 +59,10 @@ def gemm_peak(dtype: torch.dtype) -> float:
     """Best GF/s of a square product, as torch does it and with packed weights."""
     size = 2048
     x, weight = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    packed = mkldnn.lay_out_weight(weight)
     calls = [
         lambda: x @ weight,
-        lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], ""),
+        lambda: mkldnn.linear(x, packed, None, "none", ""),
     ]
     return 2 * size**3 / min(seconds(call) for call in calls for _ in range(6)) / 1e9
 

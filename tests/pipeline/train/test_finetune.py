@@ -10,6 +10,7 @@ from pipeline.errors import BrokenRunError, RunError, StoreUnavailableError
 from pipeline.store.filesystem import open_filesystem
 from pipeline.train import finetune
 from pipeline.train.data import WorkerShare, load_batches
+from pipeline.train.ray_train_files import LIST_OF_CHECKPOINTS
 from pipeline.train.settings import FinetuneSettings
 from tests.pipeline.train.test_data import samples_of
 from tests.support.coco_folders import write_coco_folder
@@ -121,7 +122,7 @@ def train_folder(tmp_path, snapshot: bytes | None):
         (train / name).mkdir(parents=True)
         (train / name / "model.safetensors").write_bytes(b"weights")
     if snapshot is not None:
-        (train / finetune._SNAPSHOT).write_bytes(snapshot)
+        (train / LIST_OF_CHECKPOINTS).write_bytes(snapshot)
     return train
 
 
@@ -131,7 +132,7 @@ SNAPSHOT = b'{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1"}, {"
 def test_checkpoints_that_ray_does_not_know_are_removed(tmp_path):
     train = train_folder(tmp_path, SNAPSHOT)
     finetune._remove_unfinished_checkpoints(*open_filesystem(str(tmp_path)))
-    assert {path.name for path in train.iterdir()} == {"checkpoint_1", "checkpoint_2", finetune._SNAPSHOT}
+    assert {path.name for path in train.iterdir()} == {"checkpoint_1", "checkpoint_2", LIST_OF_CHECKPOINTS}
 
 
 def test_before_the_first_is_whole_ray_knows_none(tmp_path):
@@ -144,6 +145,6 @@ def test_before_the_first_is_whole_ray_knows_none(tmp_path):
 @pytest.mark.parametrize("snapshot", [SNAPSHOT[:50], b"", b"{}", b"[]", b'{"checkpoint_results": [{}]}'])
 def test_a_damaged_list_of_checkpoints_is_named_and_nothing_removed(tmp_path, snapshot):
     train = train_folder(tmp_path, snapshot)
-    with pytest.raises(RunError, match=rf"{finetune._SNAPSHOT} is damaged .*checkpoint_1, checkpoint_2, checkpoint_3"):
+    with pytest.raises(RunError, match=rf"{LIST_OF_CHECKPOINTS} is damaged .*checkpoint_1, checkpoint_2, checkpoint_3"):
         finetune._remove_unfinished_checkpoints(*open_filesystem(str(tmp_path)))
     assert len(list(train.iterdir())) == 4

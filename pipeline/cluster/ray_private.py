@@ -1,0 +1,42 @@
+"""Everything of Ray that the pipeline uses and Ray does not promise to keep: private names, titles of processes.
+
+Written for Ray 2.60. tests/test_private_names.py names what a later version has taken away. Ray is imported inside the
+functions, because a drill needs the titles and never loads Ray.
+"""
+
+import logging
+from typing import Any
+
+# How the command line of a raylet, the process of a node, begins.
+RAYLET_PROGRAM = "/core/src/ray/raylet/raylet"
+
+
+def usable_cpus() -> int:
+    """The CPUs that Ray counts on this machine; unlike os.cpu_count, Ray knows the limits of a container."""
+    import ray._private.utils
+
+    return int(ray._private.utils.get_num_cpus())
+
+
+def autoscaler_config() -> Any:
+    """What the autoscaler of the cluster may start, with `node_group_configs`; None in a cluster without autoscaler."""
+    import ray._private.state
+
+    return ray._private.state.state.get_cluster_config()
+
+
+def console_handlers(logger: str) -> list[logging.Handler]:
+    """The handlers with which Ray lets the logger of this name write to the console."""
+    from ray._private.log import PlainRayHandler
+
+    return [handler for handler in logging.getLogger(logger).handlers if isinstance(handler, PlainRayHandler)]
+
+
+def map_actor_title(class_name: str) -> str:
+    """How the command line of an actor begins that runs `map_batches` with this class; then comes its method."""
+    return f"ray::MapWorker(MapBatches({class_name}))"
+
+
+def read_task_title(datasource_name: str) -> str:
+    """How the command line of a task begins that reads from a data source of this class name."""
+    return f"ray::Read{datasource_name}"
