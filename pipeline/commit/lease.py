@@ -156,7 +156,11 @@ class Lease:
 
 
 def _process_identity(pid: int) -> str:
-    """Names a process of this machine for good: boot, namespace of process ids, id, time of start. Empty: unknown."""
+    """Names a process of this machine for good: boot, namespace of process ids, id, time of start. Empty: unknown.
+
+    Not psutil's create_time: it is by the system's clock, so that two processes read two different times for a third
+    where the clock has been set in between, and a holder that lives would be taken for dead.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = Path("/proc/self/ns/pid").stat().st_ino

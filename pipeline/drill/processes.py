@@ -1,17 +1,16 @@
-"""The processes of a job by what they do, and their end by SIGKILL: for drills. Linux only: it reads /proc.
+"""The processes of a job by what they do, and their end by SIGKILL: for drills.
 
 Only processes below given ones are found, by parentage, so that a drill never touches another job of the machine.
 """
 
-import contextlib
-import os
 import random
 import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
+
+import psutil
 
 from pipeline.cluster.ray_private import RAYLET_PROGRAM, map_actor_title, read_task_title
 
@@ -24,37 +23,47 @@ _TITLES: dict[Role, str] = {
     "write": map_actor_title("EncodeAndWrite"),
     "read plan": read_task_title("ShardSource"),
 }
+_DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 ACTORS: tuple[Role, ...] = ("fetch", "model", "write")
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process as it was seen. `started` is in clock ticks since boot: with it, a pid names one process for good."""
+    """A process as it was seen: psutil's handle, which names one process for good, and the command line."""
 
-    pid: int
-    parent: int
-    started: int
+    handle: psutil.Process
     command: str
+
+    @property
+    def pid(self) -> int:
+        return int(self.handle.pid)
+
+    def is_alive(self) -> bool:
+        """Whether this very process still runs; one that is dead and that nobody has reaped does not."""
+        try:
+            return self.handle.is_running() and self.handle.status() not in _DEAD
+        except psutil.NoSuchProcess:
+            return False
 
 
 def look_at(pid: int) -> Process | None:
     """The process that has this pid now. None where there is no such process, or a dead one that nobody has reaped."""
-    with contextlib.suppress(OSError):
-        stat = (Path("/proc") / str(pid) / "stat").read_text()
-        state, parent, *rest = stat.rpartition(")")[2].split()
-        command = (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        if state not in "ZX":
-            return Process(pid, int(parent), int(rest[17]), command.strip())
-    return None
+    try:
+        handle = psutil.Process(pid)
+        process = Process(handle, " ".join(handle.cmdline()))
+    except psutil.Error:
+        return None
+    return process if process.is_alive() else None
 
 
 def processes_below(roots: Iterable[int]) -> list[Process]:
     """Living processes that descend from `roots`, without these themselves."""
+    psutil.process_iter.cache_clear()  # it would give the handle of a dead process for another with the same pid
     children: dict[int, list[Process]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        process = look_at(int(folder.name))
-        if process is not None:
-            children.setdefault(process.parent, []).append(process)
+    for handle in psutil.process_iter(["ppid", "cmdline", "status"]):
+        if handle.info["status"] not in _DEAD:
+            process = Process(handle, " ".join(handle.info["cmdline"] or ()))
+            children.setdefault(handle.info["ppid"], []).append(process)
     found: list[Process] = []
     waiting = list(roots)
     while waiting:
@@ -74,18 +83,11 @@ def find(role: Role, roots: Iterable[int]) -> list[Process]:
 def kill(process: Process, number: int = signal.SIGKILL) -> bool:
     """Send the signal to this very process; False where it is gone, also where its pid is another's by now."""
     try:
-        handle = os.pidfd_open(process.pid)
-    except ProcessLookupError:
-        return False
-    try:
-        now = look_at(process.pid)  # the handle holds the pid: what is seen now is what the signal goes to
-        if now is None or now.started != process.started:
+        if not process.is_alive():
             return False
-        signal.pidfd_send_signal(handle, number)
-    except ProcessLookupError:
+        process.handle.send_signal(number)
+    except psutil.NoSuchProcess:
         return False
-    finally:
-        os.close(handle)
     return True
 
 
@@ -110,7 +112,7 @@ def kill_all_below(roots: Iterable[int], seconds: float = 30.0) -> None:
     while True:
         # Orphans of a process that is dead by now keep no tie to it: remember whom we have seen.
         known |= {process.pid: process for process in processes_below([*roots, *known])}
-        known = {pid: process for pid, process in known.items() if _same(process)}
+        known = {pid: process for pid, process in known.items() if process.is_alive()}
         if not known:
             return
         if time.monotonic() > end:
@@ -124,13 +126,8 @@ def outlive(processes: Iterable[Process], patience_seconds: float) -> list[Proce
     """Wait for processes to end by themselves; kill those that do not in time, and give them."""
     left = list(processes)
     end = time.monotonic() + patience_seconds
-    while (left := [process for process in left if _same(process)]) and time.monotonic() < end:
+    while (left := [process for process in left if process.is_alive()]) and time.monotonic() < end:
         time.sleep(0.05)
     for process in left:
         kill(process)
     return left
-
-
-def _same(process: Process) -> bool:
-    now = look_at(process.pid)
-    return now is not None and now.started == process.started

@@ -5,9 +5,10 @@ allocates next, also threads of Ray that then abort with no name in any message,
 CUDA reserves hundreds of times what it uses.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 GIB = 2**30
 # Measured peaks: 6 to 7 bytes a pixel while decoding and reducing, 0.8 KiB a padded pixel in a forward pass of Swin-T
@@ -36,15 +37,11 @@ class MachineMemory:
         return self.available < _RESERVED_SHARE * self.total
 
 
-def machine_memory(root: Path = Path("/")) -> MachineMemory | None:
-    """What /proc/meminfo and the control group say, the smaller of the two; None where there is no /proc."""
-    try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kib = {name: int(rest.split()[0]) for name, rest in (line.split(":", 1) for line in lines)}
-    machine = MachineMemory(kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024)
-    group = _group_memory(root / "sys/fs/cgroup")
+def machine_memory(control_group: Path = Path("/sys/fs/cgroup")) -> MachineMemory:
+    """The memory of the machine or of the control group, which psutil does not know: the one with less left."""
+    memory = psutil.virtual_memory()
+    machine = MachineMemory(memory.total, memory.available)
+    group = _group_memory(control_group)
     return group if group is not None and group.available < machine.available else machine
 
 
@@ -72,10 +69,10 @@ def _group_memory(folder: Path) -> MachineMemory | None:
 def private_bytes(pid: int | None = None) -> int:
     """Memory of the process alone, without Ray's object store and other shared pages; 0 where it cannot be read."""
     try:
-        fields = Path(f"/proc/{pid or 'self'}/statm").read_text().split()
-    except OSError:
+        memory = psutil.Process(pid).memory_info()
+    except psutil.Error:
         return 0
-    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+    return int(memory.rss - getattr(memory, "shared", 0))  # only Linux tells them apart
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class MemoryBound:
         if grown > self.room:
             return f"it grew by {grown / GIB:.1f} GiB, more than the {self.room / GIB:.1f} GiB that its work can need"
         # A process that has grown little is not why the machine runs out, and to end it would help nobody.
-        if grown > self.room / 4 and (machine := machine_memory()) is not None and machine.is_nearly_gone:
+        if grown > self.room / 4 and (machine := machine_memory()).is_nearly_gone:
             left = f"{machine.available / GIB:.1f} of {machine.total / GIB:.1f} GiB"
             return f"it grew by {grown / GIB:.1f} GiB and the machine has {left} left"
         return None

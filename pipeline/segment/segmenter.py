@@ -243,8 +243,7 @@ class _PendingBatch:
 
 def _host_is_short() -> bool:
     """Whether other processes need the memory more than images that wait and batches that are large."""
-    machine = machine_memory()
-    return machine is not None and machine.is_short
+    return machine_memory().is_short
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

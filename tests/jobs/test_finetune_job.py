@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -182,11 +183,7 @@ def worker_of(driver: int) -> int:
 
 
 def ancestors(pid: int) -> list[int]:
-    parents = []
-    while pid > 1:
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-        parents.append(pid)
-    return parents
+    return [parent.pid for parent in psutil.Process(pid).parents()]
 
 
 def test_two_workers_on_instance_data(folder, architecture, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs import segment_bucket
-from tests.jobs.test_segment_bucket import descendants
+from pipeline.drill.processes import Process, processes_below
 from tests.support.segmenting import encoded
 from tests.support.tables import read_report, read_table
 
@@ -38,21 +38,14 @@ def run(folder: Path, output: Path, model: Path, *flags) -> tuple[int, str, "lis
         stderr=subprocess.STDOUT,
         env={**os.environ, "M2F_PLANTED_FAULTS": "1"},
     )
-    started = set()
+    started: dict[int, Process] = {}
     while process.poll() is None:
-        started.update(descendants(process.pid))
+        started |= {below.pid: below for below in processes_below([process.pid])}
         time.sleep(0.5)
-    end = time.monotonic() + 20
-    while (left := [pid for pid in started if is_alive(pid)]) and time.monotonic() < end:
+    end = time.monotonic() + 60
+    while (left := [below.pid for below in started.values() if below.is_alive()]) and time.monotonic() < end:
         time.sleep(0.2)
     return process.returncode, (output.parent / "log").read_text(), left
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def check(output: Path, killers: "dict[int, bytes]", num_images: int, log: str) -> None:

@@ -16,6 +16,7 @@ from pycocotools import mask as coco
 
 from jobs import segment_bucket
 from pipeline.commit.journal import Journal
+from pipeline.drill.processes import processes_below
 from pipeline.errors import ErrorCode
 from pipeline.layout import RunFolder
 from pipeline.telemetry.costs import STEPS
@@ -205,20 +206,7 @@ class PeakMemory(threading.Thread):
 
 
 def descendants(pid: int) -> list[int]:
-    children = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    found, waiting = [], [pid]
-    while waiting:
-        below = children.get(waiting.pop(), [])
-        found += below
-        waiting += below
-    return found
+    return [process.pid for process in processes_below([pid])]
 
 
 def test_every_odd_file_has_a_row_and_no_process_grows(shared_data, tiny_checkpoint, tmp_path):

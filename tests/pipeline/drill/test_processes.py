@@ -1,6 +1,5 @@
 """Who is found, who is killed, and above all who is not."""
 
-import dataclasses
 import os
 import random
 import signal
@@ -11,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.drill.processes import Process, find, kill, kill_all_below, kill_one, outlive, processes_below
-
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+from pipeline.drill.processes import find, kill, kill_all_below, kill_one, look_at, outlive, processes_below
 
 FETCH, MODEL = "ray::MapWorker(MapBatches(FetchImages)).submit", "ray::MapWorker(MapBatches(SegmentImages))"
 
@@ -69,9 +66,26 @@ def test_one_of_the_role_dies_and_nobody_else(two_jobs):
 
 def test_a_pid_that_is_anothers_by_now_is_left_alone(two_jobs):
     [process] = find("fetch", [two_jobs[0].pid])
-    assert not kill(dataclasses.replace(process, started=process.started - 1))
+    began = process.handle.create_time()
+    stale = look_at(process.pid)
+    # As psutil remembers a process of the same pid that began an hour before.
+    stale.handle._create_time, stale.handle._ident = began - 3600, (process.pid, began - 3600)
+    assert not stale.is_alive() and not kill(stale)
     assert find("fetch", [two_jobs[0].pid]) == [process]
-    assert not kill(Process(4_000_000 + os.getpid(), 1, 1, "gone"))
+
+
+def test_who_is_dead_gets_no_signal_reaped_or_not():
+    child = subprocess.Popen(["sleep", "600"])
+    seen = look_at(child.pid)
+    child.kill()
+    assert outlive([seen], 30) == []  # dead, and not reaped
+    assert look_at(child.pid) is None and not kill(seen) and child.pid not in pids_below_this()
+    child.wait()
+    assert look_at(child.pid) is None and not kill(seen)
+
+
+def pids_below_this() -> set[int]:
+    return {process.pid for process in processes_below([os.getpid()])}
 
 
 def test_everything_below_ends_also_what_becomes_an_orphan(two_jobs):

@@ -1,13 +1,12 @@
-"""What is left of the memory, from files as the kernel writes them; when a process is too large."""
+"""What is left of the memory, of the machine and of its control group; when a process is too large."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.guard import memory
 from pipeline.guard.memory import GIB, MachineMemory, MemoryBound, machine_memory, private_bytes, room_to_work
-
-MEMINFO = "MemTotal:  1000 kB\nMemFree:  1 kB\nMemAvailable:  600 kB\nHugePages_Total:   0\n"
 
 
 def tree(root, files):
@@ -48,18 +47,15 @@ def tree(root, files):
         ),
     ],
 )
-def test_the_smaller_of_machine_and_container_counts(tmp_path, group, total, available):
-    root = tree(tmp_path, {"proc/meminfo": MEMINFO, **{f"sys/fs/cgroup/{name}": text for name, text in group.items()}})
-    assert machine_memory(root) == MachineMemory(total * 1024, available * 1024)
-
-
-def test_without_proc_nothing_is_known(tmp_path):
-    assert machine_memory(tmp_path) is None
+def test_the_smaller_of_machine_and_container_counts(tmp_path, monkeypatch, group, total, available):
+    of_machine = SimpleNamespace(total=1000 * 1024, available=600 * 1024)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: of_machine)
+    assert machine_memory(tree(tmp_path, group)) == MachineMemory(total * 1024, available * 1024)
 
 
 def test_this_machine_and_this_process_have_plausible_figures():
     machine = machine_memory()
-    assert machine is not None and 0 < machine.available <= machine.total
+    assert 0 < machine.available <= machine.total
     before = private_bytes()
     # Large beside what other tests' leavings may give back meanwhile.
     block = bytearray(b"x") * (512 * 2**20)
