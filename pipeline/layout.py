@@ -22,7 +22,7 @@ from typing import Any
 import fsspec
 
 from pipeline.errors import RunError
-from pipeline.store.filesystem import STORE_ERRORS, list_folder, one_line, open_filesystem
+from pipeline.store.filesystem import list_folder, open_filesystem, store_errors_as
 from pipeline.store.objects import read_json_or_none
 
 RUNS = "_runs"
@@ -120,9 +120,6 @@ class Output:
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
         """What the store raises, as a RunError that names the output."""
-        try:
+        name = f"{self.flag} {self.uri}"
+        with store_errors_as(RunError, f"{name} cannot be used", denied=f"{name} may not be used"):
             yield
-        except PermissionError as error:
-            raise RunError(f"{self.flag} {self.uri} may not be used: {one_line(error)}") from None
-        except STORE_ERRORS as error:
-            raise RunError(f"{self.flag} {self.uri} cannot be used: {one_line(error)}") from None

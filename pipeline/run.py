@@ -48,7 +48,7 @@ from pipeline.runs.find import find_report, find_run
 from pipeline.runs.preview import changes_of
 from pipeline.runs.specs import segment_spec
 from pipeline.segment.actor import SegmentImages
-from pipeline.store.filesystem import STORE_ERRORS, one_line
+from pipeline.store.filesystem import store_errors_as
 from pipeline.tables.publish import Publisher
 
 logger = logging.getLogger(__name__)
@@ -299,10 +299,8 @@ def _set_ray_data_options() -> None:
 
 @contextlib.contextmanager
 def _store_errors(run: Run) -> Iterator[None]:
-    try:
+    with store_errors_as(BrokenRunError, f"run {run.run_id} broke: --output cannot be written"):
         yield
-    except STORE_ERRORS as error:
-        raise BrokenRunError(f"run {run.run_id} broke: --output cannot be written: {one_line(error)}") from error
 
 
 @contextlib.contextmanager

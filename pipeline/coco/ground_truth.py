@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.errors import RunError
-from pipeline.store.filesystem import STORE_ERRORS, one_line, open_filesystem, uri_of
+from pipeline.store.filesystem import open_filesystem, store_errors_as, uri_of
 from pipeline.store.objects import parse_json_object, read_uri
 
 _SEMANTIC = "--semantic-gt"
@@ -88,10 +88,8 @@ def read_instances(place: str, flag: str = "--instances-gt") -> GroundTruth:
 def read_semantic(place: str, categories: tuple[dict[str, Any], ...]) -> GroundTruth:
     """Every .png below a folder; a pixel is an index into `categories`, those of the model."""
     filesystem, root = open_filesystem(place)
-    try:
+    with store_errors_as(RunError, f"{_SEMANTIC} {place} cannot be listed"):
         paths = sorted(path for path in filesystem.find(root) if path.lower().endswith(".png"))
-    except STORE_ERRORS as error:
-        raise RunError(f"{_SEMANTIC} {place} cannot be listed: {one_line(error)}") from None
     if not paths:
         raise RunError(f"{_SEMANTIC} {place} holds no .png files")
     names = [_without_ending(path.removeprefix(root).lstrip("/")) for path in paths]

@@ -21,7 +21,7 @@ from pipeline.guard.kill_points import reached
 from pipeline.guard.watchdog import TRIED_AGAIN, start_watchdog, watch
 from pipeline.layout import Output, part_path
 from pipeline.schema import TABLES, costs_of, unpack_shard, visit_of
-from pipeline.store.filesystem import STORE_ERRORS, check_visible, one_line, put_object
+from pipeline.store.filesystem import check_visible, put_object, store_errors_as
 from pipeline.telemetry.costs import Costs, add_up
 from pipeline.telemetry.in_flight import Tell
 
@@ -54,10 +54,8 @@ class ShardWriter:
             data = part_bytes(name, tables[name])
             digest = hashlib.sha256(data).hexdigest()
             path = part_path(name, self.run_id, shard, digest)
-            try:
+            with store_errors_as(RunError, f"--output cannot be written: {path}"):
                 put_object(self.output.filesystem, self.output.at(path), data)
-            except STORE_ERRORS as error:
-                raise RunError(f"--output cannot be written: {path}: {one_line(error)}") from None
             keys = pc.min_max(tables[name].column("image_key")).as_py()
             parts[name] = PartRecord(path, tables[name].num_rows, len(data), digest, keys["min"], keys["max"])
             reached("segments part written" if name == "segments" else "images part written")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import ErrorCode, RunError
 from pipeline.inputs.listing import list_images
-from pipeline.store.filesystem import STORE_ERRORS, full_uri, one_line, write_uri
+from pipeline.store.filesystem import full_uri, store_errors_as, write_uri
 from pipeline.store.objects import read_uri
 
 _LISTED = 10_000  # of the input; a listing of all could take hours
@@ -50,10 +50,8 @@ def copy_sample(source: str, number: int, folder: str, chance: random.Random) ->
     def copy(place: int, key: str) -> str:
         name = re.sub(r"[^\w.-]", "_", posixpath.basename(key.rstrip("/")))[-80:]
         copied = f"{folder}/{place:05d}-{name}"
-        try:
+        with store_errors_as(RunError, f"{key} cannot be copied to {folder}"):
             write_uri(copied, read_uri(key, "--input:"))
-        except STORE_ERRORS as error:
-            raise RunError(f"{key} cannot be copied to {folder}: {one_line(error)}") from None
         return full_uri(copied)
 
     with ThreadPoolExecutor(_THREADS) as threads:

@@ -24,7 +24,7 @@ from pipeline.evaluate.metrics import instance_summary, panoptic_summary, semant
 from pipeline.evaluate.score import ImageTask, PartTask, ScoreSpec, Sums, score_part
 from pipeline.evaluate.settings import EvaluationSettings
 from pipeline.look_ahead import look_ahead
-from pipeline.store.filesystem import STORE_ERRORS, one_line, write_uri
+from pipeline.store.filesystem import store_errors_as, write_uri
 from pipeline.tables.finished_run import FinishedRun, find_finished_run, read_part
 
 # Which ground truths say something about which runs.
@@ -70,10 +70,8 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
 
 def write_report(place: str, report: dict[str, Any]) -> None:
     """The report as JSON at a path or URI."""
-    try:
+    with store_errors_as(RunError, f"--report {place} cannot be written"):
         write_uri(place, json.dumps(report, indent=1).encode())
-    except STORE_ERRORS as error:
-        raise RunError(f"--report {place} cannot be written: {one_line(error)}") from None
 
 
 def _read_ground_truths(settings: EvaluationSettings, run: FinishedRun) -> dict[str, GroundTruth]:

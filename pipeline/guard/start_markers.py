@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pipeline.errors import RunError
 from pipeline.layout import RunFolder
 from pipeline.store.conditional_writes import create_object
-from pipeline.store.filesystem import STORE_ERRORS, one_line
+from pipeline.store.filesystem import store_errors_as
 
 
 class Starts:
@@ -48,10 +48,8 @@ class Starts:
         """Whether this is start `number` of the shard; False where there was such a start. One request."""
         who = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "id": uuid.uuid4().hex}
         path = f"{self.run.started}/{shard:06d}-{number}"
-        try:
+        with store_errors_as(RunError, f"--output cannot be written: {path}"):
             return create_object(self.run.filesystem, path, json.dumps(who).encode()) is not None
-        except STORE_ERRORS as error:
-            raise RunError(f"--output cannot be written: {path}: {one_line(error)}") from None
 
 
 class _Door:

@@ -9,7 +9,14 @@ from typing import Any
 import fsspec
 
 from pipeline.errors import RunError
-from pipeline.store.filesystem import STORE_ERRORS, is_local, is_s3, local_etag, one_line, open_filesystem, uri_of
+from pipeline.store.filesystem import (
+    is_local,
+    is_s3,
+    local_etag,
+    open_filesystem,
+    store_errors_as,
+    uri_of,
+)
 
 
 @dataclass(frozen=True)
@@ -30,19 +37,18 @@ def list_images(uri: str) -> Iterator[ListedImage]:
     Raises RunError where the input does not exist or may not be listed.
     """
     filesystem, path = open_filesystem(uri)
-    try:
+    with store_errors_as(
+        RunError,
+        f"--input {uri} cannot be listed",
+        denied=f"--input {uri} may not be listed",
+        missing=f"--input {uri} does not exist",
+    ):
         if is_local(filesystem):
             yield from _list_folder(path)
         elif is_s3(filesystem):
             yield from _list_bucket(filesystem, path)
         else:
             yield from _list_any(filesystem, path)
-    except FileNotFoundError:
-        raise RunError(f"--input {uri} does not exist") from None
-    except PermissionError as error:
-        raise RunError(f"--input {uri} may not be listed: {one_line(error)}") from None
-    except STORE_ERRORS as error:
-        raise RunError(f"--input {uri} cannot be listed: {one_line(error)}") from None
 
 
 def refuse_empty(uri: str) -> None:

@@ -24,7 +24,7 @@ from pipeline.errors import RunError
 from pipeline.look_ahead import look_ahead
 from pipeline.scenes.draw import CATEGORIES, Scene, check_size, draw_scene
 from pipeline.scenes.settings import ScenesSettings
-from pipeline.store.filesystem import STORE_ERRORS, one_line, open_filesystem, put_object
+from pipeline.store.filesystem import open_filesystem, put_object, store_errors_as
 
 PANOPTIC_JSON = "panoptic.json"
 INSTANCES_JSON = "instances.json"
@@ -43,14 +43,12 @@ def write_scenes(settings: ScenesSettings) -> None:
     filesystem, root = open_filesystem(settings.output)
     root = root.rstrip("/")
     tables = CocoTables(settings)
-    try:
+    with store_errors_as(RunError, f"--output {settings.output} cannot be written"):
         if filesystem.exists(f"{root}/{PANOPTIC_JSON}"):
             raise RunError(f"--output {settings.output} holds a {PANOPTIC_JSON} already; name another place")
         _write_pictures(filesystem, root, settings, tables)
         for name, content in tables.files():
             put_object(filesystem, f"{root}/{name}", json.dumps(content, separators=(",", ":")).encode())
-    except STORE_ERRORS as error:
-        raise RunError(f"--output {settings.output} cannot be written: {one_line(error)}") from None
 
 
 def _write_pictures(

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from m2f_core.checkpoints.checkpoint import OTHER_PICKLES, PICKLES, REFUSES_PICKLES, WEIGHTS_FILE, weights_sha256
 from pipeline.errors import RunError, StoreUnavailableError
-from pipeline.store.filesystem import STORE_ERRORS, one_line, open_filesystem
+from pipeline.store.filesystem import STORE_ERRORS, one_line, open_filesystem, store_errors_as
 
 # What a checkpoint needs, and the card that states its licence; a folder may hold pickles and training states beside
 # it, which are never fetched or opened.
@@ -63,12 +63,10 @@ def _locate(model: str) -> Path:
 def _fetch(uri: str) -> Path:
     filesystem, root = open_filesystem(uri.rstrip("/"))
     is_pickle = root.endswith(".pkl")
-    try:
+    with store_errors_as(
+        StoreUnavailableError, f"--model {uri} cannot be read", missing=f"--model {uri} does not exist"
+    ):
         listed = [filesystem.info(root)] if is_pickle else filesystem.ls(root, detail=True)
-    except FileNotFoundError:
-        raise RunError(f"--model {uri} does not exist") from None
-    except STORE_ERRORS as error:
-        raise StoreUnavailableError(f"--model {uri} cannot be read: {one_line(error)}") from None
     files = sorted((info for info in listed if info["type"] == "file"), key=lambda info: str(info["name"]))
     if is_pickle and not files:
         raise RunError(f"--model {uri} is no file; a name that ends in .pkl must be one")

@@ -4,10 +4,12 @@ Credentials, region and endpoint come from the usual AWS chain (environment, pro
 or logs them.
 """
 
+import contextlib
 import os
 import re
 import socket
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,29 @@ _S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,  # a cached listing costs 4 KB a key and may be stale
     "default_cache_type": "none",
 }
+
+
+@contextlib.contextmanager
+def store_errors_as(
+    kind: type[Exception],
+    failed: str,
+    *,
+    denied: str | None = None,
+    missing: str | None = None,
+    also: tuple[type[Exception], ...] = (),
+) -> Iterator[None]:
+    """Raise `kind` where the body meets an error of a store (or one of `also`): one line, `failed: its words`.
+
+    `denied` stands in place of `failed` where the store refuses access. With `missing`, an object that does not exist
+    is a RunError of these words alone, whatever `kind` is: it will not come by trying again.
+    """
+    try:
+        yield
+    except (*STORE_ERRORS, *also) as error:
+        if missing is not None and isinstance(error, FileNotFoundError):
+            raise RunError(missing) from None
+        refused = denied is not None and isinstance(error, PermissionError)
+        raise kind(f"{denied if refused else failed}: {one_line(error)}") from None
 
 
 def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:

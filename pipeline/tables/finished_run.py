@@ -12,7 +12,7 @@ from pipeline.commit.receipt import PartRecord
 from pipeline.commit.run_record import read_run_record
 from pipeline.errors import RunError
 from pipeline.layout import Output, RunFolder
-from pipeline.store.filesystem import STORE_ERRORS, one_line
+from pipeline.store.filesystem import store_errors_as
 from pipeline.store.objects import read_bytes
 
 _FLAG = "--tables"
@@ -64,10 +64,8 @@ def _last_finished(output: Output) -> RunFolder:
 
 
 def _run_folders(output: Output) -> list[RunFolder]:
-    try:
+    with store_errors_as(RunError, f"{_FLAG} {output.root} cannot be listed"):
         return output.list_runs()
-    except STORE_ERRORS as error:
-        raise RunError(f"{_FLAG} {output.root} cannot be listed: {one_line(error)}") from None
 
 
 def _some_runs(output: Output) -> str:
@@ -79,12 +77,10 @@ def _some_runs(output: Output) -> str:
 def _parts(journal: Journal, num_shards: int) -> tuple[dict[str, PartRecord], ...]:
     """The parts of every shard."""
     by_shard: dict[int, dict[str, PartRecord]] = {}
-    run_id = journal.folder.run_id
-    try:
+    run_id, damaged = journal.folder.run_id, (ValueError, TypeError, KeyError)
+    with store_errors_as(RunError, f"{_FLAG}: the journal of run {run_id} cannot be read", also=damaged):
         for receipt in journal.read():
             by_shard[receipt.shard] = receipt.parts
-    except (*STORE_ERRORS, ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{_FLAG}: the journal of run {run_id} cannot be read: {one_line(error)}") from None
     if len(by_shard) != num_shards:
         raise RunError(
             f"{_FLAG}: the journal of run {run_id} has receipts of {len(by_shard)} shards, its plan has {num_shards}"
