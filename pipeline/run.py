@@ -21,6 +21,7 @@ import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy
 
+from pipeline.cluster.actor_arguments import pass_actor_arguments_by_value
 from pipeline.cluster.allotment import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, Allotment, allot
 from pipeline.cluster.in_flight_actor import Board, start_board
 from pipeline.cluster.ray_private import console_handlers
@@ -183,6 +184,7 @@ def build_dataset(
     num_shards = sum(len(pending) for _, pending in shards)
     elsewhere = spread_over(run.output.filesystem, run.plan, _IMAGES_ELSEWHERE)
     _set_ray_data_options()
+    pass_actor_arguments_by_value()
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "max_restarts": -1, "max_task_retries": 8}
     return (
         ray.data.read_datasource(

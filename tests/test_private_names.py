@@ -17,6 +17,11 @@ PRIVATE_NAMES = {
         ("ray._private.state", "state.get_cluster_config"),
         ("ray._private.log", "PlainRayHandler"),
     ],
+    "pipeline/cluster/actor_arguments.py": [
+        ("ray.data._internal.execution.operators.actor_pool_map_operator", "ActorPoolMapOperator._start_actor"),
+        ("ray.data._internal.execution.operators.actor_pool_map_operator", "ActorPoolMapOperator._data_context_ref"),
+        ("ray.data._internal.execution.operators.actor_pool_map_operator", "ActorPoolMapOperator._map_transformer_ref"),
+    ],
     "pipeline/store/fsspec_private.py": [
         ("s3fs", "S3FileSystem._call_s3"),
         ("fsspec.asyn", "AsyncFileSystem._cat_file"),
@@ -92,7 +97,10 @@ def test_each_librarys_private_names_stand_behind_one_file():
     assert not elsewhere
     for path, names in PRIVATE_NAMES.items():
         listed = {part for module, attributes in names for part in f"{module}.{attributes}".split(".")}
-        assert found[path] == {name for name in listed if is_private(name)}, f"{path} and the list above differ"
+        # What a file gives a name of its own, as a stand-in does, the scan takes for the file's.
+        assert found[path] <= {name for name in listed if is_private(name)}, f"{path} uses names that the list has not"
+        source = (ROOT / path).read_text()
+        assert all(name in source for name in listed if is_private(name)), f"{path} no longer uses a name of the list"
 
 
 @pytest.mark.parametrize(
