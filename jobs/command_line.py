@@ -3,7 +3,6 @@
 import contextlib
 import io
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from pipeline.errors import RunError
+from pipeline.telemetry.log_lines import last_line
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ def parse(settings_class: type[T], args: Sequence[str], *, prog: str) -> T:
 
 def fail(prog: str, message: str) -> NoReturn:
     """One line on stderr, exit code 2."""
-    print(f"{prog}: error: {message}", file=sys.stderr)
+    last_line(prog, message)
     raise SystemExit(2)
 
 

@@ -7,12 +7,14 @@ where; 2: the drill could not be run, for the one reason given; 130, 143: stoppe
 import signal
 import sys
 from collections.abc import Sequence
+from logging import WARNING
 
 from jobs import segment_bucket
 from jobs.command_line import fail, flags_of, parse
 from pipeline.config import Settings
 from pipeline.drill.settings import DrillSettings
 from pipeline.errors import RunError
+from pipeline.telemetry.log_lines import last_line, show_log_lines
 
 PROG = "drill.py"
 
@@ -23,13 +25,14 @@ def main(args: Sequence[str] | None = None) -> int:
     from pipeline.drill.drill import drill
     from pipeline.drill.report import print_findings, say
 
+    show_log_lines(settings.log_format)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # through the exits, which clean up
     try:
         findings = drill(settings, _command, say)
     except RunError as error:
         fail(PROG, str(error))
     except KeyboardInterrupt:
-        print(f"{PROG}: interrupted", file=sys.stderr)
+        last_line(PROG, "interrupted", level=WARNING)
         return 130
     print_findings(findings)
     return 0 if all(finding.is_good for finding in findings) else 1

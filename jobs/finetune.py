@@ -5,39 +5,44 @@ not go on, for the one reason given; 130: interrupted.
 """
 
 import sys
-import traceback
 from collections.abc import Sequence
+from logging import WARNING
 
 from jobs.command_line import fail, parse
+from jobs.leave import leave_with
 from pipeline.cluster.environment import set_ray_environment
 from pipeline.errors import BrokenRunError, RunError
+from pipeline.report.progress import Progress
+from pipeline.telemetry.log_lines import last_line, show_log_lines
 from pipeline.train.settings import FinetuneSettings
 
 PROG = "finetune.py"
+
+_SIGN_OF_LIFE_SECONDS = 10.0
 
 
 def main(args: Sequence[str] | None = None) -> int:
     settings = parse(FinetuneSettings, sys.argv[1:] if args is None else args, prog=PROG)
     set_ray_environment()
-    # Only now, because these load Ray and torch: --help should not wait, and Ray reads its environment when loaded.
-    from pipeline.telemetry.log_lines import show_log_lines
-    from pipeline.train.finetune import finetune
-
-    show_log_lines()
+    show_log_lines(settings.log_format)
     try:
+        with Progress(_SIGN_OF_LIFE_SECONDS, settings.log_format) as progress:
+            progress.phase("loading PyTorch and Ray")
+            # Only now: --help should not wait, and Ray reads its environment when loaded.
+            from pipeline.train.finetune import finetune
+
         finetune(settings)
     except RunError as error:
         fail(PROG, str(error))
     except BrokenRunError as error:
-        traceback.print_exc()
-        print(f"{PROG}: error: {error}; the same command goes on from the last checkpoint", file=sys.stderr)
+        last_line(PROG, f"{error}; the same command goes on from the last checkpoint", with_traceback=True)
         return 1
     except KeyboardInterrupt:
-        print(f"{PROG}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        last_line(PROG, "interrupted; the same command goes on from the last checkpoint", level=WARNING)
         return 130
     print(f"model: {settings.output.rstrip('/')}/model")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

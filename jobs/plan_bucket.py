@@ -21,7 +21,7 @@ def main(args: Sequence[str] | None = None) -> int:
     from pipeline.runs.preview import preview  # loads torch to read the checkpoint: --help should not wait
     from pipeline.telemetry.log_lines import show_log_lines
 
-    show_log_lines()
+    show_log_lines(settings.log_format)
     try:
         print_preview(preview(settings))
     except RunError as error:

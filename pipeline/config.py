@@ -105,6 +105,8 @@ class Settings:
     """How long a driver that died keeps others off the output."""
     progress_seconds: float = 10.0
     """Seconds between progress lines where there is no terminal."""
+    log_format: Literal["text", "json"] = "text"
+    """json: each line on standard error is a JSON object, progress included, and a terminal has no live line."""
 
     def __post_init__(self) -> None:
         for name in ("input", "output", "model"):

@@ -51,6 +51,7 @@ from pipeline.runs.specs import segment_spec
 from pipeline.segment.actor import SegmentImages
 from pipeline.store.filesystem import store_errors_as
 from pipeline.tables.publish import Publisher
+from pipeline.telemetry.log_lines import about_run
 
 logger = logging.getLogger(__name__)
 
@@ -62,15 +63,16 @@ SHARD_IMAGES_GPU, SHARD_IMAGES_CPU = 512, 16
 _IMAGES_ELSEWHERE = 8
 
 
-def segment_bucket(settings: Settings) -> Report | None:
+def segment_bucket(settings: Settings, progress: Progress) -> Report | None:
     """Run the whole job; None where there is nothing to do. Raises RunError where it cannot start."""
+    progress.phase("checking the settings, the checkpoint and the output")
     checked = check(settings)
     for warning in checked.model.warnings:
         logger.warning(warning)
     finished = find_report(checked)
     if finished is not None:
-        logger.warning(
-            "run %s is finished already; nothing to do. What came since is for a run of another --run-id, or of none",
+        logger.info(
+            "run %s is finished already. To process objects that were added since, use another --run-id or none",
             checked.settings.run_id,
         )
         return Report(**finished)
@@ -82,30 +84,33 @@ def segment_bucket(settings: Settings) -> Report | None:
             place = checked.output.filesystem, checked.output.lease_json
             lease = held.enter_context(Lease(*place, settings.lease_seconds, _thread.interrupt_main))
         try:
-            return _find_and_execute(checked, lease)
+            return _find_and_execute(checked, lease, progress)
         except KeyboardInterrupt:
             lease.check()  # if it was the lease that interrupted, say so
             raise
 
 
-def _find_and_execute(checked: Checked, lease: Lease) -> Report | None:
+def _find_and_execute(checked: Checked, lease: Lease, progress: Progress) -> Report | None:
     settings = checked.settings
     record = find_run(checked, say_what_is_left=True)
     if record is not None:
+        progress.phase("starting Ray")
         allotment = allot(settings, connect())
         with _stop_on_sigterm():
-            return execute(_take_up(checked, record, lease), allotment, lease)
+            return execute(_take_up(checked, record, lease), allotment, lease, progress)
+    progress.phase("listing the input")
     with changes_of(checked) as changes:
         if not changes.num_planned:
-            logger.warning("nothing to do: %s", describe(changes.counts))
+            logger.info("nothing to do: %s", describe(changes.counts))
             return None
+        progress.phase("starting Ray")
         allotment = allot(settings, connect())
         logger.info("the input against version %s of the table: %s", changes.version, describe(changes.counts))
         per_shard = settings.images_per_shard or (SHARD_IMAGES_GPU if allotment.device == "cuda" else SHARD_IMAGES_CPU)
         with _stop_on_sigterm():
             record = plan_run(checked, changes.images(), changes.counts, per_shard, allotment.computed_on, lease.check)
     with _stop_on_sigterm():
-        return execute(_take_up(checked, record, lease), allotment, lease)
+        return execute(_take_up(checked, record, lease), allotment, lease, progress)
 
 
 def _take_up(checked: Checked, record: RunRecord, lease: Lease) -> Run:
@@ -114,8 +119,9 @@ def _take_up(checked: Checked, record: RunRecord, lease: Lease) -> Run:
     return take_up(checked, record)
 
 
-def execute(run: Run, allotment: Allotment, lease: Lease) -> Report:
+def execute(run: Run, allotment: Allotment, lease: Lease, progress: Progress) -> Report:
     """Stream what is not done yet; commit; close the books; publish."""
+    about_run(run.run_id)
     totals = Totals()
     with _store_errors(run):
         for receipt in run.journal.read():
@@ -128,20 +134,20 @@ def execute(run: Run, allotment: Allotment, lease: Lease) -> Report:
     publications = _Timer(run.settings.publish_every)
     with (
         _store_errors(run),
-        Progress(run.plan.num_images, totals, run.settings.progress_seconds, board.oldest) as progress,
         Committer(run.journal, may_commit=lease.check) as committer,
     ):
+        progress.follow(run.plan.num_images, totals, committer.num_waiting, board.look)
         _check_failures(run, totals)
         for receipt in _stream_receipts(run, allotment, totals.shards, board):
             board.done(receipt.shard)
             if totals.add(receipt):
                 committer.add(receipt)
                 clock.add(receipt)
-                progress.update()
                 _check_failures(run, totals)
             if publications.is_due():
                 committer.commit()
                 publisher.publish()
+        progress.phase("publishing")
         committer.commit()
         report = close_books(run, totals, done_before, clock)
         report = replace(report, table_versions=publisher.publish(), computed_on=allotment.computed_on)

@@ -22,6 +22,14 @@ PRIVATE_NAMES = {
         ("ray.data._internal.execution.operators.actor_pool_map_operator", "ActorPoolMapOperator._data_context_ref"),
         ("ray.data._internal.execution.operators.actor_pool_map_operator", "ActorPoolMapOperator._map_transformer_ref"),
     ],
+    "pipeline/cluster/worker_lines.py": [
+        ("ray._private.worker", "print_to_stdstream"),
+        ("ray._private.worker", "print_worker_logs"),
+        ("ray._private.ray_constants", "RAY_DEDUP_LOGS_AGG_WINDOW_S"),
+        ("ray._private.ray_constants", "RAY_DEDUP_LOGS_ALLOW_REGEX"),
+        ("ray._private.ray_constants", "RAY_DEDUP_LOGS_SKIP_REGEX"),
+        ("ray._private.ray_logging", "LogDeduplicator"),
+    ],
     "pipeline/store/fsspec_private.py": [
         ("s3fs", "S3FileSystem._call_s3"),
         ("fsspec.asyn", "AsyncFileSystem._cat_file"),

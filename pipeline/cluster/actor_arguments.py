@@ -5,6 +5,8 @@ store, however small they are. An actor that restarts fetches them again, and ca
 (ray#53727); Ray says so with a line of level ERROR at each start of a job. Both are a few KB here. An argument by value
 travels in the description of the actor, which Ray keeps for as long as the actor may restart.
 
+What an argument holds counts too: no handle of an actor may be in one (see `in_flight_actor.Board`).
+
 This file holds the private names of Ray Data that this needs; its test names the one that an upgrade takes away.
 """
 

@@ -5,6 +5,7 @@ nobody waits for; a stage that cannot reach it goes on.
 """
 
 import contextlib
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -12,10 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 from pipeline.cluster.resources import on_this_node
-from pipeline.telemetry.in_flight import UnderWay
+from pipeline.telemetry.in_flight import InFlight, UnderWay
 
 _ANSWER_SECONDS = 5.0
 
@@ -23,40 +24,57 @@ _ANSWER_SECONDS = 5.0
 class Board:
     """What stages are given: small, and safe to pickle."""
 
-    def __init__(self, actor: Any):
+    def __init__(self, name: str, actor: Any = None):
+        """`name`: of the actor, in the namespace of the job."""
+        self.name = name
         self._actor = actor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By name: a handle among the arguments of an actor is an object that a restart of that actor needs (ray#53727).
+        return Board, (self.name,)
+
+    def _call(self, method: str, *args: Any) -> Any:
+        """A reference to the result; RayError where the actor is gone."""
+        if self._actor is None:
+            try:
+                self._actor = ray.get_actor(self.name)
+            except ValueError as error:
+                raise RayActorError(error_msg=str(error)) from None
+        return getattr(self._actor, method).remote(*args)
 
     @contextlib.contextmanager
     def in_hand(self, shard: int, stage: str, first_key: str) -> Iterator[None]:
         """Say that this process is at `stage` of a shard. One that fails or dies at it leaves it standing."""
         with contextlib.suppress(RayError):
-            self._actor.take.remote(UnderWay(shard, stage, first_key, socket.gethostname(), time.time()))
+            self._call("take", UnderWay(shard, stage, first_key, socket.gethostname(), time.time()))
         yield
         with contextlib.suppress(RayError):
-            self._actor.leave.remote(shard, stage)
+            self._call("leave", shard, stage)
 
     def done(self, shard: int) -> None:
         """Say that the shard has a receipt."""
         with contextlib.suppress(RayError):
-            self._actor.done.remote(shard)
+            self._call("done", shard)
 
-    def oldest(self) -> UnderWay | None:
-        """The shard that a stage has in hand for longest, if any; None also where nobody answers.
+    def look(self) -> InFlight | None:
+        """What stages have said; None where nobody answers.
 
-        Shards that wait between stages do not count: Ray reads ahead of the model, and that is no straggling.
+        Shards that wait between stages do not count as old: Ray reads ahead of the model, and that is no straggling.
         """
         try:
-            oldest: UnderWay | None = ray.get(self._actor.oldest.remote(), timeout=_ANSWER_SECONDS)
+            seen: InFlight | None = ray.get(self._call("look"), timeout=_ANSWER_SECONDS)
         except RayError:
             return None
-        return oldest
+        return seen
 
 
 class _Held:
     def __init__(self) -> None:
         self.under_way: dict[int, UnderWay] = {}
+        self.stages: frozenset[str] = frozenset()
 
     def take(self, taken: UnderWay) -> None:
+        self.stages |= {taken.stage}
         before = self.under_way.get(taken.shard)
         if before is not None and before.stage == taken.stage:  # its worker has died, or Ray repeats it
             taken = replace(taken, since=before.since)
@@ -70,10 +88,12 @@ class _Held:
     def done(self, shard: int) -> None:
         self.under_way.pop(shard, None)
 
-    def oldest(self) -> UnderWay | None:
-        return min(self.under_way.values(), key=lambda one: one.since, default=None)
+    def look(self) -> InFlight:
+        return InFlight(min(self.under_way.values(), key=lambda one: one.since, default=None), self.stages)
 
 
 def start_board() -> Board:
     """A board on this node; it ends with the driver."""
-    return Board(ray.remote(_Held).options(num_cpus=0, scheduling_strategy=on_this_node()).remote())
+    name = f"in-flight-{secrets.token_hex(8)}"
+    actor = ray.remote(_Held).options(name=name, num_cpus=0, scheduling_strategy=on_this_node()).remote()
+    return Board(name, actor)

@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster.environment import joins_a_cluster
 from pipeline.cluster.ray_private import autoscaler_config, usable_cpus
+from pipeline.cluster.worker_lines import log_worker_lines
 from pipeline.errors import RunError
 from pipeline.store.filesystem import one_line
 
@@ -60,9 +61,10 @@ class Resources:
 def connect(log_to_driver: bool = True) -> Resources:
     """Join the cluster of this job, or start Ray on this machine; say what there is to use.
 
-    `log_to_driver`: what workers print appears here, with their names before it.
+    `log_to_driver`: what workers print is logged here, with their names.
     """
     if not ray.is_initialized():
+        log_worker_lines()
         if joins_a_cluster():
             try:
                 ray.init(logging_level=logging.WARNING, log_to_driver=log_to_driver)

@@ -138,6 +138,11 @@ class Committer:
         with self.lock:
             self.receipts.append(receipt)
 
+    def num_waiting(self) -> int:
+        """Images whose receipts are not committed."""
+        with self.lock:
+            return sum(receipt.num_images for receipt in self.receipts)
+
     def commit(self) -> None:
         with self.lock:
             if self.receipts:

@@ -1,16 +1,18 @@
 """What people see of a drill."""
 
-import sys
+import logging
 
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.drill.drill import Finding
 
+logger = logging.getLogger(__name__)
+
 
 def say(finding: Finding) -> None:
-    """One line on stderr while the drill goes on."""
-    print(f"{finding.step}: {finding.done}: {finding.found}", file=sys.stderr, flush=True)
+    """One log line while the drill goes on."""
+    logger.info("%s: %s: %s", finding.step, finding.done, finding.found)
 
 
 def print_findings(findings: list[Finding]) -> None:

@@ -1,84 +1,194 @@
-"""Images done, per second, failed, time left: a live bar on a terminal, one line per interval elsewhere."""
+"""What the program is doing: a live line on a terminal, elsewhere a log line at each new phase and each interval.
 
+It needs neither Ray nor PyTorch, so that it says that these are being loaded. A signal of life comes from a thread of
+its own, whatever the program waits for.
+"""
+
+import logging
 import sys
 import threading
 import time
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from pipeline.commit.receipt import Totals
-from pipeline.telemetry.in_flight import UnderWay
+from pipeline.telemetry.in_flight import InFlight
+from pipeline.telemetry.log_lines import LogFormat
+
+logger = logging.getLogger(__name__)
 
 _STRAGGLER_SECONDS = 60.0  # a shard that is under way for longer is named
+_LOADING = "loading the model"
+_TICK_SECONDS = 1.0  # how often the live line changes, and the first shard is looked for
 
 
 class Progress:
-    """Shows `totals` while it is entered; counts images, of all attempts of the run."""
+    """Shows the phase of the program, and from `follow` on the images that are done, while it is entered."""
 
-    def __init__(
-        self,
-        num_images: int,
-        totals: Totals,
-        interval_seconds: float,
-        oldest: Callable[[], UnderWay | None] = lambda: None,
-    ):
-        """`oldest`: gives the shard that is under way for longest, if there is one."""
-        self.num_images = num_images
-        self.oldest = oldest
-        self.totals = totals
+    def __init__(self, interval_seconds: float, log_format: LogFormat = "text"):
+        """`interval_seconds`: between lines where there is no terminal."""
         self.interval_seconds = interval_seconds
-        self.started = time.monotonic()
-        self.done_before = totals.num_images
         self.console = Console(file=sys.stderr)
+        self.live = self.console.is_terminal and log_format == "text"
+        self.name, self.since = "", time.monotonic()
+        self.images: _Images | None = None
         self.bar = RichProgress(
-            TextColumn("segmenting"),
+            TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rest]}"),
+            TextColumn("{task.fields[rest]}", markup=False),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not self.live,
+            transient=True,
+            refresh_per_second=4,
+            redirect_stdout=sys.stdout.isatty(),  # a file or pipe keeps its lines
         )
-        self.task = self.bar.add_task("segmenting", total=num_images, completed=totals.num_images, rest="")
+        self.task = self.bar.add_task("", total=None, rest="")
         self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._print_lines, daemon=True, name="progress")
+        self.thread = threading.Thread(target=self._keep_showing, daemon=True, name="progress")
 
     def __enter__(self) -> "Progress":
-        if self.console.is_terminal:
-            self.bar.start()
-        else:
-            self.thread.start()
+        self.thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.bar.stop()
         self.ended.set()
+        self.bar.stop()
 
-    def update(self) -> None:
-        """Call after `totals` has changed."""
-        self.bar.update(self.task, completed=self.totals.num_images, rest=self.rest())
+    def phase(self, name: str) -> None:
+        """Say what comes now, for example `starting Ray`."""
+        self.name, self.since = name, time.monotonic()
+        if not self.live:
+            logger.info(name)
+        self._show()
+        if self.thread.is_alive():
+            self.bar.start()  # with a name, for the first phase; later this does nothing
 
-    def rest(self) -> str:
-        """`12.3 images/s, 4 failed, 0:12:30 left`"""
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        rate = (self.totals.num_images - self.done_before) / seconds
-        left = f"{_hms((self.num_images - self.totals.num_images) / rate)} left" if rate else "time left unknown"
-        return f"{rate:.2f} images/s, {self.totals.num_failed} failed, {left}"
+    def follow(
+        self,
+        num_images: int,
+        totals: Totals,
+        waiting: Callable[[], int] = lambda: 0,
+        look: Callable[[], InFlight | None] = lambda: None,
+    ) -> None:
+        """Show `totals`, which counts images of all attempts of the run.
 
-    def _print_lines(self) -> None:
-        while not self.ended.wait(self.interval_seconds):
-            line = f"{self.totals.num_images}/{self.num_images} images, {self.rest()}{self.straggler()}"
-            print(line, file=sys.stderr, flush=True)
+        `waiting`: images in `totals` that are not committed; `look`: the shards that stages have in hand.
+        """
+        if totals.num_images < num_images:
+            self.phase(_LOADING)
+        self.images = _Images(num_images, totals, waiting, look)
+
+    def kept(self) -> str:
+        """`24 of 40 images are done and kept`, for a program that ends early."""
+        if self.images is None:
+            return "no image was begun"
+        done = self.images.totals.num_images - self.images.waiting()
+        return f"{done:,} of {self.images.num_images:,} images are done and kept"
+
+    def line(self) -> str:
+        """What is shown between phases."""
+        if self.images is not None and self.images.are_coming:
+            return f"{self.images.line()}{self.images.straggler()}"
+        return f"{self.name}, for {_hms(time.monotonic() - self.since)} now"
+
+    def _keep_showing(self) -> None:
+        said = before = time.monotonic()
+        while not self.ended.wait(min(_TICK_SECONDS, self.interval_seconds)):
+            self._notice_first_shard(before)
+            self._show()
+            before = time.monotonic()
+            if before - said < self.interval_seconds:
+                continue
+            said = before
+            if not self.live:
+                fields = self.images.fields() if self.images is not None else None
+                logger.info(self.line(), extra={"progress": fields})
+
+    def _notice_first_shard(self, not_before: float) -> None:
+        images = self.images
+        if images is not None and not images.begun and images.has_begun():
+            images.begun = max(not_before, images.followed)
+            if self.name == _LOADING and not images.num_new:
+                self.phase("first shard")
+
+    def _show(self) -> None:
+        if not self.live:
+            return
+        images = self.images
+        if images is None or not images.are_coming:
+            self.bar.update(self.task, description=self.name, rest=_hms(time.monotonic() - self.since))
+            return
+        done = images.totals.num_images
+        self.bar.update(
+            self.task, description="segmenting", total=images.num_images, completed=done, rest=images.line()
+        )
+
+
+class _Images:
+    """The numbers of a run that is segmenting."""
+
+    def __init__(
+        self, num_images: int, totals: Totals, waiting: Callable[[], int], look: Callable[[], InFlight | None]
+    ):
+        self.num_images, self.totals = num_images, totals
+        self.waiting, self.look = waiting, look
+        self.done_before = totals.num_images
+        self.followed = time.monotonic()
+        self.begun = 0.0  # when the first shard was in a model, by the monotonic clock
+
+    @property
+    def num_new(self) -> int:
+        """Images that this attempt has done."""
+        return self.totals.num_images - self.done_before
+
+    @property
+    def are_coming(self) -> bool:
+        """Whether this attempt has done some, and some are left."""
+        return self.num_new > 0 and self.totals.num_images < self.num_images
+
+    @property
+    def rate(self) -> float:
+        """Images a second since the first shard was in a model."""
+        return self.num_new / max(time.monotonic() - (self.begun or self.followed), 1e-9)
+
+    def has_begun(self) -> bool:
+        seen = self.look()
+        return bool(self.num_new) or (seen is not None and "segmenting" in seen.stages)
+
+    def line(self) -> str:
+        """`12/40 images, 12.3 images/s, 4 failed, 0:12:30 left, slowest: model 81 ms per image`"""
+        left = f"{_hms((self.num_images - self.totals.num_images) / self.rate)} left" if self.rate else "time unknown"
+        counts = f"{self.totals.num_images:,}/{self.num_images:,} images, {self.rate:.2f} images/s"
+        return f"{counts}, {self.totals.num_failed:,} failed, {left}{self.slowest()}"
+
+    def slowest(self) -> str:
+        """The step that takes most of an image's time; see telemetry.costs for what counts."""
+        seconds = self.totals.seconds
+        step = max(seconds, key=seconds.__getitem__, default=None)
+        if step is None or not self.totals.num_images:
+            return ""
+        return f", slowest: {step} {1e3 * seconds[step] / self.totals.num_images:,.1f} ms per image"
 
     def straggler(self) -> str:
         """`; shard 42 (from s3://b/x.jpg on) is segmenting on gpu-3 since 0:05:10`, where one takes so long."""
-        oldest = self.oldest()
+        seen = self.look()
+        oldest = seen.oldest if seen is not None else None
         if oldest is None or (seconds := time.time() - oldest.since) < _STRAGGLER_SECONDS:
             return ""
         where = f"is {oldest.stage} on {oldest.host} since {_hms(seconds)}"
         return f"; shard {oldest.shard} (from {oldest.first_key} on) {where}"
+
+    def fields(self) -> dict[str, float]:
+        """For a JSON line."""
+        return {
+            "images": self.num_images,
+            "done": self.totals.num_images,
+            "failed": self.totals.num_failed,
+            "images_per_second": round(self.rate, 3),
+        }
 
 
 def _hms(seconds: float) -> str:

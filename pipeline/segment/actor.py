@@ -24,6 +24,7 @@ from pipeline.segment.isolate import segment_one_by_one
 from pipeline.segment.segmenter import SegmentedImage, Segmenter, SegmentSpec
 from pipeline.telemetry.costs import Costs, add_up
 from pipeline.telemetry.in_flight import Tell, tell_nobody
+from pipeline.telemetry.log_lines import send_log_lines
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class SegmentImages:
     """Model actor: one shard in, one shard out; encoded bytes are replaced by segments."""
 
     def __init__(self, spec: SegmentSpec, output_uri: str, run_id: str, tell: Tell = tell_nobody):
+        send_log_lines()
         self.tell = tell
         self.broken: Exception | None = None
         self.starts = Starts(Output.open(output_uri).run(run_id))
@@ -60,7 +62,8 @@ class SegmentImages:
                 results = self.segmenter.segment(encoded, names, costs)
             else:
                 logger.warning(
-                    f"shard {shard} was started {starts_before} times and never done: its images are tried one by one"
+                    f"shard {shard} was started {starts_before} times and never done: its images are tried one by one",
+                    extra={"shard": shard},
                 )
                 with self.segmenter.network.lent():
                     results = segment_one_by_one(self.segmenter.spec, encoded)

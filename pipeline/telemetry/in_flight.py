@@ -16,6 +16,14 @@ class UnderWay:
     since: float  # seconds since the epoch, when this stage took it first
 
 
+@dataclass(frozen=True)
+class InFlight:
+    """What stages have said so far."""
+
+    oldest: UnderWay | None  # the shard that a stage has in hand for longest, if any
+    stages: frozenset[str]  # that have had a shard in hand
+
+
 Tell = Callable[[int, str, str], AbstractContextManager[None]]  # (shard, stage, first key) -> while it is in hand
 
 

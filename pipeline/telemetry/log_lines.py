@@ -1,16 +1,137 @@
-"""The pipeline's own messages, one line each, on stderr."""
+"""The program's own lines on stderr: text for people, or one JSON object a line for machines.
 
+    2026-11-29T14:07:53Z INFO: run 20261129-140753-116d: 40 images in 3 shards, 0 done before
+    {"time": "2026-11-29T14:07:53.412Z", "level": "INFO", "logger": "pipeline.run", "run_id": "...", "message": "..."}
+
+Times are UTC, so that lines of all nodes of a cluster sort together. Worker processes always write JSON; the driver
+reads these lines and writes them again in its own format (`pipeline/cluster/worker_lines.py`).
+"""
+
+import json
 import logging
 import sys
+import time
+import traceback
+from typing import Any, Literal
+
+LogFormat = Literal["text", "json"]
+
+# Whose lines are the program's own. Other libraries log elsewhere.
+_LOGGERS = ("pipeline", "m2f_core")
+# Attributes of a record (`extra=`) that are fields of a JSON line.
+FIELDS = ("shard", "progress", "worker")
+
+_run: dict[str, str] = {}
+_format: LogFormat = "text"
+_ended = False  # the last line is written: what Ray says of its own shutdown concerns nobody
 
 
-def show_log_lines() -> None:
-    """The pipeline's own messages, one line each, on stderr. May be called again."""
-    log = logging.getLogger("pipeline")
-    if log.handlers:
+class _OnStderr(logging.StreamHandler):
+    """Writes to what sys.stderr is at that moment: a live display puts itself there, to print above itself."""
+
+    def __init__(self, formatter: logging.Formatter):
+        super().__init__(sys.stderr)
+        self.setFormatter(formatter)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if _ended:
+            return
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+class _Text(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s: %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ")
+        self.converter = time.gmtime
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        worker = getattr(record, "worker", None)
+        return super().formatMessage(record) + (f" [{worker}]" if worker else "")
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            **_run,
+            **{name: value for name in FIELDS if (value := getattr(record, name, None)) is not None},
+            "message": record.getMessage(),
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            line["exception"] = "".join(traceback.format_exception(*record.exc_info))
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def show_log_lines(log_format: LogFormat = "text") -> None:
+    """The program's lines, from INFO on, on stderr in this format. May be called again."""
+    global _format, _ended
+    _format, _ended = log_format, False
+    _run.clear()
+    _write_with(_Json() if log_format == "json" else _Text())
+    for name in _LOGGERS:  # Ray gives the driver's root logger a handler of its own
+        logging.getLogger(name).propagate = False
+
+
+def send_log_lines() -> None:
+    """In a worker process: lines that the driver can read."""
+    _write_with(_Json())
+
+
+def about_run(run_id: str) -> None:
+    """JSON lines from now on have this run_id."""
+    _run["run_id"] = run_id
+
+
+def last_line(prog: str, message: str, *, level: int = logging.ERROR, with_traceback: bool = False) -> None:
+    """Why the program ends: `prog: message` on stderr, in JSON an object like all others.
+
+    With a traceback of the exception that is handled just now: before the line, or as its field `exception`.
+    """
+    global _ended
+    _ended = True
+    if _format == "json":
+        exc_info = sys.exc_info() if with_traceback else None
+        record = logging.LogRecord(prog, level, "", 0, message, None, exc_info)
+        print(_Json().format(record), file=sys.stderr, flush=True)
         return
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
+    if with_traceback:
+        traceback.print_exc()
+    error = "error: " if level >= logging.ERROR else ""
+    print(f"{prog}: {error}{message}", file=sys.stderr, flush=True)
+
+
+def record_from(line: str, worker: str, otherwise: int) -> logging.LogRecord:
+    """A line of a worker process as a record; text that is no line of `send_log_lines` has the level `otherwise`."""
+    fields, rest = _fields_of(line)
+    level = logging.getLevelName(str(fields.get("level")))  # of a name, its number
+    message = f"{fields.get('message', '')}{rest}"
+    name = str(fields.get("logger", "pipeline.worker"))
+    record = logging.LogRecord(name, level if isinstance(level, int) else otherwise, "", 0, message, None, None)
+    record.worker = worker
+    if "shard" in fields:
+        record.shard = fields["shard"]
+    return record
+
+
+def _fields_of(line: str) -> tuple[dict[str, Any], str]:
+    """The fields of a JSON line, and the text after them; all of it is text where the line is no such line."""
+    try:
+        fields, end = json.JSONDecoder().raw_decode(line)
+    except ValueError:
+        return {}, line
+    if isinstance(fields, dict) and {"level", "logger", "message"} <= set(fields):
+        return fields, line[end:]
+    return {}, line
+
+
+def _write_with(formatter: logging.Formatter) -> None:
+    for name in _LOGGERS:
+        log = logging.getLogger(name)
+        for handler in [handler for handler in log.handlers if isinstance(handler, _OnStderr)]:
+            log.removeHandler(handler)
+        log.addHandler(_OnStderr(formatter))
+        log.setLevel(logging.INFO)

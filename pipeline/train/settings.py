@@ -10,9 +10,13 @@ from typing import Any, Literal
 
 from m2f_core.images.image_size import ImageSize
 from pipeline.errors import RunError
+from pipeline.telemetry.log_lines import LogFormat
 
 # May differ between the command that started a training and the one that goes on with it.
-_MAY_CHANGE = ("log_every", "save_every", "evaluate_every", "workers", "cpus_per_worker", "device", "max_failures")
+_MAY_CHANGE = (
+    *("log_every", "save_every", "evaluate_every", "workers", "cpus_per_worker", "device", "max_failures"),
+    "log_format",
+)
 
 # Settings that are paths or URIs, and nothing else.
 PLACES = ("images", "output", "panoptic_gt", "panoptic_pngs", "instances_gt", "val_images", "val_gt", "val_pngs")
@@ -102,6 +106,8 @@ class FinetuneSettings:
     """Steps between validations; a multiple of --save-every. Default: --save-every. The last step validates always."""
     max_failures: int = 3
     """How often workers that died are started again from the last checkpoint before the training gives up."""
+    log_format: LogFormat = "text"
+    """json: each line on standard error is a JSON object."""
 
     def __post_init__(self) -> None:
         self._check_places()

@@ -38,6 +38,7 @@ from pipeline.commit.receipt import Receipt
 from pipeline.config import Settings
 from pipeline.guard.watchdog import watch
 from pipeline.layout import RunFolder
+from pipeline.report.progress import Progress
 from pipeline.segment import segmenter
 from pipeline.segment.actor import SegmentImages
 from pipeline.segment.device_model import PreparedImage
@@ -159,7 +160,8 @@ def main() -> None:
             cpus_per_actor=1,
         )
         began, cpu = time.time(), time.process_time()
-        report = run.segment_bucket(settings)
+        with Progress(settings.progress_seconds) as progress:
+            report = run.segment_bucket(settings, progress)
         cpu = time.process_time() - cpu
         assert report is not None and report.num_ok == report.num_images
         filesystem, root = open_filesystem(args.output)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -61,10 +62,11 @@ def bucket(s3):
 
 
 def check_line(stderr: str, *named: object) -> str:
-    """`stderr` is one line from us that holds everything in `named`."""
+    """After lines that say what the job is doing, one line from us that holds everything in `named`: that line."""
     assert "Traceback" not in stderr, stderr
-    assert stderr.count("\n") == 1, stderr
-    assert stderr.startswith(f"{PROG}: error: "), stderr
+    *doing, stderr = stderr.splitlines(keepends=True)
+    assert all(re.match(r"\S+Z INFO: ", line) for line in doing), doing
+    assert stderr.startswith(f"{PROG}: error: ") and stderr.endswith("\n"), stderr
     missing = [str(word) for word in named if str(word) not in stderr]
     assert not missing, f"{missing} not in: {stderr}"
     return stderr

@@ -32,6 +32,7 @@ FLAGS = (
     "--label-ids-to-fuse",
     "--lease-seconds",
     "--limit",
+    "--log-format",
     "--mask-threshold",
     "--max-batch-pixels",
     "--max-failure-rate",
@@ -192,6 +193,7 @@ def test_defaults_are_the_documented_ones():
         run_id=None,
         max_failure_rate=0.01,
         progress_seconds=10.0,
+        log_format="text",
     )
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline import run
 from pipeline.commit.run_record import PlanFile
 from pipeline.errors import BrokenRunError
+from pipeline.report.progress import Progress
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_sigterm_has_its_exit_code_from_the_moment_that_ray_runs(monkeypatch, wh
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as stop:
-            run._find_and_execute(SimpleNamespace(settings=settings), SimpleNamespace(check=lambda: None))
+            run._find_and_execute(SimpleNamespace(settings=settings), SimpleNamespace(check=lambda: None), Progress(10))
     finally:
         signal.signal(signal.SIGTERM, before)
     assert stop.value.code == 143

@@ -3,6 +3,7 @@
 The real Ray, in a process of its own, because Ray prints the line from C++ to the file descriptor, once a process.
 """
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -15,11 +16,15 @@ JOB = """
 import logging, os, signal
 import ray
 from pipeline.cluster.actor_arguments import pass_actor_arguments_by_value
+from pipeline.cluster.in_flight_actor import start_board
 from ray.data import ActorPoolStrategy
 
 class DiesOnce:
-    def __init__(self, marker): self.marker = marker
+    def __init__(self, marker, tell): self.marker, self.tell = marker, tell
     def __call__(self, batch):
+        with self.tell(7, "segmenting", "a"):
+            return self.work(batch)
+    def work(self, batch):
         if not os.path.exists(self.marker):
             open(self.marker, "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -32,11 +37,13 @@ if __name__ == "__main__":
         pass_actor_arguments_by_value()
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    board = start_board()
     rows = ray.data.range(2, override_num_blocks=1).map_batches(
-        DiesOnce, fn_constructor_args=(sys.argv[2],), compute=ActorPoolStrategy(size=1), max_restarts=-1,
+        DiesOnce, fn_constructor_args=(sys.argv[2], board.in_hand), compute=ActorPoolStrategy(size=1), max_restarts=-1,
         max_task_retries=4,
     ).take_all()
     assert [row["id"] for row in rows] == [1, 2], rows
+    assert board.look().stages == {"segmenting"}, "the workers found the board"
 """
 
 
@@ -46,7 +53,12 @@ def test_an_actor_restarts_and_ray_has_nothing_to_say_about_its_arguments(tmp_pa
     job = tmp_path / "job.py"
     job.write_text(textwrap.dedent(JOB))
     done = subprocess.run(
-        [sys.executable, str(job), how, str(tmp_path / "died")], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, str(job), how, str(tmp_path / "died")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "died").exists()

@@ -1,5 +1,7 @@
-"""The line people watch."""
+"""What people see while a job runs: phases, then counts; on a terminal one live line and nothing else."""
 
+import io
+import logging
 import time
 from dataclasses import replace
 
@@ -7,61 +9,164 @@ import pytest
 
 from pipeline.cluster.in_flight_actor import start_board
 from pipeline.commit.receipt import PartRecord, Receipt, Totals
+from pipeline.report import progress as progress_module
 from pipeline.report.progress import Progress
-from pipeline.telemetry.in_flight import UnderWay
+from pipeline.telemetry.in_flight import InFlight, UnderWay
+from pipeline.telemetry.log_lines import show_log_lines
 
 PARTS = {table: PartRecord("path", 3, 1, "", "a", "b") for table in ("images", "segments")}
+READING = InFlight(None, frozenset({"reading"}))
+SEGMENTING = InFlight(None, frozenset({"reading", "segmenting"}))
 
 
-def test_the_line_counts_images_failures_and_time_left(monkeypatch):
+@pytest.fixture(autouse=True)
+def log_lines():
+    """As a job has them; taken away again."""
+    log = logging.getLogger("pipeline")
+    before = log.handlers[:], log.level, log.propagate
+    show_log_lines()
+    yield
+    log.handlers[:], log.level, log.propagate = before
+
+
+def receipt(shard: int, num_images: int, **failed: int) -> Receipt:
+    return Receipt(shard, num_images, 0, failed, PARTS, 0, 0, {"decode": 0.5, "model": 2.0})
+
+
+def wait_for(condition) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)
+
+
+def test_the_line_counts_images_failures_time_left_and_names_the_slowest_step(monkeypatch):
     totals = Totals()
-    totals.add(Receipt(0, 10, 0, {"decode_failed": 1}, PARTS, 0, 0))  # by an earlier driver: no part of the rate
+    totals.add(receipt(0, 10, decode_failed=1))  # by an earlier driver: no part of the rate
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    progress = Progress(100, totals, 10)
-    assert progress.rest() == "0.00 images/s, 1 failed, time left unknown"
+    progress = Progress(10)
+    progress.follow(100, totals)
     now[0] += 20
-    totals.add(Receipt(1, 40, 0, {"not_found": 2}, PARTS, 0, 0))
-    assert progress.rest() == "2.00 images/s, 3 failed, 0:00:25 left"
+    assert progress.line() == "loading the model, for 0:00:20 now"
+    totals.add(receipt(1, 40, not_found=2))
+    assert progress.line() == ("50/100 images, 2.00 images/s, 3 failed, 0:00:25 left, slowest: model 80.0 ms per image")
 
 
-def test_without_a_terminal_there_is_a_line_per_interval(capfd):
+def test_the_rate_does_not_count_the_loading_of_the_model(monkeypatch):
+    now, totals, seen = [100.0], Totals(), [READING]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    progress = Progress(10)
+    progress.follow(100, totals, look=lambda: seen[0])
+    progress._notice_first_shard(now[0])
+    now[0], seen[0] = 150.0, SEGMENTING
+    progress._notice_first_shard(149.0)
+    now[0] = 159.0
+    totals.add(receipt(0, 20))
+    assert "20/100 images, 2.00 images/s" in progress.line()
+
+
+def test_without_a_terminal_each_phase_and_each_interval_is_a_line(capsys):
+    totals, seen = Totals(), [READING]
+    said = ""
+
+    def is_said(words: str) -> bool:
+        nonlocal said
+        said += capsys.readouterr().err
+        return words in said
+
+    with Progress(0.05) as progress:
+        progress.phase("starting Ray")
+        wait_for(lambda: is_said("INFO: starting Ray, for 0:00:00 now"))
+        progress.follow(4, totals, look=lambda: seen[0])
+        wait_for(lambda: is_said("INFO: loading the model, for"))
+        seen[0] = SEGMENTING
+        wait_for(lambda: is_said("INFO: first shard, for"))
+        totals.add(receipt(0, 2))
+        wait_for(lambda: is_said("INFO: 2/4 images, "))
+        totals.add(receipt(1, 2))
+        progress.phase("publishing")
+        wait_for(lambda: is_said("INFO: publishing, for"))
+    assert "0/4" not in said
+
+
+def test_a_run_with_nothing_left_loads_no_model(capsys):
     totals = Totals()
-    with Progress(2, totals, 0.05) as progress:
-        totals.add(Receipt(0, 2, 0, {}, PARTS, 0, 0))
-        progress.update()
-        time.sleep(0.3)
-    lines = capfd.readouterr().err.splitlines()
-    assert len(lines) >= 2
-    assert all(line.startswith("2/2 images, ") for line in lines[1:])
+    totals.add(receipt(0, 4))
+    Progress(10).follow(4, totals)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_stop_says_what_is_kept():
+    totals = Totals()
+    progress = Progress(10)
+    assert progress.kept() == "no image was begun"
+    totals.add(receipt(0, 1200))
+    totals.add(receipt(1, 40))
+    progress.follow(5000, totals, waiting=lambda: 40)
+    assert progress.kept() == "1,200 of 5,000 images are done and kept"
 
 
 def test_a_shard_that_takes_long_is_named():
     oldest = UnderWay(42, "segmenting", "s3://b/x.jpg", "gpu-3", time.time() - 310)
-    progress = Progress(100, Totals(), 10, lambda: oldest)
-    assert progress.straggler() == "; shard 42 (from s3://b/x.jpg on) is segmenting on gpu-3 since 0:05:10"
-    young = replace(oldest, since=time.time() - 5)
-    assert Progress(100, Totals(), 10, lambda: young).straggler() == ""
-    assert Progress(100, Totals(), 10).straggler() == ""
+
+    def line(one: UnderWay | None) -> str:
+        totals = Totals()
+        progress = Progress(10)
+        progress.follow(100, totals, look=lambda: InFlight(one, frozenset({"segmenting"})))
+        totals.add(receipt(0, 1))
+        return progress.line()
+
+    assert line(oldest).endswith("; shard 42 (from s3://b/x.jpg on) is segmenting on gpu-3 since 0:05:10")
+    assert "shard" not in line(replace(oldest, since=time.time() - 5))
+    assert "shard" not in line(None)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_a_log_line_stands_above_the_live_line(monkeypatch):
+    """Both end up whole: a line is written between a cleared live line and the next one."""
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress_module.sys, "stderr", terminal)
+    with Progress(10) as progress:
+        assert progress.live
+        progress.phase("starting Ray")
+        logging.getLogger("pipeline.run").warning("a line of the log")
+        wait_for(lambda: "starting Ray" in terminal.getvalue())
+    written = terminal.getvalue()
+    assert "INFO: starting Ray" not in written, "the live line says it"
+    before, after = written.split("a line of the log")
+    assert before.rpartition("\x1b[2K")[2].rstrip().endswith("WARNING:"), "the live line was not cleared first"
+    assert after.startswith(("\n", "\r\n"))
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_the_board_knows_the_oldest_shard_that_a_stage_has_in_hand():
     board = start_board()
-    assert board.oldest() is None
+    assert board.look().stages == frozenset()
+    assert board.look().oldest is None
     with board.in_hand(1, "reading", "a"), board.in_hand(2, "reading", "b"):
-        assert (board.oldest().shard, board.oldest().stage, board.oldest().first_key) == (1, "reading", "a")
-    assert board.oldest() is None, "a shard that waits for the next stage is no straggler"
+        assert (board.look().oldest.shard, board.look().oldest.stage, board.look().oldest.first_key) == (
+            1,
+            "reading",
+            "a",
+        )
+    assert board.look().oldest is None, "a shard that waits for the next stage is no straggler"
     with board.in_hand(3, "segmenting", "c"):
         with board.in_hand(1, "segmenting", "a"):
-            assert board.oldest().shard == 3
+            assert board.look().oldest.shard == 3
         with pytest.raises(OSError), board.in_hand(4, "segmenting", "d"):
             raise OSError
-    since = board.oldest().since
-    assert board.oldest().shard == 4, "its worker has failed: it is in trouble until it has a receipt"
+    since = board.look().oldest.since
+    assert board.look().oldest.shard == 4, "its worker has failed: it is in trouble until it has a receipt"
     with board.in_hand(4, "segmenting", "d"):
-        assert board.oldest().since == since
+        assert board.look().oldest.since == since
     with pytest.raises(OSError), board.in_hand(5, "writing", "e"):
         raise OSError
     board.done(5)
-    assert board.oldest() is None
+    assert board.look().oldest is None
+    assert board.look().stages == {"reading", "segmenting", "writing"}
