@@ -1,25 +1,38 @@
 """Dataclass -> command line: the same for every job. Bad arguments give one line on stderr and exit code 2."""
 
 import contextlib
+import inspect
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields, make_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from types import NoneType
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
+from jobs.ends import fail
 from pipeline.errors import RunError
-from pipeline.telemetry.log_lines import last_line
+from pipeline.setting_fields import Section, bounds_in_words, flag, help_texts, marker, plain_type
 
 T = TypeVar("T")
 
+_CONFIG_HELP = "--config FILE reads settings from a YAML file with the same names; flags win."
+_OTHER = Section("other")
+_KINDS: dict[type, tuple[str, str]] = {
+    int: ("INT", "a whole number"),
+    float: ("FLOAT", "a number"),
+    str: ("STR", "a text"),
+}
 
-def parse(settings_class: type[T], args: Sequence[str], *, prog: str) -> T:
+
+def parse(settings_class: type[T], args: Sequence[str], *, prog: str, summary: str | None = None) -> T:
     """Settings from flags and, with `--config FILE`, from a YAML file of the same names; flags win.
 
-    `--help` prints and exits 0. Anything wrong prints one line and exits 2.
+    `--help` prints `summary`, or the docstring of the class, and the flags; exit code 0. Wrong arguments get one line
+    on stderr and exit code 2.
     """
     try:
         args = with_config_file(settings_class, list(args))
@@ -28,24 +41,19 @@ def parse(settings_class: type[T], args: Sequence[str], *, prog: str) -> T:
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
-            return tyro.cli(
-                settings_class,
+            sections = tyro.cli(
+                _boxes(settings_class),
                 prog=prog,
                 args=args,
-                description=f"{settings_class.__doc__}\n\n--config FILE reads any of these from YAML; flags win.",
+                description=f"{summary or inspect.getdoc(settings_class)}\n\n{_CONFIG_HELP}",
             )
+        return settings_class(**{name: value for box in vars(sections).values() for name, value in vars(box).items()})
     except RunError as error:
         fail(prog, str(error))
     except SystemExit as stop:
         if stop.code:
             fail(prog, _one_line(message.getvalue()))
         raise
-
-
-def fail(prog: str, message: str) -> NoReturn:
-    """One line on stderr, exit code 2."""
-    last_line(prog, message)
-    raise SystemExit(2)
 
 
 def with_config_file(settings_class: type, args: list[str]) -> list[str]:
@@ -69,11 +77,88 @@ def with_config_file(settings_class: type, args: list[str]) -> list[str]:
 def flags_of(settings: Any) -> list[str]:
     """The flags that give these settings again: the inverse of `parse`. Defaults are left out."""
     return [
-        flag
+        word
         for field in fields(settings)
         if (value := getattr(settings, field.name)) != field.default
-        for flag in ([f"--{field.name.replace('_', '-')}", "None"] if value is None else _flag(field.name, value))
+        for word in ([flag(field.name), "None"] if value is None else _words(field.name, value))
     ]
+
+
+def _boxes(settings_class: type) -> Any:
+    """A dataclass of dataclasses, one for each section, as tyro wants them to draw a box for each.
+
+    The settings class itself stays flat. The title of a box is the name of its field, which tyro would also put before
+    each flag; `prefix_name=False` leaves the flags as they are.
+    """
+    texts = help_texts(settings_class)
+    boxes: dict[Section, list[Any]] = {}
+    for field in fields(settings_class):
+        boxes.setdefault(marker(field, Section) or _OTHER, []).append(_argument(field, texts[field.name]))
+    return make_dataclass(
+        settings_class.__name__,
+        [
+            (f"box_{number}", Annotated[_box(section, arguments), tyro.conf.arg(name=section.title)])
+            for number, (section, arguments) in enumerate(boxes.items())
+        ],
+    )
+
+
+def _box(section: Section, arguments: list[Any]) -> Any:
+    box = make_dataclass("Box", arguments)
+    box.__doc__ = section.note
+    return box
+
+
+def _argument(field: "Field[Any]", text: str) -> tuple[Any, ...]:
+    """Name, annotated type and, where the setting has one, default."""
+    required = field.default is MISSING
+    arg = tyro.conf.arg(prefix_name=False, help=text, help_behavior_hint=None if required else _hint(field))
+    annotation: Any = Annotated[plain_type(field), arg]
+    if (spec := _spec(plain_type(field))) is not None:
+        annotation = Annotated[annotation, spec]
+    return (field.name, annotation) if required else (field.name, annotation, field.default)
+
+
+def _hint(field: "Field[Any]") -> str:
+    """What stands behind a help text: `(default: 128; 1 .. 1,024)`."""
+    default = ("off", "on")[field.default] if isinstance(field.default, bool) else field.default
+    parts = [] if default is None else [f"default: {default}"]
+    parts += [bounds] if (bounds := bounds_in_words(field)) else []
+    return f"({'; '.join(parts)})" if parts else ""
+
+
+def _spec(annotation: Any) -> PrimitiveConstructorSpec[Any] | None:
+    """How tyro reads numbers, texts and what may be None. On and off and choices: None, tyro's own way will do.
+
+    tyro's own way shows `{None}|INT`, and names Python's types and functions in its messages.
+    """
+    may_be_none = NoneType in get_args(annotation)
+    [kind] = [one for one in get_args(annotation) if one is not NoneType] if may_be_none else [annotation]
+    many = get_origin(kind) is tuple
+    if many:
+        kind = get_args(kind)[0]
+    if kind not in _KINDS:
+        return None
+    metavar, name = _KINDS[kind]
+
+    def read_one(word: str) -> Any:
+        try:
+            return kind(word)
+        except ValueError:
+            raise ValueError(f"{word!r} is not {name}") from None
+
+    def read(words: list[str]) -> Any:
+        if may_be_none and words == ["None"]:
+            return None
+        return tuple(map(read_one, words)) if many else read_one(words[0])
+
+    return PrimitiveConstructorSpec(
+        nargs="*" if many else 1,
+        metavar=f"[{metavar} ...]" if many else metavar,
+        instance_from_str=read,
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def _flags_in_file(settings_class: type, config: Path) -> list[str]:
@@ -92,7 +177,7 @@ def _flags_in_file(settings_class: type, config: Path) -> list[str]:
     for field in fields(settings_class):
         if isinstance(field.default, bool) and not isinstance(values.get(field.name, True), bool):
             raise RunError(f"--config {config}: {field.name} is {values[field.name]!r}; write true or false")
-    return [flag for name, value in values.items() for flag in _flag(name, value)]
+    return [word for name, value in values.items() for word in _words(name, value)]
 
 
 def _plain_loader() -> type:
@@ -108,15 +193,15 @@ def _plain_loader() -> type:
     return PlainLoader
 
 
-def _flag(name: str, value: Any) -> list[str]:
-    flag = "--" + name.replace("_", "-")
+def _words(name: str, value: Any) -> list[str]:
+    """The words of a command line that give a setting this value."""
     if value is None:
         return []
     if isinstance(value, bool):
-        return [flag if value else flag.replace("--", "--no-", 1)]
+        return [flag(name) if value else flag(f"no_{name}")]
     if isinstance(value, list | tuple):
-        return [flag, *map(str, value)]
-    return [f"{flag}={value}"]
+        return [flag(name), *map(str, value)]
+    return [f"{flag(name)}={value}"]
 
 
 def _one_line(box: str) -> str:

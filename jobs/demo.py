@@ -24,13 +24,15 @@ FROM read_parquet('{segments}') ORDER BY area DESC LIMIT 5
 def main() -> int:
     shutil.rmtree(FOLDER, ignore_errors=True)
     scenes, output = FOLDER / "scenes", FOLDER / "output"
-    make_scenes.main(["--output", str(scenes), "--number", str(NUM_SCENES), "--seed", str(HELD_OUT_SEED)])
-    code = segment_bucket.main(["--input", str(scenes / "images"), "--output", str(output)])
-    if code:
-        return code
-    code = evaluate.main(["--tables", str(output), "--panoptic-gt", str(scenes / "panoptic.json")])
-    if code:
-        return code
+    steps = (
+        (make_scenes.main, ["--output", str(scenes), "--number", str(NUM_SCENES), "--seed", str(HELD_OUT_SEED)]),
+        (segment_bucket.main, ["--input", str(scenes / "images"), "--output", str(output)]),
+        (evaluate.main, ["--tables", str(output), "--panoptic-gt", str(scenes / "panoptic.json")]),
+    )
+    for step, args in steps:
+        code = step(args)
+        if code:
+            return code
     [run] = (output / "segments").glob("run=*")
     picture = FOLDER / "pictures.png"
     draw_pictures(output, run.name, picture)

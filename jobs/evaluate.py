@@ -1,13 +1,13 @@
 """Score a finished run against ground truth: `python jobs/evaluate.py --tables ... --panoptic-gt panoptic.json`.
 
-Exit code 0: done; 2: it could not be done, for the one reason given.
+Exit code 0: done; 2: it could not be done, for the one reason given; 130, 143: stopped by Ctrl-C or SIGTERM.
 """
 
 import sys
 from collections.abc import Sequence
 
-from jobs.command_line import fail, parse
-from pipeline.errors import RunError
+from jobs.command_line import parse
+from jobs.ends import run_job
 from pipeline.evaluate.settings import EvaluationSettings
 
 PROG = "evaluate.py"
@@ -15,20 +15,18 @@ PROG = "evaluate.py"
 
 def main(args: Sequence[str] | None = None) -> int:
     settings = parse(EvaluationSettings, sys.argv[1:] if args is None else args, prog=PROG)
+    return run_job(PROG, lambda: _evaluate(settings))
+
+
+def _evaluate(settings: EvaluationSettings) -> int:
     # Only now: --help should not wait for pyarrow and numba.
     from pipeline.evaluate.evaluate import evaluate, write_report
     from pipeline.evaluate.report import print_evaluation
 
-    try:
-        report = evaluate(settings)
-        print_evaluation(report)
-        if settings.report is not None:
-            write_report(settings.report, report)
-    except RunError as error:
-        fail(PROG, str(error))
-    except KeyboardInterrupt:
-        print(f"{PROG}: interrupted", file=sys.stderr)
-        return 130
+    report = evaluate(settings)
+    print_evaluation(report)
+    if settings.report is not None:
+        write_report(settings.report, report)
     return 0
 
 

@@ -1,45 +1,39 @@
 """Train a Mask2Former: `python jobs/finetune.py --images ... --panoptic-gt ... --model ... --output ...`.
 
-Exit code 0: done; 1: the training broke (the same command goes on from its last checkpoint); 2: it could not start, or
-not go on, for the one reason given; 130: interrupted.
+Exit code 0: done; 1: the training broke (the same command continues it from its last checkpoint); 2: it could not
+start, or not go on, for the one reason given; 130, 143: stopped by Ctrl-C or SIGTERM.
 """
 
 import sys
 from collections.abc import Sequence
-from logging import WARNING
 
-from jobs.command_line import fail, parse
-from jobs.leave import leave_with
+from jobs.command_line import parse
+from jobs.ends import leave_with, run_job
 from pipeline.cluster.environment import set_ray_environment
-from pipeline.errors import BrokenRunError, RunError
 from pipeline.report.progress import Progress
-from pipeline.telemetry.log_lines import last_line, show_log_lines
+from pipeline.telemetry.log_lines import show_log_lines
 from pipeline.train.settings import FinetuneSettings
 
 PROG = "finetune.py"
+_KEPT = "saved checkpoints are kept; run the same command again to continue from the last one"
 
 _SIGN_OF_LIFE_SECONDS = 10.0
 
 
 def main(args: Sequence[str] | None = None) -> int:
     settings = parse(FinetuneSettings, sys.argv[1:] if args is None else args, prog=PROG)
+    return run_job(PROG, lambda: _train(settings), kept=_KEPT)
+
+
+def _train(settings: FinetuneSettings) -> int:
     set_ray_environment()
     show_log_lines(settings.log_format)
-    try:
-        with Progress(_SIGN_OF_LIFE_SECONDS, settings.log_format) as progress:
-            progress.phase("loading PyTorch and Ray")
-            # Only now: --help should not wait, and Ray reads its environment when loaded.
-            from pipeline.train.finetune import finetune
+    with Progress(_SIGN_OF_LIFE_SECONDS, settings.log_format) as progress:
+        progress.phase("loading PyTorch and Ray")
+        # Only now: --help should not wait, and Ray reads its environment when loaded.
+        from pipeline.train.finetune import finetune
 
-        finetune(settings)
-    except RunError as error:
-        fail(PROG, str(error))
-    except BrokenRunError as error:
-        last_line(PROG, f"{error}; the same command goes on from the last checkpoint", with_traceback=True)
-        return 1
-    except KeyboardInterrupt:
-        last_line(PROG, "interrupted; the same command goes on from the last checkpoint", level=WARNING)
-        return 130
+    finetune(settings)
     print(f"model: {settings.output.rstrip('/')}/model")
     return 0
 

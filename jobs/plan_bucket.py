@@ -1,31 +1,32 @@
 """What `segment_bucket.py` would do with the same arguments: how many images, and why. Writes nothing, needs no GPU.
 
-Exit code 0; 2 where the job could not start, for the one reason given.
+Exit code 0: done; 2: the job could not start, for the one reason given; 130, 143: stopped by Ctrl-C or SIGTERM.
 """
 
 import sys
 from collections.abc import Sequence
 
-from jobs.command_line import fail, parse
+from jobs.command_line import parse
+from jobs.ends import run_job
 from pipeline.config import Settings
-from pipeline.errors import RunError
 
 PROG = "plan_bucket.py"
+_SUMMARY = "Count the images that segment_bucket.py would process with the same flags, and say why. Nothing is written."
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    settings = parse(Settings, sys.argv[1:] if args is None else args, prog=PROG)
-    if settings.selfcheck:
-        fail(PROG, "--selfcheck belongs to segment_bucket.py")
+    settings = parse(Settings, sys.argv[1:] if args is None else args, prog=PROG, summary=_SUMMARY)
+    return run_job(PROG, lambda: _plan(settings))
+
+
+def _plan(settings: Settings) -> int:
+    # Only now: this loads torch to read the checkpoint, and --help should not wait.
     from pipeline.report.summary import print_preview
-    from pipeline.runs.preview import preview  # loads torch to read the checkpoint: --help should not wait
+    from pipeline.runs.preview import preview
     from pipeline.telemetry.log_lines import show_log_lines
 
     show_log_lines(settings.log_format)
-    try:
-        print_preview(preview(settings))
-    except RunError as error:
-        fail(PROG, str(error))
+    print_preview(preview(settings))
     return 0
 
 

@@ -7,134 +7,134 @@ heavy is imported here, so that `--help` answers at once.
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
 
 from m2f_core.config.labels import TASKS, Task
 from m2f_core.images.image_size import ImageSize
 from pipeline.errors import RunError
-
-# Settings that change what is written for an image, and in which tasks. Together with the weights they make the
-# fingerprint; two runs with equal fingerprints give equal tables (to float rounding of the batch size).
-CHANGES_RESULTS = {"changes_results": TASKS}
+from pipeline.setting_fields import IN_AND_OUT, RESOURCES, RUN_CONTROL, Section, check_fields, flag, marker
 
 # Goes up when the same weights and settings give other rows than before, after a repair for example.
 RESULTS_VERSION = 1
 
 
-def changes_results_of(*tasks: Task) -> dict[str, tuple[Task, ...]]:
-    """Metadata of a setting that only these tasks know; given with another, it is refused rather than ignored."""
-    return {"changes_results": tasks}
+@dataclass(frozen=True)
+class ChangesResults:
+    """Beside a setting: the setting changes what is written for an image. Given with another task, it is refused.
+
+    These settings and the weights make the fingerprint; two runs with equal fingerprints give equal tables (to float
+    rounding of the batch size).
+    """
+
+    tasks: tuple[Task, ...] = TASKS
+
+
+CHANGES_RESULTS = ChangesResults()
+
+_MODEL = Section("model and task", "After a change of one of these, the next run processes all images again.")
+_RESULTS = Section("result", "After a change of one of these, the next run processes all images again.")
+_PUBLISHING = Section("publishing")
 
 
 @dataclass(frozen=True)
 class Settings:
     """Segment every image below INPUT and write the tables below OUTPUT.
 
-    Paths may be local folders or URIs (s3://bucket/prefix). Credentials come from the usual AWS chain, never from here.
+    Paths may be local folders or URIs (s3://bucket/prefix). Credentials come from the usual AWS chain, not from flags.
     """
 
-    input: str
-    """Folder or URI prefix; every object below it is an image of the run."""
-    output: str
-    """Folder or URI prefix for the tables and the run's journal; must not lie inside the input."""
-    model: str = field(default="synthetic-scenes", metadata=CHANGES_RESULTS)
-    """Checkpoint: a folder, an original .pkl, a URI of either, a hub id (extra `hub`). Default: one to try it with."""
-    task: Task = field(default="panoptic", metadata=CHANGES_RESULTS)
-    """Things and stuff without overlap (panoptic), things that may overlap, or one class for every pixel."""
-    preprocess: Literal["reference", "hf"] = field(default="reference", metadata=CHANGES_RESULTS)
-    """reference: the paper's resize and zero padding; hf: the pixels of transformers' Pillow processor, exactly."""
-    postprocess: Literal["reference", "hf"] = field(default="reference", metadata=CHANGES_RESULTS)
-    """reference: the paper's inference; hf: what transformers makes of the same logits and ids to fuse, exactly."""
-    score_threshold: float | None = field(default=None, metadata=changes_results_of("panoptic", "instance"))
-    """Score that a query (panoptic) or an instance needs. Default, reference/hf: panoptic 0.8/0.5
+    input: Annotated[str, IN_AND_OUT]
+    """Read images from this folder or URI prefix; each object below it is one image."""
+    output: Annotated[str, IN_AND_OUT]
+    """Write tables and run records below this folder or URI prefix, which must not lie inside --input."""
+    limit: Annotated[int | None, IN_AND_OUT, Interval(ge=1, le=2**62)] = None
+    """Process only the first N images of the listing."""
+    model: Annotated[str, _MODEL, CHANGES_RESULTS] = "synthetic-scenes"
+    """Use this checkpoint: a folder, an original .pkl file, a URI of either, or a hub id (needs the extra `hub`). The
+    default was trained on synthetic scenes, for a first try."""
+    task: Annotated[Task, _MODEL, CHANGES_RESULTS] = "panoptic"
+    """panoptic: find things and stuff without overlap; instance: find things, which may overlap; semantic: give each
+    pixel one class."""
+    preprocess: Annotated[Literal["reference", "hf"], _RESULTS, CHANGES_RESULTS] = "reference"
+    """reference: resize and zero-pad as the Mask2Former code does; hf: give the pixels of transformers' Pillow
+    processor."""
+    postprocess: Annotated[Literal["reference", "hf"], _RESULTS, CHANGES_RESULTS] = "reference"
+    """reference: derive segments as the Mask2Former code does; hf: derive the segments that transformers derives from
+    the same logits and fused ids."""
+    image_size: Annotated[str | None, _RESULTS, CHANGES_RESULTS] = None
+    """Resize images to SHORTEST:LONGEST edge (800:1333) or HEIGHTxWIDTH (384x384). Default: the size in the
+    checkpoint's files."""
+    score_threshold: Annotated[
+        float | None, _RESULTS, Interval(ge=0.0, le=1.0), ChangesResults(("panoptic", "instance"))
+    ] = None
+    """panoptic, instance: drop queries (instances) that score lower. Default for reference/hf: panoptic 0.8/0.5
     (classes of Mapillary Vistas: 0.0/0.5), instance 0.0/0.5."""
-    overlap_threshold: float | None = field(default=None, metadata=changes_results_of("panoptic"))
-    """panoptic: drop a segment of which less than this share is left visible. Default: 0.8."""
-    mask_threshold: float | None = field(default=None, metadata=changes_results_of("panoptic"))
-    """panoptic: a pixel belongs to a mask from this probability on. Default: 0.5."""
-    label_ids_to_fuse: tuple[int, ...] | None = field(default=None, metadata=changes_results_of("panoptic"))
-    """panoptic: class ids whose segments become one in each image. Default: the stuff of the checkpoint's label map."""
-    top_k: int | None = field(default=None, metadata=changes_results_of("instance"))
-    """instance: look at so many pairs of query and class, the best. Default: reference 100, hf as many as queries."""
-    image_size: str | None = field(default=None, metadata=CHANGES_RESULTS)
-    """SHORTEST:LONGEST edge (800:1333) or HEIGHTxWIDTH (384x384). Default: what the checkpoint's files say."""
-    exif: bool = field(default=True, metadata=CHANGES_RESULTS)
-    """Turn images as their EXIF orientation says; masks are in the turned frame."""
-    scaled_jpeg: bool = field(default=False, metadata=CHANGES_RESULTS)
-    """Decode JPEGs at 1/2, 1/4 or 1/8 of their size where the network's input is smaller still. Nearly the same."""
-    max_image_pixels: int = field(default=64_000_000, metadata=CHANGES_RESULTS)
-    """Images with more pixels get a row `too_large`; checked before a pixel is decoded."""
-    precision: Literal["fp32", "bf16"] = field(default="fp32", metadata=CHANGES_RESULTS)
-    """bf16: matrix products in bfloat16 (sampling, softmax and norms stay in fp32). A CPU needs AMX for bf16."""
-    mode: Literal["incremental", "overwrite", "retry-failed"] = "incremental"
-    """incremental: new, changed, or done with another model or settings; overwrite: all; retry-failed: those only."""
-    tombstone_removed: bool = False
-    """Write a row `removed` for each image of earlier runs that is gone from the input."""
-    images_per_shard: int | None = None
-    """Images of a shard, the unit of retry and commit, at most. Default: 512 on GPUs, 16 on CPUs."""
-    shard_mib: int = 128
-    """Encoded MiB of a shard at most (one larger image is a shard of its own)."""
-    batch_size: int | None = None
-    """Images of a forward pass at most; only equal padded sizes share one. Default: 64 on a GPU, 1 on a CPU."""
-    max_batch_pixels: int | None = None
-    """Padded pixels of a forward pass at most; fewer where memory runs out. Default: --batch-size or 16 of 800x1344."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    """auto: GPUs where the cluster has them or can start them, else CPUs."""
-    gpu_actors: str | None = None
-    """MIN:MAX model actors (a GPU each; without GPUs, --cpus-per-actor each). Default: what the cluster allows."""
-    cpus_per_actor: int | None = None
-    """CPUs of a model actor: decode threads beside a GPU, model threads without one. Default: up to 4."""
-    limit: int | None = None
-    """Only the first N images of the listing."""
-    selfcheck: bool = False
-    """Write nothing: compare the device's results for 8 (--limit) images with plain PyTorch on a CPU, and time it."""
-    run_id: str | None = None
-    """Name of the run. Default: an unfinished run of the same settings is resumed, else a new name from the time."""
-    max_failure_rate: float = 0.01
-    """Exit code 1 when a larger share of the images failed."""
-    max_failures: int | None = None
-    """Stop as soon as more images than this have failed; what is done is kept."""
-    step_timeout: float = 600.0
-    """Seconds that one step of one image or batch may take; then its process ends and the shard is tried again."""
-    publish_every: float | None = None
-    """Minutes between publications of what is done so far. Default: the run is published once, when it is done."""
-    compact: bool = False
-    """After publishing, merge small files of the tables into large ones."""
-    lease_seconds: float = 60.0
-    """How long a driver that died keeps others off the output."""
-    progress_seconds: float = 10.0
-    """Seconds between progress lines where there is no terminal."""
-    log_format: Literal["text", "json"] = "text"
-    """json: each line on standard error is a JSON object, progress included, and a terminal has no live line."""
+    overlap_threshold: Annotated[float | None, _RESULTS, Interval(ge=0.0, le=1.0), ChangesResults(("panoptic",))] = None
+    """panoptic: drop a segment if other segments leave less than this share of its mask visible. Default: 0.8."""
+    mask_threshold: Annotated[float | None, _RESULTS, Interval(gt=0.0, lt=1.0), ChangesResults(("panoptic",))] = None
+    """panoptic: a mask contains the pixels whose probability is at least this. Default: 0.5."""
+    label_ids_to_fuse: Annotated[tuple[int, ...] | None, _RESULTS, ChangesResults(("panoptic",))] = None
+    """panoptic: merge all segments of each of these class ids into one per image. Default: the stuff classes of the
+    checkpoint's label map."""
+    top_k: Annotated[int | None, _RESULTS, Interval(ge=1, le=1_000_000), ChangesResults(("instance",))] = None
+    """instance: keep the N best (query, class) pairs of each image. Default: reference 100, hf as many as queries."""
+    exif: Annotated[bool, _RESULTS, CHANGES_RESULTS] = True
+    """Turn each image as its EXIF orientation says; masks fit the turned image."""
+    scaled_jpeg: Annotated[bool, _RESULTS, CHANGES_RESULTS] = False
+    """Decode a JPEG at 1/2, 1/4 or 1/8 of its size if the network's input is smaller still: faster, with nearly the
+    same pixels."""
+    # Run lengths are 32 bit.
+    max_image_pixels: Annotated[int, _RESULTS, Interval(ge=1, le=2**31 - 1), CHANGES_RESULTS] = 64_000_000
+    """Do not decode an image with more than N pixels; its row gets the error code `too_large`."""
+    precision: Annotated[Literal["fp32", "bf16"], _RESULTS, CHANGES_RESULTS] = "fp32"
+    """bf16: compute matrix products in bfloat16; sampling, softmax and norms stay in fp32. A CPU needs AMX for bf16."""
+    device: Annotated[Literal["auto", "cuda", "cpu"], RESOURCES] = "auto"
+    """auto: use GPUs if the cluster has any or can start any, else CPUs; cuda: use GPUs; cpu: use CPUs."""
+    gpu_actors: Annotated[str | None, RESOURCES] = None
+    """Run MIN:MAX model actors with one GPU each (without GPUs: with --cpus-per-actor CPUs each). Default: as many as
+    the cluster allows."""
+    cpus_per_actor: Annotated[int | None, RESOURCES, Interval(ge=1, le=1024)] = None
+    """Reserve N CPUs for each model actor: they decode images beside a GPU, or run the model. Default: up to 4."""
+    batch_size: Annotated[int | None, RESOURCES, Interval(ge=1, le=4096)] = None
+    """Put at most N images into one forward pass; they must have the same padded size. Default: 64 on a GPU, 1 on a
+    CPU."""
+    max_batch_pixels: Annotated[int | None, RESOURCES, Interval(ge=1, le=2**40)] = None
+    """Put at most N padded pixels into one forward pass; an actor that runs out of memory lowers N. Default: no limit
+    if --batch-size is given, else 16 images of 800x1344."""
+    images_per_shard: Annotated[int | None, RESOURCES, Interval(ge=1, le=1_000_000)] = None
+    """Put at most N images into one shard, the unit of retry and commit. Default: 512 on GPUs, 16 on CPUs."""
+    # An Arrow list of binaries and a worker's memory both end not far above.
+    shard_mib: Annotated[int, RESOURCES, Interval(ge=1, le=1024)] = 128
+    """Put at most N MiB of encoded images into one shard; a larger image gets a shard of its own."""
+    mode: Annotated[Literal["incremental", "overwrite", "retry-failed"], RUN_CONTROL] = "incremental"
+    """incremental: process images that are new, changed or failed for a passing reason, and all images after a change
+    of model or result options; overwrite: process all images; retry-failed: process only images that failed."""
+    tombstone_removed: Annotated[bool, RUN_CONTROL] = False
+    """Write a row with status `removed` for each image of earlier runs that is gone from the input."""
+    run_id: Annotated[str | None, RUN_CONTROL] = None
+    """Name the run. Default: continue an unfinished run with the same settings, else make a new name from the time."""
+    max_failure_rate: Annotated[float, RUN_CONTROL, Interval(ge=0.0, le=1.0)] = 0.01
+    """Exit with code 1 if a larger share of the images failed."""
+    max_failures: Annotated[int | None, RUN_CONTROL, Interval(ge=0, le=2**62)] = None
+    """Stop the run as soon as more than N images have failed; finished shards are kept."""
+    step_timeout: Annotated[float, RUN_CONTROL, Interval(ge=1.0, le=86400.0)] = 600.0
+    """End a process if it spends more than N seconds on one step of an image or batch, and retry the shard."""
+    lease_seconds: Annotated[float, RUN_CONTROL, Interval(ge=1.0, le=86400.0)] = 60.0
+    """Keep other drivers off --output for N seconds after the last sign of life of this driver."""
+    progress_seconds: Annotated[float, RUN_CONTROL, Interval(ge=0.1, le=86400.0)] = 10.0
+    """Print a progress line every N seconds if stderr is not a terminal."""
+    log_format: Annotated[Literal["text", "json"], RUN_CONTROL] = "text"
+    """json: write each line on stderr as a JSON object, progress included; a terminal has no live line then."""
+    publish_every: Annotated[float | None, _PUBLISHING, Interval(ge=0.0, le=10_000.0)] = None
+    """Publish finished shards every N minutes. Default: publish once, at the end of the run."""
+    compact: Annotated[bool, _PUBLISHING] = False
+    """Merge small files of the tables into large ones after publishing."""
 
     def __post_init__(self) -> None:
-        for name in ("input", "output", "model"):
-            if not str(getattr(self, name)).strip():
-                raise RunError(f"--{name} is empty")
-        for name, low, high in (
-            ("score_threshold", 0.0, 1.0),
-            ("overlap_threshold", 0.0, 1.0),
-            ("max_failure_rate", 0.0, 1.0),
-            ("images_per_shard", 1, 1_000_000),
-            ("shard_mib", 1, 1024),  # an Arrow list of binaries and a worker's memory both end not far above
-            ("batch_size", 1, 4096),
-            ("max_batch_pixels", 1, 2**40),
-            ("cpus_per_actor", 1, 1024),
-            ("max_image_pixels", 1, 2**31 - 1),  # run lengths are 32 bit
-            ("top_k", 1, 1_000_000),
-            ("limit", 1, 2**62),
-            ("progress_seconds", 0.1, 86400.0),
-            ("max_failures", 0, 2**62),
-            ("step_timeout", 1.0, 86400.0),
-            ("publish_every", 0.0, 10_000.0),
-            ("lease_seconds", 1.0, 86400.0),
-        ):
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise RunError(f"--{name.replace('_', '-')} is {value}; it must lie in {low} .. {high}")
-        if self.mask_threshold is not None and not 0.0 < self.mask_threshold < 1.0:
-            raise RunError(f"--mask-threshold is {self.mask_threshold}; it must lie between 0 and 1, both excluded")
+        check_fields(self)
         if self.run_id is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.run_id):
             raise RunError(f"--run-id {self.run_id!r} may hold letters, digits, '.', '_', '-' only, at most 64")
         if any(class_id < 0 for class_id in self.label_ids_to_fuse or ()):
@@ -147,9 +147,9 @@ class Settings:
 
     def _check_flags_of_task(self) -> None:
         for f in fields(self):
-            tasks = f.metadata.get("changes_results", TASKS)
-            if self.task not in tasks and getattr(self, f.name) is not None:
-                raise RunError(f"--{f.name.replace('_', '-')} belongs to --task {' and '.join(tasks)}, not {self.task}")
+            changes = marker(f, ChangesResults)
+            if changes and self.task not in changes.tasks and getattr(self, f.name) is not None:
+                raise RunError(f"{flag(f.name)} belongs to --task {' and '.join(changes.tasks)}, not {self.task}")
 
     def gpu_actors_range(self) -> tuple[int, int] | None:
         """(min, max) of --gpu-actors, or None where it was not given."""
@@ -178,8 +178,19 @@ class Settings:
 
     def results_dict(self) -> dict[str, Any]:
         """The settings that change the results of this task, by name."""
-        names = {f.name for f in fields(self) if self.task in f.metadata.get("changes_results", ())}
+        names = {f.name for f in fields(self) if (changes := marker(f, ChangesResults)) and self.task in changes.tasks}
         return {name: value for name, value in self.to_dict().items() if name in names}
+
+
+@dataclass(frozen=True)
+class SelfCheckSettings(Settings):
+    """Compare what the device computes for a few images with plain PyTorch on a CPU, and time one model actor.
+
+    The flags are those of segment_bucket.py, so that both jobs can share a --config file. Nothing is written.
+    """
+
+    limit: Annotated[int, IN_AND_OUT, Interval(ge=1, le=10_000)] = 8
+    """Compare and time with the first N images of the listing; a CPU takes seconds for each."""
 
 
 def fingerprint(results: dict[str, Any], weights_sha256: str) -> str:

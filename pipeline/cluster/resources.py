@@ -1,9 +1,13 @@
 """The Ray cluster: joined or started, and what it has or its autoscaler can start."""
 
+import contextlib
 import logging
 import math
 import os
+import signal
+import threading
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import ray
@@ -58,6 +62,19 @@ class Resources:
         return sum(on_one(group) * (group.count_now if now else group.count) for group in self.groups)
 
 
+@contextlib.contextmanager
+def _same_sigterm_handler() -> Iterator[None]:
+    """ray.init sets a handler of its own, whose part in C++ aborts the process (exit code -6) if it takes more than 3 s
+    to leave. A handler that the job has set stays.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
 def connect(log_to_driver: bool = True) -> Resources:
     """Join the cluster of this job, or start Ray on this machine; say what there is to use.
 
@@ -67,7 +84,8 @@ def connect(log_to_driver: bool = True) -> Resources:
         log_worker_lines()
         if joins_a_cluster():
             try:
-                ray.init(logging_level=logging.WARNING, log_to_driver=log_to_driver)
+                with _same_sigterm_handler():
+                    ray.init(logging_level=logging.WARNING, log_to_driver=log_to_driver)
             except (OSError, RuntimeError, ValueError, RayError) as error:
                 address = os.environ["RAY_ADDRESS"]
                 raise RunError(f"cannot join the Ray cluster at {address} (RAY_ADDRESS): {one_line(error)}") from None
@@ -75,13 +93,14 @@ def connect(log_to_driver: bool = True) -> Resources:
             # One more, because fetching and writing mostly wait.
             num_cpus = usable_cpus() + 1
             try:
-                ray.init(
-                    address="local",
-                    num_cpus=num_cpus,
-                    include_dashboard=False,
-                    logging_level=logging.WARNING,
-                    log_to_driver=log_to_driver,
-                )
+                with _same_sigterm_handler():
+                    ray.init(
+                        address="local",
+                        num_cpus=num_cpus,
+                        include_dashboard=False,
+                        logging_level=logging.WARNING,
+                        log_to_driver=log_to_driver,
+                    )
             except Exception as error:  # where the node does not start in time, Ray raises a bare Exception
                 raise RunError(f"Ray cannot start on this machine: {one_line(error)}") from None
     now = Counter(_shape(node["Resources"]) for node in ray.nodes() if node["Alive"])

@@ -111,7 +111,7 @@ def compare(
             columns = ("etag", "size_bytes", "status", "error_code", "fingerprint", "run_created")
             version = load_current(scratch.connection, output, columns, below=_below(settings.input))
             _load_fingerprints(scratch.connection, output, fingerprint, weights_sha256)
-            _join(scratch.connection, settings)
+            _join(scratch.connection, settings.mode, whole_listing=settings.limit is None)
             # Without this DuckDB 1.5 hands over what it has sorted in another order; before, it costs memory.
             scratch.connection.execute("SET preserve_insertion_order = true")
             planned = tuple(name for name in REASONS if name != "removed" or settings.tombstone_removed)
@@ -186,7 +186,7 @@ _IN_MODE = {
 }
 
 
-def _join(database: duckdb.DuckDBPyConnection, settings: Settings) -> None:
+def _join(database: duckdb.DuckDBPyConnection, mode: str, *, whole_listing: bool) -> None:
     """Make the table `changes`: image_key, etag, size_bytes, reason of every image of `listing` or `current`."""
     transient = ", ".join(f"'{code.value}'" for code in TRANSIENT)
     database.execute(f"""
@@ -204,10 +204,10 @@ def _join(database: duckdb.DuckDBPyConnection, settings: Settings) -> None:
                        WHEN c.status = 'failed' AND c.error_code IN ({transient}) THEN 'retry'
                        ELSE 'unchanged'
                    END AS reason
-            FROM listing l {"FULL" if settings.limit is None else "LEFT"} JOIN current c ON l.image_key = c.image_key
+            FROM listing l {"FULL" if whole_listing else "LEFT"} JOIN current c ON l.image_key = c.image_key
             LEFT JOIN fingerprints f ON c.fingerprint = f.fingerprint
         )
-        SELECT image_key, etag, size_bytes, {_IN_MODE[settings.mode]} AS reason
+        SELECT image_key, etag, size_bytes, {_IN_MODE[mode]} AS reason
         FROM compared
         -- An object named as the input, beside the folder of that name, is in no listing of the folder.
         WHERE reason <> 'removed' OR starts_with(image_key, getvariable('below'))

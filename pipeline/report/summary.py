@@ -3,7 +3,6 @@
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import Settings
 from pipeline.plan.changes import describe
 from pipeline.runs.accounting import Report
 from pipeline.runs.preview import Preview
@@ -11,12 +10,12 @@ from pipeline.runs.selfcheck import SelfCheck
 from pipeline.telemetry.costs import ON_DEVICE
 
 
-def print_summary(report: Report, settings: Settings) -> None:
+def print_summary(report: Report, output: str, max_failure_rate: float) -> None:
     """The books as a table, then where the tables lie."""
     table = Table(title=f"run {report.run_id}", show_header=False)
     table.add_row("images", f"{report.num_images:,} ({describe(report.counts)})")
     table.add_row("ok", f"{report.num_ok:,}")
-    table.add_row("failed", f"{report.num_failed:,} (budget {settings.max_failure_rate:.2%})")
+    table.add_row("failed", f"{report.num_failed:,} (budget {max_failure_rate:.2%})")
     for code, count in report.failed_by_code.items():
         table.add_row(f"  {code}", f"{count:,}")
     if report.num_removed:
@@ -37,7 +36,7 @@ def print_summary(report: Report, settings: Settings) -> None:
     console.print(table)
     for name in ("images", "segments"):
         version = f" (Delta table, version {report.table_versions[name]})"
-        console.print(f"{name}: {settings.output.rstrip('/')}/{name}{version}", markup=False, highlight=False)
+        console.print(f"{name}: {output.rstrip('/')}/{name}{version}", markup=False, highlight=False)
 
 
 def print_selfcheck(check: SelfCheck) -> None:

@@ -1,4 +1,4 @@
-"""Does this device compute what the checkpoint says, and how fast? For `--selfcheck`, where the run would be done.
+"""Does this device compute what the checkpoint says, and how fast? For jobs/selfcheck.py, where the run would be done.
 
 The network as a run uses it, with whatever makes it fast there (kernels, graphs, packed weights, bf16, resizing on the
 device), against the same checkpoint on the CPU in float32, its layers as PyTorch computes them. What is made of the
@@ -22,7 +22,7 @@ from m2f_core.layers.deformable_attention import DeformableAttention
 from m2f_core.masks.rle import decode
 from pipeline.cluster.allotment import allot, run_on_worker
 from pipeline.cluster.resources import connect
-from pipeline.config import Settings
+from pipeline.config import SelfCheckSettings
 from pipeline.errors import ImageError, RunError
 from pipeline.guard.watchdog import start_watchdog
 from pipeline.inputs.fetch import FetchImages
@@ -36,7 +36,6 @@ from pipeline.segment.postprocess import FoundSegment, found_segments, infer
 from pipeline.segment.segmenter import Segmenter, SegmentSpec
 from pipeline.telemetry.costs import ON_DEVICE, Costs
 
-_IMAGES = 8  # a CPU takes seconds for each
 _SAME_IOU = 0.9  # of the masks of a segment that both sides have found
 # What rounding explains. A batch of another size already changes one mask bit in two million in float32; bfloat16 has
 # 8 bits of mantissa.
@@ -86,11 +85,11 @@ class SelfCheck:
         )
 
 
-def selfcheck(settings: Settings) -> SelfCheck:
+def selfcheck(settings: SelfCheckSettings) -> SelfCheck:
     """Compare and time on a worker with the resources of a model actor. RunError where a run could not start."""
     checked = check(settings)
     refuse_empty(checked.settings.input)
-    images = list(itertools.islice(list_images(checked.settings.input), settings.limit or _IMAGES))
+    images = list(itertools.islice(list_images(checked.settings.input), settings.limit))
     allotment = allot(settings, connect())
     spec = segment_spec(checked.settings, checked.model, allotment)
     return run_on_worker(allotment, _check_on_worker, spec, checked.settings.input, images)
@@ -174,7 +173,7 @@ def _segment_all(segmenter: Segmenter, encoded: Sequence[bytes], costs: Costs) -
     """RunError where an image fails: failures are quick, and would pass for speed."""
     for result in segmenter.segment(encoded, costs=costs):
         if isinstance(result, ImageError):
-            raise RunError(f"--selfcheck: in batches of {segmenter.spec.batch_size} an image failed: {result}")
+            raise RunError(f"in batches of {segmenter.spec.batch_size} an image failed: {result}")
 
 
 def _read(source: str, images: Sequence[ListedImage], step_timeout: float) -> list[bytes]:
@@ -182,7 +181,7 @@ def _read(source: str, images: Sequence[ListedImage], step_timeout: float) -> li
     read = [stage.fetch(image.image_key, image.etag, image.size_bytes) for image in images]
     encoded = [data for data in read if isinstance(data, bytes)]
     if not encoded:
-        raise RunError(f"--selfcheck: none of the first {len(images)} images can be read; the first: {read[0]!s}")
+        raise RunError(f"none of the first {len(images)} images can be read; the first: {read[0]!s}")
     return encoded
 
 
@@ -198,7 +197,7 @@ def _decodable(encoded: Sequence[bytes], spec: SegmentSpec) -> tuple[list[bytes]
         except ImageError as undecodable:
             error = undecodable
     if not images:
-        raise RunError(f"--selfcheck: none of the first {len(encoded)} images can be decoded; the last: {error}")
+        raise RunError(f"none of the first {len(encoded)} images can be decoded; the last: {error}")
     return good, images
 
 

@@ -21,7 +21,7 @@ def inference_settings(settings: Settings, labels: LabelMap, trained_for: Task |
             panoptic = replace(panoptic, fuse_class_ids=frozenset(settings.label_ids_to_fuse))
         return replace(panoptic, **_given(settings, "score_threshold", "overlap_threshold", "mask_threshold"))
     if settings.task == "instance":
-        instance = InstanceSettings.defaults(settings.postprocess, _things_to_keep(settings, labels))
+        instance = InstanceSettings.defaults(settings.postprocess, _things_to_keep(settings.postprocess, labels))
         return replace(instance, **_given(settings, "score_threshold", "top_k"))
     # As the original, whose semantic checkpoints resize scores. No flag: it is a matter of 1 pixel in 10,000.
     return SemanticSettings.defaults(settings.postprocess, "scores" if trained_for == "semantic" else "masks")
@@ -77,9 +77,9 @@ def task_warnings(settings: Settings, labels: LabelMap, trained_for: Task | None
     return warnings
 
 
-def _things_to_keep(settings: Settings, labels: LabelMap) -> frozenset[int] | None:
+def _things_to_keep(postprocess: str, labels: LabelMap) -> frozenset[int] | None:
     """Of a panoptic checkpoint only things become instances, as in the original. None: all, as in transformers."""
-    if settings.postprocess == "hf":
+    if postprocess == "hf":
         return None
     things = labels.class_ids - labels.stuff_class_ids
     if not things:

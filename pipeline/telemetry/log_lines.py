@@ -86,22 +86,17 @@ def about_run(run_id: str) -> None:
     _run["run_id"] = run_id
 
 
-def last_line(prog: str, message: str, *, level: int = logging.ERROR, with_traceback: bool = False) -> None:
-    """Why the program ends: `prog: message` on stderr, in JSON an object like all others.
-
-    With a traceback of the exception that is handled just now: before the line, or as its field `exception`.
-    """
+def last_line(prog: str, message: str, *, level: int = logging.ERROR, error: BaseException | None = None) -> None:
+    """Why the program ends: `prog: message` on stderr; in JSON an object like all others, with the stack of `error`."""
     global _ended
     _ended = True
     if _format == "json":
-        exc_info = sys.exc_info() if with_traceback else None
+        exc_info = None if error is None else (type(error), error, error.__traceback__)
         record = logging.LogRecord(prog, level, "", 0, message, None, exc_info)
         print(_Json().format(record), file=sys.stderr, flush=True)
         return
-    if with_traceback:
-        traceback.print_exc()
-    error = "error: " if level >= logging.ERROR else ""
-    print(f"{prog}: {error}{message}", file=sys.stderr, flush=True)
+    kind = "error: " if level >= logging.ERROR else ""
+    print(f"{prog}: {kind}{message}", file=sys.stderr, flush=True)
 
 
 def record_from(line: str, worker: str, otherwise: int) -> logging.LogRecord:

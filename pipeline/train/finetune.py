@@ -66,7 +66,7 @@ def finetune(settings: FinetuneSettings) -> None:
     filesystem, root = open_filesystem(settings.output)
     _check_output(filesystem, root, settings, identity)
     cpus, use_gpu = _room(settings)
-    with _output_errors_as(RunError, settings):
+    with _output_errors_as(RunError, settings.output):
         _whole_checkpoints(filesystem, root)
         put_object(filesystem, f"{root}/{_IDENTITY_FILE}", json.dumps(identity, indent=1).encode())
     what = f"{cpus} CPUs and a GPU" if use_gpu else f"{cpus} CPUs"
@@ -91,7 +91,7 @@ def finetune(settings: FinetuneSettings) -> None:
     with _print_lines(lines):
         result = _fit(trainer, settings.max_failures)
     assert result.checkpoint is not None
-    with result.checkpoint.as_directory() as folder, _output_errors_as(BrokenRunError, settings):
+    with result.checkpoint.as_directory() as folder, _output_errors_as(BrokenRunError, settings.output):
         _publish(filesystem, root, Path(folder))
     try:
         _remove_unfinished_checkpoints(filesystem, root)
@@ -237,7 +237,7 @@ def _identity(settings: FinetuneSettings) -> dict[str, Any]:
 
 def _check_output(filesystem: Any, root: str, settings: FinetuneSettings, identity: dict[str, Any]) -> None:
     """RunError where --output holds a finished training or one of another identity, or cannot be used."""
-    with _output_errors_as(RunError, settings):
+    with _output_errors_as(RunError, settings.output):
         data = read_or_none(filesystem, f"{root}/{_IDENTITY_FILE}", "--output")
         other = data is None and list_folder(filesystem, root)
         finished = filesystem.exists(f"{root}/model/{CONFIG_FILE}")
@@ -256,8 +256,8 @@ def _check_output(filesystem: Any, root: str, settings: FinetuneSettings, identi
         raise RunError(f"--output {settings.output} holds a finished training; choose another for a new one")
 
 
-def _output_errors_as(kind: type[Exception], settings: FinetuneSettings) -> AbstractContextManager[None]:
-    return store_errors_as(kind, f"--output {settings.output} cannot be used")
+def _output_errors_as(kind: type[Exception], output: str) -> AbstractContextManager[None]:
+    return store_errors_as(kind, f"--output {output} cannot be used")
 
 
 def _room(settings: FinetuneSettings) -> tuple[int, bool]:

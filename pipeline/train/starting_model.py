@@ -76,9 +76,9 @@ def starting_model(settings: FinetuneSettings, labels: LabelMap) -> tuple[Mask2F
     return model.train(), class_ids is None
 
 
-def license_of_start(settings: FinetuneSettings) -> str | None:
+def license_of_start(model: str | None) -> str | None:
     """The licence of --model, as far as its files say, which what is trained from it has too; None without --model."""
-    return None if settings.model is None else model_license(stage_model(settings.model), settings.model)
+    return None if model is None else model_license(stage_model(model), model)
 
 
 def save_model(

@@ -87,7 +87,7 @@ class Training:
         self.labels = labels
         self.processor = processor
         self.rank = rank
-        self.license_name = license_of_start(settings)
+        self.license_name = license_of_start(settings.model)
         self.device = next(model.parameters()).device
         groups = parameter_groups(model, settings.learning_rate, settings.weight_decay, settings.backbone_multiplier)
         self.optimizer = torch.optim.AdamW(groups)

@@ -73,7 +73,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
             training.log.append({"iteration": training.iteration, **figures})
             say(as_text(training.log[-1], settings.iterations))
         if rank == 0:
-            _show_log(training, settings)
+            _show_log(training, settings.output)
 
     if training.iteration:
         with training.meter.pause():
@@ -141,6 +141,6 @@ def _save(training: Training) -> None:
     _gather(None)  # nobody meets a fault meanwhile, which would be the end of it
 
 
-def _show_log(training: Training, settings: FinetuneSettings) -> None:
-    write_uri(f"{settings.output}/{LOG_FILE}", to_lines(training.log))
-    write_uri(f"{settings.output}/{PLOT_FILE}", plot(training.log))
+def _show_log(training: Training, output: str) -> None:
+    write_uri(f"{output}/{LOG_FILE}", to_lines(training.log))
+    write_uri(f"{output}/{PLOT_FILE}", plot(training.log))

@@ -13,7 +13,12 @@ from jobs.segment_bucket import PROG, main
 from m2f_core.inference.instance import InstanceSettings
 from m2f_core.inference.panoptic import PanopticSettings
 from pipeline.config import Settings
-from tests.support.command_line_page import PAGE, field_help, page
+from pipeline.drill.settings import DrillSettings
+from pipeline.evaluate.settings import EvaluationSettings
+from pipeline.scenes.settings import ScenesSettings
+from pipeline.setting_fields import Section, help_texts, marker
+from pipeline.train.settings import FinetuneSettings
+from tests.support.command_line_page import PAGE, page
 from tests.support.places import ROOT
 
 REQUIRED = ["--input", "in", "--output", "out", "--model", "model"]
@@ -50,7 +55,6 @@ FLAGS = (
     "--run-id",
     "--scaled-jpeg",
     "--score-threshold",
-    "--selfcheck",
     "--shard-mib",
     "--step-timeout",
     "--task",
@@ -128,7 +132,7 @@ def test_wrong_arguments_are_refused_before_torch_and_ray_load():
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Settings)])
 def test_every_setting_has_a_help_text_and_help_shows_it(name, shown_help):
-    text = field_help(Settings)[name]
+    text = help_texts(Settings)[name]
     assert len(text) > 10 and text.endswith("."), f"write one sentence below Settings.{name}"
     # tyro breaks lines at hyphens, so spaces are not compared.
     assert flag_of(name) in shown_help
@@ -144,23 +148,54 @@ def test_the_page_is_the_one_that_the_settings_make():
     assert PAGE.read_text() == page(), "write it again: python -m tests.support.command_line_page"
 
 
+def test_help_has_sections_and_begins_with_what_everyone_needs(shown_help):
+    sections = [
+        "input and output options",
+        "model and task options",
+        "result options",
+        "resource options",
+        "run control options",
+        "publishing options",
+    ]
+    places = [shown_help.index(title) for title in sections]
+    assert places == sorted(places)
+    flags = re.findall(r" (--[a-z-]+) [A-Z\[{]", shown_help[places[0] :])
+    assert flags[:2] == ["--input", "--output"]
+    assert marker(Settings.__dataclass_fields__["top_k"], Section).title in sections[2]
+    assert places[2] < shown_help.index("--top-k INT") < places[3]
+
+
+@pytest.mark.parametrize(
+    "settings_class", [Settings, FinetuneSettings, EvaluationSettings, ScenesSettings, DrillSettings]
+)
+def test_every_setting_stands_in_a_section(settings_class):
+    assert not [field.name for field in fields(settings_class) if marker(field, Section) is None]
+
+
+def test_help_shows_bounds_and_defaults_and_no_none(shown_help):
+    assert "(default: 128; 1 .. 1,024)" in shown_help  # --shard-mib
+    assert "(above 0.0 and below 1.0)" in shown_help  # --mask-threshold
+    assert "(default: on)" in shown_help  # --exif
+    assert "None" not in shown_help and "--label-ids-to-fuse [INT ...]" in shown_help
+
+
 def test_help_names_config_and_its_order(shown_help):
-    assert "--config FILE reads any of these from YAML; flags win." in shown_help
+    assert "--config FILE reads settings from a YAML file with the same names; flags win." in shown_help
 
 
 def test_default_numbers_in_help_are_the_real_ones():
-    help_texts = field_help(Settings)
+    texts = help_texts(Settings)
 
     def defaults(settings_class, name):
         return [getattr(settings_class.defaults(mode), name) for mode in ("reference", "hf")]
 
     for task, settings_class in (("panoptic", PanopticSettings), ("instance", InstanceSettings)):
-        [stated] = re.findall(rf"{task} (\d\.\d)/(\d\.\d)", help_texts["score_threshold"])
+        [stated] = re.findall(rf"{task} (\d\.\d)/(\d\.\d)", texts["score_threshold"])
         assert [float(number) for number in stated] == defaults(settings_class, "score_threshold")
     for name in ("overlap_threshold", "mask_threshold"):
-        [stated] = re.findall(r"Default: ([\d.]+)\.$", help_texts[name])
+        [stated] = re.findall(r"Default: ([\d.]+)\.$", texts[name])
         assert [float(stated)] * 2 == defaults(PanopticSettings, name)
-    [stated] = re.findall(r"reference (\d+), hf as many as queries", help_texts["top_k"])
+    [stated] = re.findall(r"reference (\d+), hf as many as queries", texts["top_k"])
     assert [int(stated), None] == defaults(InstanceSettings, "top_k")
 
 
@@ -338,7 +373,10 @@ def test_a_file_of_bytes_is_refused(tmp_path, capsys):
         (["--batchsize", "3"], ["--batchsize", "--batch-size"]),  # and what was meant
         (["photos/"], ["photos/"]),
         (["--batch-size"], ["--batch-size"]),
-        (["--batch-size", "x"], ["--batch-size", "x"]),
+        (["--batch-size", "x"], ["--batch-size: 'x' is not a whole number"]),
+        (["--shard-mib", "1.5"], ["--shard-mib: '1.5' is not a whole number"]),
+        (["--score-threshold", "half"], ["--score-threshold: 'half' is not a number"]),
+        (["--label-ids-to-fuse", "5", "x"], ["--label-ids-to-fuse: 'x' is not a whole number"]),
         (["--device", "tpu"], ["--device", "tpu", "auto"]),
         (["--task", "depth"], ["--task", "depth", "panoptic"]),
         (["--exif", "false"], ["false"]),

@@ -17,7 +17,8 @@ from jobs.command_line import parse
 from jobs.evaluate import PROG, main
 from pipeline.evaluate.report import print_evaluation
 from pipeline.evaluate.settings import EvaluationSettings
-from tests.support.command_line_page import PAGE, field_help, page
+from pipeline.setting_fields import help_texts
+from tests.support.command_line_page import PAGE, page
 from tests.support.evaluation_oracles import COCO_FIGURES, coco_api, coco_results, panoptic_counts
 from tests.support.evaluation_runs import (
     CATEGORIES,
@@ -96,7 +97,7 @@ def test_the_flags_are_those_that_people_know():
 
 @pytest.mark.parametrize("name", [field.name for field in fields(EvaluationSettings)])
 def test_every_setting_has_a_help_text_and_a_place_in_the_docs(name):
-    text = field_help(EvaluationSettings)[name]
+    text = help_texts(EvaluationSettings)[name]
     assert len(text) > 10 and text.endswith(".")
     assert text in PAGE.read_text() and f"`--{name.replace('_', '-')}`" in PAGE.read_text()
 

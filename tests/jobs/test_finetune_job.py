@@ -139,10 +139,17 @@ def test_a_finished_training_is_left_as_it_is(folder, architecture, undisturbed,
     assert "holds a finished training" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("victim", ["driver", "worker", "driver, by Ctrl-C"])
+_SIGNALS = {
+    "driver": signal.SIGKILL,
+    "driver, by Ctrl-C": signal.SIGINT,
+    "driver, by SIGTERM": signal.SIGTERM,
+}
+
+
+@pytest.mark.parametrize("victim", ["driver", "worker", "driver, by Ctrl-C", "driver, by SIGTERM"])
 def test_a_killed_training_ends_with_the_same_weights(folder, architecture, undisturbed, tmp_path, victim):
-    """kill -9, or SIGINT, at a random moment after the first checkpoint. A dead worker is replaced within the run;
-    after a dead driver the same command goes on.
+    """kill -9, SIGINT or SIGTERM, at a random moment after the first checkpoint. A dead worker is replaced within the
+    run; after a dead driver the same command continues it.
     """
     output = tmp_path / "out"
     flags = flags_of(folder, output, architecture=architecture, **validation(folder))
@@ -151,11 +158,12 @@ def test_a_killed_training_ends_with_the_same_weights(folder, architecture, undi
     time.sleep(random.uniform(0, 0.5))
     if victim != "worker":
         assert process.poll() is None, "the training was over before it could be killed"
-        process.send_signal(signal.SIGKILL if victim == "driver" else signal.SIGINT)
+        process.send_signal(_SIGNALS[victim])
         said, _ = process.communicate(timeout=60)
         if victim != "driver":
-            assert process.returncode == 130, said
-            assert said.splitlines()[-1].endswith("interrupted; the same command goes on from the last checkpoint")
+            code, how = (130, "interrupted") if victim == "driver, by Ctrl-C" else (143, "stopped by SIGTERM")
+            assert process.returncode == code, said
+            assert said.splitlines()[-1] == f"finetune.py: {how}; {finetune._KEPT}"
         assert not (output / "model").exists()
         process = job(flags)
     else:

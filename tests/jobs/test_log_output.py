@@ -16,7 +16,9 @@ LIVE = re.compile(
     r"|segmenting [━╸╺ ]+ [\d,]+/[\d,]+ images, [\d.]+ images/s, \d+ failed, \d+:\d\d:\d\d left, slowest: \w+ .* image"
 )
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (INFO|WARNING): .+")
-STOPPED = re.compile(r"segment_bucket\.py: interrupted; (\d+) of 11 images are done and kept, the same command goes on")
+STOPPED = re.compile(
+    r"segment_bucket\.py: interrupted; (\d+) of 11 images are done and kept; run the same command again to continue"
+)
 
 
 def test_a_terminal_has_one_live_line_and_ctrl_c_keeps_what_is_done_then_json_finishes_it(

@@ -12,7 +12,8 @@ import pytest
 from jobs.command_line import parse
 from jobs.make_scenes import PROG, main
 from pipeline.scenes.settings import ScenesSettings
-from tests.support.command_line_page import PAGE, field_help, page
+from pipeline.setting_fields import help_texts
+from tests.support.command_line_page import PAGE, page
 from tests.support.places import ROOT
 
 FLAGS = ("--first-index", "--height", "--number", "--output", "--seed", "--width")
@@ -40,7 +41,7 @@ def test_the_flags_are_those_that_people_know():
 
 @pytest.mark.parametrize("name", [field.name for field in fields(ScenesSettings)])
 def test_every_setting_has_a_help_text_and_a_place_in_the_docs(name):
-    text = field_help(ScenesSettings)[name]
+    text = help_texts(ScenesSettings)[name]
     assert len(text) > 10 and text.endswith(".")
     assert text in PAGE.read_text() and f"`--{name.replace('_', '-')}`" in PAGE.read_text()
 

@@ -253,7 +253,12 @@ def test_a_run_that_breaks_says_why_and_goes_on_later(photographs, tiny_checkpoi
     broken = subprocess.run([sys.executable, "-c", BREAKING, *flags], capture_output=True, text=True, timeout=120)
     assert broken.returncode == 1
     [line] = [line for line in broken.stderr.splitlines() if line.startswith("segment_bucket.py: error: run ")]
-    assert "give every node the same checkpoint" in line and line.endswith("the same command goes on")
+    cause, _, traceback_file = line.removesuffix(")").partition(
+        "; no image was begun; run the same command again to continue (traceback: "
+    )
+    assert "give every node the same checkpoint" in cause
+    assert "BrokenRunError" not in broken.stderr and "BrokenRunError" in Path(traceback_file).read_text()
+    Path(traceback_file).unlink()
     process = job(*flags)
     log, _ = process.communicate(timeout=120)
     assert process.returncode == 0, log
@@ -324,7 +329,9 @@ def test_sigterm_commits_what_is_done(photographs, tiny_checkpoint, tmp_path):
     [run_folder] = (tmp_path / "_runs").glob("2*")
     committed = len(list(local_journal(run_folder).read()))  # an image each
     kept = f"{committed} of {len(list(photographs.iterdir()))} images are done and kept"
-    assert log.splitlines()[-1] == f"segment_bucket.py: stopped by SIGTERM; {kept}, the same command goes on"
+    assert (
+        log.splitlines()[-1] == f"segment_bucket.py: stopped by SIGTERM; {kept}; run the same command again to continue"
+    )
     assert committed >= 1, "three shards were written, at most two receipts were on their way"
     process = job(*flags)
     log, _ = process.communicate(timeout=300)

@@ -26,19 +26,18 @@ def refused(*args: object, **environment: str) -> str:
     return process.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("selfcheck", [[], ["--selfcheck"]])
-def test_bf16_on_a_cpu_without_amx(photographs, tiny_checkpoint, tmp_path, selfcheck):
+@pytest.mark.parametrize("job", ["segment_bucket.py", "selfcheck.py"])
+def test_bf16_on_a_cpu_without_amx(photographs, tiny_checkpoint, tmp_path, job):
     flags = ["--input", photographs, "--output", tmp_path, "--model", tiny_checkpoint, "--precision", "bf16"]
     line = refused(
-        "jobs/segment_bucket.py",
+        f"jobs/{job}",
         *flags,
         "--device",
         "cpu",
-        *selfcheck,
         ATEN_CPU_CAPABILITY="avx2",
         ONEDNN_MAX_CPU_ISA="AVX2",
     )
-    assert line.startswith("segment_bucket.py: error: --precision bf16: bf16 on a CPU needs AMX, this CPU has AVX2")
+    assert line.startswith(f"{job}: error: --precision bf16: bf16 on a CPU needs AMX, this CPU has AVX2")
     assert not list(tmp_path.rglob("run.json"))
 
 

@@ -1,14 +1,14 @@
 """docs/command-line.md is made from the settings dataclasses: `python -m tests.support.command_line_page` writes it."""
 
 import dataclasses
-from typing import Any, get_args, get_origin
+import inspect
+from typing import get_args, get_origin
 
-import docstring_parser
-
-from pipeline.config import Settings
+from pipeline.config import SelfCheckSettings, Settings
 from pipeline.drill.settings import DrillSettings
 from pipeline.evaluate.settings import EvaluationSettings
 from pipeline.scenes.settings import ScenesSettings
+from pipeline.setting_fields import Section, bounds_in_words, help_texts, marker, plain_type
 from pipeline.train.settings import FinetuneSettings
 from tests.support.places import ROOT
 
@@ -17,7 +17,7 @@ PAGE = ROOT / "docs" / "command-line.md"
 HEAD = """# Command line
 
 Made from the settings classes of `pipeline/`; do not edit (`python -m tests.support.command_line_page` writes it, a
-test compares).
+test compares). `jobs/plan_bucket.py` has the flags of `jobs/segment_bucket.py`.
 
 Every flag may stand in a YAML file, without its dashes, and be given as `--config FILE`; flags win.
 
@@ -32,6 +32,7 @@ gpu_actors: "1:16"
 
 JOBS = {
     "segment_bucket.py": Settings,
+    "selfcheck.py": SelfCheckSettings,
     "drill.py": DrillSettings,
     "finetune.py": FinetuneSettings,
     "evaluate.py": EvaluationSettings,
@@ -39,19 +40,17 @@ JOBS = {
 }
 TABLE_HEAD = """
 ## jobs/{job}
-{inherited}
+{inherited}"""
+SECTION_HEAD = """
+{title}
+
 | flag | values | default | |
 |---|---|---|---|
 """
 
 
-def field_help(settings_class: type) -> dict[str, str]:
-    """The docstring below each field."""
-    parsed = docstring_parser.parse_from_object(settings_class)
-    return {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
-
-
-def values_of(annotation: Any) -> str:
+def values_of(field: dataclasses.Field) -> str:
+    annotation = plain_type(field)
     options = [o for o in get_args(annotation) if o is not type(None)]
     if get_origin(annotation) is not None and "Literal" in str(get_origin(annotation)):
         return " \\| ".join(f"`{option}`" for option in options)
@@ -59,7 +58,8 @@ def values_of(annotation: Any) -> str:
         return "on, off"
     if "tuple" in str(annotation):
         return "numbers"
-    return (options[0] if options else annotation).__name__
+    bounds = bounds_in_words(field)
+    return (options[0] if options else annotation).__name__ + (f", {bounds}" if bounds else "")
 
 
 def default_of(field: dataclasses.Field) -> str:
@@ -71,16 +71,22 @@ def default_of(field: dataclasses.Field) -> str:
 
 
 def table(settings_class: type) -> str:
-    """One row a flag, without those of the main job in another job that takes them too."""
-    help_texts = field_help(settings_class)
-    rows = []
+    """A table a section, a row a flag; without those of the main job in another job that takes them too."""
+    texts = help_texts(settings_class)
+    sections: dict[str, list[str]] = {}
     for field in dataclasses.fields(settings_class):
-        if inherits(settings_class) and field.name in Settings.__dataclass_fields__:
+        if inherits(settings_class) and field.name not in inspect.get_annotations(settings_class):
             continue
         name = field.name.replace("_", "-")
-        flag = f"`--{name}`, `--no-{name}`" if field.type is bool else f"`--{name}`"
-        rows.append(f"| {flag} | {values_of(field.type)} | {default_of(field)} | {help_texts[field.name]} |")
-    return "\n".join(rows) + "\n"
+        flag = f"`--{name}`, `--no-{name}`" if plain_type(field) is bool else f"`--{name}`"
+        row = f"| {flag} | {values_of(field)} | {default_of(field)} | {texts[field.name]} |"
+        section = marker(field, Section)
+        assert section is not None
+        title = f"**{section.title.capitalize()} options.** {section.note}".strip()
+        sections.setdefault(title, []).append(row)
+    return "".join(
+        SECTION_HEAD.format(title=title) + "".join(f"{row}\n" for row in rows) for title, rows in sections.items()
+    )
 
 
 def inherits(settings_class: type) -> bool:
@@ -91,7 +97,7 @@ def page() -> str:
     """The whole page."""
     parts = [HEAD]
     for job, settings_class in JOBS.items():
-        inherited = "\nAll flags of segment_bucket.py, and these:\n" if inherits(settings_class) else ""
+        inherited = "\nAll flags of segment_bucket.py; these are its own:\n" if inherits(settings_class) else ""
         parts += [TABLE_HEAD.format(job=job, inherited=inherited), table(settings_class)]
     return "".join(parts)
 

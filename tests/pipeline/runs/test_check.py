@@ -54,7 +54,6 @@ NO_RESULTS = {
     "cpus_per_actor": 1,
     "mode": "overwrite",
     "tombstone_removed": True,
-    "selfcheck": True,
     "step_timeout": 5.0,
     "publish_every": 1.0,
     "compact": True,

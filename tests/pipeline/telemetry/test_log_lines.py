@@ -59,8 +59,8 @@ def test_the_last_line_is_an_object_too_and_nothing_follows(capsys):
     show_log_lines("json")
     try:
         raise ValueError("of Ray")
-    except ValueError:
-        last_line("job.py", "it broke", with_traceback=True)
+    except ValueError as error:
+        last_line("job.py", "it broke", error=error)
     logger.warning("said while Ray shuts down")
     [line] = objects(capsys)
     assert (line["level"], line["logger"], line["message"]) == ("ERROR", "job.py", "it broke")

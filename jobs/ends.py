@@ -1,0 +1,112 @@
+"""How jobs end: an exit code that scripts can tell apart and, where something went wrong, one line on stderr.
+
+| code | |
+|---|---|
+| 0, 1 | the job is done; 1: its result is not good enough |
+| 1 | the run broke (BrokenRunError); the line names a file with the traceback |
+| 2 | the job cannot start or go on (RunError), or its arguments are wrong |
+| 130, 143 | Ctrl-C, SIGTERM |
+"""
+
+import atexit
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
+
+from pipeline.errors import BrokenRunError, RunError
+from pipeline.telemetry.log_lines import last_line
+
+_INTERRUPTED = 128 + signal.SIGINT
+_TERMINATED = 128 + signal.SIGTERM
+
+
+def run_job(prog: str, work: Callable[[], int], *, kept: str | Callable[[], str] = "") -> int:
+    """The exit code of `work`, or of what ended it. `kept` says what a job that is stopped leaves behind."""
+
+    def after() -> str:
+        words = kept if isinstance(kept, str) else kept()
+        return f"; {words}" if words else ""
+
+    try:
+        with _sigterm_raises():
+            return work()
+    except RunError as error:
+        fail(prog, str(error))
+    except BrokenRunError as error:
+        last_line(prog, f"{error}{after()}{_traceback_file(prog, error)}", error=error)
+        return 1
+    except KeyboardInterrupt:
+        last_line(prog, f"interrupted{after()}", level=logging.WARNING)
+        return _INTERRUPTED
+    except SystemExit as stop:
+        # Ray puts a handler of its own in the place of ours, which exits with the signal's number.
+        if stop.code not in (_TERMINATED, signal.SIGTERM):
+            raise
+        last_line(prog, f"stopped by SIGTERM{after()}", level=logging.WARNING)
+        return _TERMINATED
+
+
+def fail(prog: str, message: str) -> NoReturn:
+    """One line on stderr, exit code 2."""
+    last_line(prog, message)
+    raise SystemExit(2)
+
+
+def _traceback_file(prog: str, error: BaseException) -> str:
+    """Where the traceback lies: bug reports need it, a terminal does not. An error without a cause says all itself."""
+    if error.__cause__ is None:
+        return ""
+    lines = traceback.format_exception(error)
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix=f"{prog}-", suffix=".traceback", delete=False) as file:
+            file.writelines(lines)
+    except OSError:  # a full disk may be what broke the run
+        sys.stderr.writelines(lines)
+        return ""
+    return f" (traceback: {file.name})"
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM leaves through the exits of each `with`, which clean up. Elsewhere than in the main thread: no change."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(_TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def leave_with(main: Callable[[], int]) -> NoReturn:
+    """End the process with the code that `main` returns or raises, without the interpreter's own tear-down.
+
+    The tear-down of PyTorch and Ray takes three seconds in which a terminal has no prompt. All that counts has happened
+    by then: blocks have been left, threads have been joined, and functions of `atexit` have run, such as ray.shutdown.
+    """
+    code = 1  # of an exception that nobody caught: Python prints it before the functions of atexit run
+
+    def end() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+
+    atexit.register(end)  # before any import of Ray or PyTorch registers one: the first registered runs last
+    try:
+        code = main()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    sys.exit(code)

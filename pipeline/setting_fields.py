@@ -1,0 +1,101 @@
+"""What a settings class says beside its fields, read in one place: section of --help, bounds, help text.
+
+    batch_size: Annotated[int | None, RESOURCES, Interval(ge=1, le=4096)] = None
+    \"\"\"Put at most N images into one forward pass.\"\"\"
+
+`__post_init__` of each settings class calls `check_fields`; the command line and docs/command-line.md show the rest.
+Nothing heavy loads here.
+"""
+
+from dataclasses import Field, dataclass, fields
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+from annotated_types import Interval
+
+from pipeline.errors import RunError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A box of --help. Beside a setting: the setting stands in that box."""
+
+    title: str
+    note: str = ""
+
+
+IN_AND_OUT = Section("input and output")
+RESOURCES = Section("resource")
+RUN_CONTROL = Section("run control")
+
+
+def flag(name: str) -> str:
+    """The flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def marker(field: "Field[Any]", kind: type[T]) -> T | None:
+    """What stands beside the type of a field, of one kind."""
+    metadata = get_args(field.type)[1:] if get_origin(field.type) is Annotated else ()
+    return next((item for item in metadata if isinstance(item, kind)), None)
+
+
+def plain_type(field: "Field[Any]") -> Any:
+    """The type of a field without what stands beside it."""
+    return get_args(field.type)[0] if get_origin(field.type) is Annotated else field.type
+
+
+def check_fields(settings: Any) -> None:
+    """RunError where a text is blank or a number lies outside of its bounds. A setting that is None was not given."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, str) and not value.strip():
+            raise RunError(f"{flag(field.name)} is empty")
+        bounds = marker(field, Interval)
+        if bounds is not None and value is not None and not _allows(bounds, value):
+            raise RunError(f"{flag(field.name)} is {value}; it must {_requirement(bounds)}")
+
+
+def bounds_in_words(field: "Field[Any]") -> str | None:
+    """`1 .. 4,096`, or None for a field without bounds."""
+    bounds = marker(field, Interval)
+    return None if bounds is None else _requirement(bounds).removeprefix("lie in ").removeprefix("be ")
+
+
+def help_texts(settings_class: type) -> dict[str, str]:
+    """The string below each field, on one line; also of fields that the class has from another."""
+    import docstring_parser  # here, because only --help and the docs need it
+
+    texts: dict[str, str] = {}
+    for one in reversed(settings_class.__mro__[:-1]):
+        for param in docstring_parser.parse_from_object(one).params:
+            texts[param.arg_name] = " ".join((param.description or "").split())
+    return texts
+
+
+def _allows(bounds: Interval, value: Any) -> bool:
+    # Each comparison is false for a float that is no number.
+    return all(
+        (
+            bounds.ge is None or value >= bounds.ge,
+            bounds.gt is None or value > bounds.gt,
+            bounds.le is None or value <= bounds.le,
+            bounds.lt is None or value < bounds.lt,
+        )
+    )
+
+
+def _requirement(bounds: Interval) -> str:
+    if bounds.ge is not None and bounds.le is not None:
+        return f"lie in {_number(bounds.ge)} .. {_number(bounds.le)}"
+    limits = (("at least", bounds.ge), ("above", bounds.gt), ("at most", bounds.le), ("below", bounds.lt))
+    return "be " + " and ".join(f"{words} {_number(limit)}" for words, limit in limits if limit is not None)
+
+
+def _number(number: Any) -> str:
+    if isinstance(number, int) and number >= 2**31 - 1:
+        for power, rest in ((number, ""), (number + 1, " - 1")):
+            if power & (power - 1) == 0:
+                return f"2^{power.bit_length() - 1}{rest}"
+    return f"{number:.0e}" if number >= 1e9 else f"{number:,}"

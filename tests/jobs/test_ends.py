@@ -1,0 +1,118 @@
+"""How jobs end: exit code and line for each way, here without a job around it."""
+
+import os
+import re
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from jobs import drill, evaluate, finetune, make_scenes, plan_bucket, segment_bucket, selfcheck
+from jobs.ends import run_job
+from pipeline.errors import BrokenRunError, RunError, StoreUnavailableError
+
+KEPT = "all is kept"
+
+
+def raising(error: BaseException, cause: Exception | None = None):
+    def work() -> int:
+        raise error from cause
+
+    return work
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_job_that_is_done_says_its_own_code(code, capsys):
+    assert run_job("job.py", lambda: code) == code
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("error", [RunError("no input"), StoreUnavailableError("no input")])
+def test_a_job_that_cannot_start_is_code_2(error, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_job("job.py", raising(error), kept=KEPT)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "job.py: error: no input\n", "nothing was begun, so that nothing is kept"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (BrokenRunError("run a broke"), 1, "job.py: error: run a broke; all is kept\n"),
+        (KeyboardInterrupt(), 130, "job.py: interrupted; all is kept\n"),
+        (SystemExit(143), 143, "job.py: stopped by SIGTERM; all is kept\n"),
+        (SystemExit(15), 143, "job.py: stopped by SIGTERM; all is kept\n"),  # of the handler that ray.init sets
+    ],
+)
+def test_a_job_that_is_stopped_says_what_is_kept(error, code, line, capsys):
+    assert run_job("job.py", raising(error), kept=KEPT) == code
+    assert capsys.readouterr().err == line
+
+
+def test_a_job_that_keeps_nothing_says_nothing_of_it(capsys):
+    assert run_job("job.py", raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "job.py: interrupted\n"
+
+
+def test_a_broken_run_prints_one_line_and_leaves_its_traceback_in_a_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert run_job("job.py", raising(BrokenRunError("run a broke"), OSError("the disk is full"))) == 1
+    said = capsys.readouterr().err
+    [line] = said.splitlines()
+    [name] = re.findall(r"^job.py: error: run a broke \(traceback: (.+)\)$", line)
+    text = Path(name).read_text()
+    assert "OSError: the disk is full" in text and "BrokenRunError: run a broke" in text
+    assert list(tmp_path.iterdir()) == [Path(name)]
+
+
+def test_a_traceback_that_cannot_be_written_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    assert run_job("job.py", raising(BrokenRunError("run a broke"), OSError("the disk is full"))) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert "OSError: the disk is full" in lines and lines[-1] == "job.py: error: run a broke"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), SystemExit(3)])
+def test_bugs_and_other_exits_are_left_as_they_are(error):
+    with pytest.raises(type(error)) as raised:
+        run_job("job.py", raising(error))
+    assert raised.value is error
+
+
+def test_a_signal_leaves_through_the_exits_of_each_with(capsys):
+    left = []
+
+    def work() -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            left.append("with")
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_job("job.py", work) == 143
+    assert left == ["with"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_outside_of_the_main_thread_signals_are_left_alone():
+    """Where signal.signal would raise."""
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(run_job("job.py", lambda: 0)))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+@pytest.mark.parametrize("job", [drill, evaluate, finetune, make_scenes, plan_bucket, segment_bucket, selfcheck])
+def test_every_job_ends_here(job, monkeypatch, capsys):
+    """Ctrl-C at once, while the job is being loaded."""
+    [work] = {"_drill", "_evaluate", "_train", "_draw", "_plan", "_segment", "_check"} & set(vars(job))
+    monkeypatch.setattr(job, work, lambda settings: raising(KeyboardInterrupt())())
+    monkeypatch.setattr(sys, "argv", [job.PROG])
+    monkeypatch.setattr(job, "parse", lambda *args, **kwargs: None)
+    assert job.main() == 130
+    assert capsys.readouterr().err.startswith(f"{job.PROG}: interrupted")
