@@ -20,7 +20,10 @@ PROG = "segment_bucket.py"
 def main(args: Sequence[str] | None = None) -> int:
     settings = parse(Settings, sys.argv[1:] if args is None else args, prog=PROG)
     progress = Progress(settings.progress_seconds, settings.log_format)
-    kept = lambda: f"{progress.kept()}; run the same command again to continue"  # noqa: E731
+
+    def kept() -> str:
+        return f"{progress.kept()}; run the same command again to continue"
+
     return run_job(PROG, lambda: _segment(settings, progress), kept=kept)
 
 

@@ -19,6 +19,7 @@ from m2f_core.checkpoints.stored_weights import CheckpointError as CheckpointErr
 from m2f_core.checkpoints.stored_weights import Source, StoredTensor, match_weights, read_weight
 from m2f_core.checkpoints.weight_names import IGNORED, detectron2_names, hugging_face_names
 from m2f_core.config.mask2former import ConfigError, Mask2FormerConfig
+from m2f_core.whole_files import written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +72,6 @@ def save_checkpoint(
 
     _check_weights(model)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     weights: dict[str, Tensor] = {}
     thirds: dict[str, dict[int, Tensor]] = {}
     for our_name, tensor in model.state_dict().items():
@@ -92,12 +92,10 @@ def save_checkpoint(
     if license_name is not None:
         config["license"] = license_name
     # config.json comes last, and each file in one step: a folder with a config.json is a whole checkpoint.
-    part = folder / f".{WEIGHTS_FILE}.part"
-    save_file(weights, part, metadata={"format": "pt"})
-    part.replace(folder / WEIGHTS_FILE)
-    part = folder / f".{CONFIG_FILE}.part"
-    part.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(folder / CONFIG_FILE)
+    with written_whole(folder / WEIGHTS_FILE) as file:
+        save_file(weights, file, metadata={"format": "pt"})
+    with written_whole(folder / CONFIG_FILE) as file:
+        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _check_weights(model: Mask2Former) -> None:

@@ -7,10 +7,11 @@ whoever reads `run=<run_id>/*.parquet` would. On a disk, a writer that was kille
 import contextlib
 import logging
 
+from m2f_core.whole_files import is_temporary
 from pipeline.layout import parts_folder
 from pipeline.runs.begin import Run
 from pipeline.schema import TABLES
-from pipeline.store.filesystem import STORE_ERRORS, is_temporary, list_folder, one_line
+from pipeline.store.filesystem import STORE_ERRORS, list_folder, one_line
 
 logger = logging.getLogger(__name__)
 

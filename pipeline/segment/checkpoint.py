@@ -3,17 +3,16 @@
 import hashlib
 import os
 import re
-import shutil
 import socket
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from m2f_core.checkpoints.checkpoint import OTHER_PICKLES, PICKLES, REFUSES_PICKLES, WEIGHTS_FILE, weights_sha256
+from m2f_core.whole_files import written_whole
 from pipeline.errors import RunError, StoreUnavailableError
-from pipeline.store.filesystem import STORE_ERRORS, one_line, open_filesystem, store_errors_as
+from pipeline.store.filesystem import one_line, open_filesystem, store_errors_as
 
 # What a checkpoint needs, and the card that states its licence; a folder may hold pickles and training states beside
 # it, which are never fetched or opened.
@@ -76,15 +75,11 @@ def _fetch(uri: str) -> Path:
     target = _cache_root() / hashlib.sha256(f"{uri}{identity}".encode()).hexdigest()[:32]
     with FileLock(f"{target}.lock"):  # one process of the node fetches, the others wait
         if not target.is_dir():
-            temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix="fetching-"))
-            try:
+            unavailable = store_errors_as(StoreUnavailableError, f"--model {uri} cannot be fetched")
+            with unavailable, written_whole(target) as folder:
+                folder.mkdir()
                 for info in wanted:
-                    filesystem.get_file(info["name"], str(temporary / Path(info["name"]).name))
-                temporary.rename(target)
-            except STORE_ERRORS as error:
-                raise StoreUnavailableError(f"--model {uri} cannot be fetched: {one_line(error)}") from None
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+                    filesystem.get_file(info["name"], str(folder / Path(info["name"]).name))
     return target / Path(root).name if is_pickle else target
 
 

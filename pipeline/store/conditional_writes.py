@@ -18,7 +18,8 @@ from filelock import FileLock
 from fsspec.asyn import sync
 from tenacity import retry_if_exception_type
 
-from pipeline.store.filesystem import is_local, is_s3, put_object, temporary_beside
+from m2f_core.whole_files import sync_file, temporary_beside
+from pipeline.store.filesystem import is_local, is_s3, put_object
 from pipeline.store.objects import DamagedError, get_object
 from pipeline.store.retries import CONDITIONAL_WRITE, OBJECT
 
@@ -106,17 +107,13 @@ def _conditional_put(filesystem: Any, path: str, data: bytes, **condition: str) 
 
 def _create_file(path: Path, data: bytes) -> str | None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
-    except FileExistsError:
-        return None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with temporary_beside(path) as temporary:
+        temporary.write_bytes(data)
+        sync_file(temporary)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return None
     return _digest(data)
 
 
@@ -126,12 +123,9 @@ def _read_file(path: Path) -> Stored | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     # The disk's clock, which on a network file system is not this machine's.
-    probe = temporary_beside(path)
-    try:
+    with temporary_beside(path) as probe:
         probe.touch()
         now = probe.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
     return Stored(data, _digest(data), now - written)
 
 

@@ -8,7 +8,6 @@ import contextlib
 import os
 import re
 import socket
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import fsspec
 from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 
+from m2f_core.whole_files import written_whole
 from pipeline.errors import RunError
 from pipeline.store.fsspec_private import strip_protocol
 from pipeline.store.retries import S3_CLIENT
@@ -128,36 +128,13 @@ def put_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) ->
     if not is_local(filesystem):
         filesystem.pipe_file(path, data)
         return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(target)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(Path(path)) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_uri(uri: str, data: bytes) -> None:
     """`put_object` for one object that is named by its URI or local path."""
     put_object(*open_filesystem(uri), data)
-
-
-_TEMPORARY = ".tmp"
-
-
-def temporary_beside(path: Path) -> Path:
-    """A new name in the same folder, hidden, for what becomes `path` when it is whole."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
-
-
-def is_temporary(path: str) -> bool:
-    """Whether `temporary_beside` made this name; a process that was killed leaves such a file."""
-    name = path.rpartition("/")[2]
-    return name.startswith(".") and name.endswith(_TEMPORARY)
 
 
 def one_line(error: BaseException) -> str:
