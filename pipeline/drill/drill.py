@@ -21,10 +21,10 @@ from pipeline.config import Settings
 from pipeline.drill.driver import Driver
 from pipeline.drill.fault_proxy import WRITES, FaultProxy, Rule
 from pipeline.drill.processes import ACTORS
-from pipeline.drill.sample import PLANTED_FAULTS, HarmfulImage, copy_sample, plant
+from pipeline.drill.sample import HarmfulImage, copy_sample, plant
 from pipeline.drill.settings import DrillSettings
 from pipeline.errors import RunError
-from pipeline.guard.kill_points import VARIABLE
+from pipeline.guard import kill_points, planted_faults
 from pipeline.store.filesystem import STORE_ERRORS, canonical, is_local, is_s3, one_line, open_filesystem, uri_of
 from pipeline.tables.compare import Rows, check_books, compare, read_rows
 
@@ -187,7 +187,7 @@ class Drill:
 
     def _kill_in_commit(self, settings: Settings) -> Finding:
         """When one table is published and the other is not."""
-        code, driver = self._drive(settings, {VARIABLE: _WORST_POINT})
+        code, driver = self._drive(settings, {kill_points.VARIABLE: _WORST_POINT})
         found = _if_late(driver, alive=code == -9)
         return Finding("driver dies in its commit", f"kill -9 {_WORST_POINT}", found, code in (-9, 0, 1))
 
@@ -203,7 +203,8 @@ class Drill:
         planted = plant(self.source, usable, self.chance, deadly=self.settings.deadly)
         changes = {"max_failure_rate": 1.0, "max_failures": None}
         step = min(self.settings.step_timeout, _STEP_SECONDS)
-        code, driver = self._drive(self._run_settings("harmful", **changes, step_timeout=step), {PLANTED_FAULTS: "1"})
+        faults = {planted_faults.VARIABLE: "1"}
+        code, driver = self._drive(self._run_settings("harmful", **changes, step_timeout=step), faults)
         if code != 0:
             yield Finding("harmful images", "run", f"exit code {code}: {driver.last_words()}", is_good=False)
         rows = read_rows(f"{self.place}/harmful")

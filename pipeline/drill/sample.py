@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.errors import ErrorCode, RunError
+from pipeline.guard.planted_faults import marker
 from pipeline.inputs.listing import list_images
 from pipeline.store.filesystem import full_uri, store_errors_as, write_uri
 from pipeline.store.objects import read_uri
@@ -18,8 +19,7 @@ from pipeline.store.objects import read_uri
 _LISTED = 10_000  # of the input; a listing of all could take hours
 _THREADS = 16
 
-# The last bytes of an image that is to do something to the process that decodes it, where PLANTED_FAULTS is set.
-PLANTED_FAULTS = "M2F_PLANTED_FAULTS"
+# Faults of pipeline.guard.planted_faults, and the error codes that their images may end with.
 _DEADLY = {
     "abort": (ErrorCode.CRASHED_WORKER,),
     "allocate": (ErrorCode.CRASHED_WORKER, ErrorCode.TOO_LARGE, ErrorCode.TIMED_OUT),
@@ -78,7 +78,7 @@ def harmful_images(model: bytes, *, deadly: bool) -> Iterator[HarmfulImage]:
     yield HarmfulImage("bomb", _png_header(60_000, 60_000), (ErrorCode.TOO_LARGE,))
     if deadly:
         for name, codes in _DEADLY.items():
-            yield HarmfulImage(name, model + f"m2f-drill:{name}".encode(), codes)
+            yield HarmfulImage(name, model + marker(name), codes)
 
 
 def _png_header(height: int, width: int) -> bytes:

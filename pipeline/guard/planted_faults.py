@@ -1,6 +1,7 @@
-"""Images that kill whoever decodes them, for tests and drills; never looked for unless SegmentSpec says so.
+"""Images that kill the process that decodes them, for tests and drills; never looked for unless SegmentSpec says so.
 
-A JPEG or PNG decodes as before with one of these markers behind its end.
+A JPEG or PNG with a marker behind its end decodes as before. `M2F_PLANTED_FAULTS=1` in the environment of a driver
+makes its model actors look for markers.
 """
 
 import ctypes
@@ -8,13 +9,25 @@ import os
 import time
 from collections.abc import Callable
 
+VARIABLE = "M2F_PLANTED_FAULTS"
 CHUNK_BYTES = 64 * 2**20
+
+
+def are_asked_for() -> bool:
+    """Whether the environment of this process asks for model actors that look for markers."""
+    return os.environ.get(VARIABLE) == "1"
+
+
+def marker(fault: str) -> bytes:
+    """The last bytes of an image that does `fault`, one of FAULTS, to the process that decodes it."""
+    assert fault in FAULTS, fault
+    return f"m2f-drill:{fault}".encode()
 
 
 def trip(data: bytes) -> None:
     """Do what the marker at the end of `data` says; nothing where there is none."""
-    for marker, fault in FAULTS.items():
-        if data.endswith(marker):
+    for name, fault in FAULTS.items():
+        if data.endswith(marker(name)):
             fault()
 
 
@@ -34,9 +47,9 @@ def _hang_with_lock() -> None:
     ctypes.PyDLL(None).sleep(10**6)
 
 
-FAULTS: dict[bytes, Callable[[], None]] = {
-    b"m2f-drill:abort": os.abort,
-    b"m2f-drill:allocate": _allocate,
-    b"m2f-drill:hang": _hang,
-    b"m2f-drill:hang-with-lock": _hang_with_lock,
+FAULTS: dict[str, Callable[[], None]] = {
+    "abort": os.abort,
+    "allocate": _allocate,
+    "hang": _hang,
+    "hang-with-lock": _hang_with_lock,
 }

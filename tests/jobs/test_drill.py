@@ -10,8 +10,8 @@ import pytest
 from jobs import drill, segment_bucket
 from jobs.command_line import flags_of, parse
 from pipeline.config import Settings
-from pipeline.drill.sample import PLANTED_FAULTS
 from pipeline.drill.settings import DrillSettings
+from pipeline.guard import planted_faults
 from tests.support.places import ROOT
 
 OWN = [field.name for field in fields(DrillSettings) if field.name not in {field.name for field in fields(Settings)}]
@@ -58,7 +58,7 @@ def test_what_cannot_be_drilled_is_one_line_and_code_2(tmp_path, capsys):
 def kills_are_planted() -> bool:
     """Whether workers honour planted faults in this version of the program."""
     files = (path for path in (ROOT / "pipeline").glob("*.py") if not path.name.startswith("drill"))
-    return any(PLANTED_FAULTS in path.read_text() for path in files)
+    return any(planted_faults.VARIABLE in path.read_text() for path in files)
 
 
 @pytest.mark.slow

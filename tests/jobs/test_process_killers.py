@@ -13,10 +13,12 @@ import pytest
 
 from jobs import segment_bucket
 from pipeline.drill.processes import Process, processes_below
+from pipeline.guard import planted_faults
+from pipeline.guard.planted_faults import marker
 from tests.support.segmenting import encoded
 from tests.support.tables import read_report, read_table
 
-FAULTS = (b"m2f-drill:abort", b"m2f-drill:hang", b"m2f-drill:allocate", b"m2f-drill:hang-with-lock")
+FAULTS = tuple(marker(name) for name in ("abort", "hang", "allocate", "hang-with-lock"))
 STEP_TIMEOUT = 30  # seconds; on a machine with a load of 13 on 2 cores one good image took more than 8
 
 
@@ -36,7 +38,7 @@ def run(folder: Path, output: Path, model: Path, *flags) -> tuple[int, str, "lis
         [sys.executable, segment_bucket.__file__, *map(str, [*places, *bounds, *flags])],
         stdout=(output.parent / "log").open("w"),
         stderr=subprocess.STDOUT,
-        env={**os.environ, "M2F_PLANTED_FAULTS": "1"},
+        env={**os.environ, planted_faults.VARIABLE: "1"},
     )
     started: dict[int, Process] = {}
     while process.poll() is None:
@@ -54,7 +56,7 @@ def check(output: Path, killers: "dict[int, bytes]", num_images: int, log: str) 
     failed = {number: row for number, row in rows.items() if row["status"] != "ok"}
     assert failed.keys() == killers.keys(), log
     for number, fault in killers.items():
-        codes = {b"m2f-drill:abort": {"crashed_worker"}, b"m2f-drill:allocate": {"crashed_worker", "timed_out"}}
+        codes = {marker("abort"): {"crashed_worker"}, marker("allocate"): {"crashed_worker", "timed_out"}}
         assert failed[number]["error_code"] in codes.get(fault, {"timed_out"}), failed[number]
     # The segments of an image are those of its twin in a shard where nobody died.
     segments = {}

@@ -17,6 +17,7 @@ from pipeline.drill.sample import copy_sample, harmful_images, plant
 from pipeline.drill.settings import DrillSettings
 from pipeline.errors import ErrorCode, ImageError, RunError
 from pipeline.guard.kill_points import POINTS
+from pipeline.guard.planted_faults import marker
 from pipeline.segment.decode import measure_image
 
 # Writes a right row for every file of the input, once; then does what its third argument says.
@@ -198,7 +199,7 @@ def test_harmful_images_are_what_they_are_called(source):
         measure_image(images["bomb"].data, max_pixels=64_000_000, apply_exif=True)
     assert error.value.code == ErrorCode.TOO_LARGE and len(images["bomb"].data) < 1000
     for name in ("abort", "allocate", "hang"):
-        assert images[name].data.endswith(f"m2f-drill:{name}".encode())
+        assert images[name].data.endswith(marker(name))
         with Image.open(io.BytesIO(images[name].data)) as opened:
             opened.load()  # an image like any other to those who do not look for the mark
     assert {image.name for image in harmful_images(model, deadly=False)} == {"cut", "noise", "empty", "bomb"}

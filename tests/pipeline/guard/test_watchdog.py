@@ -28,7 +28,7 @@ def test_a_step_that_hangs_ends_the_process_with_a_line_that_names_it():
 with watch("decoding", "s3://bucket/good.jpg"):
     pass
 with watch("decoding", "s3://bucket/evil.jpg"):
-    planted_faults.trip(b"m2f-drill:hang")
+    planted_faults.trip(planted_faults.marker("hang"))
 """
     code, said, _ = ends(body)
     assert code == 1
@@ -41,7 +41,7 @@ def test_a_step_that_never_lets_pythons_lock_go_ends_the_process_too():
     body = """
 def decode():
     with watch("decoding", "s3://bucket/evil.jpg"):
-        planted_faults.trip(b"m2f-drill:hang-with-lock")
+        planted_faults.trip(planted_faults.marker("hang-with-lock"))
 threading.Thread(target=decode).start()
 time.sleep(1000)
 """
@@ -53,7 +53,7 @@ time.sleep(1000)
 def test_a_process_that_grows_without_end_ends_and_names_what_it_was_at():
     body = """
 with watch("decoding", "s3://bucket/evil.jpg"), watch("decoding", "s3://bucket/other.jpg"):
-    planted_faults.trip(b"m2f-drill:allocate")
+    planted_faults.trip(planted_faults.marker("allocate"))
 """
     code, said, _ = ends(body, seconds=60.0)  # on a busy machine growing takes more than one
     assert code == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ErrorCode, ImageError, RunError
+from pipeline.guard.planted_faults import marker
 from pipeline.segment import isolate
 from pipeline.segment.isolate import segment_one_by_one
 from pipeline.segment.segmenter import Segmenter
@@ -33,11 +34,11 @@ def test_each_way_to_die_is_a_row_and_all_others_are_as_they_would_be(tiny_check
     spec = small_spec(tiny_checkpoint, planted_faults=True, step_timeout=15.0)
     images = [
         jpeg(0),
-        jpeg(1, b"m2f-drill:abort"),
+        jpeg(1, marker("abort")),
         None,
         jpeg(3),
-        jpeg(4, b"m2f-drill:hang"),
-        jpeg(5, b"m2f-drill:hang-with-lock"),
+        jpeg(4, marker("hang")),
+        jpeg(5, marker("hang-with-lock")),
         b"not an image",
         jpeg(8),
     ]
@@ -58,7 +59,7 @@ def test_each_way_to_die_is_a_row_and_all_others_are_as_they_would_be(tiny_check
 
 def test_a_child_that_grows_without_end_is_ended_by_its_parent(tiny_checkpoint):
     spec = small_spec(tiny_checkpoint, planted_faults=True, max_image_pixels=100_000)
-    first, second = segment_one_by_one(spec, [jpeg(0, b"m2f-drill:allocate"), jpeg(1)])
+    first, second = segment_one_by_one(spec, [jpeg(0, marker("allocate")), jpeg(1)])
     assert str(first).startswith("crashed_worker: alone in a process, that was ended because it grew by ")
     assert not isinstance(second, ImageError)
 
@@ -67,7 +68,7 @@ def test_a_child_killed_while_it_works_and_one_killed_between_two_images(tiny_ch
     spec = small_spec(tiny_checkpoint, planted_faults=True)
     look = isolate.MemoryBound.breach
     monkeypatch.setattr(isolate.MemoryBound, "breach", lambda bound, pid: os.kill(pid, signal.SIGKILL) or look(bound))
-    [result] = segment_one_by_one(spec, [jpeg(0, b"m2f-drill:hang")])
+    [result] = segment_one_by_one(spec, [jpeg(0, marker("hang"))])
     assert str(result) == (
         "crashed_worker: it ended the process it was alone in: SIGKILL; the kernel does that where memory runs out"
     )
@@ -97,6 +98,7 @@ def test_a_child_that_dies_at_its_start_is_no_images_fault(tiny_checkpoint, monk
 ORPHAN = """
 import sys
 from pathlib import Path
+from pipeline.guard.planted_faults import marker
 from pipeline.segment import isolate
 from tests.support.segmenting import encoded, small_spec
 popen = isolate.subprocess.Popen
@@ -106,7 +108,7 @@ def start(*args, **options):
     return process
 isolate.subprocess.Popen = start
 spec = small_spec(Path(sys.argv[1]), planted_faults=True)
-isolate.segment_one_by_one(spec, [encoded(image_format="JPEG") + b"m2f-drill:hang"])
+isolate.segment_one_by_one(spec, [encoded(image_format="JPEG") + marker("hang")])
 """
 
 

@@ -17,6 +17,7 @@ from m2f_core.masks.rle import decode
 from pipeline import precision
 from pipeline.errors import ErrorCode, ImageError, InvalidResultError, RunError
 from pipeline.guard.memory import MachineMemory
+from pipeline.guard.planted_faults import marker
 from pipeline.segment import segmenter as segmenter_module
 from pipeline.segment.batches import plan_batches
 from pipeline.segment.segmenter import SegmentedImage, Segmenter
@@ -251,7 +252,7 @@ def raises(error):
 def test_planted_faults_are_looked_for_only_where_asked(tiny_checkpoint, monkeypatch):
     tripped = []
     monkeypatch.setattr("pipeline.segment.segmenter.planted_faults.trip", tripped.append)
-    image = encoded(image_format="JPEG") + b"m2f-drill:abort"
+    image = encoded(image_format="JPEG") + marker("abort")
     for planted_faults in (False, True):
         [result] = Segmenter(small_spec(tiny_checkpoint, planted_faults=planted_faults)).segment([image])
         assert isinstance(result, SegmentedImage), "a marker behind the end of an image changes nothing"
