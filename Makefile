@@ -5,14 +5,21 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-short test-other-pythons test-slow lint bench overfit drill-kills drill-faults clean
+.PHONY: demo test test-all test-short test-other-pythons test-slow lint bench overfit drill-kills drill-faults clean
 
 demo: $(VENV)/.ready-demo  ## set up, segment held-out scenes with the checkpoint of the package
 	$(BIN)/python jobs/demo.py
 
-test: $(VENV)/.ready-test lint  ## set up, lint, type-check and run the tests
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test: $(VENV)/.ready-test lint  ## set up, lint, type-check; core, parity, pipeline, one test of each promise of a job
 	@echo "== testing with $$($(BIN)/python --version)"
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
+	@$(MAKE) --no-print-directory test-other-pythons
+
+test-all: $(VENV)/.ready-test lint  ## everything but the campaigns
+	@echo "== testing with $$($(BIN)/python --version)"
+	$(PYTEST) -m 'not slow'
 	@$(MAKE) --no-print-directory test-other-pythons
 
 test-other-pythons: $(VENV)/.ready-test  ## a part of the tests with the oldest and the newest Python that .venv has not
@@ -24,12 +31,12 @@ test-other-pythons: $(VENV)/.ready-test  ## a part of the tests with the oldest 
 
 test-short: $(VENV)/.ready-test  ## the part: the model's parts, the command lines and one whole job
 	@echo "== testing in short with $$($(BIN)/python --version)"
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(SHORT)
+	$(PYTEST) $(SHORT)
 
 SHORT := tests/core tests/jobs/test_command_line.py \
 	tests/jobs/test_segment_bucket.py::test_every_photograph_has_its_rows_and_the_books_close
 
-test-slow: $(VENV)/.ready-test  ## the tests that need minutes each
+test-slow: $(VENV)/.ready-test  ## the campaigns: many minutes each
 	$(BIN)/python -m pytest -m slow -s
 
 lint: $(VENV)/.ready-test

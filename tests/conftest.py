@@ -26,6 +26,11 @@ hypothesis.settings.register_profile("m2f", deadline=None, max_examples=60)
 hypothesis.settings.load_profile("m2f")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Jobs first: two processes take one file after the other, and at the end a short file leaves nobody idle."""
+    items.sort(key=lambda item: "tests/jobs/" not in item.path.as_posix())
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Photographs and odd images that are not part of the project; tests that need them are skipped without."""
@@ -79,6 +84,15 @@ def ray_session():
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def drivers(tmp_path_factory):
+    """Starts jobs as processes of their own, with a Ray of their own, in the environment that the test has then."""
+    from tests.support.drivers import drivers
+
+    with drivers(tmp_path_factory.mktemp("drivers")) as forking:
+        yield forking
 
 
 @pytest.fixture(scope="session")

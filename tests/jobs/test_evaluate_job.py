@@ -300,7 +300,6 @@ def test_tables_ground_truth_and_report_may_lie_in_a_bucket(s3, tmp_path, capsys
             env=os.environ,
             capture_output=True,
             text=True,
-            timeout=120,
         )
         assert done.returncode == 0 and done.stderr == "", done.stderr
         if place.root.startswith("s3://"):

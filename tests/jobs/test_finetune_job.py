@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from jobs import finetune
 from m2f_core.checkpoints.checkpoint import load_checkpoint
 from m2f_core.config.mask2former import Mask2FormerConfig
+from pipeline.drill.processes import processes_below
 from tests.support.coco_folders import CATEGORIES, CocoFolder, write_coco_folder
+from tests.support.drivers import Driver
 from tests.support.places import ROOT
 
 STEPS = 96
@@ -59,38 +61,25 @@ def flags_of(folder: CocoFolder, output: Path, **others) -> list[str]:
     return [f"--{name}={value}" for name, value in values.items()]
 
 
-def job(flags: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "jobs/finetune.py", *flags],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"},  # else 2 s a report
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+QUICK_REPORTS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}  # else Ray Train takes 2 s for each
 
 
-def finish(process: subprocess.Popen) -> str:
-    try:
-        said, _ = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise AssertionError(f"not done in time: {process.communicate()[0]}") from None
-    assert process.returncode == 0, said
+@pytest.fixture
+def job(drivers) -> Callable[[list[str]], Driver]:
+    return lambda flags: drivers.start(*flags, program="finetune", **QUICK_REPORTS)
+
+
+def finish(driver: Driver) -> str:
+    said = driver.finish()
+    assert driver.returncode == 0, said
     return said
 
 
-def wait_for_checkpoint(output: Path, process: subprocess.Popen, seconds: float = 200) -> None:
-    """Until Ray Train knows of one. It hears of the first at the latest when the third is written, for a worker waits
+def has_checkpoint(output: Path) -> bool:
+    """Whether Ray Train knows of one. It hears of the first at the latest when the third is written, for a worker waits
     until its last report but one was taken.
     """
-    deadline = time.monotonic() + seconds
-    while max(map(iteration_of, output.glob("train/checkpoint_*/training.json")), default=0) < 3 * SAVE_EVERY:
-        assert process.poll() is None, process.communicate()[0]
-        if time.monotonic() > deadline:
-            process.kill()
-            raise AssertionError(f"no checkpoint in time: {process.communicate()[0]}")
-        time.sleep(0.05)
+    return max(map(iteration_of, output.glob("train/checkpoint_*/training.json")), default=0) >= 3 * SAVE_EVERY
 
 
 def iteration_of(place: Path) -> int:
@@ -103,9 +92,19 @@ def iteration_of(place: Path) -> int:
 
 @pytest.fixture(scope="module")
 def undisturbed(folder, architecture, tmp_path_factory) -> Path:
+    """The output of the program as a user starts it."""
     output = tmp_path_factory.mktemp("undisturbed") / "out"
-    said = finish(job(flags_of(folder, output, architecture=architecture, **validation(folder))))
-    assert f"{STEPS}/{STEPS}  loss" in said and "PQ" in said
+    flags = flags_of(folder, output, architecture=architecture, **validation(folder))
+    done = subprocess.run(
+        [sys.executable, "jobs/finetune.py", *flags],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **QUICK_REPORTS},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert f"{STEPS}/{STEPS}  loss" in done.stdout and "PQ" in done.stdout
     return output
 
 
@@ -146,20 +145,27 @@ _SIGNALS = {
 }
 
 
-@pytest.mark.parametrize("victim", ["driver", "worker", "driver, by Ctrl-C", "driver, by SIGTERM"])
-def test_a_killed_training_ends_with_the_same_weights(folder, architecture, undisturbed, tmp_path, victim):
+@pytest.mark.parametrize(
+    "victim",
+    [
+        "driver",
+        pytest.param("worker", marks=pytest.mark.thorough),
+        pytest.param("driver, by Ctrl-C", marks=pytest.mark.thorough),
+        pytest.param("driver, by SIGTERM", marks=pytest.mark.thorough),
+    ],
+)
+def test_a_killed_training_ends_with_the_same_weights(job, folder, architecture, undisturbed, tmp_path, victim):
     """kill -9, SIGINT or SIGTERM, at a random moment after the first checkpoint. A dead worker is replaced within the
     run; after a dead driver the same command continues it.
     """
     output = tmp_path / "out"
     flags = flags_of(folder, output, architecture=architecture, **validation(folder))
     process = job(flags)
-    wait_for_checkpoint(output, process)
+    process.wait_until(lambda: has_checkpoint(output))
     time.sleep(random.uniform(0, 0.5))
     if victim != "worker":
-        assert process.poll() is None, "the training was over before it could be killed"
-        process.send_signal(_SIGNALS[victim])
-        said, _ = process.communicate(timeout=60)
+        assert process.kill(_SIGNALS[victim]), "the training was over before it could be killed"
+        said = process.finish()
         if victim != "driver":
             code, how = (130, "interrupted") if victim == "driver, by Ctrl-C" else (143, "stopped by SIGTERM")
             assert process.returncode == code, said
@@ -184,17 +190,13 @@ def whole_checkpoint(output: Path) -> str:
 
 
 def worker_of(driver: int) -> int:
-    """Ray's worker process that trains; a grandchild of the driver."""
-    found = subprocess.run(["pgrep", "-f", "ray::RayTrainWorker"], capture_output=True, text=True).stdout.split()
-    [worker] = [int(pid) for pid in found if driver in ancestors(int(pid))]
-    return worker
+    """Ray's worker process that trains."""
+    [worker] = [process for process in processes_below([driver]) if process.command.startswith("ray::RayTrainWorker")]
+    return worker.pid
 
 
-def ancestors(pid: int) -> list[int]:
-    return [parent.pid for parent in psutil.Process(pid).parents()]
-
-
-def test_two_workers_on_instance_data(folder, architecture, tmp_path):
+@pytest.mark.thorough
+def test_two_workers_on_instance_data(job, folder, architecture, tmp_path):
     output = tmp_path / "out"
     flags = [
         flag for flag in flags_of(folder, output, iterations=8, architecture=architecture) if "panoptic" not in flag
@@ -206,7 +208,8 @@ def test_two_workers_on_instance_data(folder, architecture, tmp_path):
     assert config["id2label"] == {"0": "block", "1": "bar"}
 
 
-def test_a_start_from_a_checkpoint_keeps_or_replaces_the_class_head(folder, undisturbed, tmp_path):
+@pytest.mark.thorough
+def test_a_start_from_a_checkpoint_keeps_or_replaces_the_class_head(job, folder, undisturbed, tmp_path):
     """Of the same classes the head stays; a step of nothing shows it. Others get a new one, and keep the rest."""
     same, other = tmp_path / "same", tmp_path / "other"
     nothing = {"iterations": 1, "save_every": 1, "learning_rate": 1e-12, "weight_decay": 0}
@@ -271,7 +274,8 @@ def test_another_trainings_folder_is_refused(folder, architecture, undisturbed, 
     assert "is not empty and holds no training" in capsys.readouterr().err
 
 
-def test_other_data_in_the_same_file_is_another_training(folder, architecture, tmp_path, capsys):
+@pytest.mark.thorough
+def test_other_data_in_the_same_file_is_another_training(job, folder, architecture, tmp_path, capsys):
     """The paths alone would let a head with one output too few go on. The same data goes on to the very end."""
     output, changed = tmp_path / "out", tmp_path / "panoptic.json"
     content = json.loads(folder.panoptic_gt.read_text())
@@ -298,7 +302,8 @@ def test_other_data_in_the_same_file_is_another_training(folder, architecture, t
         assert f"holds a training with other settings: {what} (" in capsys.readouterr().err
 
 
-def test_what_would_fail_again_ends_it_with_one_line(folder, architecture, tmp_path):
+@pytest.mark.thorough
+def test_what_would_fail_again_ends_it_with_one_line(job, folder, architecture, tmp_path):
     """An image that cannot be read, met in the middle: no second try, and the checkpoints stay."""
     for name in ("images", "panoptic", "panoptic.json"):
         source = folder.root / name
@@ -306,14 +311,15 @@ def test_what_would_fail_again_ends_it_with_one_line(folder, architecture, tmp_p
     broken = CocoFolder(tmp_path)
     (broken.images / "004.png").write_bytes(b"no image")
     process = job(flags_of(broken, tmp_path / "out", architecture=architecture, save_every=1))
-    said, _ = process.communicate(timeout=300)
+    said = process.finish()
     assert process.returncode == 2, said
     last = said.splitlines()[-1]
     assert last.startswith("finetune.py: error: the training cannot go on: image ") and "004.png cannot be used" in last
     assert said.count("starting;") == 1 and "going on" not in said.replace("cannot go on", "")
 
 
-def test_a_fault_in_the_validation_loses_no_step(folder, architecture, tmp_path):
+@pytest.mark.thorough
+def test_a_fault_in_the_validation_loses_no_step(job, folder, architecture, tmp_path):
     """The second of the images to validate with is broken, which only the first validation finds out. It is the second
     worker's, which does not write the checkpoint.
     """
@@ -324,7 +330,7 @@ def test_a_fault_in_the_validation_loses_no_step(folder, architecture, tmp_path)
     places = {"val_images": val.images, "val_gt": val.panoptic_gt, "iterations": 4, "save_every": 2, "workers": 2}
     flags = flags_of(folder, tmp_path / "out", architecture=architecture, **places)
     process = job(flags)
-    said, _ = process.communicate(timeout=300)
+    said = process.finish()
     assert process.returncode == 2, said
     assert "the training cannot go on: image" in said.splitlines()[-1] and "002.png" in said.splitlines()[-1]
     (val.images / "002.png").write_bytes(whole)

@@ -78,6 +78,7 @@ def test_nights_of_a_bucket(nights, capsys, tmp_path):
     assert len(read_table(nights.output, "images", first)) == len(names), "the first night stays as it was"
 
 
+@pytest.mark.thorough
 def test_settings_that_change_results_do_all_again_and_others_none(nights, tmp_path):
     names = sorted(os.listdir(nights.bucket))
     nights.run()
@@ -94,6 +95,7 @@ def test_settings_that_change_results_do_all_again_and_others_none(nights, tmp_p
     assert nights.run("--mode", "overwrite") == dict.fromkeys(names, "overwrite")
 
 
+@pytest.mark.thorough
 def test_failed_images_are_tried_again_when_the_reason_may_pass_or_when_asked(nights, monkeypatch):
     (nights.bucket / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
     (nights.bucket / "secret.png").symlink_to(nights.bucket / "gone.png")  # listed, as a link, and not there
@@ -109,6 +111,7 @@ def test_failed_images_are_tried_again_when_the_reason_may_pass_or_when_asked(ni
     assert nights.run() == {"late.png": "new"}
 
 
+@pytest.mark.thorough
 def test_what_is_gone_gets_a_row_that_says_so_when_asked(nights):
     names = sorted(os.listdir(nights.bucket))
     nights.run()
@@ -126,6 +129,7 @@ def test_what_is_gone_gets_a_row_that_says_so_when_asked(nights):
     assert nights.run("--tombstone-removed") == {}, "it is said once"
 
 
+@pytest.mark.thorough
 def test_the_plan_says_what_the_job_will_do_and_writes_nothing(nights, capsys):
     names = sorted(os.listdir(nights.bucket))
     assert plan_bucket.main(nights.flags()) == 0

@@ -78,7 +78,6 @@ def test_a_folder_and_a_bucket_get_the_same_data_set(s3, tmp_path, capsys):
         env=os.environ,
         capture_output=True,
         text=True,
-        timeout=120,
     )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     keys = [entry["Key"] for entry in s3.client.list_objects_v2(Bucket="m2f-scenes")["Contents"]]

@@ -1,22 +1,20 @@
 """Images that kill their process, among many that do not, through the job as a process with a Ray of its own."""
 
-import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from jobs import segment_bucket
-from pipeline.drill.processes import Process, processes_below
+from pipeline.drill.processes import Process, outlive, processes_below
 from pipeline.guard import planted_faults
 from pipeline.guard.planted_faults import marker
+from tests.support.drivers import Drivers
 from tests.support.segmenting import encoded
 from tests.support.tables import read_report, read_table
+from tests.support.waiting import PATIENCE_SECONDS
 
 FAULTS = tuple(marker(name) for name in ("abort", "hang", "allocate", "hang-with-lock"))
 STEP_TIMEOUT = 30  # seconds; on a machine with a load of 13 on 2 cores one good image took more than 8
@@ -30,24 +28,16 @@ def make_input(folder: Path, num_images: int, killers: "dict[int, bytes]") -> No
         (folder / f"{number:05d}.jpg").write_bytes(images[number % 20] + killers.get(number, b""))
 
 
-def run(folder: Path, output: Path, model: Path, *flags) -> tuple[int, str, "list[int]"]:
-    """Exit code and log of the job, and which of the processes it started are still there afterwards."""
+def run(drivers: Drivers, folder: Path, output: Path, model: Path, *flags) -> tuple[int, str]:
+    """Exit code and log of the job, which must leave no process behind."""
     places = ["--input", folder, "--output", output, "--model", model, "--image-size", "64:128"]
     bounds = ["--max-image-pixels", 100_000, "--step-timeout", STEP_TIMEOUT]
-    process = subprocess.Popen(
-        [sys.executable, segment_bucket.__file__, *map(str, [*places, *bounds, *flags])],
-        stdout=(output.parent / "log").open("w"),
-        stderr=subprocess.STDOUT,
-        env={**os.environ, planted_faults.VARIABLE: "1"},
-    )
+    driver = drivers.start(*places, *bounds, *flags, **{planted_faults.VARIABLE: "1"})
     started: dict[int, Process] = {}
-    while process.poll() is None:
-        started |= {below.pid: below for below in processes_below([process.pid])}
-        time.sleep(0.5)
-    end = time.monotonic() + 60
-    while (left := [below.pid for below in started.values() if below.is_alive()]) and time.monotonic() < end:
-        time.sleep(0.2)
-    return process.returncode, (output.parent / "log").read_text(), left
+    while not driver.ended.wait(0.5):
+        started |= {process.pid: process for process in processes_below([driver.pid])}
+    assert outlive(started.values(), PATIENCE_SECONDS) == [], "processes of the run are left"
+    return driver.wait(), driver.said()
 
 
 def check(output: Path, killers: "dict[int, bytes]", num_images: int, log: str) -> None:
@@ -67,13 +57,18 @@ def check(output: Path, killers: "dict[int, bytes]", num_images: int, log: str) 
         assert segments.get(number) == segments.get(number % 20 if number % 20 not in killers else number)
 
 
-def test_three_killers_among_forty_cost_three_rows(tiny_checkpoint, tmp_path):
-    killers = {23: FAULTS[0], 29: FAULTS[1], 31: FAULTS[2]}
+@pytest.mark.parametrize(
+    "killers",
+    [
+        pytest.param({29: FAULTS[0]}, id="one"),
+        pytest.param({23: FAULTS[0], 29: FAULTS[1], 31: FAULTS[2]}, id="three", marks=pytest.mark.thorough),
+    ],
+)
+def test_killers_among_forty_cost_a_row_each(drivers, tiny_checkpoint, tmp_path, killers):
     make_input(tmp_path / "in", 40, killers)
     flags = ["--images-per-shard", 20, "--max-failure-rate", 0.08]
-    code, log, left = run(tmp_path / "in", tmp_path / "out", tiny_checkpoint, *flags)
+    code, log = run(drivers, tmp_path / "in", tmp_path / "out", tiny_checkpoint, *flags)
     assert code == 0, log
-    assert not left, "processes of the run are left"
     check(tmp_path / "out", killers, 40, log)
     assert re.search("shard 1 was started [23] times and never done: its images are tried one by one", log), log
     ends = [line for line in log.splitlines() if "The process ends; the shard is tried again" in line]
@@ -82,16 +77,15 @@ def test_three_killers_among_forty_cost_three_rows(tiny_checkpoint, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_ten_killers_among_two_thousand_cost_ten_rows(tiny_checkpoint, tmp_path):
+def test_ten_killers_among_two_thousand_cost_ten_rows(drivers, tiny_checkpoint, tmp_path):
     seed = random.randrange(2**32)
     places = random.Random(seed).sample(range(20, 2000), 10)
     killers = {number: FAULTS[index % 4] for index, number in enumerate(places)}
     make_input(tmp_path / "in", 2000, killers)
     started = time.monotonic()
-    code, log, left = run(tmp_path / "in", tmp_path / "out", tiny_checkpoint, "--max-failure-rate", 0.004)
+    code, log = run(drivers, tmp_path / "in", tmp_path / "out", tiny_checkpoint, "--max-failure-rate", 0.004)
     print(f"seed {seed}: {time.monotonic() - started:.0f} s")
     assert code == 1, "ten of 2,000 are more than 0.4 %"
-    assert not left, "processes of the run are left"
     check(tmp_path / "out", killers, 2000, log)
     assert read_report(tmp_path / "out")["num_failed"] == 10
     shutil.rmtree(tmp_path / "in")

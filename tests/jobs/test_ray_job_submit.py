@@ -21,10 +21,9 @@ import pytest
 
 from tests.support.places import ROOT
 from tests.support.s3_server import free_ports
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 RAY = Path(sysconfig.get_path("scripts")) / "ray"
-START_SECONDS = 90
-STOP_SECONDS = 30
 MARK = "M2F_TEST_HEAD"  # in the environment of every process of the cluster, also of those that leave its session
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes of the cluster in /proc")
@@ -63,11 +62,11 @@ class Head:
     def ray_job(self, action: str, *args: object) -> "subprocess.CompletedProcess[str]":
         command = [RAY, "job", action, "--address", self.address, *args]
         return subprocess.run(
-            list(map(str, command)), env=self.environment, capture_output=True, text=True, timeout=240, check=False
+            list(map(str, command)), env=self.environment, capture_output=True, text=True, check=False
         )
 
     def get(self, path: str) -> dict[str, str]:
-        with urllib.request.urlopen(self.address + path, timeout=30) as answer:
+        with urllib.request.urlopen(self.address + path, timeout=PATIENCE_SECONDS) as answer:
             return json.load(answer)
 
 
@@ -123,7 +122,7 @@ def head() -> Iterator[Head]:
 
 def wait_until_ready(head: Head, process: "subprocess.Popen[bytes]", log: Path) -> None:
     """Until the job API answers."""
-    end = time.monotonic() + START_SECONDS
+    end = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             head.get("/api/jobs/")
@@ -138,8 +137,8 @@ def end(process: "subprocess.Popen[bytes]", mark: str) -> None:
     """Kill this cluster alone. `ray stop` would end every Ray of the machine, SIGTERM would drain for 30 seconds."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait(STOP_SECONDS)
-    deadline = time.monotonic() + STOP_SECONDS
+    process.wait(PATIENCE_SECONDS)
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while (left := processes_of(process.pid, mark)) and time.monotonic() < deadline:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
@@ -204,6 +203,7 @@ def test_a_submitted_job_succeeds_and_writes_the_tables(head, working_dir, folde
     assert {bool(origin) for origin, _ in lines} == {False, True}, "no line of the driver, or none of an actor"
 
 
+@pytest.mark.thorough
 def test_a_submission_with_wrong_arguments_fails_with_its_line(head, working_dir, folder, tmp_path, tiny_checkpoint):
     output = tmp_path / "tables"
     job = head.submit(
@@ -218,6 +218,7 @@ def test_a_submission_with_wrong_arguments_fails_with_its_line(head, working_dir
     assert not list(output.rglob("*.parquet"))
 
 
+@pytest.mark.thorough
 def test_a_submission_that_asks_for_more_than_the_cluster_has_fails(
     head, working_dir, folder, tmp_path, tiny_checkpoint
 ):
@@ -235,6 +236,7 @@ def test_a_submission_that_asks_for_more_than_the_cluster_has_fails(
     assert not list(output.rglob("*.parquet"))
 
 
+@pytest.mark.thorough
 def test_a_job_that_is_stopped_goes_on_where_it_was(head, working_dir, photographs, tmp_path, tiny_checkpoint):
     """`ray job stop` sends SIGTERM, and SIGKILL three seconds later."""
     output = tmp_path / "tables"
@@ -247,10 +249,14 @@ def test_a_job_that_is_stopped_goes_on_where_it_was(head, working_dir, photograp
         *("--image-size", "96:160", "--images-per-shard", "4"),
     ]
     head.submit("stopped", working_dir, *args, wait=False, OMP_NUM_THREADS="1")
-    journal, end = output / "_runs" / "stopped" / "journal", time.monotonic() + 120
-    while not list(journal.glob("*.jsonl")):
-        assert time.monotonic() < end, head.get("/api/jobs/stopped/logs")["logs"]
-        time.sleep(0.05)
+    journal = output / "_runs" / "stopped" / "journal"
+
+    def has_committed() -> bool:
+        job = head.get("/api/jobs/stopped")
+        assert job["status"] in ("PENDING", "RUNNING"), head.get("/api/jobs/stopped/logs")["logs"]
+        return any(journal.glob("*.jsonl"))
+
+    wait_until(has_committed)
     stop = head.ray_job("stop", "stopped")
     assert stop.returncode == 0, stop.stderr
     assert head.get("/api/jobs/stopped")["status"] == "STOPPED"

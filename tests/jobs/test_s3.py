@@ -120,7 +120,6 @@ def segment_bucket(*args: str, **environment: str) -> "subprocess.CompletedProce
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return run
@@ -311,6 +310,7 @@ def test_a_replaced_model_is_fetched_anew(bucket, tiny_checkpoint, tmp_path, mon
 # --- integrity --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_objects_that_changed_or_went_after_the_plan_are_rows(bucket, small_photographs, tiny_checkpoint):
     """Planned here, changed, then taken up by the job: the same as a bucket that changes while a long run goes on."""
     first, second = small_photographs[:2]

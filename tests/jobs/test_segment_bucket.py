@@ -1,13 +1,11 @@
 """The main job, whole, on real photographs: rows, books, exit codes, invariance, odd input, resumption."""
 
-import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ from pipeline.telemetry.costs import STEPS
 from tests.support.tables import read_report, read_table, results_by_image
 
 SMALL = ["--image-size", "160:267"]
+JOURNALS = "_runs/*/journal/*.jsonl"
 
 
 def run(*flags) -> int:
@@ -64,7 +63,7 @@ def test_a_finished_run_is_left_as_it_is(photographs, tiny_checkpoint, tmp_path)
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize(("budget", "code"), [("0.34", 0), ("0.3", 1)])
+@pytest.mark.parametrize(("budget", "code"), [pytest.param("0.34", 0, marks=pytest.mark.thorough), ("0.3", 1)])
 def test_failures_beyond_the_budget_give_exit_code_1(photographs, tiny_checkpoint, tmp_path, budget, code):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -76,6 +75,7 @@ def test_failures_beyond_the_budget_give_exit_code_1(photographs, tiny_checkpoin
     assert read_report(output)["failed_by_code"] == {"unsupported": 1}
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("ray_session")
 def test_hf_modes_run_through_the_job(photographs, tiny_checkpoint, tmp_path):
     flags = [*places(photographs, tmp_path, tiny_checkpoint), *SMALL, "--limit", 3]
@@ -116,7 +116,7 @@ def test_order_and_shards_change_no_rle(one_by_one, many_photographs, tiny_check
     assert sum(len(segments) for _, segments in one_by_one.values()) > 2 * len(files)
 
 
-@pytest.mark.parametrize("batch_size", [2, 5])
+@pytest.mark.parametrize("batch_size", [2, pytest.param(5, marks=pytest.mark.thorough)])
 def test_batch_size_changes_results_by_rounding_alone(
     one_by_one, many_photographs, tiny_checkpoint, tmp_path, batch_size
 ):
@@ -179,12 +179,6 @@ def category_map(image, segments) -> np.ndarray:
     return label_map
 
 
-def job(*flags) -> subprocess.Popen:
-    """The job as a process of its own, with a Ray of its own."""
-    command = [sys.executable, segment_bucket.__file__, *map(str, flags)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 class PeakMemory(threading.Thread):
     """Highest resident memory, in bytes, of each process below `pid` by the name of its command line."""
 
@@ -194,7 +188,7 @@ class PeakMemory(threading.Thread):
 
     def run(self):
         while not self.ended.wait(0.2):
-            for pid in [self.pid, *descendants(self.pid)]:
+            for pid in [self.pid, *(process.pid for process in processes_below([self.pid]))]:
                 try:
                     status = Path(f"/proc/{pid}/status").read_text()
                     command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[:60]
@@ -205,16 +199,13 @@ class PeakMemory(threading.Thread):
                     self.peaks[pid, command] = max(peak, self.peaks.get((pid, command), 0))
 
 
-def descendants(pid: int) -> list[int]:
-    return [process.pid for process in processes_below([pid])]
-
-
-def test_every_odd_file_has_a_row_and_no_process_grows(shared_data, tiny_checkpoint, tmp_path):
+@pytest.mark.thorough
+def test_every_odd_file_has_a_row_and_no_process_grows(drivers, shared_data, tiny_checkpoint, tmp_path):
     folder = shared_data / "odd_images"
-    process = job(*places(folder, tmp_path, tiny_checkpoint), *SMALL, "--max-failure-rate", 1)
+    process = drivers.start(*places(folder, tmp_path, tiny_checkpoint), *SMALL, "--max-failure-rate", 1)
     memory = PeakMemory(process.pid)
     memory.start()
-    log, _ = process.communicate(timeout=500)
+    log = process.finish()
     memory.ended.set()
     assert process.returncode == 0, log
     files = {f"file://{path}" for path in folder.resolve().rglob("*") if path.is_file()}
@@ -247,10 +238,11 @@ sys.exit(segment_bucket.main(sys.argv[1:]))
 """
 
 
-def test_a_run_that_breaks_says_why_and_goes_on_later(photographs, tiny_checkpoint, tmp_path):
+@pytest.mark.thorough
+def test_a_run_that_breaks_says_why_and_goes_on_later(drivers, photographs, tiny_checkpoint, tmp_path):
     """An actor that finds other weights than the driver's will not find better ones when it is started again."""
     flags = [*map(str, places(photographs, tmp_path, tiny_checkpoint)), *SMALL, "--limit", "2"]
-    broken = subprocess.run([sys.executable, "-c", BREAKING, *flags], capture_output=True, text=True, timeout=120)
+    broken = subprocess.run([sys.executable, "-c", BREAKING, *flags], capture_output=True, text=True)
     assert broken.returncode == 1
     [line] = [line for line in broken.stderr.splitlines() if line.startswith("segment_bucket.py: error: run ")]
     cause, _, traceback_file = line.removesuffix(")").partition(
@@ -259,44 +251,41 @@ def test_a_run_that_breaks_says_why_and_goes_on_later(photographs, tiny_checkpoi
     assert "give every node the same checkpoint" in cause
     assert "BrokenRunError" not in broken.stderr and "BrokenRunError" in Path(traceback_file).read_text()
     Path(traceback_file).unlink()
-    process = job(*flags)
-    log, _ = process.communicate(timeout=120)
+    process = drivers.start(*flags)
+    log = process.finish()
     assert process.returncode == 0, log
     assert len(list((tmp_path / "_runs").glob("2*"))) == 1, "it went on with the same run"
 
 
-def test_a_killed_driver_goes_on_where_it_stopped(photographs, tiny_checkpoint, tmp_path):
-    """kill -9 at a random moment; what was committed is not read again: its images are gone by then."""
+def test_a_killed_driver_goes_on_where_it_stopped(drivers, photographs, tiny_checkpoint, tmp_path):
+    """kill -9 after a random number of commits; what was committed is not read again: its images are gone by then."""
     folder = tmp_path / "in"
-    for copy in range(16):
+    for copy in range(8):
         (folder / str(copy)).mkdir(parents=True)
         for photograph in photographs.iterdir():
             shutil.copy(photograph, folder / str(copy) / f"{copy}-{photograph.name}")
     undisturbed, output = tmp_path / "undisturbed", tmp_path / "out"
     flags = [*SMALL, "--images-per-shard", 3]
 
-    process = job(*places(folder, output, tiny_checkpoint), *flags)
-    wait_for(lambda: list(output.glob("_runs/*/journal/*.jsonl")), process)
-    moment = random.uniform(0, 3)
-    time.sleep(moment)
-    assert process.poll() is None, "the run was over before it could be killed"
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process = drivers.start(*places(folder, output, tiny_checkpoint), *flags)
+    after = random.randint(1, 8)
+    process.wait_until(lambda: sum(len(path.read_bytes().splitlines()) for path in output.glob(JOURNALS)) >= after)
+    assert process.kill(), "the run was over before it could be killed"
+    assert process.wait() == -signal.SIGKILL
 
     [run_folder] = (output / "_runs").glob("2*")
     committed = {receipt.shard for receipt in local_journal(run_folder).read()}
     assert committed, "the kill came before the first commit"
-    process = job(*places(folder, undisturbed, tiny_checkpoint), *flags)
-    assert process.wait(timeout=300) == 0, process.communicate()[0]
-    process.communicate()
+    process = drivers.start(*places(folder, undisturbed, tiny_checkpoint), *flags)
+    assert process.wait() == 0, process.said()
     for row in read_table(undisturbed, "images"):  # the same plan, so the same shards
         if row["shard"] in committed:
             Path(row["image_key"].removeprefix("file://")).unlink()
 
-    process = job(*places(folder, output, tiny_checkpoint), *flags)
-    log, _ = process.communicate(timeout=300)
+    process = drivers.start(*places(folder, output, tiny_checkpoint), *flags)
+    log = process.finish()
     assert process.returncode == 0, log
-    assert results_by_image(output) == results_by_image(undisturbed), f"killed {moment:.2f} s after the first commit"
+    assert results_by_image(output) == results_by_image(undisturbed), f"killed after {after} commits"
     report = read_report(output)
     assert report["run_id"] == run_folder.name
     assert report["num_shards_done_before"] == len(committed)
@@ -310,21 +299,13 @@ def local_journal(run_folder: Path) -> Journal:
     return Journal(RunFolder(fsspec.filesystem("file"), str(run_folder)))
 
 
-def wait_for(condition, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
-
-
-def test_sigterm_commits_what_is_done(photographs, tiny_checkpoint, tmp_path):
+def test_sigterm_commits_what_is_done(drivers, photographs, tiny_checkpoint, tmp_path):
     """`ray job stop` sends SIGTERM: exit code 143, and the same command finishes the run."""
     flags = [*places(photographs, tmp_path, tiny_checkpoint), *SMALL, "--images-per-shard", 1]
-    process = job(*flags)
-    wait_for(lambda: len(list(tmp_path.glob("images/*/*.parquet"))) >= 3, process)
-    process.terminate()
-    log, _ = process.communicate(timeout=60)
+    process = drivers.start(*flags)
+    process.wait_until(lambda: len(list(tmp_path.glob("images/*/*.parquet"))) >= 3)
+    process.kill(signal.SIGTERM)
+    log = process.finish()
     assert process.returncode == 143, log
     [run_folder] = (tmp_path / "_runs").glob("2*")
     committed = len(list(local_journal(run_folder).read()))  # an image each
@@ -333,8 +314,8 @@ def test_sigterm_commits_what_is_done(photographs, tiny_checkpoint, tmp_path):
         log.splitlines()[-1] == f"segment_bucket.py: stopped by SIGTERM; {kept}; run the same command again to continue"
     )
     assert committed >= 1, "three shards were written, at most two receipts were on their way"
-    process = job(*flags)
-    log, _ = process.communicate(timeout=300)
+    process = drivers.start(*flags)
+    log = process.finish()
     assert process.returncode == 0, log
     assert read_report(tmp_path)["num_shards_done_before"] == committed
     assert len(read_table(tmp_path, "images")) == len(list(photographs.iterdir()))

@@ -33,8 +33,8 @@ from pipeline.scenes.settings import ScenesSettings
 from pipeline.scenes.write import write_scenes
 from pipeline.tables.compare import Rows, check_books, compare, read_rows
 from tests.reliability.cluster import LocalCluster, local_cluster
-from tests.reliability.drivers import Driver, Drivers, drivers
 from tests.reliability.verdict import Trial, show
+from tests.support.drivers import Driver, Drivers, drivers
 from tests.support.inputs import make_model
 from tests.support.s3_server import S3Server, embedded_s3
 
@@ -297,7 +297,7 @@ def campaign(settings: CampaignSettings, folder: Path) -> Iterator[Campaign]:
         endpoint = {"AWS_ENDPOINT_URL": proxy.url} if settings.storage_faults else {}
         cluster = stack.enter_context(local_cluster(settings.nodes - 1, {"OMP_NUM_THREADS": "1", **endpoint}))
         environment = {**cluster.environment, "RAY_ADDRESS": cluster.address}
-        forking = stack.enter_context(drivers(environment, folder))
+        forking = stack.enter_context(drivers(folder, environment))
         flags = [
             *("--input", f"s3://{BUCKET}/scenes/images", "--model", str(folder / "model"), "--device", "cpu"),
             *("--image-size", "64:107", "--images-per-shard", str(settings.images_per_shard), "--run-id", "campaign"),

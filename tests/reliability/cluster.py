@@ -17,9 +17,9 @@ from pathlib import Path
 from pipeline.drill.processes import find, kill, kill_all_below, outlive, processes_below
 from tests.support.places import ROOT
 from tests.support.s3_server import free_ports
+from tests.support.waiting import PATIENCE_SECONDS
 
 _RAY = Path(sysconfig.get_path("scripts")) / "ray"
-_START_SECONDS = 90
 # A port of its own for everything that would otherwise take a default one: other Rays run on the machine.
 _PORTS = (
     "node-manager-port",
@@ -125,7 +125,7 @@ def _start(log: Path, command: list[str], environment: dict[str, str]) -> "subpr
 
 
 def _wait(condition: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path, what: str) -> None:
-    end = time.monotonic() + _START_SECONDS
+    end = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         if process.poll() is not None or time.monotonic() > end:
             raise RuntimeError(f"{what} did not start:\n{log.read_text()[-3000:]}")

@@ -1,14 +1,15 @@
-"""Drivers by the dozen: processes of jobs/segment_bucket.py, forked from one that has imported all of it already.
+"""Drivers by the dozen: processes of the jobs, forked from one process that has imported all of them already.
 
-Importing torch, Ray and numba takes longer than most drivers of a campaign live. A fork runs the same main() in a
-process of its own, with the signals and the exit code of its own; only the imports are shared.
+Importing torch, Ray and numba takes longer than most drivers of a test or a campaign live. A fork runs the same main()
+in a process of its own, with the signals and the exit code of its own; only the imports are shared.
 
-As a program (`python -m tests.reliability.drivers`) this is the process that forks: it reads a request a line (JSON:
-args, environment, log), answers with the child's pid, and says later how each child has ended.
+As a program (`python -m tests.support.drivers`) this is the process that forks: it reads a request a line (JSON),
+answers with the pid of the child, and says later how each child has ended.
 """
 
 import atexit
 import contextlib
+import importlib
 import json
 import os
 import queue
@@ -19,12 +20,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.drill.processes import kill, look_at
 from tests.support.places import ROOT
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 
 class Driver:
@@ -33,7 +35,7 @@ class Driver:
     def __init__(self, pid: int, log: Path):
         self.pid = pid
         self.process = look_at(pid)  # pids come round: a signal is for this one
-        self.log = log
+        self.log = log  # what it wrote to stdout and stderr
         self.returncode: int | None = None
         self.ended = threading.Event()
         self.started = time.monotonic()
@@ -42,29 +44,44 @@ class Driver:
         """Send a signal; False where it has ended already."""
         return self.process is not None and not self.ended.is_set() and kill(self.process, number)
 
-    def wait(self, seconds: float) -> int:
+    def wait(self, seconds: float = PATIENCE_SECONDS) -> int:
         """Its exit code. TimeoutError where it goes on for longer than that."""
         if not self.ended.wait(seconds):
-            raise TimeoutError(f"driver {self.pid} still runs after {seconds:g} s; its log: {self.log}")
+            raise TimeoutError(f"driver {self.pid} still runs after {seconds:g} s; its log: {self.said()}")
         assert self.returncode is not None
         return self.returncode
+
+    def finish(self) -> str:
+        """Wait for its end; what it wrote."""
+        self.wait()
+        return self.said()
+
+    def wait_until(self, condition: Callable[[], Any]) -> None:
+        """Wait while it runs. AssertionError where it ends before the condition holds."""
+
+        def holds() -> bool:
+            assert not self.ended.is_set(), f"the driver ended with {self.returncode}: {self.said()}"
+            return bool(condition())
+
+        wait_until(holds)
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")
 
 
 class Drivers:
-    """Starts drivers. `environment` is that of the process they are forked from."""
+    """Starts drivers, in the environment that this process has at that moment or else in `environment`."""
 
-    def __init__(self, environment: dict[str, str], logs: Path):
+    def __init__(self, logs: Path, environment: Mapping[str, str] | None = None):
         self.logs = logs
+        self.environment: Mapping[str, str] = os.environ if environment is None else environment
         self.num_started = 0
         self.running: dict[int, Driver] = {}
         self.pids: queue.Queue[int] = queue.Queue()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.reliability.drivers"],
+            [sys.executable, "-m", "tests.support.drivers"],
             cwd=ROOT,
-            env=environment,
+            env={**self.environment, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -73,15 +90,20 @@ class Drivers:
         self.reader = threading.Thread(target=self._read, daemon=True, name="drivers")
         self.reader.start()
 
-    def start(self, *args: str, **environment: str) -> Driver:
-        """One more driver; `environment` on top of that of all."""
+    def start(self, *args: object, program: str = "segment_bucket", **environment: str) -> Driver:
+        """One more driver, of jobs/<program>.py; `environment` on top of that of all."""
         assert self.process.stdin is not None
         self.num_started += 1
         log = self.logs / f"driver-{self.num_started:04d}.log"
-        request = {"args": args, "environment": environment, "log": str(log)}
+        request = {
+            "program": program,
+            "args": list(map(str, args)),
+            "environment": {**self.environment, "PYTHONPATH": str(ROOT), **environment},
+            "log": str(log),
+        }
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        return self.running[self.pids.get(timeout=120)]
+        return self.running[self.pids.get(timeout=PATIENCE_SECONDS)]
 
     def close(self) -> None:
         """Kill what runs."""
@@ -105,8 +127,8 @@ class Drivers:
 
 
 @contextlib.contextmanager
-def drivers(environment: dict[str, str], logs: Path) -> Iterator[Drivers]:
-    forking = Drivers(environment, logs)
+def drivers(logs: Path, environment: Mapping[str, str] | None = None) -> Iterator[Drivers]:
+    forking = Drivers(logs, environment)
     try:
         yield forking
     finally:
@@ -118,7 +140,8 @@ def main() -> None:
 
     set_ray_environment()
     import pipeline.report.summary
-    import pipeline.run  # noqa: F401
+    import pipeline.run
+    import pipeline.train.finetune  # noqa: F401
 
     running: set[int] = set()
     requests = sys.stdin.fileno()
@@ -155,11 +178,11 @@ def _be_a_driver(request: dict[str, Any]) -> NoReturn:
         nothing = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((nothing, 0), (log, 1), (log, 2)):
             os.dup2(source, target)
+        os.environ.clear()
         os.environ.update(request["environment"])
-        from jobs import segment_bucket
-
-        sys.argv = ["jobs/segment_bucket.py", *request["args"]]
-        code = segment_bucket.main(request["args"])
+        program = importlib.import_module(f"jobs.{request['program']}")
+        sys.argv = [str(program.__file__), *request["args"]]
+        code = program.main(request["args"])
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     except BaseException:
