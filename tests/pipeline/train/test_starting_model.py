@@ -14,7 +14,7 @@ from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.training.initial_weights import initial_model
 from pipeline.errors import RunError
 from pipeline.train.settings import FinetuneSettings
-from pipeline.train.starting_model import ARCHITECTURES, check_start, start_warnings, starting_model
+from pipeline.train.starting_model import ARCHITECTURES, start_warnings, starting_model
 from pipeline.train.training import Training
 
 LABELS = LabelMap.from_coco_categories([{"id": 7, "name": "cat", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}])
@@ -151,6 +151,16 @@ def test_what_is_trained_from_nothing_says_no_licence(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_named_architectures_take_the_flags_too(name):
+def test_named_architectures_take_the_flags_too(name, monkeypatch):
+    """The configuration that a model would be built of: building a Swin-L takes seconds and gigabytes."""
     points = {"train_num_points": 99, "importance_sample_ratio": 0.25}
-    check_start(FinetuneSettings(images="i", output="o", panoptic_gt="p", architecture=name, **points))
+    settings = FinetuneSettings(images="i", output="o", panoptic_gt="p", architecture=name, **points)
+    built = []
+    monkeypatch.setattr("pipeline.train.starting_model.initial_model", lambda config, seed: built.append(config))
+
+    _, has_new_head = starting_model(settings, LABELS)
+
+    [config] = built
+    assert has_new_head
+    assert config == replace(ARCHITECTURES[name](id2label={0: "cat", 1: "sky"}), **points)
+    assert (config.train_num_points, config.importance_sample_ratio) == (99, 0.25)
