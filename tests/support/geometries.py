@@ -2,13 +2,14 @@
 
 from m2f_core.images.geometry import ImageGeometry
 
+# Real sizes take seconds a scene; a quarter of them has the same ratios, remainders and padding.
 GEOMETRIES = {
-    "coco landscape": ((200, 272), ImageGeometry((480, 640), (800, 1067), (800, 1088))),
+    "coco landscape": ((50, 68), ImageGeometry((120, 160), (200, 267), (200, 272))),
     "padding in both axes": ((56, 72), ImageGeometry((210, 275), (198, 260), (224, 288))),
     "padding larger than the image": ((64, 64), ImageGeometry((90, 70), (100, 80), (256, 256))),
-    "upscaled to the network": ((200, 200), ImageGeometry((97, 113), (790, 800), (800, 800))),
-    "original 4x the padded size": ((24, 32), ImageGeometry((384, 511), (96, 128), (96, 128))),
-    "original far below the logits": ((200, 272), ImageGeometry((31, 41), (800, 1067), (800, 1088))),
+    "upscaled to the network": ((50, 50), ImageGeometry((24, 29), (197, 200), (200, 200))),
+    "original 4x the padded size": ((12, 16), ImageGeometry((192, 255), (48, 64), (48, 64))),
+    "original far below the logits": ((50, 68), ImageGeometry((8, 11), (200, 267), (200, 272))),
     "nothing is resized but the logits": ((40, 48), ImageGeometry((160, 192), (160, 192), (160, 192))),
     "width 1": ((40, 8), ImageGeometry((159, 1), (160, 32), (160, 32))),
     "height 1": ((8, 40), ImageGeometry((1, 200), (32, 160), (32, 160))),
@@ -18,3 +19,4 @@ GEOMETRIES = {
     "one tile and a bit": ((20, 20), ImageGeometry((17, 33), (80, 80), (80, 80))),
 }
 SMALL = GEOMETRIES["padding in both axes"]
+FULL_SIZE = (200, 272), ImageGeometry((480, 640), (800, 1067), (800, 1088))

@@ -16,7 +16,7 @@ from m2f_core.inference.instance_kernel import find_mask
 from m2f_core.inference.resize_taps import axis_taps
 from m2f_core.masks import rle
 from tests.support.decoder_scenes import NUM_CLASSES, STUFF_CLASS_IDS, decoder_outputs
-from tests.support.geometries import GEOMETRIES, SMALL
+from tests.support.geometries import FULL_SIZE, GEOMETRIES, SMALL
 
 torch.set_num_threads(1)
 
@@ -99,6 +99,12 @@ def test_both_ways_equal_the_oracle_in_every_geometry(name: str) -> None:
     assert differing <= max(1, BORDERLINE_SHARE * pixels)
 
 
+def test_both_ways_equal_the_oracle_at_the_size_of_a_photograph() -> None:
+    mask_hw, geometry = FULL_SIZE
+    differing, pixels = assert_equals_oracle(decoder_outputs(3, mask_hw, 20, 40), geometry)
+    assert differing <= BORDERLINE_SHARE * pixels
+
+
 @pytest.mark.parametrize(
     "chosen",
     [
@@ -112,7 +118,7 @@ def test_both_ways_equal_the_oracle_in_every_geometry(name: str) -> None:
 )
 def test_both_ways_equal_the_oracle_for_every_setting(chosen: InstanceSettings) -> None:
     mask_hw, geometry = SMALL
-    for seed in range(3):
+    for seed in range(1 if chosen.top_k == 10**6 else 3):  # thousands of masks a scene
         assert_equals_oracle(decoder_outputs(seed, mask_hw, 15, 40), geometry, chosen)
 
 

@@ -16,6 +16,8 @@ from m2f_core.inference.panoptic import PanopticResult, PanopticSettings, Segmen
 from m2f_core.inference.resize_taps import axis_taps
 from m2f_core.masks import rle
 from tests.support.decoder_scenes import NUM_CLASSES, STUFF_CLASS_IDS, decoder_outputs
+from tests.support.geometries import FULL_SIZE
+from tests.support.geometries import GEOMETRIES as SHARED_GEOMETRIES
 
 torch.set_num_threads(1)
 
@@ -121,21 +123,7 @@ def assert_equals_oracle(
     return int(differing.sum()), differing.size
 
 
-GEOMETRIES = {
-    "coco landscape": ((200, 272), ImageGeometry((480, 640), (800, 1067), (800, 1088))),
-    "coco portrait": ((336, 200), ImageGeometry((640, 427), (1199, 800), (1344, 800))),
-    "padding in both axes": ((56, 72), ImageGeometry((210, 275), (198, 260), (224, 288))),
-    "padding larger than the image": ((64, 64), ImageGeometry((90, 70), (100, 80), (256, 256))),
-    "upscaled to the network": ((200, 200), ImageGeometry((97, 113), (790, 800), (800, 800))),
-    "original 4x the padded size": ((24, 32), ImageGeometry((384, 511), (96, 128), (96, 128))),
-    "original far below the logits": ((200, 272), ImageGeometry((31, 41), (800, 1067), (800, 1088))),
-    "width 1": ((40, 8), ImageGeometry((159, 1), (160, 32), (160, 32))),
-    "height 1": ((8, 40), ImageGeometry((1, 200), (32, 160), (32, 160))),
-    "one pixel": ((8, 8), ImageGeometry((1, 1), (32, 32), (32, 32))),
-    "one logit": ((1, 1), ImageGeometry((20, 20), (4, 4), (4, 4))),
-    "logits finer than the padded size": ((90, 120), ImageGeometry((70, 50), (30, 40), (32, 48))),
-    "one tile and a bit": ((20, 20), ImageGeometry((17, 33), (80, 80), (80, 80))),
-}
+GEOMETRIES = {**SHARED_GEOMETRIES, "coco portrait": ((84, 50), ImageGeometry((160, 107), (300, 200), (336, 200)))}
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -146,6 +134,12 @@ def test_both_ways_equal_the_oracle_in_every_geometry(name: str, monkeypatch: py
         found = assert_equals_oracle(monkeypatch, decoder_outputs(seed, mask_hw, num_kept, 60), geometry)
         differing, pixels = differing + found[0], pixels + found[1]
     assert differing <= max(1, BORDERLINE_SHARE * pixels)
+
+
+def test_both_ways_equal_the_oracle_at_the_size_of_a_photograph(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask_hw, geometry = FULL_SIZE
+    differing, pixels = assert_equals_oracle(monkeypatch, decoder_outputs(3, mask_hw, 20, 60), geometry)
+    assert differing <= BORDERLINE_SHARE * pixels
 
 
 @pytest.mark.parametrize(
@@ -271,7 +265,7 @@ def test_order_of_queries_changes_ids_only() -> None:
 
 
 def test_map_and_rows_agree_and_the_map_is_ready_for_rle() -> None:
-    mask_hw, geometry = GEOMETRIES["coco landscape"]
+    mask_hw, geometry = FULL_SIZE
     result = panoptic_segments(*decoder_outputs(2, mask_hw), geometry, REFERENCE)
     assert result.label_map_HW.shape == geometry.original_hw
     assert result.label_map_HW.flags.f_contiguous and result.label_map_HW.dtype == np.uint8

@@ -13,7 +13,7 @@ from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference import semantic
 from m2f_core.inference.semantic import SemanticResult, SemanticSettings, find_classes_torch, semantic_segments
 from tests.support.decoder_scenes import decoder_outputs
-from tests.support.geometries import GEOMETRIES, SMALL
+from tests.support.geometries import FULL_SIZE, GEOMETRIES, SMALL
 
 torch.set_num_threads(1)
 
@@ -92,6 +92,13 @@ def test_both_ways_equal_the_oracle_in_every_geometry(name: str, resize: str) ->
         found = assert_equals_oracle(decoder_outputs(seed, mask_hw, num_kept, 40), geometry, resize)
         differing, pixels = differing + found[0], pixels + found[1]
     assert differing <= max(1, BORDERLINE_SHARE * pixels)
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+def test_both_ways_equal_the_oracle_at_the_size_of_a_photograph(resize: str) -> None:
+    mask_hw, geometry = FULL_SIZE
+    differing, pixels = assert_equals_oracle(decoder_outputs(3, mask_hw, 20, 40), geometry, resize)
+    assert differing <= BORDERLINE_SHARE * pixels
 
 
 @pytest.mark.parametrize("resize", RESIZES)
