@@ -18,12 +18,13 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tests.support.waiting import PATIENCE_SECONDS
+
 ACCESS_KEY, SECRET_KEY = "m2f-test-key", "m2f-test-secret-0123456789"
 READ_ONLY_ACCESS_KEY, READ_ONLY_SECRET_KEY = "m2f-read-only", "m2f-read-only-0123456789"
 LIST_ONLY_ACCESS_KEY, LIST_ONLY_SECRET_KEY = "m2f-list-only", "m2f-list-only-0123456789"
 OPEN_ONLY_ACCESS_KEY, OPEN_ONLY_SECRET_KEY = "m2f-open-only", "m2f-open-only-0123456789"  # reads below open/ only
 HALF_OPEN_BUCKET = "half-open"
-_START_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def embedded_s3(root: Path) -> Iterator[S3Server]:
         aws_access_key_id=ACCESS_KEY,
         aws_secret_access_key=SECRET_KEY,
         region_name="us-east-1",
-        config=Config(s3={"addressing_style": "path"}, connect_timeout=2, read_timeout=10),
+        config=Config(s3={"addressing_style": "path"}, connect_timeout=60, read_timeout=60),
     )
     with (root / "weed.log").open("ab") as log:
         process = subprocess.Popen(
@@ -124,7 +125,7 @@ def _command(root: Path, ports: list[int]) -> list[str]:
 
 
 def _wait_until_it_writes(client: Any, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + _START_SECONDS
+    end = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             if "readiness" not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:

@@ -1,6 +1,6 @@
 """Receipts survive the journal, count once, and add up."""
 
-import time
+import threading
 from dataclasses import replace
 
 import fsspec
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipeline.commit.journal import Committer, Journal
 from pipeline.commit.receipt import PartRecord, Receipt, Totals
 from pipeline.layout import RunFolder
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 KEYS = st.none() | st.text(max_size=8)
 PARTS = st.builds(
@@ -85,10 +86,7 @@ def test_a_receipt_is_committed_in_time_though_no_other_follows(tmp_path):
     journal = Journal(RunFolder(fsspec.filesystem("file"), str(tmp_path)), 1)
     with Committer(journal, seconds=0.05) as committer:
         committer.add(RECEIPT)
-        end = time.monotonic() + 10
-        while not list(journal.read()):
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        wait_until(lambda: list(journal.read()))
     assert list(journal.read()) == [RECEIPT]
 
 
@@ -102,13 +100,15 @@ def test_receipts_are_committed_when_the_run_breaks(tmp_path):
 
 def test_a_journal_that_cannot_be_written_is_heard_of(tmp_path, monkeypatch):
     journal = Journal(RunFolder(fsspec.filesystem("file"), str(tmp_path)), 1)
+    tried = threading.Event()
 
     def full(receipts):
         if receipts:
+            tried.set()
             raise OSError("disk full")
 
     monkeypatch.setattr(journal, "append", full)
     with pytest.raises(OSError, match="disk full"), Committer(journal, seconds=0.01) as committer:
         committer.add(RECEIPT)
-        time.sleep(0.2)
+        assert tried.wait(PATIENCE_SECONDS)
         committer.add(RECEIPT)

@@ -167,21 +167,19 @@ def test_a_lost_answer_leaves_what_was_written(bucket, proxy):
     assert get(bucket.client, "lost") == BODY
 
 
-def test_latency_is_that_long_and_no_more(bucket, proxy):
+def test_latency_is_at_least_that_long_and_the_answer_comes(bucket, proxy):
     proxy.set_rules([Rule("^GET ", "latency", times=1, seconds=0.6)])
     started = time.monotonic()
     assert get(client(proxy)) == BODY
-    assert 0.6 <= time.monotonic() - started < 3
+    assert time.monotonic() - started >= 0.6
 
 
 def test_a_stalled_answer_ends_by_the_clients_time_out(bucket, proxy):
-    proxy.set_rules([Rule("^GET ", "stall", times=1, seconds=60)])
-    store = client(proxy, read_timeout=1)
+    proxy.set_rules([Rule("^GET ", "stall", times=1, seconds=3600)])
+    store = client(proxy, read_timeout=10)
     body = store.get_object(Bucket=BUCKET, Key="photos/a b+c%.bin")["Body"]
-    started = time.monotonic()
-    with pytest.raises(ReadTimeoutError):
+    with pytest.raises(ReadTimeoutError):  # long before the stall ends
         body.read()
-    assert 0.9 < time.monotonic() - started < 10
     assert get(store) == BODY
 
 

@@ -4,13 +4,13 @@ import os
 import random
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.drill.processes import find, kill, kill_all_below, kill_one, look_at, outlive, processes_below
+from tests.support.waiting import wait_until
 
 FETCH, MODEL = "ray::MapWorker(MapBatches(FetchImages)).submit", "ray::MapWorker(MapBatches(SegmentImages))"
 
@@ -22,10 +22,9 @@ class Job:
         lines = [f"(exec -a '{title}' sleep 600) &" for title in titles]
         self.process = subprocess.Popen(["bash", "-c", "\n".join([*lines, "wait"])], start_new_session=True)
         self.pid = self.process.pid
-        end = time.monotonic() + 10
-        while sorted(p.command.removesuffix(" 600") for p in processes_below([self.pid])) != sorted(titles):
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        wait_until(
+            lambda: sorted(p.command.removesuffix(" 600") for p in processes_below([self.pid])) == sorted(titles)
+        )
 
     def close(self) -> None:
         os.killpg(self.pid, signal.SIGKILL)
@@ -92,7 +91,7 @@ def test_everything_below_ends_also_what_becomes_an_orphan(two_jobs):
     one, other = two_jobs
     below = processes_below([one.pid])
     kill_all_below([one.pid])
-    assert outlive(below, 0) == [] and one.process.wait(10) == -signal.SIGKILL
+    assert outlive(below, 0) == [] and one.process.wait() == -signal.SIGKILL
     assert len(processes_below([other.pid])) == 2
 
 

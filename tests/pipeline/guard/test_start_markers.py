@@ -9,6 +9,7 @@ from pipeline.errors import RunError
 from pipeline.guard.start_markers import Starts
 from pipeline.layout import Output
 from pipeline.store.filesystem import open_filesystem
+from tests.support.waiting import PATIENCE_SECONDS
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -47,22 +48,27 @@ def test_a_shard_that_was_started_before_has_the_process_to_itself(tmp_path):
     with starts.start(1):
         pass
     inside, most = [], {}
+    two_together = threading.Barrier(3)  # shards 2 and 3, and this test: only then does shard 1 want to be alone
 
     def run(shard):
         with starts.start(shard):
             inside.append(shard)
+            if shard in (2, 3):
+                two_together.wait(PATIENCE_SECONDS)
             time.sleep(0.05)
             for other in inside:
                 most[other] = max(most.get(other, 0), len(inside))
             inside.remove(shard)
 
     threads = [threading.Thread(target=run, args=(shard,)) for shard in (2, 3, 1, 4, 5)]
-    for thread in threads:
+    for thread in threads[:2]:
         thread.start()
-        time.sleep(0.01)
+    two_together.wait(PATIENCE_SECONDS)
+    for thread in threads[2:]:
+        thread.start()
     for thread in threads:
         thread.join()
-    assert most[1] == 1 and max(most.values()) > 1
+    assert most[1] == 1 and most[2] > 1 and most[3] > 1
     assert sorted(most) == [1, 2, 3, 4, 5]
 
 

@@ -13,6 +13,7 @@ from pipeline.report import progress as progress_module
 from pipeline.report.progress import Progress
 from pipeline.telemetry.in_flight import InFlight, UnderWay
 from pipeline.telemetry.log_lines import show_log_lines
+from tests.support.waiting import wait_until
 
 PARTS = {table: PartRecord("path", 3, 1, "", "a", "b") for table in ("images", "segments")}
 READING = InFlight(None, frozenset({"reading"}))
@@ -31,13 +32,6 @@ def log_lines():
 
 def receipt(shard: int, num_images: int, **failed: int) -> Receipt:
     return Receipt(shard, num_images, 0, failed, PARTS, 0, 0, {"decode": 0.5, "model": 2.0})
-
-
-def wait_for(condition) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.01)
 
 
 def test_the_line_counts_images_failures_time_left_and_names_the_slowest_step(monkeypatch):
@@ -77,16 +71,16 @@ def test_without_a_terminal_each_phase_and_each_interval_is_a_line(capsys):
 
     with Progress(0.05) as progress:
         progress.phase("starting Ray")
-        wait_for(lambda: is_said("INFO: starting Ray, for 0:00:00 now"))
+        wait_until(lambda: is_said("INFO: starting Ray, for 0:00:00 now"))
         progress.follow(4, totals, look=lambda: seen[0])
-        wait_for(lambda: is_said("INFO: loading the model, for"))
+        wait_until(lambda: is_said("INFO: loading the model, for"))
         seen[0] = SEGMENTING
-        wait_for(lambda: is_said("INFO: first shard, for"))
+        wait_until(lambda: is_said("INFO: first shard, for"))
         totals.add(receipt(0, 2))
-        wait_for(lambda: is_said("INFO: 2/4 images, "))
+        wait_until(lambda: is_said("INFO: 2/4 images, "))
         totals.add(receipt(1, 2))
         progress.phase("publishing")
-        wait_for(lambda: is_said("INFO: publishing, for"))
+        wait_until(lambda: is_said("INFO: publishing, for"))
     assert "0/4" not in said
 
 
@@ -136,7 +130,7 @@ def test_on_a_terminal_a_log_line_stands_above_the_live_line(monkeypatch):
         assert progress.live
         progress.phase("starting Ray")
         logging.getLogger("pipeline.run").warning("a line of the log")
-        wait_for(lambda: "starting Ray" in terminal.getvalue())
+        wait_until(lambda: "starting Ray" in terminal.getvalue())
     written = terminal.getvalue()
     assert "INFO: starting Ray" not in written, "the live line says it"
     before, after = written.split("a line of the log")

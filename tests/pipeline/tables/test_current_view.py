@@ -222,9 +222,7 @@ def test_a_reader_that_is_dropped_half_way_lets_the_program_end(tmp_path):
     )
     environment = {"TMPDIR": str(tmp_path / "scratch"), "PATH": ""}
     (tmp_path / "scratch").mkdir()
-    subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=DOCS.parents[1], check=True, timeout=60, capture_output=True
-    )
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=DOCS.parents[1], check=True, capture_output=True)
     assert not list((tmp_path / "scratch").iterdir())
 
 

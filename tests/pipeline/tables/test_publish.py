@@ -204,7 +204,7 @@ def test_two_publishers_of_one_run_add_it_once(output, monkeypatch):
     journal.append([write_shard(output, "r1", shard) for shard in range(3)])
     publisher(output, "r0", 0).publish()  # the tables exist
     barrier = threading.Barrier(2)
-    both = [publisher(output, "r1", 3, journal, may_publish=lambda: barrier.wait(5)) for _ in range(2)]
+    both = [publisher(output, "r1", 3, journal, may_publish=lambda: barrier.wait(60)) for _ in range(2)]
     threads = [threading.Thread(target=_ignoring_the_barrier, args=(each,)) for each in both]
     for thread in threads:
         thread.start()
