@@ -13,8 +13,10 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import functools
 import shutil
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,8 @@ class Oracle:
     def __init__(self, theirs: nn.Module, folder: Path, prepared: bool = False) -> None:
         """`prepared`: ours as the job runs it."""
         self.theirs = theirs
-        self.theirs.save_pretrained(folder)
+        if not any(folder.iterdir()):
+            self.theirs.save_pretrained(folder)
         self.ours = load_checkpoint(folder)
         if prepared:
             prepare_for_inference(self.ours, torch.device("cpu"), "fp32")
@@ -127,10 +130,16 @@ def one_thread_no_grad():
         yield
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[nn.Module, Path]]:
+    """Each size once, because a Swin-B takes seconds, with the folder in which it is or will be saved."""
+    return functools.cache(lambda swin: (jittered_model(SWIN[swin]), tmp_path_factory.mktemp(swin)))
+
+
 @pytest.fixture(scope="module", params=[(swin, prepared) for swin in SWIN for prepared in (False, True)], ids=str)
-def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+def oracle(request: pytest.FixtureRequest, models: Callable[[str], tuple[nn.Module, Path]]) -> Oracle:
     swin, prepared = request.param
-    return Oracle(jittered_model(SWIN[swin]), tmp_path_factory.mktemp(swin), prepared)
+    return Oracle(*models(swin), prepared)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
