@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from pipeline.ray_environment import set_ray_environment
+
+from pipeline.cluster.environment import set_ray_environment
 
 ROOT = Path(__file__).parents[2]
 
