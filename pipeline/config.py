@@ -50,14 +50,14 @@ class Settings:
     """Read images from this folder or URI prefix; each object below it is one image."""
     output: Annotated[str, IN_AND_OUT]
     """Write tables and run records below this folder or URI prefix, which must not lie inside --input."""
-    limit: Annotated[int | None, IN_AND_OUT, Interval(ge=1, le=2**62)] = None
-    """Process only the first N images of the listing."""
     model: Annotated[str, _MODEL, CHANGES_RESULTS] = "synthetic-scenes"
     """Use this checkpoint: a folder, an original .pkl file, a URI of either, or a hub id (needs the extra `hub`). The
     default was trained on synthetic scenes, for a first try."""
     task: Annotated[Task, _MODEL, CHANGES_RESULTS] = "panoptic"
     """panoptic: find things and stuff without overlap; instance: find things, which may overlap; semantic: give each
     pixel one class."""
+    limit: Annotated[int | None, IN_AND_OUT, Interval(ge=1, le=2**62)] = None
+    """Process only the first N images of the listing."""
     preprocess: Annotated[Literal["reference", "hf"], _RESULTS, CHANGES_RESULTS] = "reference"
     """reference: resize and zero-pad as the Mask2Former code does; hf: give the pixels of transformers' Pillow
     processor."""

@@ -3,7 +3,7 @@
 A checkpoint is named by its path: a folder of config.json and safetensors; a `.pkl` file as Mask2Former's authors
 published them; or a folder without a config.json that holds one `model_final*.pkl` (nothing else in it counts).
 
-The functions about files alone (`read_config`, `weights_files`, `weights_sha256`) do not import torch.
+What is about files alone does not import torch.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import ExitStack
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2f_core.checkpoints.stored_weights import CheckpointError as CheckpointError
 from m2f_core.checkpoints.stored_weights import Source, StoredTensor, match_weights, read_weight
 from m2f_core.checkpoints.weight_names import IGNORED, detectron2_names, hugging_face_names
+from m2f_core.config.labels import LabelMap
 from m2f_core.config.mask2former import ConfigError, Mask2FormerConfig
 from m2f_core.whole_files import written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from m2f_core.config.labels import LabelMap
+    from m2f_core.checkpoints.detectron2 import PickledCheckpoint
     from m2f_core.model.mask2former import Mask2Former
 
 CONFIG_FILE = "config.json"
@@ -39,23 +40,112 @@ REFUSES_PICKLES = (
 HASH_BLOCK_BYTES = 1 << 20
 
 
-def load_checkpoint(path: str | Path) -> Mask2Former:
-    """The model of a checkpoint, in eval mode, on the CPU, in float32.
+class Checkpoint:
+    """A checkpoint on this machine, opened once: what its files say, each file read at most once, when asked for.
 
-    Weights that are missing, superfluous or of another shape than expected are refused by name. The file is mapped and
-    copied tensor by tensor, so there is never more than one tensor in memory twice.
+    Everything but `check` and `load` leaves torch alone. Whatever is wrong with the files is a CheckpointError that
+    names the file.
     """
-    with ExitStack() as stack:
-        model, stored, sources = _match(Path(path), stack)
-        state = {name: read_weight(stored, source) for name, source in sources.items()}
-    model.load_state_dict(state, strict=True, assign=True)
-    return model.eval()
+
+    def __init__(self, path: str | Path):
+        """`path`: a folder or a `.pkl` file, which is looked at when something is asked for."""
+        self.path = Path(path)
+
+    @cached_property
+    def pickle(self) -> Path | None:
+        """The `.pkl` file of the original code; None for a Hugging Face folder (or nothing)."""
+        return _find_pickle(self.path)
+
+    @cached_property
+    def config_dict(self) -> dict[str, Any]:
+        """config.json as it stands; of a pickle, what its config.json would hold."""
+        return _read_json(self.path / CONFIG_FILE) if self.pickle is None else self._pickled.config_dict()
+
+    @cached_property
+    def config(self) -> Mask2FormerConfig:
+        try:
+            return Mask2FormerConfig.from_dict(self.config_dict)
+        except ConfigError as error:
+            raise CheckpointError(f"{self.pickle or self.path / CONFIG_FILE}: {error}") from error
+
+    @cached_property
+    def labels(self) -> LabelMap:
+        """The classes by class id. ValueError where `categories` of config.json are none."""
+        return LabelMap.from_config_dict(self.config_dict)
+
+    @cached_property
+    def preprocessor_config(self) -> dict[str, Any] | None:
+        """preprocessor_config.json as it stands; None where there is none, as for a pickle."""
+        file = self.path / PREPROCESSOR_FILE
+        return _read_json(file) if self.pickle is None and file.is_file() else None
+
+    @cached_property
+    def weights_files(self) -> list[Path]:
+        """The files of the weights: safetensors (one, or those that a checkpoint's index names) or the pickle."""
+        return _weights_files(self.path) if self.pickle is None else [self.pickle]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of the checkpoint: a hash over its JSON files and its weights, their names and sizes included.
+
+        preprocessor_config.json counts where it exists, because it changes what the model sees.
+        """
+        digest = hashlib.sha256()
+        described_by = [self.path / CONFIG_FILE] if self.pickle is None else []
+        if self.pickle is None and (self.path / PREPROCESSOR_FILE).is_file():
+            described_by.append(self.path / PREPROCESSOR_FILE)
+        for file in [*described_by, *self.weights_files]:
+            try:
+                digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+                with file.open("rb") as stream:
+                    while block := stream.read(HASH_BLOCK_BYTES):
+                        digest.update(block)
+            except OSError as error:
+                raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
+        return digest.hexdigest()
+
+    def check(self) -> None:
+        """Raise the CheckpointError that `load` would, from names and shapes alone: no weight is read."""
+        with ExitStack() as stack:
+            self._match(stack)
+
+    def load(self) -> Mask2Former:
+        """The model in eval mode, on the CPU, in float32.
+
+        Weights that are missing, superfluous or of another shape than expected are refused by name. The file is mapped
+        and copied tensor by tensor, so there is never more than one tensor in memory twice.
+        """
+        with ExitStack() as stack:
+            model, stored, sources = self._match(stack)
+            state = {name: read_weight(stored, source) for name, source in sources.items()}
+        model.load_state_dict(state, strict=True, assign=True)
+        return model.eval()
+
+    @cached_property
+    def _pickled(self) -> PickledCheckpoint:
+        from m2f_core.checkpoints.detectron2 import open_pickle
+
+        assert self.pickle is not None
+        return open_pickle(self.pickle)
+
+    def _match(self, stack: ExitStack) -> tuple[Mask2Former, dict[str, StoredTensor], dict[str, Source]]:
+        """The model without values, what the files hold (while `stack` keeps them open), and what to make of it."""
+        if self.pickle is not None:
+            model, stored = _empty_model(self._pickled.config()), self._pickled.stored_tensors()
+            words = "the model they describe"
+            return model, stored, match_weights(model, stored, detectron2_names, IGNORED, self.path, words)
+        model, stored = _empty_model(self.config), _open_safetensors(self.weights_files, stack)
+
+        def source_of(our_name: str) -> Source:
+            hub, in_memory = hugging_face_names(our_name)
+            return in_memory if any(name in stored for name in in_memory.names) else hub
+
+        return model, stored, match_weights(model, stored, source_of, IGNORED, self.path, CONFIG_FILE)
 
 
-def check_checkpoint(path: str | Path) -> None:
-    """Raise the CheckpointError that `load_checkpoint` would, from names and shapes alone: no weight is read."""
-    with ExitStack() as stack:
-        _match(Path(path), stack)
+def load_checkpoint(path: str | Path) -> Mask2Former:
+    """`Checkpoint(path).load()`."""
+    return Checkpoint(path).load()
 
 
 def save_checkpoint(
@@ -110,33 +200,7 @@ def _check_weights(model: Mask2Former) -> None:
             )
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
-    """The config.json of a checkpoint folder as it stands; of a pickle, what its config.json would hold."""
-    pickled = find_pickle(path)
-    if pickled is None:
-        return _read_json(Path(path) / CONFIG_FILE)
-    from m2f_core.checkpoints.detectron2 import open_pickle
-
-    return open_pickle(pickled).config_dict()
-
-
-def read_preprocessor_config(path: str | Path) -> dict[str, Any] | None:
-    """The preprocessor_config.json of a checkpoint folder as it stands; None where there is none, as for a pickle."""
-    file = Path(path) / PREPROCESSOR_FILE
-    return _read_json(file) if file.is_file() and find_pickle(path) is None else None
-
-
-def load_config(path: str | Path) -> Mask2FormerConfig:
-    """The configuration of a checkpoint."""
-    try:
-        return Mask2FormerConfig.from_dict(read_config(path))
-    except ConfigError as error:
-        raise CheckpointError(f"{find_pickle(path) or Path(path) / CONFIG_FILE}: {error}") from error
-
-
-def find_pickle(path: str | Path) -> Path | None:
-    """The `.pkl` file of the checkpoint at `path`; None where it is a Hugging Face folder (or nothing)."""
-    path = Path(path)
+def _find_pickle(path: Path) -> Path | None:
     if path.suffix == ".pkl" and not path.is_dir():
         return path
     if any(path.glob("*.safetensors")) or (path / CONFIG_FILE).is_file():
@@ -148,11 +212,7 @@ def find_pickle(path: str | Path) -> Path | None:
     return pickles[0] if pickles else None
 
 
-def weights_files(path: str | Path) -> list[Path]:
-    """The files that hold the weights: safetensors (one, or those that a checkpoint's index names) or the pickle."""
-    if (pickled := find_pickle(path)) is not None:
-        return [pickled]
-    folder = Path(path)
+def _weights_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
     if not (folder / INDEX_FILE).is_file():
@@ -172,25 +232,6 @@ def weights_files(path: str | Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def weights_sha256(path: str | Path) -> str:
-    """Identity of a checkpoint: a hash over its JSON files and its weights, their names and sizes included.
-
-    preprocessor_config.json counts where it exists, because it changes what the model sees.
-    """
-    digest = hashlib.sha256()
-    optional = Path(path) / PREPROCESSOR_FILE
-    described_by = [Path(path) / CONFIG_FILE, *([optional] if optional.is_file() else [])]
-    for file in [*(described_by if find_pickle(path) is None else []), *weights_files(path)]:
-        try:
-            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-            with file.open("rb") as stream:
-                while block := stream.read(HASH_BLOCK_BYTES):
-                    digest.update(block)
-        except OSError as error:
-            raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
-    return digest.hexdigest()
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -203,23 +244,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _match(path: Path, stack: ExitStack) -> tuple[Mask2Former, dict[str, StoredTensor], dict[str, Source]]:
-    """The model without values, what the files hold (while `stack` keeps them open), and what to make of it."""
-    if (pickled := find_pickle(path)) is not None:
-        from m2f_core.checkpoints.detectron2 import open_pickle
-
-        checkpoint = open_pickle(pickled)
-        model, stored = _empty_model(checkpoint.config()), checkpoint.stored_tensors()
-        return model, stored, match_weights(model, stored, detectron2_names, IGNORED, path, "the model they describe")
-    model, stored = _empty_model(load_config(path)), _open_safetensors(path, stack)
-
-    def source_of(our_name: str) -> Source:
-        hub, in_memory = hugging_face_names(our_name)
-        return in_memory if any(name in stored for name in in_memory.names) else hub
-
-    return model, stored, match_weights(model, stored, source_of, IGNORED, path, CONFIG_FILE)
-
-
 def _empty_model(config: Mask2FormerConfig) -> Mask2Former:
     """The model with shapes only: every value comes from the files."""
     import torch
@@ -230,12 +254,12 @@ def _empty_model(config: Mask2FormerConfig) -> Mask2Former:
         return build_model(config)
 
 
-def _open_safetensors(folder: Path, stack: ExitStack) -> dict[str, StoredTensor]:
+def _open_safetensors(files: list[Path], stack: ExitStack) -> dict[str, StoredTensor]:
     """Every tensor of the checkpoint by name; values can be read while `stack` keeps the (mapped) files open."""
     from safetensors import SafetensorError, safe_open
 
     stored: dict[str, StoredTensor] = {}
-    for path in weights_files(folder):
+    for path in files:
         try:
             file = stack.enter_context(safe_open(path, framework="pt"))
         except (SafetensorError, OSError) as error:

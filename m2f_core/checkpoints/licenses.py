@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from m2f_core.checkpoints.checkpoint import CONFIG_FILE, find_pickle, read_config
+from m2f_core.checkpoints.checkpoint import CONFIG_FILE, Checkpoint
 from m2f_core.checkpoints.zoo import PUBLISHED_ON_HUB, zoo_task
 
 UNKNOWN = "unknown"
@@ -16,17 +16,16 @@ ZOO_LICENSE = "CC BY-NC 4.0"  # of every checkpoint that Mask2Former's authors h
 CARD_FILE = "README.md"
 
 
-def model_license(path: str | Path, name: str = "") -> str:
-    """The licence of the checkpoint at `path`; `unknown` where nothing says it.
+def model_license(checkpoint: Checkpoint, name: str = "") -> str:
+    """The licence of a checkpoint; `unknown` where nothing says it.
 
     In this order: the key `license` of config.json; the front matter of the model card README.md; that the checkpoint
     is one of the published ones, by its file's name, or by its name on the hub (`name`, or as config.json has it).
     """
-    path = Path(path)
-    if (pickled := find_pickle(path)) is not None:
-        return UNKNOWN if zoo_task(pickled) is None else ZOO_LICENSE
-    config = read_config(path) if (path / CONFIG_FILE).is_file() else {}
-    entries = (config.get("license"), _of_card(path / CARD_FILE))
+    if checkpoint.pickle is not None:
+        return UNKNOWN if zoo_task(checkpoint.pickle) is None else ZOO_LICENSE
+    config = checkpoint.config_dict if (checkpoint.path / CONFIG_FILE).is_file() else {}
+    entries = (config.get("license"), _of_card(checkpoint.path / CARD_FILE))
     stated = [entry for entry in entries if isinstance(entry, str) and entry]
     for entry in stated:
         if entry not in ("other", UNKNOWN):

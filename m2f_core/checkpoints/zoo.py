@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from m2f_core.checkpoints.checkpoint import find_pickle
+from m2f_core.checkpoints.checkpoint import Checkpoint
 from m2f_core.config.labels import LabelMap, Task
 
 PUBLISHED_ON_HUB = "facebook/mask2former-"
@@ -42,9 +42,9 @@ def zoo_task(pickled: Path) -> Task | None:
     return None if digits is None else ZOO_FILES.get(digits[1])
 
 
-def guessed_names_warning(path: str | Path, labels: LabelMap) -> Iterator[str]:
-    """What to say, if anything, where `labels` of the checkpoint at `path` go by the number of its classes alone."""
-    pickled = find_pickle(path)
+def guessed_names_warning(checkpoint: Checkpoint) -> Iterator[str]:
+    """What to say, if anything, where the labels of a checkpoint go by the number of its classes alone."""
+    pickled, labels = checkpoint.pickle, checkpoint.labels
     if pickled is not None and labels.known and zoo_task(pickled) is None:
         names = [category.name for category in labels.categories]
         yield (
@@ -53,14 +53,14 @@ def guessed_names_warning(path: str | Path, labels: LabelMap) -> Iterator[str]:
         )
 
 
-def trained_task(path: str | Path, name: str, labels: LabelMap) -> Task | None:
-    """What the checkpoint at `path`, given as `name`, was trained for; None where neither name nor classes say it.
+def trained_task(checkpoint: Checkpoint, name: str, labels: LabelMap) -> Task | None:
+    """What a checkpoint, given as `name`, was trained for; None where neither name nor classes say it.
 
     A name says it if it is that of a published `.pkl`, or holds one as on the hub (`mask2former-...-semantic`; also the
     folder of a copy). Classes say it if they are known and all things (instance) or all stuff (semantic). What
     config.json has as `_name_or_path` does not count: it is what the training started from.
     """
-    if (pickled := find_pickle(path)) is not None and (task := zoo_task(pickled)) is not None:
+    if checkpoint.pickle is not None and (task := zoo_task(checkpoint.pickle)) is not None:
         return task
     for task in _DIGITS:
         if re.search(rf"mask2former-[^/]*-{task}(/|$)", name):

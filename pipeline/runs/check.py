@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from m2f_core.checkpoints.checkpoint import check_checkpoint, read_config, read_preprocessor_config, weights_sha256
 from m2f_core.checkpoints.licenses import model_license
 from m2f_core.checkpoints.zoo import guessed_names_warning, trained_task
 from m2f_core.config.labels import LabelMap
@@ -54,22 +53,22 @@ def check_model(settings: Settings) -> Model:
 
     Raises RunError. The weights are matched by name and shape, not loaded.
     """
-    path = stage_model(settings.model)
+    checkpoint = stage_model(settings.model)
     try:
-        check_checkpoint(path)
-        labels = LabelMap.from_config_dict(read_config(path))
+        checkpoint.check()
+        labels = checkpoint.labels
         processor = ImageProcessor.from_preprocessor_config(
-            read_preprocessor_config(path), settings.preprocess, settings.parsed_image_size()
+            checkpoint.preprocessor_config, settings.preprocess, settings.parsed_image_size()
         )
-        identity = weights_sha256(path)
-        license_name = model_license(path, settings.model)
+        identity = checkpoint.sha256
+        license_name = model_license(checkpoint, settings.model)
     except (ValueError, OSError) as error:  # CheckpointError and ConfigError are ValueErrors
         raise RunError(f"--model {settings.model}: {one_line(error)}") from None
-    trained_for = trained_task(path, settings.model, labels)
+    trained_for = trained_task(checkpoint, settings.model, labels)
     warnings = [
         *_scenes_warning(settings.model),
         *processor.warnings(),
-        *guessed_names_warning(path, labels),
+        *guessed_names_warning(checkpoint),
         *task_warnings(settings, labels, trained_for),
     ]
     labels = with_given_stuff(settings, labels)

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from m2f_core.checkpoints.checkpoint import load_checkpoint
 from m2f_core.layers.deformable_attention import DeformableAttention
 from m2f_core.masks.rle import decode
 from pipeline.cluster.allotment import allot, run_on_worker
@@ -105,16 +104,16 @@ def _check_on_worker(spec: SegmentSpec, source: str, images: Sequence[ListedImag
 
 def plain_network(spec: SegmentSpec) -> Network:
     """The checkpoint of `spec` on the CPU, its layers as PyTorch computes them, in float32."""
-    folder = stage_model(spec.model, spec.weights_sha256)
+    checkpoint = stage_model(spec.model, spec.weights_sha256)
     network = Network(
-        folder,
+        checkpoint,
         device="cpu",
         precision="fp32",
         preprocess=spec.preprocess,
         image_size=spec.image_size,
         inference=spec.inference,
     )
-    network.model = load_checkpoint(folder).eval().requires_grad_(False)
+    network.model = checkpoint.load().requires_grad_(False)
     for module in network.model.modules():
         if isinstance(module, DeformableAttention):
             module.train()  # the way that has a gradient is PyTorch's; the other is a kernel of ours on a CPU too

@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from m2f_core.checkpoints.checkpoint import OTHER_PICKLES, PICKLES, REFUSES_PICKLES, WEIGHTS_FILE, weights_sha256
+from m2f_core.checkpoints.checkpoint import OTHER_PICKLES, PICKLES, REFUSES_PICKLES, WEIGHTS_FILE, Checkpoint
 from m2f_core.whole_files import written_whole
 from pipeline.errors import RunError, StoreUnavailableError
 from pipeline.store.filesystem import one_line, open_filesystem, store_errors_as
@@ -21,19 +21,19 @@ _EMBEDDED = Path(__file__).parents[1] / "models"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def stage_model(model: str, expected_sha256: str | None = None) -> Path:
-    """The local path of checkpoint `model`: an embedded one, a folder, a `.pkl` file, a URI of either or a hub id.
+def stage_model(model: str, expected_sha256: str | None = None) -> Checkpoint:
+    """Checkpoint `model` on this machine: an embedded one, a folder, a `.pkl` file, a URI of either or a hub id.
 
     With `expected_sha256` (the driver's) the weights are checked, so that every actor of a run has the same ones.
     Raises RunError naming what is missing and what to do.
     """
-    path = _locate(model)
-    if expected_sha256 is not None and (found := weights_sha256(path)) != expected_sha256:
+    checkpoint = Checkpoint(_locate(model))
+    if expected_sha256 is not None and (found := checkpoint.sha256) != expected_sha256:
         raise RunError(
-            f"the weights in {path} on {socket.gethostname()} have sha256 {found[:16]}…, the run was started with "
-            f"{expected_sha256[:16]}…; give every node the same checkpoint (a URI does)"
+            f"the weights in {checkpoint.path} on {socket.gethostname()} have sha256 {found[:16]}…, the run was "
+            f"started with {expected_sha256[:16]}…; give every node the same checkpoint (a URI does)"
         )
-    return path
+    return checkpoint
 
 
 def is_local_path(model: str) -> bool:

@@ -6,13 +6,12 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from m2f_core.checkpoints.checkpoint import load_checkpoint, read_preprocessor_config
+from m2f_core.checkpoints.checkpoint import Checkpoint
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.images.image_size import ImageSize
@@ -49,7 +48,7 @@ class Network:
 
     def __init__(
         self,
-        folder: Path,
+        checkpoint: Checkpoint,
         *,
         device: str,
         precision: str,
@@ -68,10 +67,8 @@ class Network:
                 f"Ray gave this actor a GPU, but PyTorch on {socket.gethostname()} sees none; "
                 "install a CUDA build of PyTorch there, or use --device cpu"
             )
-        self.model = prepare_for_inference(load_checkpoint(folder), self.device, precision)
-        self.processor = ImageProcessor.from_preprocessor_config(
-            read_preprocessor_config(folder), preprocess, image_size
-        )
+        self.model = prepare_for_inference(checkpoint.load(), self.device, precision)
+        self.processor = ImageProcessor.from_preprocessor_config(checkpoint.preprocessor_config, preprocess, image_size)
         self.forward = GraphedForward(self._forward) if self.device.type == "cuda" else self._forward
         warm_up(inference)
         self.processor.warm_up()

@@ -9,10 +9,7 @@ from typing import Any
 from m2f_core.checkpoints.checkpoint import (
     CONFIG_FILE,
     PREPROCESSOR_FILE,
-    check_checkpoint,
-    load_checkpoint,
-    read_config,
-    read_preprocessor_config,
+    Checkpoint,
     save_checkpoint,
 )
 from m2f_core.checkpoints.licenses import model_license
@@ -42,10 +39,10 @@ def check_start(settings: FinetuneSettings) -> ImageProcessor:
         if settings.model is None:
             _architecture(settings, LabelMap(()))
             return ImageProcessor.from_preprocessor_config(None, "reference", settings.parsed_image_size())
-        path = stage_model(settings.model)
-        check_checkpoint(path)
+        checkpoint = stage_model(settings.model)
+        checkpoint.check()
         return ImageProcessor.from_preprocessor_config(
-            read_preprocessor_config(path), "reference", settings.parsed_image_size()
+            checkpoint.preprocessor_config, "reference", settings.parsed_image_size()
         )
     except (ValueError, OSError) as error:  # CheckpointError and ConfigError are ValueErrors
         raise RunError(f"{_source(settings)}: {one_line(error)}") from None
@@ -55,8 +52,9 @@ def start_warnings(settings: FinetuneSettings) -> list[str]:
     """What somebody should know who starts from this. RunError as `check_start`."""
     warnings = check_start(settings).warnings()
     if settings.model is not None:
-        path = stage_model(settings.model)
-        warnings += guessed_names_warning(path, _labels_of_start(path, settings))
+        checkpoint = stage_model(settings.model)
+        _labels_of_start(checkpoint, settings)
+        warnings += guessed_names_warning(checkpoint)
     return warnings
 
 
@@ -64,9 +62,9 @@ def starting_model(settings: FinetuneSettings, labels: LabelMap) -> tuple[Mask2F
     """A model for the classes of `labels`, in training mode, and whether its class head is new."""
     if settings.model is None:
         return initial_model(_architecture(settings, labels), settings.seed), True
-    path = stage_model(settings.model)
-    model = load_checkpoint(path)
-    class_ids = _class_ids_by_name(_labels_of_start(path, settings), labels)
+    checkpoint = stage_model(settings.model)
+    model = checkpoint.load()
+    class_ids = _class_ids_by_name(_labels_of_start(checkpoint, settings), labels)
     model.config = replace(model.config, id2label=_names(labels), **_points(settings))
     model.criterion = build_criterion(model.config)
     if class_ids is None:
@@ -105,9 +103,9 @@ def _architecture(settings: FinetuneSettings, labels: LabelMap) -> Mask2FormerCo
     return replace(Mask2FormerConfig.from_dict(content), id2label=names, **_points(settings))
 
 
-def _labels_of_start(path: Path, settings: FinetuneSettings) -> LabelMap:
+def _labels_of_start(checkpoint: Checkpoint, settings: FinetuneSettings) -> LabelMap:
     try:
-        return LabelMap.from_config_dict(read_config(path))
+        return checkpoint.labels
     except ValueError as error:  # of `categories`, which building the model does not read
         raise RunError(f"{_source(settings)}: {one_line(error)}") from None
 

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 from PIL import Image
 
+from m2f_core.checkpoints.checkpoint import Checkpoint
 from m2f_core.inference.panoptic import PanopticSettings
 from pipeline.segment.device_model import Network
 
@@ -20,7 +21,7 @@ from pipeline.segment.device_model import Network
 def main(images: str, model: str, threads: str, precision: str) -> None:
     torch.set_num_threads(int(threads))
     network = Network(
-        Path(model),
+        Checkpoint(model),
         device="cpu",
         precision=precision,
         preprocess="reference",

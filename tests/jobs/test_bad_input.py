@@ -103,9 +103,9 @@ def objects(server) -> dict[str, str]:
     ("args", "named"),
     [
         (["--nonsense", "1"], ["--nonsense"]),
-        (["--batch-size", "0"], ["--batch-size", "0", "1 .. 4096"]),
+        (["--batch-size", "0"], ["--batch-size", "0", "1 .. 4,096"]),
         (["--images-per-shard", "0"], ["--images-per-shard"]),
-        (["--shard-mib", "4096"], ["--shard-mib", "1024"]),
+        (["--shard-mib", "4096"], ["--shard-mib", "1,024"]),
         (["--limit", "0"], ["--limit"]),
         (["--max-image-pixels", "0"], ["--max-image-pixels"]),
         (["--max-failure-rate", "1.5"], ["--max-failure-rate"]),

@@ -11,6 +11,7 @@ import pytest
 
 from jobs import drill, evaluate, finetune, make_scenes, plan_bucket, segment_bucket, selfcheck
 from jobs.ends import run_job
+from pipeline.config import Settings
 from pipeline.errors import BrokenRunError, RunError, StoreUnavailableError
 
 KEPT = "all is kept"
@@ -111,8 +112,8 @@ def test_outside_of_the_main_thread_signals_are_left_alone():
 def test_every_job_ends_here(job, monkeypatch, capsys):
     """Ctrl-C at once, while the job is being loaded."""
     [work] = {"_drill", "_evaluate", "_train", "_draw", "_plan", "_segment", "_check"} & set(vars(job))
-    monkeypatch.setattr(job, work, lambda settings: raising(KeyboardInterrupt())())
+    monkeypatch.setattr(job, work, lambda *_: raising(KeyboardInterrupt())())
     monkeypatch.setattr(sys, "argv", [job.PROG])
-    monkeypatch.setattr(job, "parse", lambda *args, **kwargs: None)
+    monkeypatch.setattr(job, "parse", lambda *args, **kwargs: Settings("in", "out"))
     assert job.main() == 130
     assert capsys.readouterr().err.startswith(f"{job.PROG}: interrupted")

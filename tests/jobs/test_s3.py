@@ -292,7 +292,7 @@ def test_a_second_start_does_not_fetch_again(job, cache, model_uri, fresh_s3, mo
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setattr(s3fs.S3FileSystem, "_get_file", count)  # looked up when an instance is made, hence fresh_s3
-    assert (stage_model(model_uri) / "config.json").is_file()
+    assert (stage_model(model_uri).path / "config.json").is_file()
     assert fetched == []
 
 
@@ -300,9 +300,9 @@ def test_a_replaced_model_is_fetched_anew(bucket, tiny_checkpoint, tmp_path, mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     files = {path.name: path.read_bytes() for path in tiny_checkpoint.iterdir()}
     uri = upload(bucket, "models/replaced", files)
-    before = stage_model(uri)
+    before = stage_model(uri).path
     upload(bucket, "models/replaced", {"config.json": files["config.json"] + b"\n"})
-    after = stage_model(f"{uri}/")
+    after = stage_model(f"{uri}/").path
     assert after != before and before.is_dir(), "a run that still uses the old one keeps it"
     assert (after / "config.json").read_bytes() == files["config.json"] + b"\n"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from m2f_core.checkpoints.checkpoint import load_checkpoint, load_config, save_checkpoint
+from m2f_core.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 pytest.importorskip("transformers", reason="transformers is the oracle of these tests")
 import transformers
@@ -46,7 +46,7 @@ def test_the_pickle_is_the_folder(tmp_path: Path, backbone: str, num_queries: in
     )
     from_pickle = load_checkpoint(write_pickle(tmp_path / "model_final_123456.pkl", weights))
     from_folder = load_checkpoint(tmp_path / "hub")
-    assert load_config(tmp_path / "model_final_123456.pkl") == load_config(tmp_path / "hub")
+    assert Checkpoint(tmp_path / "model_final_123456.pkl").config == Checkpoint(tmp_path / "hub").config
 
     save_checkpoint(from_pickle, tmp_path / "ours")
     again, info = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(

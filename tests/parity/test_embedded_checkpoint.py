@@ -2,7 +2,7 @@
 
 import torch
 
-from m2f_core.checkpoints.checkpoint import load_checkpoint, read_preprocessor_config
+from m2f_core.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from m2f_core.images.image_processor import ImageProcessor
 from pipeline.scenes.draw import draw_scene
 from pipeline.segment.checkpoint import stage_model
@@ -13,8 +13,8 @@ HELD_OUT_SEED = 2026
 def test_transformers_gives_the_same_logits():
     from transformers import Mask2FormerForUniversalSegmentation
 
-    path = stage_model("synthetic-scenes")
-    processor = ImageProcessor.from_preprocessor_config(read_preprocessor_config(path), "reference")
+    path = stage_model("synthetic-scenes").path
+    processor = ImageProcessor.from_preprocessor_config(Checkpoint(path).preprocessor_config, "reference")
     scenes = [draw_scene(HELD_OUT_SEED, index, 128, 128).pixels_HW3 for index in range(4)]
     pixels_B3HW = processor.to_batch(scenes, (128, 128))
     ours, theirs = load_checkpoint(path), Mask2FormerForUniversalSegmentation.from_pretrained(path).eval()
@@ -25,5 +25,5 @@ def test_transformers_gives_the_same_logits():
 
 
 def test_its_card_says_where_it_comes_from():
-    card = (stage_model("synthetic-scenes") / "README.md").read_text()
+    card = (stage_model("synthetic-scenes").path / "README.md").read_text()
     assert "license: apache-2.0" in card and "--seed 1 " in card and f"--seed {HELD_OUT_SEED}" in card

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from m2f_core.checkpoints.checkpoint import load_checkpoint, read_config, save_checkpoint
+from m2f_core.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.model.mask2former import Mask2Former
 
@@ -150,4 +150,4 @@ def test_training_leaves_batch_norms_alone(oracle: Oracle) -> None:
 
 
 def test_the_folder_says_what_it_is(oracle: Oracle) -> None:
-    assert read_config(oracle.folder)["backbone_config"]["model_type"] == "resnet"
+    assert Checkpoint(oracle.folder).config_dict["backbone_config"]["model_type"] == "resnet"

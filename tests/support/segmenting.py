@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from m2f_core.checkpoints.checkpoint import weights_sha256
+from m2f_core.checkpoints.checkpoint import Checkpoint
 from m2f_core.images.image_size import ImageSize
 from m2f_core.inference.panoptic import PanopticSettings
 from pipeline.segment.segmenter import SegmentSpec
@@ -24,7 +24,7 @@ def small_spec(checkpoint: Path, **changes) -> SegmentSpec:
     """Images of at most 128 pixels a side in batches of two, on one thread."""
     settings = {
         "model": str(checkpoint),
-        "weights_sha256": weights_sha256(checkpoint),
+        "weights_sha256": Checkpoint(checkpoint).sha256,
         "preprocess": "reference",
         "image_size": ImageSize.parse("64:128"),
         "exif": True,

@@ -11,13 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from m2f_core.checkpoints import weight_names
 from m2f_core.checkpoints.checkpoint import (
+    Checkpoint,
     CheckpointError,
     load_checkpoint,
-    load_config,
-    read_config,
     save_checkpoint,
-    weights_files,
-    weights_sha256,
 )
 from m2f_core.checkpoints.stored_weights import Source
 from m2f_core.checkpoints.weight_names import detectron2_names, hugging_face_names
@@ -56,7 +53,7 @@ def change_weights(folder: Path, change: dict[str, torch.Tensor | None]) -> None
 
 
 def change_config(folder: Path, **change: object) -> None:
-    (folder / "config.json").write_text(json.dumps({**read_config(folder), **change}))
+    (folder / "config.json").write_text(json.dumps({**Checkpoint(folder).config_dict, **change}))
 
 
 def refusal(folder: Path) -> str:
@@ -231,7 +228,7 @@ def shard(folder: Path) -> None:
 
 def test_shards(model: Mask2Former, folder: Path) -> None:
     shard(folder)
-    assert [path.name[:11] for path in weights_files(folder)] == ["model-00001", "model-00002"]
+    assert [path.name[:11] for path in Checkpoint(folder).weights_files] == ["model-00001", "model-00002"]
     state, expected = load_checkpoint(folder).state_dict(), model.state_dict()
     assert all(torch.equal(state[name], expected[name]) for name in expected)
 
@@ -254,33 +251,33 @@ def test_the_hash_is_that_of_config_and_weights(folder: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         content = (folder / name).read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    original = weights_sha256(folder)
+    original = Checkpoint(folder).sha256
     assert original == digest.hexdigest()
 
     (folder / "README.md").write_text("not part of the model")
-    assert weights_sha256(folder) == original
+    assert Checkpoint(folder).sha256 == original
     change_config(folder, num_queries=21)
-    changed_config = weights_sha256(folder)
+    changed_config = Checkpoint(folder).sha256
     assert changed_config != original
     path = folder / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert weights_sha256(folder) != changed_config
+    assert Checkpoint(folder).sha256 != changed_config
 
 
 def test_hashing_says_which_file_is_missing(folder: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        weights_sha256(folder)
+        assert Checkpoint(folder).sha256
 
 
 def test_categories_travel_with_the_checkpoint(model: Mask2Former, folder: Path) -> None:
     entries = [{"id": 10 * i, "name": f"name {i}", "isthing": i % 2} for i in range(8)]
     label_map = LabelMap.from_config_dict({"num_labels": 8, "categories": entries})
     save_checkpoint(model, folder, label_map)
-    assert LabelMap.from_config_dict(read_config(folder)) == label_map
-    assert load_config(folder) == model.config
+    assert LabelMap.from_config_dict(Checkpoint(folder).config_dict) == label_map
+    assert Checkpoint(folder).config == model.config
 
 
 def test_a_model_that_would_not_load_again_is_not_saved(tmp_path: Path) -> None:

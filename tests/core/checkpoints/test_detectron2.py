@@ -14,15 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from m2f_core.checkpoints.checkpoint import (
+    Checkpoint,
     CheckpointError,
-    check_checkpoint,
     load_checkpoint,
-    load_config,
-    read_config,
-    read_preprocessor_config,
     save_checkpoint,
-    weights_files,
-    weights_sha256,
 )
 from m2f_core.checkpoints.detectron2 import infer_config
 from m2f_core.checkpoints.weight_names import detectron2_names
@@ -111,9 +106,9 @@ def assert_same_weights(mine: Mask2Former, theirs: Mask2Former) -> None:
 def refusal(path: Path) -> str:
     """The error of every function that reads the file, which must be the same for all."""
     messages = set()
-    for read in (load_checkpoint, check_checkpoint):
+    for read in (Checkpoint.load, Checkpoint.check):
         with pytest.raises(CheckpointError) as error:
-            read(path)
+            read(Checkpoint(path))
         messages.add(str(error.value))
     assert len(messages) == 1
     assert "\n" not in messages.copy().pop()
@@ -129,7 +124,7 @@ def test_the_weights_are_those_it_was_made_of(tmp_path: Path, variant: str, stat
     is_resnet = isinstance(source.config.backbone_config, ResNetConfig)
     model = arrays_of(source, tmp_path, static_query=static_query, old_head=old_head, counts=is_resnet)
     path = write_pickle(tmp_path / "model_final.pkl", model)
-    check_checkpoint(path)
+    Checkpoint(path).check()
     loaded = load_checkpoint(path)
     assert loaded.config == source.config
     assert not loaded.training
@@ -197,7 +192,7 @@ def test_classes_are_those_of_the_dataset_with_as_many(
 ) -> None:
     head = {f"sem_seg_head.predictor.class_embed.{kind}": arrays for kind in ("weight", "bias")}
     model = {**arrays, **{name: np.zeros((num_labels + 1, *arrays[name].shape[1:]), np.float32) for name in head}}
-    config = read_config(write_pickle(tmp_path / "model_final.pkl", model))
+    config = Checkpoint(write_pickle(tmp_path / "model_final.pkl", model)).config_dict
     expected = LabelMap.of_num_labels(num_labels)
     assert expected is not None
     assert LabelMap.from_config_dict(config) == dataclasses.replace(expected, known=True)
@@ -206,7 +201,7 @@ def test_classes_are_those_of_the_dataset_with_as_many(
 def test_other_numbers_of_classes_have_numbers(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     head = ("sem_seg_head.predictor.class_embed.weight", "sem_seg_head.predictor.class_embed.bias")
     model = {**arrays, **{name: arrays[name][:4] for name in head}}
-    config = read_config(write_pickle(tmp_path / "model_final.pkl", model))
+    config = Checkpoint(write_pickle(tmp_path / "model_final.pkl", model)).config_dict
     assert config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
     assert not LabelMap.from_config_dict(config).known
 
@@ -214,33 +209,33 @@ def test_other_numbers_of_classes_have_numbers(arrays: dict[str, np.ndarray], tm
 def test_a_file_and_its_folder_are_the_same_checkpoint(path: Path) -> None:
     (path.parent / "README.md").write_text("a note")
     (path.parent / "preprocessor_config.json").write_text("{}")
-    assert weights_files(path) == weights_files(path.parent) == [path]
-    assert weights_sha256(path) == weights_sha256(path.parent)
-    assert read_config(path) == read_config(path.parent)
-    assert load_config(path) == load_config(path.parent)
-    assert read_preprocessor_config(path) is read_preprocessor_config(path.parent) is None
+    assert Checkpoint(path).weights_files == Checkpoint(path.parent).weights_files == [path]
+    assert Checkpoint(path).sha256 == Checkpoint(path.parent).sha256
+    assert Checkpoint(path).config_dict == Checkpoint(path.parent).config_dict
+    assert Checkpoint(path).config == Checkpoint(path.parent).config
+    assert Checkpoint(path).preprocessor_config is Checkpoint(path.parent).preprocessor_config is None
     assert_same_weights(load_checkpoint(path.parent), load_checkpoint(path))
 
 
 def test_the_hash_is_that_of_the_file(path: Path) -> None:
-    original = weights_sha256(path)
+    original = Checkpoint(path).sha256
     content = bytearray(path.read_bytes())
     content[-200] ^= 1
     path.write_bytes(content)
-    assert weights_sha256(path) != original
+    assert Checkpoint(path).sha256 != original
 
 
 def test_two_pickles_in_a_folder_are_one_too_many(path: Path) -> None:
     (path.parent / "model_final_zzzzzz.pkl").write_bytes(path.read_bytes())
     assert "holds several checkpoints, model_final_0a1b2c.pkl, model_final_zzzzzz.pkl" in refusal(path.parent)
-    check_checkpoint(path)
+    Checkpoint(path).check()
 
 
 def test_a_hugging_face_folder_stays_one(model: Mask2Former, path: Path) -> None:
     """A pickle beside safetensors is not looked at."""
     save_checkpoint(model, path.parent)
     path.write_bytes(b"not looked at")
-    assert weights_files(path.parent) == [path.parent / "model.safetensors"]
+    assert Checkpoint(path.parent).weights_files == [path.parent / "model.safetensors"]
     assert_same_weights(load_checkpoint(path.parent), model)
 
 
@@ -248,8 +243,8 @@ def test_a_hugging_face_folder_stays_one(model: Mask2Former, path: Path) -> None
 def test_other_pickles_are_not_taken_from_a_folder(path: Path, name: str) -> None:
     path.rename(path.with_name(name))
     with pytest.raises(CheckpointError, match=name):
-        weights_files(path.parent)
-    check_checkpoint(path.with_name(name))
+        assert Checkpoint(path.parent).weights_files
+    Checkpoint(path.with_name(name)).check()
 
 
 class TouchesFile:
@@ -260,16 +255,16 @@ class TouchesFile:
         return os.system, (f"touch {self.target}",)
 
 
-@pytest.mark.parametrize("read", [load_checkpoint, check_checkpoint, read_config, load_config])
+@pytest.mark.parametrize("read", [lambda c: c.load(), lambda c: c.check(), lambda c: c.config_dict, lambda c: c.config])
 def test_a_hostile_pickle_is_refused_by_name(arrays: dict[str, np.ndarray], tmp_path: Path, read) -> None:
     path, target = tmp_path / "model_final.pkl", tmp_path / "touched"
     for model in ({**arrays, "z": TouchesFile(target)}, TouchesFile(target)):
         write_pickle(path, model)
         with pytest.raises(CheckpointError, match=rf"model_final\.pkl: refuses {os.system.__module__}\.system"):
-            read(path)
+            read(Checkpoint(path))
         with pytest.raises(CheckpointError, match=rf"refuses {os.system.__module__}\.system"):
-            read(tmp_path)
-    weights_sha256(path)
+            read(Checkpoint(tmp_path))
+    assert Checkpoint(path).sha256
     assert not target.exists()
     pickle.loads(path.read_bytes())
     assert target.exists(), "or the test shows nothing"
@@ -313,7 +308,7 @@ def test_a_truncated_file_is_refused(path: Path, length: int) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     assert "model_final_9fd0ae.pkl: missing" in refusal(tmp_path / "model_final_9fd0ae.pkl")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        weights_sha256(tmp_path / "model_final_9fd0ae.pkl")
+        assert Checkpoint(tmp_path / "model_final_9fd0ae.pkl").sha256
 
 
 PREDICTOR = "sem_seg_head.predictor."
@@ -376,7 +371,7 @@ def test_weights_outlive_their_file(path: Path) -> None:
 def test_the_driver_needs_no_torch_for_it(path: Path) -> None:
     code = (
         "import sys; from m2f_core.checkpoints.checkpoint import *; path = sys.argv[1];"
-        "load_config(path); read_config(path);"
-        "weights_sha256(path); read_preprocessor_config(path); sys.exit('torch' in sys.modules)"
+        "Checkpoint(path).config; Checkpoint(path).config_dict;"
+        "Checkpoint(path).sha256; Checkpoint(path).preprocessor_config; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 0

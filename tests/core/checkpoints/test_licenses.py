@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from m2f_core.checkpoints.checkpoint import Checkpoint
 from m2f_core.checkpoints.licenses import UNKNOWN, ZOO_LICENSE, model_license
 
 
@@ -31,28 +32,31 @@ def folder_with(folder: Path, config: dict, card: str | None = None) -> Path:
     ],
 )
 def test_the_model_card_says_it(tmp_path: Path, card: str | None, expected: str) -> None:
-    assert model_license(folder_with(tmp_path, {}, card)) == expected
+    assert model_license(Checkpoint(folder_with(tmp_path, {}, card))) == expected
 
 
 def test_config_json_comes_before_the_card(tmp_path: Path) -> None:
     card = "---\nlicense: mit\n---\n"
-    assert model_license(folder_with(tmp_path, {"license": "apache-2.0"}, card)) == "apache-2.0"
-    assert model_license(folder_with(tmp_path, {"license": ["apache-2.0"]}, card)) == "mit"
+    assert model_license(Checkpoint(folder_with(tmp_path, {"license": "apache-2.0"}, card))) == "apache-2.0"
+    assert model_license(Checkpoint(folder_with(tmp_path, {"license": ["apache-2.0"]}, card))) == "mit"
 
 
 @pytest.mark.parametrize("card", [None, "---\nlicense: other\n---\n"])
 def test_published_ones_are_known_by_their_name_on_the_hub(tmp_path: Path, card: str | None) -> None:
     name = "facebook/mask2former-swin-tiny-coco-panoptic"
-    assert model_license(folder_with(tmp_path, {"_name_or_path": name}, card)) == ZOO_LICENSE
-    assert model_license(folder_with(tmp_path, {}, card), name) == ZOO_LICENSE
+    assert model_license(Checkpoint(folder_with(tmp_path, {"_name_or_path": name}, card))) == ZOO_LICENSE
+    assert model_license(Checkpoint(folder_with(tmp_path, {}, card)), name) == ZOO_LICENSE
     other = "somebody/mask2former-swin-tiny-coco-panoptic"
-    assert model_license(folder_with(tmp_path, {"_name_or_path": other}, card), other) != ZOO_LICENSE
+    assert model_license(Checkpoint(folder_with(tmp_path, {"_name_or_path": other}, card)), other) != ZOO_LICENSE
 
 
 def test_what_the_owner_states_counts_more_than_a_name(tmp_path: Path) -> None:
     """A model trained further keeps the name of its origin in config.json."""
     config = {"_name_or_path": "facebook/mask2former-swin-tiny-coco-panoptic"}
-    assert model_license(folder_with(tmp_path, config, "---\nlicense: cc-by-nc-sa-4.0\n---\n")) == "cc-by-nc-sa-4.0"
+    assert (
+        model_license(Checkpoint(folder_with(tmp_path, config, "---\nlicense: cc-by-nc-sa-4.0\n---\n")))
+        == "cc-by-nc-sa-4.0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,6 +71,6 @@ def test_what_the_owner_states_counts_more_than_a_name(tmp_path: Path) -> None:
 def test_published_pickles_are_known_by_their_file_name(tmp_path: Path, name: str, expected: str) -> None:
     """No file is opened for it."""
     (tmp_path / name).write_bytes(b"")
-    assert model_license(tmp_path / name) == expected
+    assert model_license(Checkpoint(tmp_path / name)) == expected
     if name.startswith("model_final"):
-        assert model_license(tmp_path) == expected
+        assert model_license(Checkpoint(tmp_path)) == expected

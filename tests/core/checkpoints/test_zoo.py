@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from m2f_core.checkpoints.checkpoint import Checkpoint
 from m2f_core.checkpoints.zoo import ZOO_FILES, trained_task, zoo_task
 from m2f_core.config.labels import Category, LabelMap
 from tests.support.places import ROOT
@@ -33,29 +34,29 @@ def test_names_on_the_hub_say_it(tmp_path: Path) -> None:
     for end, task in ids:
         name = f"facebook/mask2former-swin-{end}"
         copies = (name, f"/models/{name}", f"s3://bucket/{name.partition('/')[2]}/", f"{name}/snapshots/1234")
-        assert [trained_task(tmp_path, copy, PANOPTIC_OR_SEMANTIC) for copy in copies] == [task] * 4
+        assert [trained_task(Checkpoint(tmp_path), copy, PANOPTIC_OR_SEMANTIC) for copy in copies] == [task] * 4
 
 
 @pytest.mark.parametrize("name", ["model", "s3://semantic/model", "mask2former-swin-tiny", "mask2former-x/y-semantic"])
 def test_other_names_say_nothing(tmp_path: Path, name: str) -> None:
-    assert trained_task(tmp_path, name, PANOPTIC_OR_SEMANTIC) is None
+    assert trained_task(Checkpoint(tmp_path), name, PANOPTIC_OR_SEMANTIC) is None
 
 
 def test_a_published_pickle_says_it(tmp_path: Path) -> None:
     (tmp_path / "model_final_5274a6.pkl").write_bytes(b"")
     for path in (tmp_path, tmp_path / "model_final_5274a6.pkl"):
-        assert trained_task(path, "model", labels(True)) == "semantic"
+        assert trained_task(Checkpoint(path), "model", labels(True)) == "semantic"
     (tmp_path / "model_final_5274a6.pkl").rename(tmp_path / "model_final_f10217.pkl")
-    assert trained_task(tmp_path, "model", labels(True)) == "instance"
+    assert trained_task(Checkpoint(tmp_path), "model", labels(True)) == "instance"
 
 
 def test_classes_of_one_kind_say_it_if_they_are_known(tmp_path: Path) -> None:
-    assert trained_task(tmp_path, "model", labels(True, True)) == "instance"
-    assert trained_task(tmp_path, "model", labels(False, False)) == "semantic"
-    assert trained_task(tmp_path, "model", labels(True, False)) is None
-    assert trained_task(tmp_path, "model", labels(True, True, known=False)) is None
-    assert trained_task(tmp_path, "model", LabelMap(())) is None
+    assert trained_task(Checkpoint(tmp_path), "model", labels(True, True)) == "instance"
+    assert trained_task(Checkpoint(tmp_path), "model", labels(False, False)) == "semantic"
+    assert trained_task(Checkpoint(tmp_path), "model", labels(True, False)) is None
+    assert trained_task(Checkpoint(tmp_path), "model", labels(True, True, known=False)) is None
+    assert trained_task(Checkpoint(tmp_path), "model", LabelMap(())) is None
 
 
 def test_a_name_counts_more_than_classes(tmp_path: Path) -> None:
-    assert trained_task(tmp_path, "mask2former-swin-tiny-things-panoptic", labels(True, True)) == "panoptic"
+    assert trained_task(Checkpoint(tmp_path), "mask2former-swin-tiny-things-panoptic", labels(True, True)) == "panoptic"

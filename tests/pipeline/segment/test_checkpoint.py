@@ -14,11 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from m2f_core.checkpoints.checkpoint import (
+    Checkpoint,
     CheckpointError,
-    find_pickle,
     load_checkpoint,
     save_checkpoint,
-    weights_sha256,
 )
 from m2f_core.checkpoints.licenses import ZOO_LICENSE, model_license
 from m2f_core.config.labels import LabelMap
@@ -58,10 +57,10 @@ def settings(tmp_path, pickled) -> Settings:
 
 
 def test_a_local_file_and_its_folder(pickled):
-    assert stage_model(str(pickled)) == pickled
-    assert stage_model(str(pickled), weights_sha256(pickled)) == pickled
-    assert stage_model(str(pickled.parent)) == pickled.parent
-    assert weights_sha256(pickled) == weights_sha256(pickled.parent)
+    assert stage_model(str(pickled)).path == pickled
+    assert stage_model(str(pickled), Checkpoint(pickled).sha256).path == pickled
+    assert stage_model(str(pickled.parent)).path == pickled.parent
+    assert Checkpoint(pickled).sha256 == Checkpoint(pickled.parent).sha256
     with pytest.raises(RunError, match="sha256"):
         stage_model(str(pickled), "0" * 64)
 
@@ -80,11 +79,11 @@ def test_a_uri_of_a_file_and_of_its_folder_give_the_same_weights(pickled, tmp_pa
     shutil.copy(pickled, source)
     for name in ("optimizer.pkl", "last_checkpoint", "model_0004999.pkl"):
         (source / name).write_bytes(b"never fetched")
-    of_file, of_folder = stage_model(f"file://{source}/{NAME}"), stage_model(f"file://{source}/")
+    of_file, of_folder = stage_model(f"file://{source}/{NAME}").path, stage_model(f"file://{source}/").path
     assert of_file.name == NAME
     assert [path.name for path in of_folder.iterdir()] == [NAME]
-    assert find_pickle(of_folder) == of_folder / NAME
-    assert weights_sha256(of_file) == weights_sha256(of_folder) == weights_sha256(pickled)
+    assert Checkpoint(of_folder).pickle == of_folder / NAME
+    assert Checkpoint(of_file).sha256 == Checkpoint(of_folder).sha256 == Checkpoint(pickled).sha256
 
 
 def test_of_a_hugging_face_folder_pickles_are_not_fetched_but_the_card_is(tiny_checkpoint, pickled, tmp_path):
@@ -92,7 +91,7 @@ def test_of_a_hugging_face_folder_pickles_are_not_fetched_but_the_card_is(tiny_c
     shutil.copytree(tiny_checkpoint, source)
     shutil.copy(pickled, source)
     (source / "README.md").write_text("---\nlicense: mit\n---\n")
-    staged = stage_model(f"file://{source}")
+    staged = stage_model(f"file://{source}").path
     assert {path.name for path in staged.iterdir()} == {"config.json", "model.safetensors", "README.md"}
 
 
@@ -134,7 +133,7 @@ def test_from_s3(s3, pickled):
     s3.bucket(BUCKET)
     for key in (f"zoo/{NAME}", "zoo/optimizer.pkl"):
         s3.client.put_object(Bucket=BUCKET, Key=key, Body=pickled.read_bytes())
-    of_file, of_folder = stage_model(f"s3://{BUCKET}/zoo/{NAME}"), stage_model(f"s3://{BUCKET}/zoo")
+    of_file, of_folder = stage_model(f"s3://{BUCKET}/zoo/{NAME}").path, stage_model(f"s3://{BUCKET}/zoo").path
     assert of_file.read_bytes() == (of_folder / NAME).read_bytes() == pickled.read_bytes()
     assert [path.name for path in of_folder.iterdir()] == [NAME]
     with pytest.raises(RunError, match="does not exist"):
@@ -191,7 +190,7 @@ def test_an_actor_finds_the_same_segments_with_either_format(tiny_checkpoint, pi
     for path in (tiny_checkpoint, pickled):
         spec = SegmentSpec(
             model=str(path),
-            weights_sha256=weights_sha256(path),
+            weights_sha256=Checkpoint(path).sha256,
             preprocess="reference",
             image_size=None,
             exif=True,
@@ -213,14 +212,16 @@ def test_an_actor_finds_the_same_segments_with_either_format(tiny_checkpoint, pi
 def test_converted_it_keeps_its_licence(pickled, tmp_path):
     published = tmp_path / "model_final_9fd0ae.pkl"
     published.symlink_to(pickled)
-    save_checkpoint(load_checkpoint(published), tmp_path / "converted", license_name=model_license(published))
-    assert model_license(tmp_path / "converted") == ZOO_LICENSE
+    save_checkpoint(
+        load_checkpoint(published), tmp_path / "converted", license_name=model_license(Checkpoint(published))
+    )
+    assert model_license(Checkpoint(tmp_path / "converted")) == ZOO_LICENSE
 
 
 def test_saved_again_it_is_a_hugging_face_folder(pickled, tmp_path):
     model = load_checkpoint(pickled)
     save_checkpoint(model, tmp_path / "converted")
-    assert find_pickle(tmp_path / "converted") is None
+    assert Checkpoint(tmp_path / "converted").pickle is None
     assert load_checkpoint(tmp_path / "converted").config == model.config
     (tmp_path / "converted" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError):
@@ -229,11 +230,11 @@ def test_saved_again_it_is_a_hugging_face_folder(pickled, tmp_path):
 
 def test_the_embedded_checkpoint_is_found_by_name_wherever_a_worker_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = stage_model("synthetic-scenes")
+    path = stage_model("synthetic-scenes").path
     assert path.is_absolute() and (path / "model.safetensors").stat().st_size <= 10_000_000
     (tmp_path / "synthetic-scenes").mkdir()
-    assert stage_model("synthetic-scenes") == path  # the same on every node; ./synthetic-scenes is the folder here
-    assert stage_model("./synthetic-scenes") != path
+    assert stage_model("synthetic-scenes").path == path  # the same on every node; ./synthetic-scenes is the folder here
+    assert stage_model("./synthetic-scenes").path != path
     assert is_local_path("./synthetic-scenes") and not is_local_path("synthetic-scenes")
     with pytest.raises(RunError):
         stage_model("another-name")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from m2f_core.checkpoints.checkpoint import CONFIG_FILE, read_config, save_checkpoint
+from m2f_core.checkpoints.checkpoint import CONFIG_FILE, Checkpoint, save_checkpoint
 from m2f_core.checkpoints.licenses import UNKNOWN, model_license
 from m2f_core.config.labels import Category, LabelMap
 from m2f_core.config.mask2former import Mask2FormerConfig
@@ -126,7 +126,7 @@ def test_names_that_share_a_spelling_are_not_taken_for_each_other(checkpoint, tm
 def test_wrong_categories_of_a_start_are_one_line(checkpoint, tmp_path):
     _, saved = checkpoint
     save_checkpoint(saved, tmp_path, LABELS)
-    config = read_config(tmp_path)
+    config = Checkpoint(tmp_path).config_dict
     (tmp_path / CONFIG_FILE).write_text(json.dumps({**config, "categories": config["categories"][:1]}))
     with pytest.raises(RunError, match=r"--model .*: categories must be a list of 2 entries"):
         start_warnings(settings_from(tmp_path))
@@ -139,7 +139,7 @@ def test_what_is_trained_from_a_checkpoint_has_its_licence(checkpoint, tmp_path,
     settings, processor = settings_from(tmp_path / "start"), ImageProcessor.from_preprocessor_config(None, "reference")
     model, _ = starting_model(settings, LABELS)
     Training(model, model, settings, LABELS, processor).save(tmp_path / "trained")
-    assert model_license(tmp_path / "trained") == (stated or UNKNOWN)
+    assert model_license(Checkpoint(tmp_path / "trained")) == (stated or UNKNOWN)
 
 
 def test_what_is_trained_from_nothing_says_no_licence(checkpoint, tmp_path):
@@ -147,7 +147,7 @@ def test_what_is_trained_from_nothing_says_no_licence(checkpoint, tmp_path):
     settings = replace(settings_from(folder), model=None, architecture="swin-tiny")
     processor = ImageProcessor.from_preprocessor_config(None, "reference")
     Training(saved, saved, settings, LABELS, processor).save(tmp_path)
-    assert "license" not in read_config(tmp_path)
+    assert "license" not in Checkpoint(tmp_path).config_dict
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from m2f_core.checkpoints.checkpoint import load_checkpoint, read_config, read_preprocessor_config
+from m2f_core.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from m2f_core.config.labels import LabelMap
 from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.images.image_processor import ImageProcessor
@@ -88,8 +88,8 @@ def test_it_goes_on_bit_for_bit(data, labels, tmp_path):
 def test_a_checkpoint_is_a_hugging_face_folder(data, labels, tmp_path):
     training = training_of(initial_model(tiny_config(labels), 0), labels)
     training.save(tmp_path)
-    assert read_config(tmp_path)["categories"] == labels.to_list()
-    again = ImageProcessor.from_preprocessor_config(read_preprocessor_config(tmp_path), "reference")
+    assert Checkpoint(tmp_path).config_dict["categories"] == labels.to_list()
+    again = ImageProcessor.from_preprocessor_config(Checkpoint(tmp_path).preprocessor_config, "reference")
     assert replace(again, size_source="default") == PROCESSOR
     from transformers import Mask2FormerForUniversalSegmentation
 
