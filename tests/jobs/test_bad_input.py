@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from jobs.segment_bucket import PROG, main
 from pipeline.config import Settings
 from pipeline.schema import SCHEMA_VERSION, TABLES
 from pipeline.store import filesystem
+from tests.support.last_line import last_line
 from tests.support.places import ROOT
 from tests.support.planning import planned
 from tests.support.s3_server import READ_ONLY_ACCESS_KEY, READ_ONLY_SECRET_KEY
@@ -63,13 +63,11 @@ def bucket(s3):
 
 def check_line(stderr: str, *named: object) -> str:
     """After lines that say what the job is doing, one line from us that holds everything in `named`: that line."""
-    assert "Traceback" not in stderr, stderr
-    *doing, stderr = stderr.splitlines(keepends=True)
-    assert all(re.match(r"\S+Z INFO: ", line) for line in doing), doing
-    assert stderr.startswith(f"{PROG}: error: ") and stderr.endswith("\n"), stderr
-    missing = [str(word) for word in named if str(word) not in stderr]
-    assert not missing, f"{missing} not in: {stderr}"
-    return stderr
+    line = last_line(stderr)
+    assert line.startswith(f"{PROG}: error: ") and stderr.endswith("\n"), stderr
+    missing = [str(word) for word in named if str(word) not in line]
+    assert not missing, f"{missing} not in: {line}"
+    return line
 
 
 @pytest.fixture
