@@ -11,7 +11,6 @@ from jobs import drill, segment_bucket
 from jobs.command_line import flags_of, parse
 from pipeline.config import Settings
 from pipeline.drill.settings import DrillSettings
-from pipeline.guard import planted_faults
 from tests.support.places import ROOT
 
 OWN = [field.name for field in fields(DrillSettings) if field.name not in {field.name for field in fields(Settings)}]
@@ -55,12 +54,6 @@ def test_what_cannot_be_drilled_is_one_line_and_code_2(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("drill.py: error: --input ")
 
 
-def kills_are_planted() -> bool:
-    """Whether workers honour planted faults in this version of the program."""
-    files = (path for path in (ROOT / "pipeline").glob("*.py") if not path.name.startswith("drill"))
-    return any(planted_faults.VARIABLE in path.read_text() for path in files)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["folder", "bucket"])
 def test_the_whole_drill_holds(store, request, tmp_path, photographs, tiny_checkpoint, capsys):
@@ -74,8 +67,6 @@ def test_the_whole_drill_holds(store, request, tmp_path, photographs, tiny_check
             server.client.upload_file(str(path), "m2f-drill", f"photos/{path.name}")
         output = "s3://m2f-drill/tables"
     flags = ["--image-size", "96:160", "--cpus-per-actor", "1", "--gpu-actors", "1"]
-    if not kills_are_planted():
-        flags.append("--no-deadly")
     code = drill.main(["--input", source, "--output", output, "--model", str(tiny_checkpoint), *flags])
     shown = capsys.readouterr().out
     assert code == 0, shown
