@@ -173,7 +173,9 @@ def _flags_in_file(settings_class: type, config: Path) -> list[str]:
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     known = {field.name for field in fields(settings_class)}
     if unknown := sorted(set(values) - known):
-        raise RunError(f"--config {config}: unknown names {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        raise RunError(
+            f"--config {config}: unknown names {', '.join(unknown)}; known names are {', '.join(sorted(known))}"
+        )
     for field in fields(settings_class):
         if isinstance(field.default, bool) and not isinstance(values.get(field.name, True), bool):
             raise RunError(f"--config {config}: {field.name} is {values[field.name]!r}; write true or false")

@@ -36,9 +36,9 @@ def main() -> int:
     [run] = (output / "segments").glob("run=*")
     picture = FOLDER / "pictures.png"
     draw_pictures(output, run.name, picture)
-    print(f"\nA look at {NUM_PICTURES} of them: {picture} (scenes above, what was found in them below)")
+    print(f"\nPictures of {NUM_PICTURES} scenes: {picture} (below each scene, its segments)")
     query = QUERY.format(segments=run / "*.parquet").strip()
-    print(f"\nA query that works (python -m pip install duckdb):\n\n{query}\n")
+    print(f"\nAn example query (needs: python -m pip install duckdb):\n\n{query}\n")
     import duckdb
 
     print(duckdb.sql(query))

@@ -121,5 +121,5 @@ class Output:
     def errors(self) -> Iterator[None]:
         """What the store raises, as a RunError that names the output."""
         name = f"{self.flag} {self.uri}"
-        with store_errors_as(RunError, f"{name} cannot be used", denied=f"{name} may not be used"):
+        with store_errors_as(RunError, f"{name} cannot be used", denied=f"no permission to use {name}"):
             yield

@@ -72,7 +72,7 @@ def segment_bucket(settings: Settings, progress: Progress) -> Report | None:
     finished = find_report(checked)
     if finished is not None:
         logger.info(
-            "run %s is finished already. To process objects that were added since, use another --run-id or none",
+            "run %s is already finished. To process objects added since, use another --run-id or leave it out",
             checked.settings.run_id,
         )
         return Report(**finished)
@@ -105,7 +105,7 @@ def _find_and_execute(checked: Checked, lease: Lease, progress: Progress) -> Rep
             return None
         progress.phase("starting Ray")
         allotment = allot(settings, connect())
-        logger.info("the input against version %s of the table: %s", changes.version, describe(changes.counts))
+        logger.info("compared the input with version %s of the table: %s", changes.version, describe(changes.counts))
         per_shard = settings.images_per_shard or (SHARD_IMAGES_GPU if allotment.device == "cuda" else SHARD_IMAGES_CPU)
         with _stop_on_sigterm():
             record = plan_run(checked, changes.images(), changes.counts, per_shard, allotment.computed_on, lease.check)
@@ -127,7 +127,7 @@ def execute(run: Run, allotment: Allotment, lease: Lease, progress: Progress) ->
         for receipt in run.journal.read():
             totals.add(receipt)
     done_before = len(totals.shards)
-    todo = f"{run.plan.num_images} images in {run.plan.num_shards} shards, {done_before} done before"
+    todo = f"{run.plan.num_images} images in {run.plan.num_shards} shards, {done_before} done before this attempt"
     logger.info(f"run {run.run_id}: {todo}; at most {allotment.model_actors[1]} model actors on {allotment.device}")
     clock, board = Clock(), start_board()
     publisher = Publisher(run.output, run.run_id, run.plan.num_shards, run.journal, lease.check)
@@ -164,7 +164,7 @@ def _check_failures(run: Run, totals: Totals) -> None:
     most = run.settings.max_failures
     if most is not None and totals.num_failed > most:
         raise BrokenRunError(
-            f"{totals.num_failed} images failed, more than --max-failures {most}; run {run.run_id} stops"
+            f"{totals.num_failed} images failed, more than --max-failures {most} allows; run {run.run_id} stops"
         )
 
 

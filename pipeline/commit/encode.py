@@ -95,7 +95,7 @@ def check_tables(planned: pa.Table, tables: dict[str, pa.Table], task: Task) -> 
     images = tables["images"].to_pylist()
     rows_of: dict[str, list[dict[str, Any]]] = {image["image_key"]: [] for image in images}
     if [image["image_key"] for image in images] != planned.column("image_key").to_pylist():
-        raise InvalidResultError("the rows of `images` are not the images of the shard")
+        raise InvalidResultError("the rows of `images` do not match the images of the shard")
     if len(rows_of) != len(images):
         raise InvalidResultError("an image has two rows")
     for row in tables["segments"].to_pylist():
@@ -103,7 +103,7 @@ def check_tables(planned: pa.Table, tables: dict[str, pa.Table], task: Task) -> 
     for image in images:
         rows = rows_of[image["image_key"]]
         if len(rows) != image["num_segments"]:
-            raise InvalidResultError("num_segments does not add up to the rows of `segments`")
+            raise InvalidResultError("num_segments does not equal the number of rows in `segments`")
         _check_image(image, rows, task)
 
 
@@ -119,7 +119,7 @@ def _check_image(image: dict[str, Any], rows: list[dict[str, Any]], task: Task) 
     if task == "semantic" and image["status"] == "ok":
         covered, num_pixels = sum(row["area"] for row in rows), image["height"] * image["width"]
         if covered != num_pixels:
-            raise InvalidResultError(f"{image['image_key']}: segments cover {covered} of {num_pixels} pixels")
+            raise InvalidResultError(f"{image['image_key']}: the segments cover {covered} of {num_pixels} pixels")
 
 
 def _check_mask(row: dict[str, Any], counts: bytes, height: int, width: int) -> None:
@@ -129,9 +129,11 @@ def _check_mask(row: dict[str, Any], counts: bytes, height: int, width: int) -> 
     except ValueError as error:  # not an RLE of an image of this size
         raise InvalidResultError(f"{where}: {error}") from error
     if row["segmentation"]["size"] != [height, width]:
-        raise InvalidResultError(f"{where} has size {row['segmentation']['size']}, its image {[height, width]}")
+        raise InvalidResultError(f"{where} has size {row['segmentation']['size']}, but its image has {[height, width]}")
     if area == 0 or (area, bbox) != (row["area"], row["bbox"]):
-        raise InvalidResultError(f"{where} has area {row['area']} and box {row['bbox']}, its RLE {area} and {bbox}")
+        raise InvalidResultError(
+            f"{where} has area {row['area']} and box {row['bbox']}, but its RLE has {area} and {bbox}"
+        )
 
 
 def _overlap(counts_of_masks: list[bytes]) -> bool:

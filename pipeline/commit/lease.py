@@ -60,7 +60,10 @@ class Lease:
     def __enter__(self) -> "Lease":
         """Raises RunError where another driver holds the lease."""
         if not supports_conditions(self.filesystem):
-            logger.warning("this store has no conditional writes: see to it that one job at a time writes to --output")
+            logger.warning(
+                "this store has no conditional writes, so no lease protects --output: make sure that only one job at a "
+                "time writes there"
+            )
             return self
         self._take()
         reached("lease taken")
@@ -79,9 +82,9 @@ class Lease:
     def check(self) -> None:
         """Raise BrokenRunError where the lease is lost, or so old that another driver may have taken it."""
         if self.version and self.lost is None and time.monotonic() - self.renewed_at > self.seconds:
-            self.lost = f"not renewed for {self.seconds:g} s"
+            self.lost = f"the lease was not renewed for {self.seconds:g} s"
         if self.lost is not None:
-            raise BrokenRunError(f"this driver has lost the lease on --output ({self.lost}); it stops")
+            raise BrokenRunError(f"this driver lost the lease on --output ({self.lost}) and stops")
 
     def _take(self) -> None:
         while True:
@@ -95,7 +98,7 @@ class Lease:
             else:
                 version = replace_object(self.filesystem, self.path, self._content(), found.version)
             if version is None:
-                raise RunError(f"another job has just taken --output; its lease is {self.path}")
+                raise RunError(f"another job has just taken the lease on --output, {self.path}")
             self.version, self.renewed_at = version, started
             return
 
@@ -106,18 +109,24 @@ class Lease:
         if holder.get("released"):
             return 0.0
         if _is_gone(holder.get("process", "")):
-            logger.warning("taking --output over from %s, which is no more", who)
+            logger.warning(
+                "the lease on --output names %s, which no longer exists, so the lease is taken over at once", who
+            )
             return 0.0
         lasts = float(holder.get("seconds", self.seconds))
         left = lasts - found.age_seconds
         if left > lasts / 2:
             raise RunError(
-                f"--output is in use by {who} since {holder.get('since')}; if it is dead, the lease {self.path} runs "
-                f"out in {left:.0f} s"
+                f"--output is in use by {who} since {holder.get('since')}; if that process is dead, its lease "
+                f"{self.path} runs out in {left:.0f} s"
             )
         if found.version != self.waited_for:
             self.waited_for = found.version
-            logger.warning("%s has been silent for %.0f s; waiting to take --output over", who, found.age_seconds)
+            logger.warning(
+                "%s has not renewed the lease on --output for %.0f s; waiting to take over the lease",
+                who,
+                found.age_seconds,
+            )
         return left
 
     def _keep(self) -> None:
@@ -128,11 +137,11 @@ class Lease:
                 version = replace_object(self.filesystem, self.path, self._content(), self.version)
             except STORE_ERRORS as error:
                 if time.monotonic() - self.renewed_at > self.seconds * (1 - 1 / _RENEWALS):
-                    self._lose(f"it could not be renewed: {one_line(error)}")
+                    self._lose(f"the lease could not be renewed: {one_line(error)}")
                     return
                 continue
             if version is None:
-                self._lose("another driver took it")
+                self._lose("another driver took the lease")
                 return
             self.version, self.renewed_at = version, started
 

@@ -71,8 +71,8 @@ def read_run_record(output: Output, folder: RunFolder) -> RunRecord | None:
         return None
     if content.get("schema_version") != SCHEMA_VERSION:
         raise RunError(
-            f"run {folder.run_id} has tables of schema version {content.get('schema_version')}, this program reads "
-            f"{SCHEMA_VERSION}"
+            f"run {folder.run_id} has tables of schema version {content.get('schema_version')}, but this program reads "
+            f"version {SCHEMA_VERSION}"
         )
     try:
         # `computed_on` came later than the schema's version; other names are those of programs after this one.
@@ -82,6 +82,6 @@ def read_run_record(output: Output, folder: RunFolder) -> RunRecord | None:
         return RunRecord(**{**known, "model": ModelRecord(**known["model"]), "plan": PlanSummary(**plan)})
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
-            f"{output.flag} {output.uri}: {folder.run_json} is no record of a run ({type(error).__name__}: {error}); "
-            "move the run's folder away"
+            f"{output.flag} {output.uri}: {folder.run_json} is not a valid run record ({type(error).__name__}: "
+            f"{error}); move the folder of the run away"
         ) from None

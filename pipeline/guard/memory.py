@@ -90,7 +90,7 @@ class MemoryBound:
         # A process that has grown little is not why the machine runs out, and to end it would help nobody.
         if grown > self.room / 4 and (machine := machine_memory()).is_nearly_gone:
             left = f"{machine.available / GIB:.1f} of {machine.total / GIB:.1f} GiB"
-            return f"it grew by {grown / GIB:.1f} GiB and the machine has {left} left"
+            return f"it grew by {grown / GIB:.1f} GiB, and the machine has only {left} left"
         return None
 
 

@@ -23,8 +23,8 @@ _LOOK_SECONDS = 0.1  # at 2 GB/s, as fast as memory can be touched, a process gr
 _WIND_SECONDS = 1.0
 _STANDARD_ERROR = 2  # the descriptor: `sys.stderr` may be something that keeps lines to itself
 
-TRIED_AGAIN = "the shard is tried again"
-TRIED_ONE_BY_ONE = "the shard is tried again; after two such ends its images are tried one by one"
+TRIED_AGAIN = "the shard is retried"
+TRIED_ONE_BY_ONE = "the shard is retried; after two such crashes its images are processed one by one"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _overdue(now: float, step_timeout: float) -> str | None:
     # A copy in one go, since other threads add and remove steps; the oldest is the first.
     for step in list(_steps.values())[:1]:
         if now - step.started > step_timeout:
-            return f"{step.name} {step.object} is not done after {step_timeout:g} s (--step-timeout)"
+            return f"{step.name} {step.object} did not finish within {step_timeout:g} s (--step-timeout)"
     return None
 
 
@@ -84,4 +84,4 @@ def _too_large(bound: MemoryBound | None) -> str | None:
     if bound is None or (breach := bound.breach()) is None:
         return None
     steps = "; ".join(f"{step.name} {step.object}" for step in list(_steps.values()))
-    return f"memory runs out: {breach}. It was at: {steps or 'nothing that is watched'}"
+    return f"this process takes too much memory: {breach}. Steps in progress: {steps or 'none'}"

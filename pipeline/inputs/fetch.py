@@ -89,7 +89,9 @@ class FetchImages:
         read_failed.
         """
         if size_bytes > MAX_OBJECT_BYTES:
-            return ImageError(ErrorCode.TOO_LARGE, f"{size_bytes} bytes; objects over {MAX_OBJECT_BYTES} are not read")
+            return ImageError(
+                ErrorCode.TOO_LARGE, f"the object has {size_bytes} bytes; the limit is {MAX_OBJECT_BYTES}"
+            )
         try:
             for attempt in IMAGE.retrying(
                 retry_if_not_exception_type((FileNotFoundError, PermissionError, ChangedError)),
@@ -100,7 +102,7 @@ class FetchImages:
                     seconds = request_seconds(size_bytes, attempt.retry_state.attempt_number, self.step_timeout)
                     return read_verified(self.filesystem, path, etag, size_bytes, seconds)
         except FileNotFoundError:
-            return ImageError(ErrorCode.NOT_FOUND, "the object was listed but is gone")
+            return ImageError(ErrorCode.NOT_FOUND, "the object was listed but no longer exists")
         except PermissionError as error:
             return ImageError(ErrorCode.ACCESS_DENIED, one_line(error))
         except ChangedError as error:
@@ -119,8 +121,8 @@ class FetchImages:
         if all(error.code == ErrorCode.ACCESS_DENIED for error in errors) and self._can_read_elsewhere():
             return
         raise StoreUnavailableError(
-            f"--input: none of the {len(results)} images of shard {shard} could be read, so it is the store, the "
-            f"network or the credentials; the first: {errors[0]}"
+            f"--input: none of the {len(results)} images of shard {shard} could be read, so the cause is the "
+            f"store, the network or the credentials; the first error: {errors[0]}"
         )
 
     def _can_read_elsewhere(self) -> bool:

@@ -40,7 +40,7 @@ def list_images(uri: str) -> Iterator[ListedImage]:
     with store_errors_as(
         RunError,
         f"--input {uri} cannot be listed",
-        denied=f"--input {uri} may not be listed",
+        denied=f"no permission to list --input {uri}",
         missing=f"--input {uri} does not exist",
     ):
         if is_local(filesystem):

@@ -50,7 +50,7 @@ def read_verified(
         # The answer also says which object the store holds now, so there is nothing left to ask.
         answer = _request(filesystem, ask_for_object(filesystem, path, etag), path, seconds)
         if (now := answer["ETag"].strip('"')) != etag:
-            raise ChangedError(f"planned with ETag {etag}, now {now}")
+            raise ChangedError(f"the object had ETag {etag} when it was planned and has ETag {now} now")
         data, is_whole = answer["Body"], agrees(answer)
     else:
         data = (
@@ -60,14 +60,14 @@ def read_verified(
         )
         is_whole = md5_of({"ETag": etag}) in (None, hashlib.md5(data, usedforsecurity=False).hexdigest())
     if len(data) != size_bytes or not is_whole:
-        raise CorruptError(f"{len(data)} bytes came that are not the {size_bytes} bytes of ETag {etag}")
+        raise CorruptError(f"the {len(data)} bytes that were read do not match the {size_bytes} bytes of ETag {etag}")
     return data
 
 
 def _read_local(filesystem: fsspec.AbstractFileSystem, path: str, etag: str) -> bytes:
     data: bytes = filesystem.cat_file(path)
     if (now := local_etag(Path(path).stat())) != etag:
-        raise ChangedError(f"planned with modification time and size {etag}, now {now}")
+        raise ChangedError(f"the file had modification time and size {etag} when it was planned and has {now} now")
     return data
 
 
@@ -88,5 +88,5 @@ def _request(filesystem: Any, request: Coroutine[Any, Any, Any], path: str, seco
     # What was raised is taken out here, because fsspec would replace a TimeoutError by one of its own without a text.
     done = fsspec.asyn.sync(filesystem.loop, limited)
     if done is None:
-        raise TimeoutError(f"{path} did not come within {seconds:g} s")
+        raise TimeoutError(f"{path} was not read within {seconds:g} s")
     return done.result()

@@ -141,7 +141,7 @@ def _as_table(images: list[ListedImage]) -> pa.Table:
         keys = pa.array([image.image_key for image in images], pa.string())
     except UnicodeEncodeError:
         bad = next(image.image_key for image in images if not _is_utf8(image.image_key))
-        raise RunError(f"the file name {bad!r} is not UTF-8 and cannot stand in a table; rename it") from None
+        raise RunError(f"the file name {bad!r} is not UTF-8 and cannot be stored in a table; rename the file") from None
     return pa.table(
         [keys, [image.etag for image in images], [image.size_bytes for image in images]],
         schema=_LISTING,

@@ -84,12 +84,12 @@ def close_books(run: Run, totals: Totals, done_before: int, clock: Clock) -> Rep
     """
     if totals.shards != set(range(run.plan.num_shards)) or totals.num_images != run.plan.num_images:
         raise BrokenRunError(
-            f"the books of run {run.run_id} do not close: {totals.num_images} of {run.plan.num_images} images and "
+            f"the counts of run {run.run_id} do not add up: {totals.num_images} of {run.plan.num_images} images and "
             f"{len(totals.shards)} of {run.plan.num_shards} shards have receipts"
         )
     if not run.journal.is_the_latest():
         raise BrokenRunError(
-            f"another driver has taken run {run.run_id} over: what this one did after that counts for nothing"
+            f"another driver took over run {run.run_id}; results that this driver wrote afterwards are ignored"
         )
     num_tried = totals.num_images - totals.num_removed
     seconds = max(clock.finished - clock.started, 0.0) if clock.num_images else 0.0

@@ -78,7 +78,7 @@ def check_model(settings: Settings) -> Model:
 
 def _scenes_warning(model: str) -> Iterator[str]:
     if is_embedded(model):
-        yield f"{model} knows the scenes that jobs/make_scenes.py draws, nothing else; give --model for photographs"
+        yield f"{model} was trained only on scenes of jobs/make_scenes.py; for photographs give another --model"
 
 
 def resolved_results(settings: Settings, model: Model) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _check_places(settings: Settings) -> None:
     for written in (target, *(f"{target}/{name}" for name in (*TABLES, RUNS))):
         if f"{written}/".startswith(f"{source}/"):
             raise RunError(
-                f"--output {settings.output} has {written} inside --input: the next run would take it for images"
+                f"--output {settings.output} has {written} inside --input; the next run would list them as images"
             )
     output = Output.open(settings.output)
     if is_local(output.filesystem) and output.filesystem.isfile(output.root):
@@ -128,6 +128,6 @@ def _check_schema_version(output: Output) -> None:
     format_json = output.read_json_or_none(output.format_json)
     if format_json is not None and format_json.get("schema_version") != SCHEMA_VERSION:
         raise RunError(
-            f"--output holds tables of schema version {format_json.get('schema_version')}, this program writes "
+            f"--output holds tables of schema version {format_json.get('schema_version')}, but this program writes "
             f"version {SCHEMA_VERSION}; choose another --output"
         )

@@ -30,7 +30,7 @@ def sweep(run: Run) -> int:
             with contextlib.suppress(FileNotFoundError):
                 run.output.filesystem.rm_file(path)
         except STORE_ERRORS as error:  # they harm nobody who reads the tables
-            logger.warning("%s is in no receipt and cannot be deleted: %s", path, one_line(error))
+            logger.warning("no receipt names %s, but the file cannot be deleted: %s", path, one_line(error))
     with contextlib.suppress(*STORE_ERRORS):  # as above; FileNotFoundError where no shard was ever started
         run.output.filesystem.rm(run.folder.started, recursive=True)
     return len(orphans)

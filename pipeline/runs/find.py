@@ -74,8 +74,8 @@ def _refuse_used_name(output: Output, run_id: str) -> None:
         has_parts = any(list_folder(output.filesystem, output.at(parts_folder(table, run_id))) for table in TABLES)
     if has_parts or is_published(output, run_id):
         raise RunError(
-            f"--run-id {run_id} has been used: the tables of --output {output.uri} hold parts of it, and its folder "
-            f"{output.run(run_id).path} is gone; give another name"
+            f"--run-id {run_id} was used before: the tables of --output {output.uri} hold parts of that run, but its "
+            f"folder {output.run(run_id).path} no longer exists; give another --run-id"
         )
 
 
@@ -84,7 +84,7 @@ def _check_is_same(found: RunRecord, wanted: dict[str, Any], checked: Checked) -
         return
     there, here = {**found.results, **vars(found)}, {**checked.results, **wanted}
     del here["fingerprint"]  # says that something differs, not what
-    different = [f"{k} ({there.get(k)!r} there, {v!r} here)" for k, v in here.items() if there.get(k) != v]
+    different = [f"{k} ({there.get(k)!r} in the run, {v!r} here)" for k, v in here.items() if there.get(k) != v]
     raise RunError(f"--run-id {found.run_id} exists with other settings: {', '.join(different) or 'other weights'}")
 
 
@@ -108,8 +108,8 @@ def _newest_unfinished(output: Output, wanted: dict[str, Any], say_what_is_left:
         hiding = [run for run in finished if run is not None and _hides(run, newest)]
     if hiding and say_what_is_left:
         logger.warning(
-            "run %s is not finished and is left, because %s has done its images with other settings since; --run-id "
-            "goes on with it",
+            "run %s is not finished and will not be continued, because run %s has since processed the same images with "
+            "other settings; to continue the unfinished run all the same, give its name as --run-id",
             newest.run_id,
             hiding[0].run_id,
         )

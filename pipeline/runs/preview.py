@@ -24,9 +24,9 @@ def preview(settings: Settings) -> Preview:
     checked = check(settings)
     note = None
     if find_report(checked) is not None:
-        note = f"run {settings.run_id} is finished: nothing would be done"
+        note = f"run {settings.run_id} is already finished: the job would process nothing"
     elif (found := find_run(checked)) is not None:
-        note = f"run {found.run_id}, planned {found.created}, is not finished: it would be gone on with"
+        note = f"run {found.run_id}, planned at {found.created}, is not finished: the job would continue this run"
     else:
         refuse_empty(checked.settings.input)
     with changes_of(checked) as changes:

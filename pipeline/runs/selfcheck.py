@@ -172,7 +172,7 @@ def _segment_all(segmenter: Segmenter, encoded: Sequence[bytes], costs: Costs) -
     """RunError where an image fails: failures are quick, and would pass for speed."""
     for result in segmenter.segment(encoded, costs=costs):
         if isinstance(result, ImageError):
-            raise RunError(f"in batches of {segmenter.spec.batch_size} an image failed: {result}")
+            raise RunError(f"an image failed in batches of {segmenter.spec.batch_size}: {result}")
 
 
 def _read(source: str, images: Sequence[ListedImage], step_timeout: float) -> list[bytes]:
@@ -180,7 +180,7 @@ def _read(source: str, images: Sequence[ListedImage], step_timeout: float) -> li
     read = [stage.fetch(image.image_key, image.etag, image.size_bytes) for image in images]
     encoded = [data for data in read if isinstance(data, bytes)]
     if not encoded:
-        raise RunError(f"none of the first {len(images)} images can be read; the first: {read[0]!s}")
+        raise RunError(f"none of the first {len(images)} images can be read; the first error: {read[0]!s}")
     return encoded
 
 
@@ -196,7 +196,7 @@ def _decodable(encoded: Sequence[bytes], spec: SegmentSpec) -> tuple[list[bytes]
         except ImageError as undecodable:
             error = undecodable
     if not images:
-        raise RunError(f"none of the first {len(encoded)} images can be decoded; the last: {error}")
+        raise RunError(f"none of the first {len(encoded)} images can be decoded; the last error: {error}")
     return good, images
 
 

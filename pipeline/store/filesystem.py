@@ -103,7 +103,7 @@ def check_visible(filesystem: fsspec.AbstractFileSystem, path: str, flag: str) -
     if is_local(filesystem) and not Path(path).exists():
         raise RunError(
             f"{flag} {path} does not exist on {socket.gethostname()}; "
-            "on a cluster name a URI or a folder that all nodes share"
+            "on a cluster, give a URI or a folder that all nodes share"
         )
 
 

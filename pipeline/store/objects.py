@@ -33,7 +33,7 @@ def get_object(filesystem: Any, path: str) -> dict[str, Any]:
     filesystem.connect()
     answer: dict[str, Any] = sync(filesystem.loop, ask_for_object, filesystem, path)
     if not agrees(answer):
-        raise DamagedError(f"{len(answer['Body'])} bytes of {path} came that are not those of ETag {answer['ETag']}")
+        raise DamagedError(f"the {len(answer['Body'])} bytes read from {path} do not match ETag {answer['ETag']}")
     return answer
 
 
@@ -118,7 +118,7 @@ def parse_json_object(data: bytes, path: str, what: str) -> dict[str, Any]:
     except ValueError as error:
         raise RunError(f"{what} {path} is not JSON: {one_line(error)}") from None
     if not isinstance(content, dict):
-        raise RunError(f"{what} {path} holds a {type(content).__name__} where an object with names is needed")
+        raise RunError(f"{what} {path} must hold a JSON object, not a {type(content).__name__}")
     return content
 
 

@@ -76,11 +76,11 @@ def check_books(rows: Rows, planned: Iterable[str]) -> list[str]:
     lines = []
     for what, keys in (
         ("have no row", wanted - set(rows.images)),
-        ("have a row and were not planned", set(rows.images) - wanted),
+        ("have a row but were not planned", set(rows.images) - wanted),
         ("have several rows", {key for key, found in rows.images.items() if len(found) > 1}),
-        ("have segments and no row", set(rows.segments) - set(rows.images)),
+        ("have segments but no row", set(rows.segments) - set(rows.images)),
         (
-            "have other than the stated number of segments",
+            "have a num_segments that is not their number of segments",
             {k for k, found in rows.images.items() if found[0]["num_segments"] != len(rows.segments.get(k, []))},
         ),
     ):

@@ -213,7 +213,7 @@ def _current(
         if current_version is not None:
             snapshot = open_table(output, table, current_version if table == "images" else None)
         if snapshot is None:
-            raise RunError(f"{output.uri} has no published table {table}; give what was --output of a run")
+            raise RunError(f"{output.uri} has no published table {table}; give the --output of a run")
         names = list(dict.fromkeys([*schema.names, "image_key", "run_id"]))
         _register(scratch.connection, table, names, stream_table(output, table, snapshot, names))
         with out_of_room():

@@ -36,9 +36,9 @@ def find_finished_run(tables: str, run_id: str | None) -> FinishedRun:
     folder = _last_finished(output) if run_id is None else output.run(run_id)
     run = read_run_record(output, folder)
     if run is None:
-        raise RunError(f"{_FLAG} {tables} holds no run {folder.run_id}; there are {_some_runs(output)}")
+        raise RunError(f"{_FLAG} {tables} holds no run {folder.run_id}; its runs: {_some_runs(output)}")
     if output.read_json_or_none(folder.report_json) is None:
-        raise RunError(f"run {run.run_id} is not finished; the command that started it goes on with it")
+        raise RunError(f"run {run.run_id} is not finished; to finish it, repeat the command that started it")
     parts = _parts(Journal(folder), run.plan.num_shards)
     return FinishedRun(tables, run.run_id, run.results["task"], run.fingerprint, tuple(run.model.categories), parts)
 
@@ -48,18 +48,18 @@ def read_part(tables: str, part: PartRecord, columns: list[str]) -> pa.Table:
     output = Output.open(tables, _FLAG)
     data = read_bytes(output.filesystem, output.at(part.path), f"{_FLAG}: the part")
     if hashlib.sha256(data).hexdigest() != part.sha256:
-        raise RunError(f"{_FLAG}: the part {part.path} is damaged: it has not the sha256 that the journal names")
+        raise RunError(f"{_FLAG}: the part {part.path} is damaged: its sha256 is not the one in the journal")
     return pq.read_table(pa.BufferReader(data), columns=columns)
 
 
 def _last_finished(output: Output) -> RunFolder:
     folders = _run_folders(output)
     if not folders:
-        raise RunError(f"{_FLAG} {output.root} holds no run; give what was --output of the run")
+        raise RunError(f"{_FLAG} {output.root} holds no run; give the --output of a run")
     reports = [output.read_json_or_none(folder.report_json) for folder in folders]
     finished = [(report["finished_at"], report["run_id"]) for report in reports if report is not None]
     if not finished:
-        raise RunError(f"{_FLAG} {output.root} holds no finished run; there are {_some_runs(output)}")
+        raise RunError(f"{_FLAG} {output.root} holds no finished run; unfinished runs: {_some_runs(output)}")
     return output.run(str(max(finished)[1]))
 
 
@@ -83,6 +83,7 @@ def _parts(journal: Journal, num_shards: int) -> tuple[dict[str, PartRecord], ..
             by_shard[receipt.shard] = receipt.parts
     if len(by_shard) != num_shards:
         raise RunError(
-            f"{_FLAG}: the journal of run {run_id} has receipts of {len(by_shard)} shards, its plan has {num_shards}"
+            f"{_FLAG}: the journal of run {run_id} has receipts of {len(by_shard)} shards, but its plan has "
+            f"{num_shards}"
         )
     return tuple(by_shard[shard] for shard in sorted(by_shard))

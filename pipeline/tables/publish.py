@@ -80,9 +80,11 @@ class Publisher:
                 table = DeltaTable(table_uri(self.output, name), storage_options=delta_options(self.output))
                 metrics = table.optimize.compact(target_size=_TARGET_FILE_BYTES)
             except (DeltaError, OSError, pa.ArrowException) as error:
-                logger.warning("%s is published, but its files could not be merged: %s", name, plain(error))
+                logger.warning("the table %s is published, but its files could not be merged: %s", name, plain(error))
                 continue
-            logger.info("%s: %d files are now %d", name, metrics["numFilesRemoved"], metrics["numFilesAdded"])
+            logger.info(
+                "the table %s: merged %d files into %d", name, metrics["numFilesRemoved"], metrics["numFilesAdded"]
+            )
 
     def _publish_table(self, name: str) -> int:
         uri, options = table_uri(self.output, name), delta_options(self.output)

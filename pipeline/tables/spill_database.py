@@ -56,7 +56,7 @@ def out_of_room() -> Iterator[None]:
         yield
     except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
         folder = tempfile.gettempdir()
-        raise RunError(f"too little memory, or room in {folder} (TMPDIR), to compare: {one_line(error)}") from None
+        raise RunError(f"too little memory or too little space in {folder} (TMPDIR): {one_line(error)}") from None
 
 
 def _close(connection: duckdb.DuckDBPyConnection, folder: str, lock: FileLock) -> None:

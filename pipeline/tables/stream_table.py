@@ -44,7 +44,8 @@ def stream_table(
     features = snapshot.protocol().reader_features
     if features:
         raise RunError(
-            f"the table {table} below {output.uri} needs {', '.join(features)} of its readers; not known here"
+            f"the table {table} below {output.uri} requires the Delta features {', '.join(features)}, which this "
+            "program does not support"
         )
     schema = pa.schema([TABLES[table].field(name) for name in columns])
 
@@ -54,7 +55,7 @@ def stream_table(
     def read_file(path: str, size: int) -> list[pa.RecordBatch]:
         data = read_once(output.filesystem, output.at(f"{table}/{path}"))
         if len(data) != size:
-            raise OSError(f"{len(data)} bytes of {path} came where the log says {size}")
+            raise OSError(f"{path} has {len(data)} bytes, but the log of the table says {size}")
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         # Files that another writer compacted may spell strings and lists differently.
         return file.read(columns=list(columns), use_threads=False).select(columns).cast(schema).to_batches()
@@ -114,7 +115,7 @@ def retrying(errors: tuple[type[Exception], ...], but: type[Exception] | None = 
 
 def _log_retry(state: RetryCallState) -> None:
     error = last_error(state)
-    logger.warning("reading a published table failed and is tried again: %s", error and plain(error))
+    logger.warning("reading a published table failed and is retried: %s", error and plain(error))
 
 
 def plain(error: BaseException) -> str:

@@ -305,7 +305,7 @@ def test_inputs_that_are_missing_or_empty(refused, output, tiny_checkpoint, tmp_
 def test_a_folder_without_permission(refused, folder, output, tiny_checkpoint):
     folder.chmod(0)
     try:
-        refused(folder, output, tiny_checkpoint, named=("--input", folder, "may not be listed"))
+        refused(folder, output, tiny_checkpoint, named=("no permission to list --input", folder))
     finally:
         folder.chmod(0o755)
     assert not output.exists()
@@ -365,7 +365,7 @@ def test_an_output_that_may_not_be_written(refused, ray_session, bucket, fresh_s
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READ_ONLY_SECRET_KEY)
     before = objects(bucket)
     target = f"s3://{BUCKET}/tables"
-    refused(f"s3://{BUCKET}/photographs", target, tiny_checkpoint, named=("--output", target, "may not be used"))
+    refused(f"s3://{BUCKET}/photographs", target, tiny_checkpoint, named=("no permission to use --output", target))
     assert objects(bucket) == before
 
 
@@ -480,5 +480,5 @@ def test_the_program_refuses_an_output_that_may_not_be_written(bucket, tiny_chec
         AWS_ACCESS_KEY_ID=READ_ONLY_ACCESS_KEY,
         AWS_SECRET_ACCESS_KEY=READ_ONLY_SECRET_KEY,
     )
-    check_line(stderr, "--output", target, "may not be used")
+    check_line(stderr, "no permission to use --output", target)
     assert objects(bucket) == before

@@ -13,11 +13,11 @@ from jobs import demo
 def test_the_demo_scores_pictures_and_queries_what_it_segmented(tmp_path):
     done = subprocess.run([sys.executable, demo.__file__], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "synthetic-scenes knows the scenes" in done.stderr
+    assert "synthetic-scenes was trained only on scenes" in done.stderr
     folder = tmp_path / demo.FOLDER
     [run] = (folder / "output" / "segments").glob("run=*")
     assert f"segments/{run.name}/*.parquet" in done.stdout
-    query = done.stdout.split("A query that works", 1)[1]
+    query = done.stdout.split("An example query", 1)[1]
     assert "SELECT" in query and ".png" in query
     pq = {m[1]: float(m[2]) for m in re.finditer(r"(all|things|stuff)\W+([\d.]+)", done.stdout)}
     assert pq["all"] > 80 and pq["things"] > 70 and pq["stuff"] > 70, done.stdout

@@ -332,13 +332,13 @@ def test_a_run_that_is_not_there_is_named(ready, capsys):
     line = refusal(capsys, "--tables", ready.root + "/elsewhere", "--panoptic-gt", panoptic)
     assert "elsewhere holds no run" in line and "--output" in line
     line = refusal(capsys, "--tables", ready.tables, "--panoptic-gt", panoptic, "--run-id", "day")
-    assert "holds no run day; there are night" in line
+    assert "holds no run day; its runs: night" in line
 
 
 def test_a_run_that_is_not_finished_is_named(place, capsys):
     write_run(place, images(), finished_at=None)
     args = ["--tables", place.tables, "--panoptic-gt", write_panoptic(place, images())]
-    assert "holds no finished run; there are night" in refusal(capsys, *args)
+    assert "holds no finished run; unfinished runs: night" in refusal(capsys, *args)
     assert "run night is not finished" in refusal(capsys, *args, "--run-id", "night")
 
 
@@ -346,7 +346,7 @@ def test_a_journal_with_less_than_the_plan_is_no_finished_run(ready, capsys):
     [journal] = (Path(ready.tables) / "_runs/night/journal").iterdir()
     journal.write_text(journal.read_text().splitlines()[0] + "\n")
     line = refusal(capsys, "--tables", ready.tables, "--panoptic-gt", f"{ready.root}/panoptic.json")
-    assert "receipts of 1 shards, its plan has 2" in line
+    assert "receipts of 1 shards, but its plan has 2" in line
 
 
 def test_another_schema_version_is_named(ready, capsys):

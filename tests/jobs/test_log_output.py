@@ -67,5 +67,5 @@ def test_a_night_with_nothing_to_do_and_a_finished_run_are_no_warnings(
         show_log_lines()
     said = capsys.readouterr().err
     assert "INFO: nothing to do: 2 unchanged" in said
-    assert "INFO: run night-1 is finished already. " in said
+    assert "INFO: run night-1 is already finished. " in said
     assert "WARNING" not in said and "ERROR" not in said

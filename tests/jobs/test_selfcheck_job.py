@@ -51,7 +51,7 @@ def test_input_that_holds_no_image_is_one_line(tiny_checkpoint, tmp_path, capsys
         job.main(flags(folder, tmp_path / "output", tiny_checkpoint))
     assert stop.value.code == 2
     [line] = capsys.readouterr().err.splitlines()[-1:]
-    assert line.startswith("selfcheck.py: error: none of the first 1 images can be decoded; the last: ")
+    assert line.startswith("selfcheck.py: error: none of the first 1 images can be decoded; the last error: ")
 
 
 def test_it_takes_the_flags_and_files_of_the_main_job(tmp_path):

@@ -166,8 +166,8 @@ def broken(tables, table, column, value):
 @pytest.mark.parametrize(
     ("table", "column", "value", "message"),
     [
-        ("images", "num_segments", 2, "add up"),
-        ("images", "image_key", "file:///other", "not the images of the shard"),
+        ("images", "num_segments", 2, "does not equal"),
+        ("images", "image_key", "file:///other", "do not match the images of the shard"),
         ("images", "height", 9, "runs add up to"),
         ("segments", "area", 5, "area"),
         ("segments", "bbox", [0.0, 0.0, 2.0, 1.0], "area"),

@@ -152,7 +152,7 @@ def test_who_wakes_up_after_another_took_over_learns_it(uri, clock, monkeypatch)
         with lease(uri, SECONDS) as second:
             first.ended = Ticks(clock, 1)
             first._keep()  # awake: the next renewal
-            with pytest.raises(BrokenRunError, match="another driver took it"):
+            with pytest.raises(BrokenRunError, match="another driver took the lease"):
                 first.check()
             assert losses == [True]
             second.check()

@@ -68,7 +68,7 @@ def test_a_process_is_too_large_beyond_its_room_or_where_it_takes_the_last_of_th
     for held, left, said in (
         (8, 50, None),
         (10, 50, "it grew by 9.0 GiB, more than the 8.0 GiB that its work can need"),
-        (8, 7, "it grew by 7.0 GiB and the machine has 7.0 of 100.0 GiB left"),
+        (8, 7, "it grew by 7.0 GiB, and the machine has only 7.0 of 100.0 GiB left"),
         (2, 7, None),  # not because of this one
     ):
         monkeypatch.setattr(memory, "private_bytes", lambda pid, held=held: held * GIB)

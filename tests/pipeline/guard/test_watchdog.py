@@ -52,9 +52,10 @@ with watch("decoding", "s3://bucket/evil.jpg"):
     assert code == 1
     [line] = said.splitlines()
     assert (
-        ": decoding s3://bucket/evil.jpg is not done after 600 s (--step-timeout). The process ends; the shard" in line
+        ": decoding s3://bucket/evil.jpg did not finish within 600 s (--step-timeout). The process ends; the shard"
+        in line
     )
-    assert line.endswith("after two such ends its images are tried one by one.")
+    assert line.endswith("after two such crashes its images are processed one by one.")
 
 
 def test_a_step_that_never_lets_pythons_lock_go_ends_the_process_too():
@@ -80,9 +81,11 @@ with watch("decoding", "s3://bucket/evil.jpg"), watch("decoding", "s3://bucket/o
     code, said = ends(body)
     assert code == 1
     [line] = said.splitlines()
-    assert "memory runs out: it grew by 0." in line or "memory runs out: it grew by 1." in line
+    assert "too much memory: it grew by 0." in line or "too much memory: it grew by 1." in line
     assert "more than the 0.6 GiB that its work can need" in line
-    assert "It was at: decoding s3://bucket/evil.jpg; decoding s3://bucket/other.jpg. The process ends; " in line
+    assert (
+        "Steps in progress: decoding s3://bucket/evil.jpg; decoding s3://bucket/other.jpg. The process ends; " in line
+    )
 
 
 @pytest.mark.parametrize("step", ["clock.move(700)", "with watch('a', 'b'): clock.move(500)"])

@@ -226,7 +226,7 @@ def test_a_store_that_never_answers_gives_a_row_that_names_object_and_seconds_be
     stage.filesystem = store = SlowStore(seconds=100)
     store._cat_file = partial(never, store)
     result = stage.fetch("slow://bucket/a.jpg", ETAG, len(DATA))
-    assert str(result) == "read_failed: TimeoutError: bucket/a.jpg did not come within 0.5 s"
+    assert str(result) == "read_failed: TimeoutError: bucket/a.jpg was not read within 0.5 s"
     assert 1 <= store.asked == store.cancelled <= 2, "twice 0.5 s on a free machine; more would be the watchdog's"
 
 
@@ -282,7 +282,7 @@ def fetch_shard(store, *reasons):
 
 @pytest.mark.parametrize("error", [PermissionError("the token has expired"), OSError(5, "no route to host")])
 def test_where_no_image_of_a_shard_can_be_read_it_is_the_store_and_the_run_breaks(error):
-    said = f"--input: none of the 8 images of shard 7 could be read.*credentials; the first: .*{error.args[-1]}"
+    said = f"--input: none of the 8 images of shard 7 could be read.*credentials; the first error: .*{error.args[-1]}"
     with pytest.raises(StoreUnavailableError, match=said):
         fetch_shard(FakeStore(error), *["new"] * 8, "removed")
 

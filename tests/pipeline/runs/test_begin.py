@@ -73,7 +73,7 @@ def test_run_json_says_what_the_run_is(settings, tmp_path):
 
 def test_a_named_run_with_another_setting_says_which(settings):
     first = planned(settings)
-    with pytest.raises(RunError, match=r"exif \(True there, False here\)"):
+    with pytest.raises(RunError, match=r"exif \(True in the run, False here\)"):
         planned(dataclasses.replace(settings, exif=False, run_id=first.run_id))
 
 
@@ -113,7 +113,7 @@ def test_an_unfinished_run_is_left_when_one_of_other_settings_has_done_its_image
     other = planned(dataclasses.replace(settings, exif=False))
     finish(other)
     assert find_run(check(settings), say_what_is_left=True) is None
-    assert f"run {old.run_id} is not finished and is left, because {other.run_id} has done its images" in caplog.text
+    assert f"run {old.run_id} is not finished and will not be continued, because run {other.run_id} has" in caplog.text
     assert planned(settings).run_id not in (old.run_id, other.run_id)
     assert planned(dataclasses.replace(settings, run_id=old.run_id)).run_id == old.run_id
 
@@ -153,7 +153,7 @@ def test_the_report_of_a_named_run_is_that_of_its_settings(settings):
     finish(run)
     named = dataclasses.replace(settings, run_id="nightly")
     assert find_report(check(named))["run_id"] == "nightly"
-    with pytest.raises(RunError, match=r"exif \(True there, False here\)"):
+    with pytest.raises(RunError, match=r"exif \(True in the run, False here\)"):
         find_report(check(dataclasses.replace(named, exif=False)))
 
 
@@ -169,7 +169,7 @@ def test_the_name_of_a_run_whose_books_are_gone_is_not_used_again(settings, tmp_
         for table in ("images", "segments"):
             shutil.rmtree(tmp_path / "out" / table / "run=r1")
     shutil.rmtree(tmp_path / "out" / "_runs")
-    with pytest.raises(RunError, match=r"--run-id r1 has been used: .* give another name"):
+    with pytest.raises(RunError, match=r"--run-id r1 was used before: .* give another --run-id"):
         find_run(check(named))
     assert find_run(check(dataclasses.replace(named, run_id="r2"))) is None
 
@@ -189,7 +189,7 @@ def test_books_are_not_closed_by_a_driver_that_was_fenced_off(settings):
     for receipt in receipts_of(first):
         totals.add(receipt)
     first.journal.append(receipts_of(first))
-    with pytest.raises(BrokenRunError, match=f"another driver has taken run {first.run_id} over"):
+    with pytest.raises(BrokenRunError, match=f"another driver took over run {first.run_id}"):
         close_books(first, totals, 0, Clock())
     second.journal.append(receipts_of(second))
     assert close_books(second, totals, 0, Clock()).num_ok == 3

@@ -63,5 +63,5 @@ def test_what_cannot_be_deleted_is_named_and_ends_nothing(run, tmp_path, monkeyp
 
     monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.rm_file", refuses_b)
     assert sweep(run) == 2
-    assert "shard-000000-b.parquet is in no receipt and cannot be deleted" in caplog.text
+    assert "shard-000000-b.parquet, but the file cannot be deleted" in caplog.text
     assert not (folder / "shard-000000-c.parquet").exists() and (folder / "shard-000000-b.parquet").exists()

@@ -75,7 +75,7 @@ def test_wrong_classes_do_not_pass_though_all_masks_are_right(tiny_checkpoint, p
 
 
 def test_images_that_fail_are_no_speed(tiny_checkpoint):
-    with pytest.raises(RunError, match=r"in batches of 2 an image failed: unsupported"):
+    with pytest.raises(RunError, match=r"an image failed in batches of 2: unsupported"):
         time_actor(Segmenter(small_spec(tiny_checkpoint)), [encoded(), b"no image"], seconds=0.1)
 
 

@@ -125,8 +125,8 @@ def test_books_that_do_not_close_say_why(written):
     lines = check_books(written("other", images, all_segments()), [KEYS[0], KEYS[2]])
     assert [line.split(", for example")[0] for line in lines] == [
         "1 images have no row",
-        "1 images have a row and were not planned",
+        "1 images have a row but were not planned",
         "1 images have several rows",
-        "1 images have segments and no row",
-        "1 images have other than the stated number of segments",
+        "1 images have segments but no row",
+        "1 images have a num_segments that is not their number of segments",
     ]

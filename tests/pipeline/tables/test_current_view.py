@@ -294,7 +294,7 @@ def test_a_table_that_asks_more_of_its_readers_is_refused(tmp_path):
     publish_three_nights(str(tmp_path))
     table = DeltaTable(table_uri(Output.open(str(tmp_path)), "images"))
     table.alter.add_feature(TableFeatures.DeletionVectors, allow_protocol_versions_increase=True)
-    with pytest.raises(RunError, match=r"needs .*eletionVectors of its readers"):
+    with pytest.raises(RunError, match=r"requires the Delta features .*eletionVectors"):
         current_images(str(tmp_path))
 
 
