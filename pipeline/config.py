@@ -1,4 +1,4 @@
-"""The run's settings: the only source of their names, types, defaults and help texts.
+"""The settings of a run: the only source of their names, types, defaults and help texts.
 
 `jobs/` turns this dataclass into the command line; a YAML file given with `--config` holds the same names. Nothing
 heavy is imported here, so that `--help` answers at once.
@@ -17,16 +17,16 @@ from m2f_core.images.image_size import ImageSize
 from pipeline.errors import RunError
 from pipeline.setting_fields import IN_AND_OUT, RESOURCES, RUN_CONTROL, Section, check_fields, flag, marker
 
-# Goes up when the same weights and settings give other rows than before, after a repair for example.
+# Increase this when the same weights and settings give different rows than before, for example after a bug fix.
 RESULTS_VERSION = 1
 
 
 @dataclass(frozen=True)
 class ChangesResults:
-    """Beside a setting: the setting changes what is written for an image. Given with another task, it is refused.
+    """Marks a setting that changes the rows of an image. With a task that is not in `tasks`, the setting is refused.
 
-    These settings and the weights make the fingerprint; two runs with equal fingerprints give equal tables (to float
-    rounding of the batch size).
+    These settings and the weights make up the fingerprint. Two runs with equal fingerprints give equal tables (except
+    for float rounding that depends on the batch size).
     """
 
     tasks: tuple[Task, ...] = TASKS
@@ -86,7 +86,7 @@ class Settings:
     scaled_jpeg: Annotated[bool, _RESULTS, CHANGES_RESULTS] = False
     """Decode a JPEG at 1/2, 1/4 or 1/8 of its size if the network's input is smaller still: faster, with nearly the
     same pixels."""
-    # Run lengths are 32 bit.
+    # Run lengths have 32 bits.
     max_image_pixels: Annotated[int, _RESULTS, Interval(ge=1, le=2**31 - 1), CHANGES_RESULTS] = 64_000_000
     """Do not decode an image with more than N pixels; its row gets the error code `too_large`."""
     precision: Annotated[Literal["fp32", "bf16"], _RESULTS, CHANGES_RESULTS] = "fp32"
@@ -106,7 +106,7 @@ class Settings:
     if --batch-size is given, else 16 images of 800x1344."""
     images_per_shard: Annotated[int | None, RESOURCES, Interval(ge=1, le=1_000_000)] = None
     """Put at most N images into one shard, the unit of retry and commit. Default: 512 on GPUs, 16 on CPUs."""
-    # An Arrow list of binaries and a worker's memory both end not far above.
+    # An Arrow list of binaries and a worker's memory both reach their limits not far above this bound.
     shard_mib: Annotated[int, RESOURCES, Interval(ge=1, le=1024)] = 128
     """Put at most N MiB of encoded images into one shard; a larger image gets a shard of its own."""
     mode: Annotated[Literal["incremental", "overwrite", "retry-failed"], RUN_CONTROL] = "incremental"
@@ -152,7 +152,7 @@ class Settings:
                 raise RunError(f"{flag(f.name)} belongs to --task {' and '.join(changes.tasks)}, not {self.task}")
 
     def gpu_actors_range(self) -> tuple[int, int] | None:
-        """(min, max) of --gpu-actors, or None where it was not given."""
+        """(min, max) of --gpu-actors, or None if the flag was not given."""
         if self.gpu_actors is None:
             return None
         match = re.fullmatch(r"(\d+)(?::(\d+))?", self.gpu_actors)
@@ -164,7 +164,7 @@ class Settings:
         return low, high
 
     def parsed_image_size(self) -> ImageSize | None:
-        """--image-size as sizes in pixels, or None where it was not given."""
+        """--image-size as sizes in pixels, or None if the flag was not given."""
         if self.image_size is None:
             return None
         try:
@@ -173,7 +173,7 @@ class Settings:
             raise RunError(f"--image-size: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in run.json."""
+        """The settings as plain values, as run.json stores them."""
         return {**asdict(self), "label_ids_to_fuse": _list_or_none(self.label_ids_to_fuse)}
 
     def results_dict(self) -> dict[str, Any]:
@@ -194,9 +194,9 @@ class SelfCheckSettings(Settings):
 
 
 def fingerprint(results: dict[str, Any], weights_sha256: str) -> str:
-    """Identity of what determines an image's rows: 16 hex digits of sha256 over settings and weights.
+    """Identify everything that determines the rows of an image: 16 hex digits of a sha256 over settings and weights.
 
-    `results` is `Settings.results_dict()` with defaults resolved; the model counts by its weights, not by its name.
+    `results` is `Settings.results_dict()` with defaults resolved. The model enters by its weights, not by its name.
     """
     facts = {**results, "model": weights_sha256, "version": RESULTS_VERSION}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,32 +1,32 @@
-"""What can go wrong: an image (a row with a code) or the whole run (an exception with one clear line).
+"""Errors of one image (a row with an error code) and errors of the whole run (an exception with one clear line).
 
-`ErrorCode` is on disk, in the column `error_code` of the table `images`: a code is never renamed, only added.
+The column `error_code` of the table `images` stores the values of `ErrorCode`: add codes, but never rename one.
 """
 
 from enum import StrEnum
 
 
 class ErrorCode(StrEnum):
-    """Why an image failed. The value is what stands in the table."""
+    """Why an image failed. The table stores the value."""
 
     # read
-    NOT_FOUND = "not_found"  # listed by the plan, gone when it was read
+    NOT_FOUND = "not_found"  # in the plan, but gone when it was to be read
     ACCESS_DENIED = "access_denied"  # the storage refused the read
     READ_FAILED = "read_failed"  # the storage failed or timed out, after all retries
     CORRUPT_IN_TRANSIT = "corrupt_in_transit"  # bytes do not match the planned length or ETag, after all retries
     CHANGED = "changed"  # the object was replaced after it was planned
     # decode
-    DECODE_FAILED = "decode_failed"  # an image format, but these bytes do not decode
+    DECODE_FAILED = "decode_failed"  # the format is an image format, but the bytes do not decode
     TOO_LARGE = "too_large"  # more pixels than --max-image-pixels; refused before decoding
-    UNSUPPORTED = "unsupported"  # not an image, or of a kind whose pixel values have no defined range
+    UNSUPPORTED = "unsupported"  # not an image, or an image whose pixel values have no defined range
     # model
     INFERENCE_FAILED = "inference_failed"  # the model raised on this image alone
-    # any of them
-    TIMED_OUT = "timed_out"  # decoding or segmenting it, alone in a process, did not end in time
-    CRASHED_WORKER = "crashed_worker"  # decoding or segmenting it, alone in a process, killed that process
+    # any stage
+    TIMED_OUT = "timed_out"  # decoding or segmenting the image, alone in a process, did not end in time
+    CRASHED_WORKER = "crashed_worker"  # decoding or segmenting the image, alone in a process, killed that process
 
 
-# Failures of the store, not of the image: the next run tries these images again unasked.
+# Failures of the store, not of the image: the next run tries these images again, without --mode retry-failed.
 TRANSIENT = frozenset(
     (
         ErrorCode.NOT_FOUND,
@@ -39,10 +39,10 @@ TRANSIENT = frozenset(
 
 
 class ImageError(Exception):
-    """One image cannot be segmented; becomes its row in `images`."""
+    """One image cannot be segmented; the error becomes the row of that image in `images`."""
 
     def __init__(self, code: ErrorCode, message: str):
-        super().__init__(code, message)  # both, so that it survives pickling between Ray workers
+        super().__init__(code, message)  # both arguments, so that the error survives pickling between Ray workers
         self.code = code
         self.message = message
 
@@ -51,16 +51,16 @@ class ImageError(Exception):
 
 
 class RunError(Exception):
-    """The run cannot start or go on; the message is one line that names the thing and what to do. Exit code 2."""
+    """The run cannot start or continue. The message is one line that names the cause and says what to do. Exit code 2."""
 
 
 class StoreUnavailableError(RunError):
-    """A store did not answer; it may later. Workers try again, the driver says so and stops."""
+    """A store did not answer but may answer later. Workers try again; the driver reports the error and stops."""
 
 
 class BrokenRunError(Exception):
-    """The run started and broke; what it committed stays, and the same command goes on. Exit code 1."""
+    """The run started and broke. Committed results are kept, and the same command continues the run. Exit code 1."""
 
 
 class InvalidResultError(Exception):
-    """A computed row breaks an invariant of the tables: a bug of ours, so the run stops rather than write it."""
+    """A computed row breaks an invariant of the tables. This is a bug, so the run stops instead of writing the row."""

@@ -1,17 +1,17 @@
-"""An output, opened once: its file system, and the name of every object below it.
+"""An output, opened once: its file system and the names of all objects below it.
 
 images/ segments/                 the published tables (Delta Lake)
     run=<run_id>/                 the parts of a run, shard-000042-<sha256>.parquet
 _runs/
-    format.json                   the schema version of all that lies in the output
-    lease.json                    one driver at a time
+    format.json                   the schema version of everything in the output
+    lease.json                    the lease: only one driver at a time works on the output
     <run_id>/
-        run.json                  what the run is: settings, fingerprint, plan files; written once the plan is whole
-        plan/                     the images, by shard
+        run.json                  settings, fingerprint and plan files of the run; written once the plan is complete
+        plan/                     the images of each shard
         attempts/                 one object per driver that worked on the run
-        journal/                  receipts of done shards
-        started/                  a marker for each start of a shard; removed when the run is done
-        report.json               the books; a run that has one is finished and published
+        journal/                  receipts of finished shards
+        started/                  a start marker for each start of a shard; removed when the run is finished
+        report.json               the counts of the run; a run that has this object is finished and published
 """
 
 import contextlib
@@ -29,18 +29,18 @@ RUNS = "_runs"
 
 
 def part_path(table: str, run_id: str, shard: int, sha256: str) -> str:
-    """Where a part lies, relative to the output."""
+    """The path of a part, relative to the output."""
     return f"{parts_folder(table, run_id)}/shard-{shard:06d}-{sha256[:16]}.parquet"
 
 
 def parts_folder(table: str, run_id: str) -> str:
-    """Where the parts of a run lie, relative to the output."""
+    """The folder with the parts of a run, relative to the output."""
     return f"{table}/run={run_id}"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run: where it lies, and the names in it."""
+    """The folder of one run: its path and the names of the objects in it."""
 
     filesystem: fsspec.AbstractFileSystem
     path: str
@@ -76,7 +76,7 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Output:
-    """A folder or bucket prefix that holds runs and their tables. `flag` names it in messages."""
+    """A folder or bucket prefix that holds runs and their tables. Messages name it by `flag`."""
 
     uri: str
     filesystem: fsspec.AbstractFileSystem
@@ -85,7 +85,7 @@ class Output:
 
     @classmethod
     def open(cls, uri: str, flag: str = "--output") -> "Output":
-        """RunError where there is no such store, or the environment does not say how to reach it."""
+        """Open the output at `uri`. RunError if there is no such store or the environment does not say how to reach it."""
         return cls(uri, *open_filesystem(uri), flag)
 
     @property
@@ -101,7 +101,7 @@ class Output:
         return f"{self.runs}/lease.json"
 
     def run(self, run_id: str) -> RunFolder:
-        """The folder of a run, whether or not there is one."""
+        """The folder of the run `run_id`, which need not exist."""
         return RunFolder(self.filesystem, f"{self.runs}/{run_id}")
 
     def list_runs(self) -> list[RunFolder]:
@@ -110,16 +110,16 @@ class Output:
         return [RunFolder(self.filesystem, path) for path in paths if not path.endswith((".json", ".lock"))]
 
     def at(self, path: str) -> str:
-        """The path in the file system of what lies at `path` in the output: a table, a part."""
+        """The path in the file system of a table or part whose path in the output is `path`."""
         return f"{self.root}/{path}"
 
     def read_json_or_none(self, path: str) -> dict[str, Any] | None:
-        """An object of the output as JSON with names at the top; RunError where it is there and cannot be read."""
+        """An object of the output as a JSON object. None if it does not exist, RunError if it cannot be read."""
         return read_json_or_none(self.filesystem, path, f"{self.flag} {self.uri}:")
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """What the store raises, as a RunError that names the output."""
+        """Turn errors of the store into a RunError that names the output."""
         name = f"{self.flag} {self.uri}"
         with store_errors_as(RunError, f"{name} cannot be used", denied=f"no permission to use {name}"):
             yield

@@ -1,6 +1,6 @@
-"""The run: stream the shards through the graph, commit their receipts, close the books.
+"""Execute a run: stream its shards through the Ray Data graph, commit their receipts, check the counts, publish.
 
-`build_dataset` is the program: every stage that a shard passes, in order.
+`build_dataset` is the core of the program: it lists every stage that a shard passes, in order.
 """
 
 import _thread
@@ -55,16 +55,17 @@ from pipeline.telemetry.log_lines import about_run
 
 logger = logging.getLogger(__name__)
 
-# Ray keeps 0.7-4 KB per block in the driver and frees it only with the dataset (ray#66016).
+# Ray keeps 0.7-4 KB per block in the driver and frees this memory only together with the dataset (ray#66016).
 SHARDS_PER_ROUND = 50_000
-# A shard is what a dying worker loses and what progress moves by: minutes of work on either device.
+# A dying worker loses one shard, and progress advances by one shard: a shard is minutes of work on either device.
 SHARD_IMAGES_GPU, SHARD_IMAGES_CPU = 512, 16
-# To tell a store that is away from a prefix that may not be read, which is hardly all over the run.
+# If access to all images of a shard is denied, this many images from all over the run are tried. If one of them can be
+# read, a prefix is forbidden; if none can, the whole store is unavailable.
 _IMAGES_ELSEWHERE = 8
 
 
 def segment_bucket(settings: Settings, progress: Progress) -> Report | None:
-    """Run the whole job; None where there is nothing to do. Raises RunError where it cannot start."""
+    """Run the whole job. Return None if there is nothing to do. Raise RunError if the job cannot start."""
     progress.phase("checking the settings, the checkpoint and the output")
     checked = check(settings)
     for warning in checked.model.warnings:
@@ -86,7 +87,7 @@ def segment_bucket(settings: Settings, progress: Progress) -> Report | None:
         try:
             return _find_and_execute(checked, lease, progress)
         except KeyboardInterrupt:
-            lease.check()  # if it was the lease that interrupted, say so
+            lease.check()  # raises if the loss of the lease caused the interrupt
             raise
 
 
@@ -114,13 +115,13 @@ def _find_and_execute(checked: Checked, lease: Lease, progress: Progress) -> Rep
 
 
 def _take_up(checked: Checked, record: RunRecord, lease: Lease) -> Run:
-    """Begin an attempt, which fences off all others: only who holds the lease may."""
+    """Begin an attempt, which fences off all earlier attempts: only the holder of the lease may do this."""
     lease.check()
     return take_up(checked, record)
 
 
 def execute(run: Run, allotment: Allotment, lease: Lease, progress: Progress) -> Report:
-    """Stream what is not done yet; commit; close the books; publish."""
+    """Stream the shards that are not done yet, commit their receipts, check the counts and publish."""
     about_run(run.run_id)
     totals = Totals()
     with _store_errors(run):
@@ -169,7 +170,7 @@ def _check_failures(run: Run, totals: Totals) -> None:
 
 
 class _Timer:
-    """Says every so many minutes that it is time; never, where there are none."""
+    """`is_due` returns True once every `minutes` minutes, and never if `minutes` is None."""
 
     def __init__(self, minutes: float | None):
         self.seconds = math.inf if minutes is None else 60 * minutes
@@ -185,7 +186,9 @@ class _Timer:
 def build_dataset(
     run: Run, allotment: Allotment, shards: "list[tuple[PlanFile, list[int]]]", board: Board
 ) -> ray.data.Dataset:
-    """The graph: plan -> fetch -> segment -> encode and write -> receipts. One row is one shard is one block."""
+    """The graph: plan -> fetch -> segment -> encode and write -> receipts. One shard is one row, and one row is one
+    block.
+    """
     settings = run.settings
     num_shards = sum(len(pending) for _, pending in shards)
     elsewhere = spread_over(run.output.filesystem, run.plan, _IMAGES_ELSEWHERE)
@@ -211,8 +214,8 @@ def build_dataset(
                 run.run_id,
                 board.in_hand,
             ),
-            # Two shards at a time in an actor: one on the device, the next decoding. In flight / concurrent must stay
-            # above 1.75 or Ray never adds an actor.
+            # An actor works on two shards at a time: one runs on the device while the next is decoded. The ratio of
+            # tasks in flight to concurrent calls must stay above 1.75, or Ray never adds an actor.
             compute=_pool(
                 allotment.model_actors,
                 num_shards,
@@ -223,7 +226,7 @@ def build_dataset(
             ),
             num_cpus=allotment.model_cpus,
             num_gpus=allotment.model_gpus,
-            # A shard that waits in an actor is retried each time another kills it: two ends for each killer before it.
+            # A queued shard loses one retry whenever a shard before it crashes the actor (two crashes per bad shard).
             **{**one_shard, "max_task_retries": 64},
         )
         .map_batches(
@@ -256,19 +259,19 @@ def _stream_receipts(run: Run, allotment: Allotment, done: set[int], board: Boar
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 assert isinstance(batch, pa.Table)
                 yield from map(Receipt.from_json, batch.column("receipt").to_pylist())
-        except Exception as error:  # Ray's own, and of Ray Data not all of them are RayErrors
+        except Exception as error:  # errors of Ray; not all errors of Ray Data are RayErrors
             raise BrokenRunError(f"run {run.run_id} broke: {_innermost(error)}") from error
 
 
 def _innermost(error: Exception) -> str:
-    """The line of Ray's stack of stacks that says what was raised first, in the actor; else its last line."""
+    """The line of Ray's nested tracebacks with the exception that the actor raised first; else the last line."""
     raised = re.compile(r"(?!ray\.)[\w.]*(Error|Exception): ")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return next((line for line in lines if raised.match(line)), lines[-1])
 
 
 def _rounds(files: tuple[PlanFile, ...], done: set[int]) -> Iterator[list[tuple[PlanFile, list[int]]]]:
-    """Shards that are not done, by plan file, at most SHARDS_PER_ROUND at a time."""
+    """Yield the shards that are not done, grouped by plan file, at most SHARDS_PER_ROUND at a time."""
     shards: list[tuple[PlanFile, list[int]]] = []
     for file in files:
         pending = [s for s in range(file.first_shard, file.first_shard + file.num_shards) if s not in done]
@@ -282,26 +285,26 @@ def _rounds(files: tuple[PlanFile, ...], done: set[int]) -> Iterator[list[tuple[
 
 
 def _pool(actors: tuple[int, int], num_shards: int, **options: Any) -> ActorPoolStrategy:
-    """A pool of `actors` (min, max), but never more than there are shards for."""
+    """An actor pool of `actors` (min, max), but with at most one actor per shard."""
     least, most = (min(number, num_shards) for number in actors)
     return ActorPoolStrategy(min_size=least, max_size=most, **options)
 
 
 def _set_ray_data_options() -> None:
-    """Ray's defaults are set, not trusted; each line answers a fault that was reproduced."""
+    """Set each option explicitly instead of trusting Ray's default. Each line prevents a fault that was reproduced."""
     context = ray.data.DataContext.get_current()
-    context.target_max_block_size = 1  # every row (shard) a block of its own through all stages
-    context.execution_options.preserve_order = False  # a slow shard holds up nobody
-    context.execution_no_progress_timeout_s = 3 * 3600  # counts waiting for spot capacity too
-    context.actor_init_retry_on_errors = True  # a restarted actor whose __init__ raises would end the run
+    context.target_max_block_size = 1  # every row (shard) stays a block of its own through all stages
+    context.execution_options.preserve_order = False  # a slow shard does not hold up the others
+    context.execution_no_progress_timeout_s = 3 * 3600  # this time includes waiting for spot capacity
+    context.actor_init_retry_on_errors = True  # otherwise a restarted actor whose __init__ raises would end the run
     context.actor_init_max_retries = 5
     context.max_consecutive_actor_init_deaths = 20
-    context.max_errored_blocks = 0  # Ray would drop whole shards; a bad image is a row of ours
-    context.enable_progress_bars = False  # they count shards; ours counts images
-    # Ray Data's own lines stay in its log file; the console is for ours, and for errors.
+    context.max_errored_blocks = 0  # Ray would drop whole shards; here a bad image becomes a row
+    context.enable_progress_bars = False  # Ray's bars count shards; our progress counts images
+    # Ray Data's own lines go only to its log file; the console shows our lines, and errors.
     for handler in console_handlers("ray.data"):
         handler.setLevel(logging.ERROR)
-    # max_restarts and max_task_retries have no other way in, whatever this warning says (Ray 2.60).
+    # There is no other way to pass max_restarts and max_task_retries, whatever this warning says (Ray 2.60).
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 
 
@@ -313,9 +316,9 @@ def _store_errors(run: Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stop_on_sigterm() -> Iterator[None]:
-    """`ray job stop` and a leaving node send SIGTERM: leave through the exits of the `with`, which commit what is done.
+    """On SIGTERM (from `ray job stop` or a leaving node), exit through the `with` blocks, which commit finished work.
 
-    Entered after ray.init, which sets a handler of its own. Outside of the main thread whoever runs us handles signals.
+    Enter this after ray.init, which installs a handler of its own. Outside the main thread the caller handles signals.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:

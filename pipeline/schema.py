@@ -1,7 +1,7 @@
-"""Every column on disk and between stages: name, type, unit. One place; a change of bytes on disk is a new version.
+"""The name, type and unit of every column on disk and between stages. A change of the bytes on disk is a new version.
 
-Between stages one shard is one row (and so one Ray Data block): `shard`, `visit` (which model actor had it, and when),
-`costs` (seconds by step so far) and `images`, a list with one struct per image.
+Between stages, one shard is one row (and so one Ray Data block) with the columns `shard`, `visit` (which model actor
+worked on the shard, and when), `costs` (seconds by step so far) and `images`, a list with one struct per image.
 `pack_shard` and `unpack_shard` turn that row into a plain table of images and back without copying.
 """
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 2
 
-# Why a run has an image. `removed` images are gone from the input: their rows say so, nothing is read for them.
+# Why a run contains an image. `removed` images no longer exist in the input: they get a row, but nothing is read.
 REASONS = ("new", "changed", "model_changed", "settings_changed", "retry", "overwrite", "removed")
 
 # --- the plan: one row per image ------------------------------------------------------------------------------------
@@ -22,19 +22,19 @@ PLAN = pa.schema(
         pa.field("image_key", pa.string(), nullable=False),  # the object's URI, not escaped
         pa.field("etag", pa.string(), nullable=False),  # the store's ETag; local files: mtime in ns and size, in hex
         pa.field("size_bytes", pa.int64(), nullable=False),  # encoded
-        pa.field("reason", pa.string(), nullable=False),  # why this run has the image: one of REASONS
+        pa.field("reason", pa.string(), nullable=False),  # why this run contains the image: one of REASONS
     ]
 )
 
 # --- between stages: the fields of one image ------------------------------------------------------------------------
 PLANNED = list(PLAN)[1:]
 _ERROR = [
-    pa.field("error_code", pa.string()),  # null: nothing went wrong so far
+    pa.field("error_code", pa.string()),  # null: no error so far
     pa.field("error_message", pa.string()),
 ]
 # data: encoded bytes; null after an error
 FETCHED = pa.schema([*PLANNED, *_ERROR, pa.field("data", pa.large_binary())])
-# A mask of an image as COCO RLE, once, also where several segments have it.
+# A mask of an image as COCO RLE. A mask is stored once, even if several segments share it.
 MASK = pa.struct(
     [
         ("counts", pa.string()),  # compressed
@@ -44,17 +44,17 @@ MASK = pa.struct(
 )
 FOUND_SEGMENT = pa.struct(
     [
-        ("segment_id", pa.int32()),  # from 1; what it means in which task is in docs/table-format.md
+        ("segment_id", pa.int32()),  # from 1; docs/table-format.md explains its meaning in each task
         ("class_id", pa.int32()),
         ("score", pa.float32()),
-        ("mask", pa.int32()),  # place in `masks`, from 0
+        ("mask", pa.int32()),  # index into `masks`, from 0
     ]
 )
 SEGMENTED = pa.schema(
     [
         *PLANNED,
         *_ERROR,
-        pa.field("height", pa.int32()),  # pixels, EXIF orientation applied; null where the image was not decoded
+        pa.field("height", pa.int32()),  # pixels, EXIF orientation applied; null if the image was not decoded
         pa.field("width", pa.int32()),
         pa.field("masks", pa.list_(MASK)),
         pa.field("segments", pa.list_(FOUND_SEGMENT)),
@@ -67,7 +67,7 @@ IMAGES = pa.schema(
     [
         pa.field("image_key", pa.string(), nullable=False),
         pa.field("status", pa.string(), nullable=False),  # ok | failed | removed
-        pa.field("error_code", pa.string()),  # pipeline.errors.ErrorCode; null where ok
+        pa.field("error_code", pa.string()),  # pipeline.errors.ErrorCode; null if ok
         pa.field("error_message", pa.string()),
         pa.field("height", pa.int32()),
         pa.field("width", pa.int32()),
@@ -75,7 +75,7 @@ IMAGES = pa.schema(
         pa.field("size_bytes", pa.int64(), nullable=False),
         pa.field("num_segments", pa.int32(), nullable=False),
         pa.field("run_id", pa.string(), nullable=False),
-        # When the run was planned: of the rows of an image, the one with the latest is current.
+        # When the run was planned. The row with the latest run_created is the current row of an image.
         pa.field("run_created", pa.timestamp("us", tz="UTC"), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
         pa.field("fingerprint", pa.string(), nullable=False),  # of weights and settings that change results
@@ -94,7 +94,7 @@ SEGMENTS = pa.schema(
         pa.field("score", pa.float32(), nullable=False),
         pa.field("area", pa.int64(), nullable=False),  # pixels
         pa.field("bbox", pa.list_(pa.float32()), nullable=False),  # x, y, width, height in pixels
-        # COCO compressed RLE: goes into pycocotools as it stands.
+        # Compressed COCO RLE, which pycocotools reads as it is.
         pa.field(
             "segmentation",
             pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())]),  # size: height, width
@@ -109,7 +109,7 @@ TABLES = {"images": IMAGES, "segments": SEGMENTS}
 
 
 class ModelVisit(NamedTuple):
-    """The time of a shard at a model actor, in seconds since the epoch."""
+    """Which model actor worked on a shard, and when, in seconds since the epoch."""
 
     actor: str = ""  # host and process
     started: float = 0.0
@@ -125,7 +125,7 @@ def pack_shard(
 ) -> pa.Table:
     """One row: the shard's number and its images (a table of one row per image) as a list of structs.
 
-    `costs` and `visit` are for the receipt: see `journal.Receipt`.
+    `costs` and `visit` are for the receipt: see `pipeline.commit.receipt.Receipt`.
     """
     structs = images.combine_chunks().to_struct_array().chunk(0)
     return pa.table(
@@ -139,12 +139,12 @@ def pack_shard(
 
 
 def visit_of(row: pa.Table) -> ModelVisit:
-    """What the model actor has put into `pack_shard`."""
+    """The visit that the model actor passed to `pack_shard`."""
     return ModelVisit(**row.column("visit")[0].as_py())
 
 
 def costs_of(row: pa.Table) -> dict[str, float]:
-    """What earlier stages have put into `pack_shard`."""
+    """The costs that earlier stages passed to `pack_shard`."""
     return dict(row.column("costs")[0].as_py())
 
 
