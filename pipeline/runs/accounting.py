@@ -1,4 +1,4 @@
-"""The books of a run: every planned image in exactly one row, or the run is not finished."""
+"""The accounting of a run: the run is finished only if every planned image has exactly one row."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,38 +11,39 @@ from pipeline.telemetry.costs import ON_DEVICE
 
 @dataclass(frozen=True)
 class Report:
-    """The books of a run, as they stand in report.json."""
+    """The counts and timings of a run, as report.json stores them."""
 
     run_id: str
-    created: str  # when it was planned, ISO 8601, UTC
+    created: str  # when the run was planned, ISO 8601, UTC
     num_images: int  # rows of the run: ok + failed + removed
     num_ok: int
     num_failed: int
     num_removed: int
-    counts: dict[str, int]  # images by reason, also of those that were left out: see changes.Changes
+    counts: dict[str, int]  # images by reason, including images that were left out: see changes.Changes
     num_segments: int
     failed_by_code: dict[str, int]
     num_shards: int
-    num_shards_done_before: int  # by earlier attempts; never opened by this one
+    num_shards_done_before: int  # finished by earlier attempts; this attempt never opened them
     seconds: float  # of this attempt, from the first shard on a model to the last receipt
     images_per_second: float  # of this attempt, model load excluded
     finished_at: str  # ISO 8601, UTC
     table_versions: dict[str, int] = field(default_factory=dict)  # of the Delta tables, once published
-    # Milliseconds an image, by step, over all attempts: on the device the time that passed, else CPU. See costs.
+    # Milliseconds per image for each step, over all attempts: elapsed time for steps on the device, CPU time for the
+    # others. See costs.
     step_ms: dict[str, float] = field(default_factory=dict)
-    # Device, precision and CPU instructions of this attempt; run.json has those of the first one.
+    # Device, precision and CPU instructions of this attempt; run.json has the values of the first attempt.
     computed_on: dict[str, str | None] = field(default_factory=dict)
-    # Share of the time that each model actor of this attempt had work in which its device was busy: see Clock
+    # For each model actor of this attempt: in which share of its working time its device was busy. See Clock.
     device_busy: dict[str, float] = field(default_factory=dict)
 
     def exit_code(self, max_failure_rate: float) -> int:
-        """1 where more failed than that share of the images that were tried; rows of removed ones were not."""
+        """1 if more than `max_failure_rate` of the processed images failed, else 0. Removed images do not count."""
         return 1 if self.num_failed > max_failure_rate * (self.num_images - self.num_removed) else 0
 
 
 @dataclass
 class ActorTime:
-    """When a model actor took its first shard and was done with its last, and how long its device was busy between."""
+    """When a model actor took its first shard and finished its last, and how long its device was busy in between."""
 
     started: float
     ended: float = 0.0
@@ -55,7 +56,7 @@ class ActorTime:
 
 
 class Clock:
-    """When the models worked: from the first shard's start to the last receipt of this attempt."""
+    """The time in which the models worked: from the first shard's start to the last receipt of this attempt."""
 
     def __init__(self) -> None:
         self.started, self.finished, self.num_images = float("inf"), 0.0, 0
@@ -68,7 +69,7 @@ class Clock:
         self.actors.setdefault(receipt.model_actor, ActorTime(receipt.started)).add(receipt)
 
     def busy_shares(self) -> dict[str, float]:
-        """Of each model actor."""
+        """For each model actor, the share of its working time in which its device was busy."""
         return {
             actor: round(time.busy_seconds / (time.ended - time.started), 3)
             for actor, time in sorted(self.actors.items())
@@ -77,10 +78,10 @@ class Clock:
 
 
 def close_books(run: Run, totals: Totals, done_before: int, clock: Clock) -> Report:
-    """The report of the run. BrokenRunError where an image or a shard has no receipt that counts.
+    """Check the counts of the run and return its report. BrokenRunError if they do not add up, or if they do not count.
 
-    A driver that was suspended while another took the run over, or that another fenced off, has receipts that count
-    for nobody: it would publish what the journal has and call it the whole run.
+    If another driver took over the run while this driver was suspended, or fenced this driver off, receipts of this
+    driver are ignored. Without the check, this driver would publish what the journal has and call it the whole run.
     """
     if totals.shards != set(range(run.plan.num_shards)) or totals.num_images != run.plan.num_images:
         raise BrokenRunError(
@@ -114,5 +115,5 @@ def close_books(run: Run, totals: Totals, done_before: int, clock: Clock) -> Rep
 
 
 def utc_now() -> str:
-    """ISO 8601, to the second."""
+    """The current time in ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""A run planned, and an attempt at it begun."""
+"""Plan a run, and begin an attempt at a run."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Run:
-    """A planned run with the journal of one attempt at it."""
+    """A planned run with the journal of one attempt at the run."""
 
     run_id: str
     created: datetime
@@ -36,7 +36,7 @@ class Run:
     model: Model
     fingerprint: str
     plan: PlanSummary
-    counts: dict[str, int]  # images by reason, also of those that are not in the plan: see changes.Changes
+    counts: dict[str, int]  # images by reason, including images that are not in the plan: see changes.Changes
     journal: Journal
 
     @property
@@ -56,10 +56,10 @@ def plan_run(
     computed_on: dict[str, str | None],
     may_write: Callable[[], None] = lambda: None,
 ) -> RunRecord:
-    """Write the plan of a new run, then its run.json. A plan that breaks off on the way is no run.
+    """Write the plan of a new run, then its run.json. Without run.json, an incomplete plan is not a run.
 
-    `computed_on`: device, precision and CPU instructions of the models, for the record.
-    `may_write` is called for every shard, and raises BrokenRunError where another driver has taken over.
+    `computed_on`: device, precision and CPU instructions of the models, to be stored in run.json. `may_write` is called
+    for every shard and raises BrokenRunError if another driver has taken over.
     """
     settings, output = checked.settings, checked.output
     now = datetime.now(UTC)
@@ -70,7 +70,8 @@ def plan_run(
             plan = write_plan(_while(may_write, shards), output.filesystem, folder.plan)
             may_write()
         except BaseException:
-            # Half a plan is no run; nothing of it stays. No more than that: a named run's folder may hold others' work.
+            # An incomplete plan is not a run, so delete the plan. Delete nothing else: the folder of a named run may
+            # hold work of other drivers.
             with contextlib.suppress(BrokenRunError, *STORE_ERRORS):
                 may_write()
                 output.filesystem.rm(folder.plan, recursive=True)
@@ -97,7 +98,7 @@ def plan_run(
 
 
 def take_up(checked: Checked, record: RunRecord) -> Run:
-    """Begin an attempt at the run: from here on, earlier drivers cannot add to its journal."""
+    """Begin an attempt at the run. From now on, earlier drivers cannot add to the journal of the run."""
     with checked.output.errors():
         journal = Journal.start_attempt(checked.output.run(record.run_id))
     return Run(
@@ -124,6 +125,6 @@ def _versions() -> dict[str, str]:
     for name in ("m2f-pipeline", "torch", "numpy", "numba", "pillow", "pyarrow", "ray", "deltalake"):
         try:
             versions[name] = version(name)
-        except PackageNotFoundError:  # m2f-pipeline itself, where a job runs from a working directory
+        except PackageNotFoundError:  # m2f-pipeline itself, if a job runs from a working directory
             versions[name] = "not installed"
     return versions

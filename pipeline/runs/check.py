@@ -1,4 +1,4 @@
-"""Settings -> settings with nothing wrong in them: the checkpoint, the places. Nothing is written or listed."""
+"""Check the settings, the checkpoint, and the places of input and output. Nothing is written or listed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,20 +26,20 @@ from pipeline.store.filesystem import canonical, is_local, one_line, whole_path
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint as the run uses it; checked, not loaded."""
+    """The checkpoint as the run uses it: checked, but not loaded."""
 
     name: str
-    license: str  # as its files state it
+    license: str  # as the checkpoint's files state it
     weights_sha256: str
     labels: LabelMap
-    image_size: ImageSize  # of the flag, else of its files
+    image_size: ImageSize  # from the flag, else from the checkpoint's files
     inference: InferenceSettings
     warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Settings with nothing wrong in them."""
+    """Settings that passed all checks, with the output and the model that they name."""
 
     settings: Settings
     output: Output
@@ -49,9 +49,9 @@ class Checked:
 
 
 def check_model(settings: Settings) -> Model:
-    """The checkpoint of `settings.model` with everything that can be wrong with it found out.
+    """Open and check the checkpoint of `settings.model`. Raise RunError if a run could not use it.
 
-    Raises RunError. The weights are matched by name and shape, not loaded.
+    The weights are checked by name and shape, but not loaded.
     """
     checkpoint = stage_model(settings.model)
     try:
@@ -82,15 +82,15 @@ def _scenes_warning(model: str) -> Iterator[str]:
 
 
 def resolved_results(settings: Settings, model: Model) -> dict[str, Any]:
-    """The settings that change results with their defaults filled in, so that a spelled-out default is no change."""
+    """The settings that change results, with defaults filled in, so that giving a default explicitly changes nothing."""
     return {**settings.results_dict(), "image_size": str(model.image_size), **results_of(model.inference)}
 
 
 def check(settings: Settings) -> Checked:
-    """Find out, quickly and without writing, what is wrong with the settings.
+    """Check the settings, quickly and without writing.
 
-    Raises RunError where the checkpoint cannot be used; where the output belongs to another schema version or lies
-    inside the input. What is wrong with the input, listing it will say.
+    Raise RunError if the checkpoint cannot be used, if the output belongs to another schema version, or if the output
+    lies inside the input. Errors of the input appear only when the input is listed.
     """
     settings = _with_whole_paths(settings)
     _check_places(settings)
@@ -103,7 +103,7 @@ def check(settings: Settings) -> Checked:
 
 
 def _with_whole_paths(settings: Settings) -> Settings:
-    """Local paths made absolute, once."""
+    """The settings with all local paths made absolute."""
     return replace(
         settings,
         input=whole_path(settings.input),

@@ -1,7 +1,8 @@
-"""What a finished run leaves behind that nobody needs: parts without a receipt, half-written files, markers of starts.
+"""Delete what a finished run no longer needs: parts without a receipt, half-written files, start markers.
 
-A shard that was done twice with different results has a part too many. Readers of the Delta tables never see it, but
-whoever reads `run=<run_id>/*.parquet` would. On a disk, a writer that was killed also leaves a temporary file.
+If a shard was processed twice with different results, one of its parts is superfluous. Readers of the Delta tables
+never see that part, but a reader of `run=<run_id>/*.parquet` would. On a disk, a writer that was killed also leaves a
+temporary file.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def sweep(run: Run) -> int:
-    """Delete the parts of `run` that its journal does not name, and what was never whole; how many there were."""
+    """Delete the parts of `run` that its journal does not name, and incomplete files. Return the number of both."""
     named = {run.output.at(part.path) for receipt in run.journal.read() for part in receipt.parts.values()}
     orphans = [
         path
@@ -29,8 +30,8 @@ def sweep(run: Run) -> int:
         try:
             with contextlib.suppress(FileNotFoundError):
                 run.output.filesystem.rm_file(path)
-        except STORE_ERRORS as error:  # they harm nobody who reads the tables
+        except STORE_ERRORS as error:  # harmless: readers of the tables do not see these files
             logger.warning("no receipt names %s, but the file cannot be deleted: %s", path, one_line(error))
-    with contextlib.suppress(*STORE_ERRORS):  # as above; FileNotFoundError where no shard was ever started
+    with contextlib.suppress(*STORE_ERRORS):  # harmless as well; FileNotFoundError if no shard was ever started
         run.output.filesystem.rm(run.folder.started, recursive=True)
     return len(orphans)

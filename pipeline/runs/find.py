@@ -1,4 +1,4 @@
-"""Runs as they lie in the output, found again: the one to go on with, the one that is finished."""
+"""Find earlier runs in the output: the run to continue, or the named run if it is already finished."""
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +14,11 @@ from pipeline.tables.publish import is_published
 
 logger = logging.getLogger(__name__)
 
-_READ_THREADS = 16  # a year of nights has 365 small objects to look at
+_READ_THREADS = 16  # a year of nightly runs means 365 small objects to read
 
 
 def find_report(checked: Checked) -> dict[str, Any] | None:
-    """The report of the run that --run-id names, if it is finished. RunError where that has other settings."""
+    """The report of the run that --run-id names, if that run is finished. RunError if the run has other settings."""
     if checked.settings.run_id is None or _named_run(checked) is None:
         return None
     with checked.output.errors():
@@ -26,13 +26,13 @@ def find_report(checked: Checked) -> dict[str, Any] | None:
 
 
 def find_run(checked: Checked, say_what_is_left: bool = False) -> RunRecord | None:
-    """The run to go on with, or None where a new one is to be planned.
+    """The run to continue, or None if a new run must be planned.
 
-    That is the one that --run-id names; else the newest unfinished one with the same input and fingerprint, unless a
-    run of other settings has done these images since: its rows are newer, and would hide those of the old one.
-    `say_what_is_left`: warn of the latter.
+    If --run-id is given, this is the run of that name. Otherwise it is the newest unfinished run with the same input
+    and fingerprint, unless a run with other settings has processed these images since: the newer rows of that run would
+    hide the rows of the unfinished run. `say_what_is_left`: log a warning in that case.
 
-    Raises RunError where --run-id names a run with other settings, or one of which only the tables know.
+    Raises RunError if --run-id names a run with other settings, or a run of which only rows in the tables are left.
     """
     if checked.settings.run_id is None:
         with checked.output.errors():
@@ -44,7 +44,7 @@ def find_run(checked: Checked, say_what_is_left: bool = False) -> RunRecord | No
 
 
 def identity(checked: Checked) -> dict[str, Any]:
-    """The fields of run.json that two commands must have in common for the second to go on with the first one's run."""
+    """The fields of run.json that two commands must have in common for the second to continue the run of the first."""
     settings = checked.settings
     return {
         "fingerprint": checked.fingerprint,
@@ -56,7 +56,7 @@ def identity(checked: Checked) -> dict[str, Any]:
 
 
 def _named_run(checked: Checked) -> RunRecord | None:
-    """The run that --run-id names. RunError where it has other settings."""
+    """The run that --run-id names. RunError if that run has other settings."""
     assert checked.settings.run_id is not None
     with checked.output.errors():
         found = read_run_record(checked.output, checked.output.run(checked.settings.run_id))
@@ -66,9 +66,10 @@ def _named_run(checked: Checked) -> RunRecord | None:
 
 
 def _refuse_used_name(output: Output, run_id: str) -> None:
-    """RunError where there was a run of this name, whose books somebody has deleted.
+    """Raise RunError if there was a run of this name whose folder somebody has deleted.
 
-    Its shards would pass for those of the new one, which then were never published, and its parts for left-overs.
+    Otherwise the published shards of the old run would be taken for shards of the new run, which would then never be
+    published, and the parts of the old run would be taken for left-overs.
     """
     with output.errors():
         has_parts = any(list_folder(output.filesystem, output.at(parts_folder(table, run_id))) for table in TABLES)
@@ -83,7 +84,7 @@ def _check_is_same(found: RunRecord, wanted: dict[str, Any], checked: Checked) -
     if _has(found, wanted):
         return
     there, here = {**found.results, **vars(found)}, {**checked.results, **wanted}
-    del here["fingerprint"]  # says that something differs, not what
+    del here["fingerprint"]  # the fingerprint says that something differs, but not what
     different = [f"{k} ({there.get(k)!r} in the run, {v!r} here)" for k, v in here.items() if there.get(k) != v]
     raise RunError(f"--run-id {found.run_id} exists with other settings: {', '.join(different) or 'other weights'}")
 
@@ -95,7 +96,7 @@ def _has(run: RunRecord, wanted: dict[str, Any]) -> bool:
 def _newest_unfinished(output: Output, wanted: dict[str, Any], say_what_is_left: bool) -> RunRecord | None:
     folders = output.list_runs()
     with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="runs") as threads:
-        # Reports first: run.json is large, and nearly all runs of the past are finished.
+        # Read the reports first: run.json is large, and nearly all past runs are finished.
         reports = list(threads.map(lambda folder: output.read_json_or_none(folder.report_json), folders))
         unfinished = [folder for folder, report in zip(folders, reports, strict=True) if report is None]
         found = threads.map(lambda folder: read_run_record(output, folder), unfinished)
@@ -117,7 +118,9 @@ def _newest_unfinished(output: Output, wanted: dict[str, Any], say_what_is_left:
 
 
 def _hides(later: RunRecord, run: RunRecord) -> bool:
-    """Whether a later run has done all images of `run`, with other settings. Else going on wastes little at most."""
+    """Whether the run `later` processed all images of `run` with other settings. If not, continuing `run` wastes
+    little.
+    """
     has_its_images = f"{run.input}/".startswith(f"{later.input}/")
     left_out = later.counts.get("unchanged", 0) + later.counts.get("not_selected", 0)
     did_all = later.limit is None and not left_out

@@ -1,4 +1,4 @@
-"""What a run would do, found out without doing it."""
+"""Preview a run: find out what the run would do, without doing it."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ from pipeline.runs.find import find_report, find_run
 
 @dataclass(frozen=True)
 class Preview:
-    """Images and encoded bytes by reason, also of those that would be left out; see changes.Changes."""
+    """Images and encoded bytes by reason, including images that would be left out; see changes.Changes."""
 
     counts: dict[str, int]
     size_bytes: dict[str, int]
-    planned: tuple[str, ...]  # the reasons for which an image would be in the run
-    note: str | None  # where the job would not plan a run but do something else
+    planned: tuple[str, ...]  # the reasons that put an image into the run
+    note: str | None  # set if the job would not plan a run but do something else
 
 
 def preview(settings: Settings) -> Preview:
-    """Compare the input with the published tables. Raises RunError where the job could not start."""
+    """Compare the input with the published tables. Raises RunError if the job could not start."""
     checked = check(settings)
     note = None
     if find_report(checked) is not None:
@@ -34,7 +34,7 @@ def preview(settings: Settings) -> Preview:
 
 
 def changes_of(checked: Checked) -> Changes:
-    """What a run of these settings would have to do now."""
+    """The changes that a run with these settings would have to process now."""
     return compare(
         list_images(checked.settings.input),
         checked.settings,

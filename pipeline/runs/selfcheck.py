@@ -1,8 +1,9 @@
-"""Does this device compute what the checkpoint says, and how fast? For jobs/selfcheck.py, where the run would be done.
+"""Does this device compute the results of the checkpoint, and how fast? For jobs/selfcheck.py, on the run's cluster.
 
-The network as a run uses it, with whatever makes it fast there (kernels, graphs, packed weights, bf16, resizing on the
-device), against the same checkpoint on the CPU in float32, its layers as PyTorch computes them. What is made of the
-outputs is computed on either side's device, with the same code where both are CPUs. Nothing is written.
+The check compares two networks. The first is the network as a run uses it, with everything that makes it fast on this
+device (kernels, graphs, packed weights, bf16, resizing on the device). The second is the same checkpoint on the CPU in
+float32, with its layers as PyTorch computes them. Each side derives the segments from its outputs on its own device; if
+both devices are CPUs, both sides use the same code. Nothing is written.
 """
 
 import itertools
@@ -35,40 +36,40 @@ from pipeline.segment.postprocess import FoundSegment, found_segments, infer
 from pipeline.segment.segmenter import Segmenter, SegmentSpec
 from pipeline.telemetry.costs import ON_DEVICE, Costs
 
-_SAME_IOU = 0.9  # of the masks of a segment that both sides have found
-# What rounding explains. A batch of another size already changes one mask bit in two million in float32; bfloat16 has
-# 8 bits of mantissa.
+_SAME_IOU = 0.9  # IoU from which two masks count as the same segment
+# Rounding explains differences up to these bounds. A batch of another size already changes one mask bit in two million
+# in float32; bfloat16 has 8 bits of mantissa.
 _MOST_FLIPPED = {"fp32": 1e-4, "bf16": 1e-2}
-_MOST_OTHER_CLASSES = {"fp32": 1e-2, "bf16": 1e-1}  # of queries; those that are unsure have several near the top
+_MOST_OTHER_CLASSES = {"fp32": 1e-2, "bf16": 1e-1}  # share of queries; an unsure query has several classes near the top
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The device's results for some images beside those of plain PyTorch."""
+    """How the device's results for some images differ from the results of plain PyTorch."""
 
     num_images: int
     class_logits: float  # largest difference
     mask_logits: float  # largest difference
     flipped: float  # share of the mask logits, of all queries, that lie on the other side of 0
-    other_classes: float  # share of the queries whose most likely class is another one
-    segments: int  # that plain PyTorch found
-    segments_alike: int  # of them, found by the device too: the same class, nearly the same mask
+    other_classes: float  # share of the queries whose most likely class differs
+    segments: int  # found by plain PyTorch
+    segments_alike: int  # of these, found by the device too: the same class, nearly the same mask
     segments_only_here: int  # found by the device alone
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Of a model actor, without reading and writing."""
+    """The speed of a model actor, without reading and writing."""
 
-    images_per_second: float  # decoding, model, reduction, encoding
-    device_ms: dict[str, float]  # an image, by step
-    batch_size: int  # images, at most
-    max_batch_pixels: int | None  # what memory allowed, where it ran out
+    images_per_second: float  # includes decoding, model, reduction, encoding
+    device_ms: dict[str, float]  # per image, by step
+    batch_size: int  # the most images in one batch
+    max_batch_pixels: int | None  # the limit that memory allowed; None if memory did not run out
 
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """What came out."""
+    """The result of the self-check."""
 
     device: str
     precision: str
@@ -85,7 +86,7 @@ class SelfCheck:
 
 
 def selfcheck(settings: SelfCheckSettings) -> SelfCheck:
-    """Compare and time on a worker with the resources of a model actor. RunError where a run could not start."""
+    """Compare and time on a worker with the resources of a model actor. RunError if a run could not start."""
     checked = check(settings)
     refuse_empty(checked.settings.input)
     images = list(itertools.islice(list_images(checked.settings.input), settings.limit))
@@ -103,7 +104,7 @@ def _check_on_worker(spec: SegmentSpec, source: str, images: Sequence[ListedImag
 
 
 def plain_network(spec: SegmentSpec) -> Network:
-    """The checkpoint of `spec` on the CPU, its layers as PyTorch computes them, in float32."""
+    """The checkpoint of `spec` on the CPU in float32, with its layers as PyTorch computes them."""
     checkpoint = stage_model(spec.model, spec.weights_sha256)
     network = Network(
         checkpoint,
@@ -116,12 +117,14 @@ def plain_network(spec: SegmentSpec) -> Network:
     network.model = checkpoint.load().requires_grad_(False)
     for module in network.model.modules():
         if isinstance(module, DeformableAttention):
-            module.train()  # the way that has a gradient is PyTorch's; the other is a kernel of ours on a CPU too
+            module.train()  # in training mode it uses PyTorch's code; otherwise a kernel of ours, on a CPU too
     return network
 
 
 def compare(network: Network, plain: Network, images: Sequence[Image.Image]) -> Comparison:
-    """One image at a time, at least one. Logits that are no numbers count as differing without end."""
+    """Compare image by image; there must be at least one image. Logits that are not finite count as infinitely
+    different.
+    """
     class_logits = mask_logits = 0.0
     flipped = cells = others = queries = segments = alike = only_here = 0
     for number, image in enumerate(images):
@@ -143,7 +146,7 @@ def compare(network: Network, plain: Network, images: Sequence[Image.Image]) -> 
         flipped += int(((masks_here >= 0) != (masks_there >= 0)).sum())
         others += int((classes_here.argmax(-1) != classes_there.argmax(-1)).sum())
         found_here = found_segments(network.run(here, Costs())[0])  # reduced on the device, as in a run
-        # A CPU takes seconds for a forward pass: one will do.
+        # A forward pass takes seconds on a CPU, so the outputs above are used again.
         found_there = found_segments(infer(classes_there[0], masks_there[0], geometry, plain.inference))
         pairs = _count_alike(found_here, found_there, image.height, image.width)
         segments += len(found_there)
@@ -155,10 +158,10 @@ def compare(network: Network, plain: Network, images: Sequence[Image.Image]) -> 
 
 
 def time_actor(segmenter: Segmenter, encoded: Sequence[bytes], seconds: float = 10.0) -> Timing:
-    """Segment the images again and again, for so long, in batches as large as a run's, after one warm-up."""
+    """After one warm-up, segment the images repeatedly for `seconds`, in batches as large as in a run."""
     batch_size = segmenter.spec.batch_size
     many = list(itertools.islice(itertools.cycle(encoded), max(len(encoded), 4 * batch_size)))
-    _segment_all(segmenter, many, Costs())  # kernels compile, graphs are recorded, memory runs out
+    _segment_all(segmenter, many, Costs())  # the warm-up: kernels compile, graphs are recorded, memory may run out
     costs, num_images, started = Costs(), 0, time.perf_counter()
     while (passed := time.perf_counter() - started) < seconds:
         _segment_all(segmenter, many, costs)
@@ -169,7 +172,7 @@ def time_actor(segmenter: Segmenter, encoded: Sequence[bytes], seconds: float = 
 
 
 def _segment_all(segmenter: Segmenter, encoded: Sequence[bytes], costs: Costs) -> None:
-    """RunError where an image fails: failures are quick, and would pass for speed."""
+    """Raise RunError if an image fails: failures are quick and would look like speed."""
     for result in segmenter.segment(encoded, costs=costs):
         if isinstance(result, ImageError):
             raise RunError(f"an image failed in batches of {segmenter.spec.batch_size}: {result}")
@@ -185,7 +188,7 @@ def _read(source: str, images: Sequence[ListedImage], step_timeout: float) -> li
 
 
 def _decodable(encoded: Sequence[bytes], spec: SegmentSpec) -> tuple[list[bytes], list[Image.Image]]:
-    """Those that can be decoded, as they are and decoded."""
+    """The images that can be decoded: their encoded bytes, and the decoded images."""
     good: list[bytes] = []
     images: list[Image.Image] = []
     error: ImageError | None = None
@@ -203,7 +206,7 @@ def _decodable(encoded: Sequence[bytes], spec: SegmentSpec) -> tuple[list[bytes]
 def _count_alike(
     found_here: Sequence[FoundSegment], found_there: Sequence[FoundSegment], height: int, width: int
 ) -> int:
-    """How many pairs of the same class and nearly the same mask there are, each segment in one at most."""
+    """The number of pairs with the same class and nearly the same mask; each segment is in at most one pair."""
     left = [(segment.class_id, decode(segment.mask.counts, height, width)) for segment in found_here]
     for segment in found_there:
         mask_HW = decode(segment.mask.counts, height, width)

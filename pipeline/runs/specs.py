@@ -1,4 +1,4 @@
-"""Settings of a run -> what each actor is told."""
+"""Settings of a run -> settings of its model actors."""
 
 from pipeline.cluster.allotment import Allotment
 from pipeline.config import Settings
@@ -7,12 +7,12 @@ from pipeline.inputs.fetch import MAX_OBJECT_BYTES
 from pipeline.runs.check import Model
 from pipeline.segment.segmenter import SegmentSpec
 
-MAX_BATCH_PIXELS = 16 * 800 * 1344  # padded; larger batches keep a GPU no busier, smaller images are more in one
+MAX_BATCH_PIXELS = 16 * 800 * 1344  # padded; larger batches do not keep a GPU busier
 _BATCH_SIZE_GPU, _BATCH_SIZE_CPU = 64, 1
 
 
 def segment_spec(settings: Settings, model: Model, allotment: Allotment) -> SegmentSpec:
-    """What a model actor of these settings is told."""
+    """The settings of a model actor."""
     return SegmentSpec(
         model=settings.model,
         weights_sha256=model.weights_sha256,
@@ -26,7 +26,7 @@ def segment_spec(settings: Settings, model: Model, allotment: Allotment) -> Segm
         device=allotment.device,
         threads=allotment.model_threads,
         batch_size=settings.batch_size or (_BATCH_SIZE_GPU if allotment.device == "cuda" else _BATCH_SIZE_CPU),
-        # A batch size that somebody asks for is not cut by a default.
+        # If --batch-size is given, the default pixel limit must not make batches smaller.
         max_batch_pixels=settings.max_batch_pixels or (2**40 if settings.batch_size else MAX_BATCH_PIXELS),
         shard_bytes=max(settings.shard_mib * 2**20, MAX_OBJECT_BYTES),
         step_timeout=settings.step_timeout,
