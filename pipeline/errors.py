@@ -51,7 +51,7 @@ class ImageError(Exception):
 
 
 class RunError(Exception):
-    """The run cannot start or continue. The message is one line that names the cause and says what to do. Exit code 2."""
+    """The run cannot start or continue. The message is one line that names the cause and what to do. Exit code 2."""
 
 
 class StoreUnavailableError(RunError):

@@ -85,7 +85,7 @@ class Output:
 
     @classmethod
     def open(cls, uri: str, flag: str = "--output") -> "Output":
-        """Open the output at `uri`. RunError if there is no such store or the environment does not say how to reach it."""
+        """Open the output `uri`. RunError if there is no such store or the environment does not say how to reach it."""
         return cls(uri, *open_filesystem(uri), flag)
 
     @property

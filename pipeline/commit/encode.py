@@ -1,4 +1,4 @@
-"""Segments -> rows of the tables, with the dataset's categories; checked before anything is written."""
+"""Segments -> rows of the tables, with the categories of the dataset. All rows are checked before they are written."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +16,7 @@ from pipeline.schema import IMAGES, SEGMENTS
 
 @dataclass(frozen=True)
 class EncodeSpec:
-    """What the rows of a run have in common."""
+    """The values that all rows of a run have in common."""
 
     run_id: str
     run_created: datetime
@@ -27,14 +27,14 @@ class EncodeSpec:
 
 
 def warm_up() -> None:
-    """Compile what checking compiles on its first call, before a shard waits for it."""
+    """Compile the functions that check rows, so that no shard has to wait for the compiler."""
     counts_bbox_xywh(encode_mask(np.eye(2, dtype=bool)), 2, 2)
 
 
 def encode_shard(shard: int, images: pa.Table, spec: EncodeSpec) -> dict[str, pa.Table]:
     """The rows of `images` and `segments` for a shard as it comes from the model (schema.SEGMENTED).
 
-    Raises InvalidResultError where a row would break an invariant of the tables.
+    Raises InvalidResultError if a row would break an invariant of the tables.
     """
     segment_rows: list[dict[str, Any]] = []
     num_segments = []
@@ -86,11 +86,11 @@ def _segment_rows(image: dict[str, Any], spec: EncodeSpec) -> list[dict[str, Any
 
 
 def check_tables(planned: pa.Table, tables: dict[str, pa.Table], task: Task) -> None:
-    """The invariants of design and documentation, computed a second way from what is about to be written.
+    """Check the documented invariants, computed a second time from the rows that are about to be written.
 
-    Every image of the shard has one row; `num_segments` add up; area and box recomputed from the RLE agree; one id is
-    one mask; masks are disjoint, unless they are of instances, and cover the image, if they are of semantic
-    segmentation. Raises InvalidResultError.
+    Every image of the shard has one row; `num_segments` is the number of its segments; area and box agree with the RLE;
+    one segment id has one mask; masks are disjoint, except those of instances; masks of semantic segmentation cover the
+    image. Raises InvalidResultError.
     """
     images = tables["images"].to_pylist()
     rows_of: dict[str, list[dict[str, Any]]] = {image["image_key"]: [] for image in images}
@@ -137,7 +137,7 @@ def _check_mask(row: dict[str, Any], counts: bytes, height: int, width: int) -> 
 
 
 def _overlap(counts_of_masks: list[bytes]) -> bool:
-    """Whether any pixel is in two of the masks (of one image). Compares runs; makes no mask."""
+    """Whether any pixel is in two of the masks of one image. Compares run lengths; builds no mask."""
     if not counts_of_masks:
         return False
     ends = [np.cumsum(decode_counts(counts)) for counts in counts_of_masks]

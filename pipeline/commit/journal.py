@@ -1,10 +1,11 @@
-"""What is done: receipts of shards, appended in batches. One object a batch, one PUT: that PUT is the commit point.
+"""The journal: receipts of finished shards, appended in batches. One PUT writes a batch as one object: the commit
+point.
 
-A shard counts when a receipt of it stands in the journal; files that happen to lie in the output count for nothing.
+A shard counts as finished once the journal has a receipt of it. Files in the output that no receipt names are ignored.
 
-Every driver that works on a run is an attempt with a number of its own. When it starts it writes down which journal
-objects of earlier attempts it has found, and from then on no others of theirs count: a driver that was thought dead and
-writes on is fenced off. So all readers, now and later, see the same receipts in the same order.
+Every driver that works on a run is an attempt with its own number. When an attempt starts, it records which journal
+objects of earlier attempts exist. From then on, any further objects of earlier attempts are ignored: this fences off a
+driver that seemed dead and goes on writing. So all readers, now and later, see the same receipts in the same order.
 """
 
 import json
@@ -24,7 +25,7 @@ from pipeline.store.conditional_writes import create_object, supports_conditions
 from pipeline.store.filesystem import list_folder, put_object
 from pipeline.store.objects import read_object
 
-# Receipts of at most this many seconds are lost (and their shards done again) when the driver is killed.
+# If the driver is killed, receipts of at most this many seconds are lost, and their shards are processed again.
 JOURNAL_SECONDS = 5.0
 
 
@@ -32,7 +33,7 @@ class Journal:
     """The receipts of the run in `folder`: `journal/000001-000000.jsonl`, by attempt and number."""
 
     def __init__(self, folder: RunFolder, attempt: int = 0):
-        """`attempt`: of the driver that appends; readers need none."""
+        """`attempt` is the attempt of the driver that appends; readers need no attempt."""
         self.folder = folder
         self.filesystem = folder.filesystem
         self.attempt = attempt
@@ -40,7 +41,9 @@ class Journal:
 
     @classmethod
     def start_attempt(cls, folder: RunFolder) -> "Journal":
-        """The journal for a new driver to append to. From here on, earlier drivers cannot add to it."""
+        """Start a new attempt and return its journal to append to. From now on, earlier drivers cannot add to the
+        journal.
+        """
         journal = cls(folder)
         journal.attempt = 1 + max(journal._attempts(), default=0)
         while True:
@@ -64,17 +67,17 @@ class Journal:
         return journal
 
     def append(self, receipts: Iterable[Receipt]) -> None:
-        """Commit receipts: after this returns, their shards are never opened again."""
+        """Commit receipts. After this returns, their shards are never opened again."""
         lines = "".join(receipt.to_json() + "\n" for receipt in receipts)
         if lines:
             reached("before journal")
             path = f"{self.folder.journal}/{self.attempt:06d}-{self.next_number:06d}.jsonl"
-            self.next_number += 1  # also if the write fails: it may have arrived, and is not to be overwritten
+            self.next_number += 1  # also if the write fails: the object may exist and must not be overwritten
             put_object(self.filesystem, path, lines.encode())
             reached("after journal")
 
     def read(self) -> Iterator[Receipt]:
-        """All receipts that count, each shard's once, in the order of their commit."""
+        """All receipts that count, one per shard, in the order of their commits."""
         seen: set[int] = set()
         for _, _, path in self._counted():
             for line in BytesIO(read_object(self.filesystem, path)):
@@ -84,11 +87,11 @@ class Journal:
                     yield receipt
 
     def is_the_latest(self) -> bool:
-        """Whether all that this attempt has appended counts: no other has started since."""
+        """Whether everything that this attempt appended counts, because no other attempt has started since."""
         return max(self._attempts(), default=0) == self.attempt
 
     def _attempts(self) -> dict[int, str]:
-        """Number of each attempt -> its object."""
+        """The path of each attempt's object, by number of the attempt."""
         paths = list_folder(self.filesystem, self.folder.attempts)
         return {int(Path(path).stem): path for path in paths if re.fullmatch(r"\d+\.json", Path(path).name)}
 
@@ -109,16 +112,17 @@ class Journal:
 
 
 class Committer:
-    """Collects receipts and commits them every `seconds` and at the end, whatever ends the run.
+    """Collects receipts, and commits them every `seconds` seconds and at the end of the run, for whatever reason it
+    ends.
 
-    A thread does it, because the next receipt may be long in coming. What it cannot write is raised by `add` or at the
-    end.
+    A thread commits them, because the next receipt may take long to arrive. If the thread cannot write, `add` or the
+    end raises the error.
     """
 
     def __init__(
         self, journal: Journal, seconds: float = JOURNAL_SECONDS, may_commit: Callable[[], None] = lambda: None
     ):
-        """`may_commit` is called before each commit and raises where it must not be."""
+        """`may_commit` is called before each commit and raises if this driver must not commit."""
         self.journal = journal
         self.may_commit = may_commit
         self.seconds = seconds
@@ -139,7 +143,7 @@ class Committer:
             self.receipts.append(receipt)
 
     def num_waiting(self) -> int:
-        """Images whose receipts are not committed."""
+        """The number of images whose receipts are not committed yet."""
         with self.lock:
             return sum(receipt.num_images for receipt in self.receipts)
 
@@ -159,6 +163,6 @@ class Committer:
         while not self.ended.wait(self.seconds):
             try:
                 self.commit()
-            except Exception as error:  # of the store or the disk; the receipts are kept, the end tries once more
+            except Exception as error:  # from the store or the disk; receipts are kept, and the end tries once more
                 self.failure = error
                 return

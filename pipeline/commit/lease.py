@@ -1,12 +1,13 @@
-"""One driver at a time on an output: a lease object that its holder renews and others respect.
+"""A lease on the output: the driver that holds it renews it, and other drivers stay away.
 
-Who finds a lease that was renewed lately is refused at once; one whose holder has been silent for half of its time is
-waited for. A holder that ran on this machine and is gone is no holder.
+A driver that finds a recently renewed lease is refused at once. If the holder has not renewed the lease for half of its
+duration, the driver waits until the lease runs out. If the lease names a process of this machine that no longer exists,
+the lease is taken over at once.
 
-Ages are measured by the store's clock (the date of its answer against the object's time of change), so drivers need no
-common clock. A driver that cannot renew in time stops by itself; one that was stopped (SIGSTOP, a suspended machine)
-and wakes after another took over finds out at its next renewal, and what it wrote in between counts for nothing: see
-the fence in `journal.py` and the transactions in `publish.py`.
+The age of a lease is measured by the store's clock (date of the store's answer minus the object's time of change), so
+drivers need no common clock. A driver that cannot renew its lease in time stops by itself. A driver that was stopped
+(SIGSTOP, a suspended machine) and wakes after another driver took over learns this at its next renewal, and whatever it
+wrote in between is ignored: see the fence in `journal.py` and the transactions in `publish.py`.
 """
 
 import contextlib
@@ -30,11 +31,11 @@ from pipeline.store.filesystem import STORE_ERRORS, one_line
 
 logger = logging.getLogger(__name__)
 
-_RENEWALS = 4  # in the time that a lease lasts, so that one lost request costs nothing
+_RENEWALS = 4  # per duration of a lease, so that one lost request does no harm
 
 
 class Lease:
-    """Held from `__enter__` to `__exit__`; `check` raises once it is lost, and `on_loss` is called from a thread."""
+    """Held from `__enter__` to `__exit__`. Once the lease is lost, `check` raises, and a thread calls `on_loss`."""
 
     def __init__(
         self,
@@ -52,13 +53,13 @@ class Lease:
         self.renewals = 0
         self.waited_for = ""
         self.version = ""
-        self.renewed_at = 0.0  # by our monotonic clock, before the request that last succeeded was sent
+        self.renewed_at = 0.0  # our monotonic clock just before the last successful request was sent
         self.lost: str | None = None
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._keep, daemon=True, name="lease")
 
     def __enter__(self) -> "Lease":
-        """Raises RunError where another driver holds the lease."""
+        """Raises RunError if another driver holds the lease."""
         if not supports_conditions(self.filesystem):
             logger.warning(
                 "this store has no conditional writes, so no lease protects --output: make sure that only one job at a "
@@ -76,11 +77,11 @@ class Lease:
         self.ended.set()
         self.thread.join()
         if self.lost is None:
-            with contextlib.suppress(*STORE_ERRORS):  # it runs out by itself
+            with contextlib.suppress(*STORE_ERRORS):  # the lease runs out by itself
                 replace_object(self.filesystem, self.path, self._content(released=True), self.version)
 
     def check(self) -> None:
-        """Raise BrokenRunError where the lease is lost, or so old that another driver may have taken it."""
+        """Raise BrokenRunError if the lease is lost, or so old that another driver may have taken it."""
         if self.version and self.lost is None and time.monotonic() - self.renewed_at > self.seconds:
             self.lost = f"the lease was not renewed for {self.seconds:g} s"
         if self.lost is not None:
@@ -103,7 +104,7 @@ class Lease:
             return
 
     def _seconds_to_wait(self, found: Stored) -> float:
-        """Until `found` may be taken over; RunError where its holder seems to be alive."""
+        """The seconds until the lease `found` may be taken over. RunError if its holder seems to be alive."""
         holder = _parse(found.data)
         who = f"process {holder.get('pid')} on {holder.get('host')}"
         if holder.get("released"):
@@ -150,7 +151,7 @@ class Lease:
         self.on_loss()
 
     def _content(self, released: bool = False) -> bytes:
-        # `token` and `renewals` make each content unlike any other, which conditional writes need.
+        # `token` and `renewals` make each content unique, which conditional writes need.
         content = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -165,10 +166,10 @@ class Lease:
 
 
 def _process_identity(pid: int) -> str:
-    """Names a process of this machine for good: boot, namespace of process ids, id, time of start. Empty: unknown.
+    """A unique name of a process on this machine: boot, namespace of process ids, id, start time. Empty if unknown.
 
-    Not psutil's create_time: it is by the system's clock, so that two processes read two different times for a third
-    where the clock has been set in between, and a holder that lives would be taken for dead.
+    psutil's create_time would not do, because it depends on the system's clock: if the clock is set, two processes read
+    different start times of a third process, and a living holder would be taken for dead.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -180,7 +181,7 @@ def _process_identity(pid: int) -> str:
 
 
 def _is_gone(process: str) -> bool:
-    """Whether `process` was one that we could see if it were alive, and it is not."""
+    """Whether `process` would be visible from here if it were alive, and no longer exists."""
     here = _process_identity(os.getpid())
     same_machine = here and process.split("/")[:2] == here.split("/")[:2]
     return bool(same_machine) and _process_identity(int(process.split("/")[2])) != process

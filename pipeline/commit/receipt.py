@@ -1,4 +1,4 @@
-"""Receipts: proof that a shard is done, and what receipts add up to."""
+"""Receipts, each of which proves that a shard is finished, and the totals of receipts."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -15,24 +15,24 @@ class PartRecord:
     num_rows: int
     size_bytes: int
     sha256: str
-    first_key: str | None  # least and greatest image_key; None where there are no rows
+    first_key: str | None  # smallest and largest image_key; None if there are no rows
     last_key: str | None
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """Proof that a shard is done: its parts lie in the output, whole."""
+    """Proof that a shard is finished: all its parts are in the output, and complete."""
 
     shard: int
     num_images: int
-    num_removed: int  # of them, rows for images that are gone
+    num_removed: int  # how many of these images are removed from the input
     failed_by_code: dict[str, int]  # images with status `failed`, by error code
     parts: dict[str, PartRecord]  # by table
     started: float  # when a model actor took the shard, seconds since the epoch
     finished: float  # when its parts were written
-    seconds: dict[str, float] = field(default_factory=dict)  # that its steps took: see costs.STEPS
-    model_actor: str = ""  # that had the shard, by host and process
-    model_ended: float = 0.0  # when it was done with it
+    seconds: dict[str, float] = field(default_factory=dict)  # seconds of each step: see costs.STEPS
+    model_actor: str = ""  # the model actor that segmented the shard: host and process
+    model_ended: float = 0.0  # when that actor finished the shard
 
     @property
     def num_failed(self) -> int:
@@ -50,7 +50,7 @@ class Receipt:
 
 @dataclass
 class Totals:
-    """The books of a run, added up receipt by receipt: flat in the number of images."""
+    """The totals of a run, added up receipt by receipt, in little memory for any number of images."""
 
     num_images: int = 0
     num_removed: int = 0
@@ -64,7 +64,7 @@ class Totals:
         return sum(self.failed_by_code.values())
 
     def add(self, receipt: Receipt) -> bool:
-        """Count `receipt`; False where its shard is counted already (the first receipt wins)."""
+        """Count `receipt`. Return False if its shard is already counted (the first receipt wins)."""
         if receipt.shard in self.shards:
             return False
         self.shards.add(receipt.shard)

@@ -1,4 +1,4 @@
-"""run.json: what a run is, written once its plan is whole and never changed."""
+"""run.json, the record of a run: written once the plan of the run is complete, and never changed."""
 
 import json
 from dataclasses import asdict, dataclass, field, fields
@@ -21,19 +21,19 @@ class PlanFile:
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """What the plan of a run holds."""
+    """A summary of the plan of a run."""
 
     files: tuple[PlanFile, ...]
     num_images: int
     num_shards: int
-    size_bytes: int  # to be read
+    size_bytes: int  # encoded bytes to read
 
 
 @dataclass(frozen=True)
 class ModelRecord:
     """The checkpoint that a run uses."""
 
-    name: str  # as it was given
+    name: str  # as given
     weights_sha256: str
     categories: list[dict[str, Any]]  # by the model's class_id: id, name, isthing
 
@@ -46,18 +46,18 @@ class RunRecord:
     run_id: str
     created: str  # ISO 8601, UTC
     fingerprint: str
-    input: str  # its canonical name
+    input: str  # the canonical name of --input
     limit: int | None
     mode: str
     tombstone_removed: bool
-    settings: dict[str, Any]  # all of them, as given
+    settings: dict[str, Any]  # all settings, as given
     results: dict[str, Any]  # the settings that change results, defaults filled in
     model_license: str
     model: ModelRecord
     plan: PlanSummary
-    counts: dict[str, int]  # images by reason, also of those that are not in the plan: see changes.Changes
-    versions: dict[str, str]  # of Python and of what results depend on
-    # Device, precision and CPU instructions of the first attempt; report.json has those of the last.
+    counts: dict[str, int]  # images by reason, including images that are not in the plan: see changes.Changes
+    versions: dict[str, str]  # of Python and of the packages that results depend on
+    # Device, precision and CPU instructions of the first attempt; report.json has the values of the last attempt.
     computed_on: dict[str, str | None] = field(default_factory=dict)
 
     def write(self, folder: RunFolder) -> None:
@@ -65,7 +65,7 @@ class RunRecord:
 
 
 def read_run_record(output: Output, folder: RunFolder) -> RunRecord | None:
-    """The run in `folder`, None where there is none. RunError where run.json is damaged or of another version."""
+    """The run in `folder`, or None if there is none. RunError if run.json is damaged or has another schema version."""
     content = output.read_json_or_none(folder.run_json)
     if content is None:
         return None
@@ -75,7 +75,7 @@ def read_run_record(output: Output, folder: RunFolder) -> RunRecord | None:
             f"version {SCHEMA_VERSION}"
         )
     try:
-        # `computed_on` came later than the schema's version; other names are those of programs after this one.
+        # `computed_on` was added without a new schema version. Unknown names come from later programs.
         known = {f.name: content[f.name] for f in fields(RunRecord) if f.name in content or f.name != "computed_on"}
         plan = dict(known["plan"])
         plan["files"] = tuple(PlanFile(**file) for file in plan["files"])

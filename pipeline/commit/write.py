@@ -1,8 +1,9 @@
 """Tables of a shard -> Parquet parts named by their content -> receipt.
 
-A part is one atomic PUT under `<table>/run=<run_id>/shard-000042-<sha256>.parquet`. A shard that is done again gives
-the same names where it gives the same bytes; where it does not (a read that failed the first time), the other part lies
-beside it and the receipt decides. So no part is ever overwritten by another, whoever writes late.
+One atomic PUT writes a part, to `<table>/run=<run_id>/shard-000042-<sha256>.parquet`. If a shard is processed again and
+gives the same bytes, its parts have the same names. If it gives other bytes (because a read failed the first time), the
+new part lies beside the old part, and the receipt decides which of the two counts. So a part never overwrites a
+different part, however late it is written.
 """
 
 import hashlib
@@ -27,9 +28,9 @@ from pipeline.telemetry.in_flight import Tell
 
 
 def part_bytes(table: str, rows: pa.Table) -> bytes:
-    """`rows` as a Parquet file with the schema of `table`, also when empty; equal rows give equal bytes.
+    """`rows` as a Parquet file with the schema of `table`, even if there are no rows. Equal rows give equal bytes.
 
-    Pages carry checksums: an image_key that a flipped bit has changed would pass for an image that is gone.
+    Pages carry checksums: without them, an image_key with a flipped bit would look like an image that was removed.
     """
     sink = pa.BufferOutputStream()
     pq.write_table(rows.cast(TABLES[table]), sink, compression="zstd", store_schema=True, write_page_checksum=True)
@@ -44,11 +45,11 @@ class ShardWriter:
     run_id: str
 
     def check_visible(self) -> None:
-        """Raise RunError where this machine has not the output that the driver planned in."""
+        """Raise RunError if this machine does not see the output folder in which the driver made the plan."""
         check_visible(self.output.filesystem, self.output.run(self.run_id).path, self.output.flag)
 
     def write(self, shard: int, tables: dict[str, pa.Table], started: float) -> Receipt:
-        """`tables` by name. RunError where the output cannot be written."""
+        """Write `tables` (by name). RunError if the output cannot be written."""
         parts = {}
         for name in ("segments", "images"):
             data = part_bytes(name, tables[name])
@@ -73,7 +74,7 @@ class ShardWriter:
 
 
 class EncodeAndWrite:
-    """CPU actor: the rows of a shard, checked and written; gives its receipt."""
+    """CPU actor: computes, checks and writes the rows of a shard, and returns its receipt."""
 
     def __init__(self, encode: EncodeSpec, output_uri: str, run_id: str, step_timeout: float, tell: Tell):
         self.encode = encode

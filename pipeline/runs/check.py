@@ -82,7 +82,7 @@ def _scenes_warning(model: str) -> Iterator[str]:
 
 
 def resolved_results(settings: Settings, model: Model) -> dict[str, Any]:
-    """The settings that change results, with defaults filled in, so that giving a default explicitly changes nothing."""
+    """The settings that change results, with defaults filled in, so that an explicit default changes nothing."""
     return {**settings.results_dict(), "image_size": str(model.image_size), **results_of(model.inference)}
 
 

@@ -7,7 +7,7 @@ from pipeline.inputs.fetch import MAX_OBJECT_BYTES
 from pipeline.runs.check import Model
 from pipeline.segment.segmenter import SegmentSpec
 
-MAX_BATCH_PIXELS = 16 * 800 * 1344  # padded; larger batches do not keep a GPU busier
+MAX_BATCH_PIXELS = 16 * 800 * 1344  # padded; a larger batch does not keep a GPU busier; small images are more per batch
 _BATCH_SIZE_GPU, _BATCH_SIZE_CPU = 64, 1
 
 
