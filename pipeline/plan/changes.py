@@ -1,18 +1,18 @@
-"""Listing against what is published -> what the next run has to do, and why.
+"""Compare the listing with the published tables: what does the next run have to do, and why?
 
-Both sides go through DuckDB on disk: neither the listing nor the table is ever in Python's memory. The rules, the first
-that holds counts:
+Both sides go through DuckDB on disk, so neither the listing nor the table is ever in Python's memory. The first of
+these rules that holds gives an image its reason:
 
-    the image has no current row, or one that says `removed`   new
-    its ETag or its size is another                            changed
+    the image has no current row, or its row says `removed`    new
+    its ETag or its size differs                               changed
     its row was made with other weights                        model_changed
     ... or with other settings that change results             settings_changed
     its row says `failed`, for a reason that may pass          retry
     none of these                                              unchanged (mode overwrite: overwrite)
-    the image has a current row and is not in the listing      removed
+    the image has a current row but is not in the listing      removed
 
-Mode retry-failed plans what is there and has a row that says `failed`, whatever else holds, as `retry`. It leaves out
-the rest; what another mode would plan of it counts as `not_selected`.
+Mode retry-failed plans every listed image whose row says `failed`, whatever other rule holds, with the reason `retry`.
+The mode leaves out all other images; those that another mode would plan count as `not_selected`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,20 +32,21 @@ from pipeline.store.filesystem import full_uri
 from pipeline.tables.current_view import load_current
 from pipeline.tables.spill_database import MEMORY_MIB, ScratchDatabase, out_of_room
 
-_ROWS = 20_000  # at a time between Python and DuckDB: a few MB
+_ROWS = 20_000  # rows at a time between Python and DuckDB: a few MB
 
 _LISTING = pa.schema([PLAN.field(name) for name in ("image_key", "etag", "size_bytes")])
 
 
 class Changes:
-    """What differs between the input and the published table. A context manager: it holds a database on disk.
+    """The differences between the input and the published table, in a database on disk. A context manager.
 
-    counts: images by reason; also `unchanged`, `not_selected` (the mode leaves it out), and `removed` whether or not
-        that is planned, except where --limit hides what is gone. Reasons that no image has are left out.
-    size_bytes: encoded bytes by reason; of removed images what they had.
-    planned: the reasons for which an image is in the plan.
-    num_planned: how many images that are.
-    version: of the table `images` that the listing was compared with; None where nothing is published.
+    counts: numbers of images by reason. These include `unchanged`, `not_selected` (the mode leaves the image out) and
+        `removed`, even if removed images are not planned; with --limit, removed images are unknown and not counted.
+        Reasons without images are left out.
+    size_bytes: encoded bytes by reason; a removed image counts with the size in its last row.
+    planned: the reasons that put an image into the plan.
+    num_planned: the number of images in the plan.
+    version: of the table `images` that the listing was compared with; None if nothing is published.
     """
 
     def __init__(self, scratch: ScratchDatabase, version: int | None, planned: tuple[str, ...]):
@@ -60,7 +61,7 @@ class Changes:
         self.num_planned = sum(self.counts.get(reason, 0) for reason in planned)
 
     def images(self) -> Iterator[PlannedImage]:
-        """What is to be planned, sorted by key as an object store sorts (by the bytes of UTF-8)."""
+        """The images to plan, sorted by key as an object store sorts keys (by the bytes of UTF-8)."""
         with out_of_room():
             rows = self._scratch.connection.cursor().sql(
                 "SELECT image_key, etag, size_bytes, reason FROM changes "
@@ -83,7 +84,7 @@ class Changes:
 
 
 def describe(counts: dict[str, int]) -> str:
-    """`1,204 unchanged, 3 removed`"""
+    """Text such as `1,204 unchanged, 3 removed`."""
     return ", ".join(f"{number:,} {reason}" for reason, number in sorted(counts.items())) or "no images"
 
 
@@ -96,13 +97,13 @@ def compare(
     weights_sha256: str,
     memory_mib: int = MEMORY_MIB,
 ) -> Changes:
-    """What a run of these settings would have to do for `listing`, which is all of `settings.input`.
+    """The changes that a run with these settings would have to process. `listing` is the whole of `settings.input`.
 
-    Of the settings, `input`, `mode`, `limit` and `tombstone_removed` count. Only rows of keys below the input
-    are compared: several inputs may share an output. `memory_mib`: what DuckDB may hold; the rest goes to TMPDIR, about
-    as much as the keys of the listing and of all rows below the input take.
+    Of the settings, only `input`, `mode`, `limit` and `tombstone_removed` matter. Only rows of keys below the input are
+    compared, because several inputs may share an output. `memory_mib` limits the memory of DuckDB; the rest goes to
+    TMPDIR, about as much as the keys of the listing and of all rows below the input take.
 
-    Raises RunError where the listing breaks off, a key is not UTF-8, or the published table cannot be read.
+    Raises RunError if the listing breaks off, a key is not UTF-8, or the published table cannot be read.
     """
     scratch = ScratchDatabase(memory_mib)
     try:
@@ -112,7 +113,7 @@ def compare(
             version = load_current(scratch.connection, output, columns, below=_below(settings.input))
             _load_fingerprints(scratch.connection, output, fingerprint, weights_sha256)
             _join(scratch.connection, settings.mode, whole_listing=settings.limit is None)
-            # Without this DuckDB 1.5 hands over what it has sorted in another order; before, it costs memory.
+            # Without this, DuckDB 1.5 returns the sorted rows in another order. Set any earlier, it costs memory.
             scratch.connection.execute("SET preserve_insertion_order = true")
             planned = tuple(name for name in REASONS if name != "removed" or settings.tombstone_removed)
             changes = Changes(scratch, version, planned)
@@ -123,7 +124,7 @@ def compare(
 
 
 def _below(input_uri: str) -> str:
-    """What the keys of the input start with: the folder with its slash, spelled as `list_images` spells keys."""
+    """The prefix of all keys of the input: the folder with its slash, spelled as `list_images` spells keys."""
     uri = full_uri(input_uri)
     return uri if uri.endswith("/") else f"{uri}/"
 
@@ -131,7 +132,7 @@ def _below(input_uri: str) -> str:
 def _load_listing(database: duckdb.DuckDBPyConnection, listing: Iterable[ListedImage]) -> None:
     database.execute("CREATE TABLE listing (image_key VARCHAR, etag VARCHAR, size_bytes BIGINT)")
     images = iter(listing)
-    # Each page is a transaction: in one around all of them DuckDB kept 170 bytes an image, whatever its limit.
+    # Each page is its own transaction: in a single transaction, DuckDB kept 170 bytes per image, whatever its limit.
     while page := list(islice(images, _ROWS)):
         database.from_arrow(_as_table(page)).insert_into("listing")
 
@@ -159,7 +160,7 @@ def _is_utf8(text: str) -> bool:
 def _load_fingerprints(
     database: duckdb.DuckDBPyConnection, output: Output, fingerprint: str, weights_sha256: str
 ) -> None:
-    """Make the table `fingerprints`: every other fingerprint of current rows, and the reason that it is."""
+    """Make the table `fingerprints`: each other fingerprint of current rows, and the reason that it gives an image."""
     database.execute("CREATE TABLE fingerprints (fingerprint VARCHAR, reason VARCHAR)")
     others = database.execute(
         "SELECT fingerprint, arg_max(run_id, (run_created, run_id)) FROM current WHERE fingerprint <> ? GROUP BY ALL",
@@ -172,7 +173,7 @@ def _load_fingerprints(
 
 
 def _weights_of(output: Output, run_id: str) -> str | None:
-    """Hash of the weights of a run, None where its run.json is gone: nothing shows then that the model is the same."""
+    """The hash of the weights of a run. None if its run.json is gone: then nothing shows that the model is the same."""
     record = read_run_record(output, output.run(run_id))
     return None if record is None else record.model.weights_sha256
 
@@ -187,7 +188,7 @@ _IN_MODE = {
 
 
 def _join(database: duckdb.DuckDBPyConnection, mode: str, *, whole_listing: bool) -> None:
-    """Make the table `changes`: image_key, etag, size_bytes, reason of every image of `listing` or `current`."""
+    """Make the table `changes`: image_key, etag, size_bytes and reason of every image in `listing` or `current`."""
     transient = ", ".join(f"'{code.value}'" for code in TRANSIENT)
     database.execute(f"""
         CREATE TABLE changes AS

@@ -1,8 +1,8 @@
-"""Images that a run is to have -> plan: grouped into shards, written to Parquet, read again shard by shard.
+"""The plan of a run: its images, grouped into shards, written to Parquet files and read again shard by shard.
 
-`changes.compare` says which images those are, and why.
+`changes.compare` finds the images, and the reason of each.
 
-The plan is streamed page by page into Parquet files below the run's folder; the driver holds one file's shards at
+The plan is streamed page by page into Parquet files below the run's folder; the driver holds the shards of one file at
 a time. Each row group of a plan file is one shard.
 """
 
@@ -24,25 +24,27 @@ from pipeline.store.objects import read_object
 
 logger = logging.getLogger(__name__)
 
-SHARDS_PER_PLAN_FILE = 64  # 512 images a shard: 4 MB a file, and 100 M images are 3,000 files
+SHARDS_PER_PLAN_FILE = 64  # at 512 images per shard: 4 MB per file, and 3,000 files for 100 M images
 
 
 @dataclass(frozen=True)
 class PlannedImage(ListedImage):
-    """An image that a run is to have; the fields are the columns of schema.PLAN, and mean what they mean there."""
+    """An image of the plan of a run. The fields are columns of schema.PLAN and have the same meaning."""
 
     reason: str
 
     @property
     def bytes_to_read(self) -> int:
-        """Encoded bytes; 0 where the image is gone and only its row is to be written."""
+        """Encoded bytes; 0 if the image is removed, because only its row is written."""
         return 0 if self.reason == "removed" else self.size_bytes
 
 
 def group_into_shards(
     images: Iterable[PlannedImage], *, max_images: int, max_bytes: int
 ) -> Iterator[list[PlannedImage]]:
-    """Consecutive images, at most `max_images` and `max_bytes` to read of them together; a larger one stands alone."""
+    """Group consecutive images: at most `max_images`, with at most `max_bytes` to read. A larger image is a shard
+    alone.
+    """
     shard: list[PlannedImage] = []
     shard_bytes = 0
     for image in images:
@@ -56,7 +58,7 @@ def group_into_shards(
 
 
 def write_plan(shards: Iterable[list[PlannedImage]], filesystem: fsspec.AbstractFileSystem, folder: str) -> PlanSummary:
-    """Write the plan files; nothing is written where there are no shards. Shards are numbered from 0."""
+    """Write the plan files, numbering shards from 0. Without shards, nothing is written."""
     files: list[PlanFile] = []
     num_images = num_shards = size_bytes = 0
     pending: list[pa.Table] = []
@@ -87,14 +89,14 @@ def write_plan(shards: Iterable[list[PlannedImage]], filesystem: fsspec.Abstract
 def read_plan_file(
     filesystem: fsspec.AbstractFileSystem, plan_file: PlanFile, shards: Iterable[int]
 ) -> Iterator[tuple[int, pa.Table]]:
-    """(shard, its images without the column `shard`) for the wanted shards of one plan file."""
+    """Yield (shard, images of the shard without the column `shard`) for the wanted `shards` of one plan file."""
     file = pq.ParquetFile(pa.BufferReader(read_object(filesystem, plan_file.path)))
     for shard in shards:
         yield shard, file.read_row_group(shard - plan_file.first_shard).drop_columns(["shard"])
 
 
 def spread_over(filesystem: fsspec.AbstractFileSystem, plan: PlanSummary, number: int) -> list[ListedImage]:
-    """An image that can probably be read of each of at most `number` shards, which lie evenly over the plan."""
+    """One image that can probably be read from each of at most `number` shards, spread evenly over the plan."""
     shards = sorted({place * plan.num_shards // number for place in range(number)}) if plan.num_shards else []
     images = []
     for file in plan.files:

@@ -1,4 +1,4 @@
-"""The plan as a source of Ray Data. Apart from `run.py`, so that tasks that read it need not load PyTorch."""
+"""The plan as a source of Ray Data. Not in `run.py`, so that tasks that read the plan need not load PyTorch."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from pipeline.schema import pack_shard
 
 
 class ShardSource(Datasource):
-    """One read task per plan file, one row per shard that is not done."""
+    """One read task per plan file; one row per shard that is not done."""
 
     def __init__(self, output: str, shards: "list[tuple[PlanFile, list[int]]]"):
         super().__init__()
