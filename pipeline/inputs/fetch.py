@@ -1,7 +1,8 @@
 """Shard -> encoded bytes, checked against the plan.
 
-A failed read is a row and no exception; where all of a shard fail, it is the store, which breaks the run. Except where
-they may not be read while others of the run may: a prefix that is archived or forbidden is a matter of its images.
+A failed read becomes a row, not an exception. If all images of a shard fail, the store is to blame, and the run breaks.
+There is one exception: if access to these images is denied while other images of the run can be read, their prefix is
+archived or forbidden, and each of these images becomes a failed row.
 """
 
 from collections.abc import Sequence
@@ -20,11 +21,11 @@ from pipeline.store.retries import IMAGE
 from pipeline.telemetry.costs import Costs
 from pipeline.telemetry.in_flight import Tell, tell_nobody
 
-READ_THREADS = 16  # one object of 100 KB takes 20-50 ms from S3, so this many in flight are 300-800 images/s
-# Larger objects are no images: a film or an archive below the prefix would fill the worker's memory.
+READ_THREADS = 16  # an object of 100 KB takes 20-50 ms from S3, so this many threads read 300-800 images/s
+# A larger object is not an image: a film or an archive below the prefix would fill the worker's memory.
 MAX_OBJECT_BYTES = 512 * 2**20
-# Where so many images all fail for one of these reasons, no image is the reason: credentials that have run out, a
-# network that is gone. As rows they would be thousands, and a run that looks done.
+# If at least this many images all fail with one of these codes, the images are not the cause, but expired credentials
+# or a lost network. Written as rows, these failures would be thousands in a run that looks finished.
 _STORE_FAILED = frozenset((ErrorCode.ACCESS_DENIED, ErrorCode.READ_FAILED))
 _SYSTEMIC_IMAGES = 8
 
@@ -40,9 +41,9 @@ class FetchImages:
         tell: Tell = tell_nobody,
         elsewhere: Sequence[ListedImage] = (),
     ):
-        """`step_timeout` in seconds; `watched`: this process is ours, to be ended when a read hangs beyond it.
+        """`step_timeout` is in seconds. `watched`: end this process if a read hangs for longer than `step_timeout`.
 
-        `elsewhere` are images from all over the run, to be asked for where those of a shard may not be read.
+        `elsewhere` are images from all over the run, to be tried if access to all images of a shard is denied.
         """
         self.filesystem, self.root = open_filesystem(input_uri)
         self.step_timeout = step_timeout
@@ -59,7 +60,7 @@ class FetchImages:
         costs = Costs()
         with self.tell(shard, "reading", planned[0]["image_key"]), costs.of_process("read"):
             results = list(self.threads.map(lambda image: self._fetch_planned(**image), planned))
-        # An image that could not be read before says nothing of the store, if it cannot be read again.
+        # An image that failed in an earlier run says nothing about the store if it fails again.
         reasons = [image["reason"] for image in planned]
         telling = [r for r, why in zip(results, reasons, strict=True) if why not in ("removed", "retry")]
         self._check_store(shard, telling)
@@ -76,14 +77,14 @@ class FetchImages:
         return pack_shard(shard, fetched, costs=costs.seconds)
 
     def _fetch_planned(self, image_key: str, etag: str, size_bytes: int, reason: str) -> bytes | ImageError | None:
-        """None for an image that is gone from the input: its row only says so."""
+        """None for an image that is removed from the input, because only its row is written."""
         if reason == "removed":
             return None
         with watch("reading", image_key):
             return self.fetch(image_key, etag, size_bytes)
 
     def fetch(self, image_key: str, etag: str, size_bytes: int) -> bytes | ImageError:
-        """The object's bytes, or why there are none.
+        """The bytes of the object, or the error if there are none.
 
         Error codes: too_large, not_found, access_denied, changed (replaced since the plan), corrupt_in_transit,
         read_failed.
@@ -114,7 +115,7 @@ class FetchImages:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _check_store(self, shard: int, results: Sequence[bytes | ImageError | None]) -> None:
-        """Raise StoreUnavailableError where it is the store that failed, and not some of its objects."""
+        """Raise StoreUnavailableError if the store failed, and not only some of its objects."""
         errors = [result for result in results if isinstance(result, ImageError) and result.code in _STORE_FAILED]
         if len(results) < _SYSTEMIC_IMAGES or len(errors) < len(results):
             return

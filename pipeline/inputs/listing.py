@@ -1,4 +1,4 @@
-"""Bucket -> every object below the input, page by page, sorted by name."""
+"""List every object below the input, page by page, sorted by name."""
 
 import contextlib
 import os
@@ -31,10 +31,10 @@ class ListedImage:
 def list_images(uri: str) -> Iterator[ListedImage]:
     """Every object below the folder or prefix `uri`, sorted by name, page by page.
 
-    S3 "directory markers" (empty objects whose key ends in `/`) are not images. In local folders symbolic links to
-    files are followed, links to folders are not.
+    S3 "directory markers" (empty objects whose key ends in `/`) are not images. In local folders, symbolic links to
+    files are followed and links to folders are not.
 
-    Raises RunError where the input does not exist or may not be listed.
+    Raises RunError if the input does not exist or permission to list it is missing.
     """
     filesystem, path = open_filesystem(uri)
     with store_errors_as(
@@ -52,7 +52,7 @@ def list_images(uri: str) -> Iterator[ListedImage]:
 
 
 def refuse_empty(uri: str) -> None:
-    """RunError where there is nothing below `uri`: a wrong name, more likely than a bucket that lost everything."""
+    """Raise RunError if `uri` has no objects: a wrong name is more likely than a bucket that lost everything."""
     if next(list_images(uri), None) is None:
         raise RunError(f"--input {uri} holds no objects")
 
@@ -62,10 +62,10 @@ def _list_folder(path: str) -> Iterator[ListedImage]:
         yield _local_image(path, os.stat(path))  # noqa: PTH116
         return
     with os.scandir(path) as entries:
-        # Sorted as an object store sorts keys: a folder counts with its slash.
+        # Sorted as an object store sorts keys, where the name of a folder includes its slash.
         listed = sorted(entries, key=lambda e: e.name + "/" if e.is_dir(follow_symlinks=False) else e.name)
     for entry in listed:
-        with contextlib.suppress(FileNotFoundError):  # gone since: somebody is writing there
+        with contextlib.suppress(FileNotFoundError):  # the file is gone, because somebody is writing to the folder
             if entry.is_dir(follow_symlinks=False):
                 yield from _list_folder(entry.path)
             elif entry.is_file():
@@ -77,7 +77,7 @@ def _local_image(path: str, stat: os.stat_result) -> ListedImage:
 
 
 def _list_bucket(filesystem: Any, path: str) -> Iterator[ListedImage]:
-    # Not find() or walk(): they keep 3-4 KB for every key they have listed.
+    # find() and walk() would keep 3-4 KB for every key that they list.
     bucket, _, prefix = path.partition("/")
     prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
     page: dict[str, Any] = {"IsTruncated": True}
