@@ -1,6 +1,6 @@
-"""The tables of two outputs side by side: what a disturbed run lost, wrote twice or wrote otherwise. For drills.
+"""Compare the tables of two outputs: what did a disturbed run lose, write twice or write differently? For drills.
 
-Holds the rows in memory: meant for samples. Readers see what the Delta tables say, as everybody does.
+All rows are held in memory, so this is meant for samples. Rows are read through the Delta tables, as every reader does.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.layout import Output
 from pipeline.tables.current_view import open_table
 
-# What differs between two runs over the same images by design.
+# Columns that differ by design between two runs over the same images.
 _OF_THE_RUN = frozenset(("run_id", "run_created", "attempt", "shard"))
 
 Row = dict[str, Any]
@@ -19,24 +19,24 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of an output by image_key, without what belongs to the run alone."""
+    """The rows of an output by image_key, without columns that describe only the run."""
 
     images: dict[str, list[Row]]
     segments: dict[str, list[Row]]
 
     def one(self, image_key: str) -> Row:
-        """The row of an image. KeyError where it has none."""
+        """The row of an image. KeyError if the image has no row."""
         return self.images[image_key][0]
 
 
 @dataclass(frozen=True)
 class Differences:
-    """Image keys, sorted. All empty: the two outputs say the same."""
+    """Sorted image keys. If all lists are empty, the two outputs have the same rows."""
 
-    lost: list[str] = field(default_factory=list)  # in the reference alone
-    unexpected: list[str] = field(default_factory=list)  # in the other alone
-    duplicated: list[str] = field(default_factory=list)  # images or segments that the other has more than once
-    differing: list[str] = field(default_factory=list)  # one row each, not the same; or not the same segments
+    lost: list[str] = field(default_factory=list)  # only in the reference
+    unexpected: list[str] = field(default_factory=list)  # only in the other output
+    duplicated: list[str] = field(default_factory=list)  # images or segments that the other output has more than once
+    differing: list[str] = field(default_factory=list)  # one row in each output, but other values or other segments
 
     def __bool__(self) -> bool:
         return bool(self.lost or self.unexpected or self.duplicated or self.differing)
@@ -49,13 +49,13 @@ class Differences:
 
 
 def read_rows(output: str) -> Rows:
-    """All rows of the tables at `output`, whatever runs they are of; none where there is no table."""
+    """All rows of the tables at `output`, of all runs. No rows if there is no table."""
     images, segments = (_by_image(_read(output, table)) for table in ("images", "segments"))
     return Rows(images, {key: sorted(rows, key=lambda row: row["segment_id"]) for key, rows in segments.items()})
 
 
 def compare(reference: Rows, other: Rows, among: Callable[[str], bool] = lambda image_key: True) -> Differences:
-    """What `other` has not as `reference` has it, among the images chosen."""
+    """How `other` differs from `reference`, for the images for which `among` is true."""
     there, here = ({key for key in rows.images if among(key)} for rows in (reference, other))
     duplicated = {key for key in here if len(other.images[key]) > 1}
     for key, rows in other.segments.items():
@@ -71,7 +71,7 @@ def compare(reference: Rows, other: Rows, among: Callable[[str], bool] = lambda 
 
 
 def check_books(rows: Rows, planned: Iterable[str]) -> list[str]:
-    """What keeps the books from closing, a line each: every planned image has one row, and its segments are there."""
+    """Check that every planned image has one row and that its segments are there. Returns a line for each violation."""
     wanted = set(planned)
     lines = []
     for what, keys in (

@@ -1,8 +1,8 @@
 """The published tables, as readers see them: Delta Lake tables below the output, and the newest row of every image.
 
-A run is published in two transactions: `segments` first, `images` last. So whoever reads both takes the snapshot of
-`images` first and that of `segments` after it: every image that is visible then has its segments, and segments of
-images that are not visible yet fall out in the join on image_key and run_id.
+A run is published in two transactions: `segments` first, `images` last. So a reader of both tables takes the snapshot
+of `images` first and the snapshot of `segments` second: then every visible image has its segments, and the join on
+image_key and run_id drops segments of images that are not visible yet.
 """
 
 import re
@@ -31,7 +31,7 @@ _BATCH_ROWS = 16_384
 
 
 def table_uri(output: Output, table: str) -> str:
-    """What `deltalake` takes for the table: a local path, or a URI whose path is escaped (unlike everywhere else here).
+    """The table's name for `deltalake`: a local path, or a URI whose path is escaped (unlike everywhere else here).
 
     An unescaped `#` or `?` would end the path, and the table would lie in another folder.
     """
@@ -42,10 +42,10 @@ def table_uri(output: Output, table: str) -> str:
 
 
 def delta_options(output: Output) -> dict[str, str]:
-    """`storage_options` for `deltalake` to open the tables of `output`: same endpoint, same credentials.
+    """`storage_options` with which `deltalake` opens the tables of `output`: the same endpoint, the same credentials.
 
-    They hold secrets and, where a role gave them, end within the hour: neither log nor keep them. Other stores than S3
-    are left to the library's own chain. Raises RunError where there are no credentials.
+    The options hold secrets, and credentials of a role expire within the hour: neither log nor keep the options. For
+    stores other than S3, the library finds its credentials itself. Raises RunError if there are no credentials.
     """
     filesystem: Any = output.filesystem
     if not is_s3(filesystem):
@@ -54,7 +54,7 @@ def delta_options(output: Output) -> dict[str, str]:
     region, endpoint = client.meta.region_name or "us-east-1", client.meta.endpoint_url
     options = {"AWS_REGION": region}
     if re.fullmatch(r"https://s3\.([a-z0-9-]+\.)?amazonaws\.com(\.cn)?", endpoint):
-        # AWS itself: botocore follows a bucket to its region, deltalake does not and has to be told.
+        # AWS itself: botocore finds the region of a bucket by itself, deltalake must be given the region.
         options["AWS_REGION"] = _region_of_bucket(filesystem, output.root.partition("/")[0]) or region
     else:
         options["AWS_ENDPOINT_URL"] = endpoint
@@ -66,7 +66,7 @@ def _region_of_bucket(filesystem: Any, bucket: str) -> str | None:
     try:
         return filesystem.call_s3("head_bucket", Bucket=bucket).get("BucketRegion")
     except Exception:
-        return None  # may not be asked, or does not exist: what is done with the bucket says so better
+        return None  # permission is missing, or there is no such bucket: later requests report that better
 
 
 def _credentials(filesystem: Any, uri: str) -> dict[str, str]:
@@ -88,10 +88,10 @@ def _credentials(filesystem: Any, uri: str) -> dict[str, str]:
 
 
 def open_table(output: Output, table: str, version: int | None = None) -> DeltaTable | None:
-    """The newest snapshot of a published table (or that of `version`), None where nothing is published.
+    """The newest snapshot of a published table, or the snapshot of `version`. None if nothing is published.
 
-    Raises RunError where it cannot be read, after a few attempts. Read the two tables together? `images` first: see the
-    top of this file.
+    Raises RunError if the table cannot be read after a few attempts. A reader of both tables must read `images` first:
+    see the top of this file.
     """
     return _with_retries(output, table, lambda: _open(output, table, version))
 
@@ -105,7 +105,10 @@ def _open(output: Output, table: str, version: int | None) -> DeltaTable | None:
 
 
 def _with_retries(output: Output, table: str, read: Callable[[], _T]) -> _T:
-    """What `read` returns. It opens the table itself: a flipped byte in the log may show only as a missing file."""
+    """Call `read`, with retries.
+
+    `read` must open the table itself: a flipped byte in the table's log may show only as a missing file.
+    """
     try:
         return retrying(_READ_ERRORS)(read)
     except _READ_ERRORS as error:
@@ -117,7 +120,7 @@ def _register(
 ) -> list[Exception]:
     """Let DuckDB read the stream, once, as the table `published`.
 
-    What is raised in the stream is in the list that is returned; DuckDB makes a page of text of it.
+    Errors raised in the stream are added to the list that is returned; DuckDB would turn an error into a page of text.
     """
     errors: list[Exception] = []
 
@@ -142,9 +145,9 @@ def load_current(
 ) -> int | None:
     """Make the table `current`: image_key, run_id and `columns` of the newest row of every image, without tombstones.
 
-    `below`: an input with a slash at its end; only keys that start with it, and the key that is it without the slash
-    (an input may be one object). Returns the version of the table `images`, None where nothing is published (`current`
-    is empty then). Raises RunError where it cannot be read.
+    `below` is an input with a slash at its end: only keys that start with `below` count, and the key that equals
+    `below` without the slash (an input may be one object). Returns the version of the table `images`, or None if
+    nothing is published (then `current` is empty). Raises RunError if the table cannot be read.
     """
     wanted = list(dict.fromkeys(["image_key", "run_id", "run_created", "status", *columns]))
 
@@ -153,7 +156,8 @@ def load_current(
         batches = iter(()) if snapshot is None else stream_table(output, "images", snapshot, wanted, below)
         errors = _register(database, "images", wanted, batches)
         database.execute("SET VARIABLE below = ?", [below])
-        # A window, because DuckDB sorts it on disk; arg_max would be grouped in memory, and took three times as long.
+        # A window function, because DuckDB sorts it on disk; arg_max would group in memory, and took three times as
+        # long.
         query = f"""
             CREATE OR REPLACE TABLE current AS
             SELECT {", ".join(dict.fromkeys(["image_key", "run_id", *columns]))} FROM (
@@ -179,13 +183,14 @@ def load_current(
 def current_images(
     output: str, columns: Sequence[str] | None = None, *, version: int | None = None, memory_mib: int = MEMORY_MIB
 ) -> pa.RecordBatchReader:
-    """The current view of `images`: of every image the row with the latest run_created, unless that says `removed`.
+    """The current view of `images`: for every image the row with the latest run_created, unless it says `removed`.
 
-    A reader of record batches, in no particular order: it streams, and every library takes it (DuckDB and Polars as
-    they take a table). `columns`: of schema.IMAGES; all by default. `version`: of the table `images`, for a view of the
-    past or the same one twice. `memory_mib`: what finding the newest rows may hold; above that it goes to TMPDIR.
+    Returns a reader of record batches, in no particular order. The reader streams, and every library accepts it (DuckDB
+    and Polars as they accept a table). `columns` are columns of schema.IMAGES; default: all. `version` is a version of
+    the table `images`, for a view of the past or for the same view twice. `memory_mib` limits the memory for finding
+    the newest rows; the rest goes to TMPDIR.
 
-    Raises RunError where nothing is published or the tables cannot be read.
+    Raises RunError if nothing is published or the tables cannot be read.
     """
     return _current(Output.open(output), "images", columns, version, memory_mib)
 
@@ -193,10 +198,12 @@ def current_images(
 def current_segments(
     output: str, columns: Sequence[str] | None = None, *, version: int | None = None, memory_mib: int = MEMORY_MIB
 ) -> pa.RecordBatchReader:
-    """The segments of exactly the rows of `current_images`; parameters as there (`version` is that of `images`).
+    """The segments of exactly the rows of `current_images`, with the same parameters (`version` is a version of
+    `images`).
 
-    The snapshot of `images` is taken first, that of `segments` second, because a run is published the other way round:
-    so every image of the view has all its segments, and segments of images that are not visible yet are left out.
+    The snapshot of `images` is taken first and the snapshot of `segments` second, because a run is published in the
+    other order. So every image of the view has all its segments, and segments of images that are not visible yet are
+    left out.
     """
     return _current(Output.open(output), "segments", columns, version, memory_mib)
 
@@ -208,7 +215,8 @@ def _current(
     scratch = ScratchDatabase(memory_mib)
     try:
         current_version = load_current(scratch.connection, output, version=version)
-        # `images` as it was then, whatever is published meanwhile; of `segments` the newest, which has them all.
+        # Read the same version of `images`, whatever is published meanwhile, and the newest version of `segments`,
+        # which has all segments of these images.
         snapshot = None
         if current_version is not None:
             snapshot = open_table(output, table, current_version if table == "images" else None)

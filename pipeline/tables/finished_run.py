@@ -1,4 +1,4 @@
-"""A finished run as a reader sees it: what it was, and its parts as the journal names them. Nothing is written."""
+"""A finished run as a reader sees it: its task, its categories, and its parts as the journal names them."""
 
 import hashlib
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class FinishedRun:
 
 
 def find_finished_run(tables: str, run_id: str | None) -> FinishedRun:
-    """The run named, or the one that finished last. RunError where there is none, or it is not finished."""
+    """The run `run_id`, or the run that finished last. RunError if there is no such run, or if it is not finished."""
     output = Output.open(tables, _FLAG)
     folder = _last_finished(output) if run_id is None else output.run(run_id)
     run = read_run_record(output, folder)
@@ -44,7 +44,7 @@ def find_finished_run(tables: str, run_id: str | None) -> FinishedRun:
 
 
 def read_part(tables: str, part: PartRecord, columns: list[str]) -> pa.Table:
-    """Some columns of a part. RunError where it is gone, damaged or not the one that the journal names."""
+    """Some columns of a part. RunError if the part is gone, damaged or not the part that the journal names."""
     output = Output.open(tables, _FLAG)
     data = read_bytes(output.filesystem, output.at(part.path), f"{_FLAG}: the part")
     if hashlib.sha256(data).hexdigest() != part.sha256:

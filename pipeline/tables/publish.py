@@ -1,16 +1,16 @@
-"""Make what is done visible: one Delta Lake transaction per table that adds the parts that the journal names.
+"""Publish finished shards: one Delta Lake transaction per table adds the parts that the journal names.
 
-Nothing is copied: the transaction names the Parquet files that the run wrote. Until it is committed, readers of the
-Delta table see none of the run, afterwards all of it.
+Nothing is copied: the transaction names the Parquet files that the run wrote. Until the transaction is committed,
+readers of the Delta table see none of these parts; afterwards they see all of them.
 
 Two tables cannot change in one transaction, so the order matters: `segments` first, `images` last. A reader who opens
-`images` first and `segments` second, and joins them, sees whole runs only. For each image that he sees, the segments
-were there before; segments of a run that he does not see yet find no image to join. The other way round an image could
-be seen without its segments, as if nothing had been found in it.
+`images` first and `segments` second, and joins them, sees only whole runs. The segments of each image that this reader
+sees were published before the image, and segments of a run that the reader does not see yet find no image to join. In
+the other order, an image could be visible without its segments, as if the model had found nothing in the image.
 
-Publishing again is harmless. The transaction carries the number of shards of the run that the table then holds
-(Delta's application transaction version), which says what is there already; and of two commits that build on one
-version of the table, delta-rs refuses the second where both carry the same application id.
+Publishing again is harmless. Each transaction carries the number of shards of the run that the table then holds
+(Delta's application transaction version), so the next publication knows what the table already has. If two commits
+build on the same version of the table and carry the same application id, delta-rs refuses the second.
 """
 
 import json
@@ -38,8 +38,8 @@ from pipeline.tables.stream_table import plain, stream_table
 
 logger = logging.getLogger(__name__)
 
-ORDER = ("segments", "images")  # see above
-_TARGET_FILE_BYTES = 256 * 2**20  # of compaction
+ORDER = ("segments", "images")  # see the top of this file
+_TARGET_FILE_BYTES = 256 * 2**20  # for compaction
 
 
 @dataclass
@@ -50,13 +50,13 @@ class Publisher:
     run_id: str
     num_shards: int  # of the whole run
     journal: Journal
-    may_publish: Callable[[], None] = lambda: None  # called before each commit; raises where it must not be
-    shards: dict[str, set[int]] = field(default_factory=dict)  # by table: shards that are known to be in it
+    may_publish: Callable[[], None] = lambda: None  # called before each commit; raises if this driver must not commit
+    shards: dict[str, set[int]] = field(default_factory=dict)  # by table: the shards that are known to be in the table
 
     def publish(self) -> dict[str, int]:
-        """Add all parts of the journal that the tables have not yet. Gives the version of each table.
+        """Add all parts that the journal names and the tables do not have yet. Return the version of each table.
 
-        Raises BrokenRunError where a table cannot be committed to.
+        Raises BrokenRunError if a commit to a table fails.
         """
         versions = {}
         reached("before segments published")
@@ -73,7 +73,7 @@ class Publisher:
     def compact(self) -> None:
         """Merge small files of the tables into large ones. Readers see the same rows before and after.
 
-        Where it fails, all rows are there as they were, and a warning says so; the next time merges these files too.
+        If merging fails, all rows stay as they were, and a warning is logged. The next call merges these files too.
         """
         for name in ORDER:
             try:
@@ -88,8 +88,9 @@ class Publisher:
 
     def _publish_table(self, name: str) -> int:
         uri, options = table_uri(self.output, name), delta_options(self.output)
-        # Somebody else has committed in between, the answer to our own commit was lost, or one of the many requests of
-        # the Delta library met a fault that it does not repeat: look again.
+        # A failure can mean that another writer committed in between, that the answer to our own commit was lost, or
+        # that one of the many requests of the Delta library failed and the library does not retry it. So each attempt
+        # reads the table again.
         for attempt in TABLE_COMMIT.retrying(retry_if_exception_type((DeltaError, OSError))):
             with attempt:
                 DeltaTable.create(uri, schema=TABLES[name], mode="ignore", storage_options=options)
@@ -100,7 +101,7 @@ class Publisher:
                 }
                 if not new:
                     return table.version()
-                # An empty part has nothing to add; a file of no rows would only cost readers a request.
+                # An empty part adds nothing; a file without rows would only cost readers a request.
                 actions: list[AddAction | RemoveAction] = [
                     _add_action(name, self.run_id, s, part) for s, part in new.items() if part.num_rows
                 ]
@@ -113,15 +114,15 @@ class Publisher:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _shards_in(self, table: DeltaTable, name: str) -> set[int]:
-        """Shards of this run that `table` holds, or whose part is empty."""
+        """The shards of this run that `table` holds, or whose part is empty."""
         count = table.transaction_version(_app_id(self.run_id)) or 0
         known = self.shards.get(name, set())
         if count == len(known):
             return known
         if count == self.num_shards:
             return set(range(self.num_shards))
-        # Another attempt has published a part of the run: look into the table, whose files may have been merged since.
-        # Shards with nothing in them leave no trace there, and are published again, which adds nothing.
+        # Another attempt has published some shards of the run: look into the table, whose files may have been merged
+        # since. Shards without rows leave no trace in the table. They are published again, which adds nothing.
         shards: set[int] = set()
         for batch in stream_table(self.output, name, table, ["run_id", "shard"]):
             of_run = pc.equal(batch["run_id"], self.run_id)
@@ -136,12 +137,12 @@ class Publisher:
                 "m2f_schema_version": str(SCHEMA_VERSION),
             },
             app_transactions=[Transaction(_app_id(self.run_id), len(shards))],
-            max_commit_retries=0,  # a conflict is looked at, above
+            max_commit_retries=0,  # the loop in `_publish_table` handles conflicts
         )
 
 
 def is_published(output: Output, run_id: str) -> bool:
-    """Whether a table has shards of a run of this name. RunError where it cannot be read."""
+    """Whether a table has shards of a run of this name. RunError if a table cannot be read."""
     tables = [open_table(output, name) for name in ORDER]
     return any(table is not None and table.transaction_version(_app_id(run_id)) is not None for table in tables)
 
@@ -151,7 +152,7 @@ def _app_id(run_id: str) -> str:
 
 
 def _add_action(table: str, run_id: str, shard: int, part: PartRecord) -> AddAction:
-    """`part` as Delta names it, with what lets readers of some images, a run or a shard leave other files closed."""
+    """The Delta action that adds `part`. Its statistics let readers of some images, a run or a shard skip files."""
     of_run = {"run_id": run_id, "shard": shard}
     least, most = {**of_run, "image_key": part.first_key}, {**of_run, "image_key": part.last_key}
     nulls = dict.fromkeys(least, 0)

@@ -1,4 +1,4 @@
-"""A snapshot of a published table -> record batches, file by file, whatever their number."""
+"""Stream a snapshot of a published table as record batches, file by file, for any number of files."""
 
 import logging
 import re
@@ -22,24 +22,24 @@ from pipeline.store.retries import TABLE_READ, last_error
 
 logger = logging.getLogger(__name__)
 
-# Parts of a night are small: so many are under way at a time, each read whole. Compacted files are read one by one, a
-# batch of rows at a time.
+# Parts of a nightly run are small: this many are read at a time, each as a whole. Compacted files are read one by one,
+# a batch of rows at a time.
 _READ_THREADS = 16
-_LARGE_BYTES = 8 * 2**20  # of one file, and of all that are under way; decoded it is some five times as much
+_LARGE_BYTES = 8 * 2**20  # limit of one small file, and of all being read; decoded they are about five times as large
 _BATCH_ROWS = 16_384
 
 
 def stream_table(
     output: Output, table: str, snapshot: DeltaTable, columns: Sequence[str], below: str = ""
 ) -> Iterator[pa.RecordBatch]:
-    """The columns of a snapshot in no particular order; `below` as in `load_current`, but only to leave out files.
+    """The columns of a snapshot in no particular order. `below` is as in `load_current`, but only skips files.
 
-    Through our own file system and threads, so that credentials are renewed while a reader takes hours. The library's
-    to_pyarrow_dataset is faster, but takes 28 KB a file, its credentials end, and a program that drops the stream
-    half-way and exits may hang: docs/decisions.md.
+    Files are read through our own file system and threads, so that credentials are renewed while a reader takes hours.
+    The library's to_pyarrow_dataset is faster, but it takes 28 KB per file, its credentials expire, and a program that
+    drops the stream half-way and exits may hang: see docs/decisions.md.
 
-    Raises RunError where the table asks of readers what this one cannot do, an error of STORE_ERRORS or an
-    ArrowException where a file cannot be read.
+    Raises RunError if the table requires features of readers that this reader lacks, and an error of STORE_ERRORS or an
+    ArrowException if a file cannot be read.
     """
     features = snapshot.protocol().reader_features
     if features:
@@ -95,10 +95,11 @@ def stream_table(
 
 
 def _files(snapshot: DeltaTable, below: str) -> Iterator[tuple[str, int]]:
-    """(path in the table, size in bytes) of the files of a snapshot that may hold keys `below`."""
+    """(path in the table, size in bytes) of the files of a snapshot that may hold keys below `below`."""
     files = pa.table(snapshot.get_add_actions(flatten=True))
     if below and "min.image_key" in files.column_names:
-        # Such keys are one range, as "0" is the character after "/". A file without statistics may hold any.
+        # Keys below a folder form one range, because "0" is the character after "/". A file without statistics may hold
+        # any key.
         too_low = pc.less(files["max.image_key"], below[:-1])
         too_high = pc.greater_equal(files["min.image_key"], below[:-1] + "0")
         files = files.filter(pc.invert(pc.fill_null(pc.or_kleene(too_low, too_high), False)))
@@ -106,7 +107,9 @@ def _files(snapshot: DeltaTable, below: str) -> Iterator[tuple[str, int]]:
 
 
 def retrying(errors: tuple[type[Exception], ...], but: type[Exception] | None = None) -> Retrying:
-    """Calls a function a few times, with pauses, as long as it raises one of `errors`; then raises the last of them."""
+    """An object that calls a function again, with pauses, while it raises one of `errors`; finally raises the last
+    error.
+    """
     retry = retry_if_exception_type(errors)
     return TABLE_READ.retrying(
         retry if but is None else retry & retry_if_not_exception_type(but), before_sleep=_log_retry
@@ -119,5 +122,5 @@ def _log_retry(state: RetryCallState) -> None:
 
 
 def plain(error: BaseException) -> str:
-    """One line without the colours and tree marks of Rust's reports."""
+    """The text of `error` in one line, without the colours and tree marks of Rust's reports."""
     return re.sub(r"\x1b\[[0-9;]*m|↳ ?", "", one_line(error))
