@@ -1,7 +1,7 @@
-"""Writes that happen only if nobody was faster: create what must not exist, replace what must be unchanged.
+"""Conditional writes: create an object only if it does not exist, replace an object only if it is unchanged.
 
-S3 does both itself (PUT with If-None-Match or If-Match); local disks by a hard link and by a lock. They are what the
-lease and the numbering of attempts stand on.
+S3 supports both (PUT with If-None-Match or If-Match); local disks use a hard link and a lock. The lease and the numbers
+of attempts rely on these writes.
 """
 
 import hashlib
@@ -23,17 +23,18 @@ from pipeline.store.filesystem import is_local, is_s3, put_object
 from pipeline.store.objects import DamagedError, get_object
 from pipeline.store.retries import CONDITIONAL_WRITE, OBJECT
 
-# The condition does not hold. For If-Match on nothing AWS says NoSuchKey, SeaweedFS PreconditionFailed.
+# Error codes that mean that the condition does not hold. If-Match on a missing object gives NoSuchKey on AWS and
+# PreconditionFailed on SeaweedFS.
 _LOST = ("PreconditionFailed", "412", "NoSuchKey")
 
 
 class _ConflictError(Exception):
-    """Two conditional writes at one moment; S3 asks to try again (409)."""
+    """Two conditional writes happened at the same moment; S3 asks to try again (409)."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An object as it was read: its bytes, what names this version of it, and how old it is by the store's clock."""
+    """An object as it was read: its bytes, the name of this version, and its age by the store's clock."""
 
     data: bytes
     version: str
@@ -41,15 +42,15 @@ class Stored:
 
 
 def supports_conditions(filesystem: fsspec.AbstractFileSystem) -> bool:
-    """Whether this store can be asked for conditional writes."""
+    """Whether this store supports conditional writes."""
     return is_local(filesystem) or is_s3(filesystem)
 
 
 def create_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> str | None:
-    """Write `data` at `path` unless there is an object already: its version, or None where there was one.
+    """Write `data` at `path` unless an object exists there. Returns the new version, or None if an object existed.
 
-    `data` must be unlike what anybody else would write: after a lost answer and the client's own second try, only the
-    content tells whose object it is.
+    `data` must differ from everything that another writer would write: if an answer is lost and the client tries again,
+    only the content shows whose object it is.
     """
     if is_local(filesystem):
         return _create_file(Path(path), data)
@@ -57,7 +58,7 @@ def create_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes)
 
 
 def replace_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes, version: str) -> str | None:
-    """Write `data` at `path` if the object there still is `version`: its new version, or None where it is not."""
+    """Write `data` at `path` if the object there still is `version`. Returns the new version, or None if it is not."""
     if is_local(filesystem):
         with FileLock(f"{path}.lock"):
             there = read_stored(filesystem, path)
@@ -70,7 +71,7 @@ def replace_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes
 
 @OBJECT.retrying(retry_if_exception_type(DamagedError)).wraps
 def read_stored(filesystem: fsspec.AbstractFileSystem, path: str) -> Stored | None:
-    """The object at `path` with its version and age, or None where there is none."""
+    """The object at `path` with its version and age, or None if there is no object."""
     if is_local(filesystem):
         return _read_file(Path(path))
     try:
@@ -87,7 +88,7 @@ def _conditional_put(filesystem: Any, path: str, data: bytes, **condition: str) 
     bucket, key = path.split("/", 1)
 
     async def put() -> str:
-        # The client itself, not s3fs's call_s3: that turns a failed condition into different errors by server.
+        # Use the client itself: s3fs's call_s3 turns a failed condition into errors that differ between servers.
         client = await filesystem.get_s3(bucket)
         answer = await client.put_object(Bucket=bucket, Key=key, Body=data, **condition)
         return str(answer["ETag"])
@@ -100,7 +101,7 @@ def _conditional_put(filesystem: Any, path: str, data: bytes, **condition: str) 
             raise _ConflictError(str(error)) from error
         if error.response["Error"]["Code"] not in _LOST:
             raise _as_os_error(error) from error
-    # Perhaps it is ours: the first answer was lost, and the client asked again.
+    # The object may be our own: the first answer was lost, and the client sent the request again.
     there = read_stored(filesystem, path)
     return there.version if there is not None and there.data == data else None
 
@@ -122,7 +123,7 @@ def _read_file(path: Path) -> Stored | None:
         data, written = path.read_bytes(), path.stat().st_mtime
     except (FileNotFoundError, NotADirectoryError):
         return None
-    # The disk's clock, which on a network file system is not this machine's.
+    # Use the disk's clock, which on a network file system is not this machine's clock.
     with temporary_beside(path) as probe:
         probe.touch()
         now = probe.stat().st_mtime
@@ -138,6 +139,6 @@ def _status(error: ClientError) -> int:
 
 
 def _as_os_error(error: ClientError) -> OSError:
-    """As the rest of the program knows errors of stores."""
+    """`error` as an OSError, the way the rest of the program knows errors of stores."""
     known: dict[int, type[OSError]] = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError}
     return known.get(_status(error), OSError)(str(error))

@@ -1,7 +1,7 @@
-"""Objects in folders and buckets: one way to open a file system, to write an object at once, to name one.
+"""Folders and buckets: the one way to open a file system, to write a whole object and to name an object.
 
-Credentials, region and endpoint come from the usual AWS chain (environment, profile, instance role); nothing here takes
-or logs them.
+Credentials, region and endpoint come from the usual AWS chain (environment, profile, instance role). This module
+neither takes nor logs them.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from pipeline.errors import RunError
 from pipeline.store.fsspec_private import strip_protocol
 from pipeline.store.retries import S3_CLIENT
 
-# What a store raises. s3fs passes on botocore's own errors as they are: no credentials, no such host, no valid name.
+# The errors of stores. s3fs passes on botocore's own errors unchanged: no credentials, no such host, invalid name.
 STORE_ERRORS = (OSError, BotoCoreError)
 
 _S3_OPTIONS: dict[str, Any] = {
@@ -40,10 +40,11 @@ def store_errors_as(
     missing: str | None = None,
     also: tuple[type[Exception], ...] = (),
 ) -> Iterator[None]:
-    """Raise `kind` where the body meets an error of a store (or one of `also`): one line, `failed: its words`.
+    """If the body raises an error of a store (or one of `also`), raise `kind` with one line: `failed: text of the
+    error`.
 
-    `denied` stands in place of `failed` where the store refuses access. With `missing`, an object that does not exist
-    is a RunError of these words alone, whatever `kind` is: it will not come by trying again.
+    If the store refuses access, `denied` replaces `failed`. If an object does not exist and `missing` is given, the
+    error is a RunError with the text `missing`, whatever `kind` is: trying again would not help.
     """
     try:
         yield
@@ -57,8 +58,8 @@ def store_errors_as(
 def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of `uri` and the path in it. `uri` is a local path or `protocol://...`.
 
-    Raises RunError where the protocol is unknown, its library is not installed, or what the environment says about the
-    store (profile, endpoint) cannot be used.
+    Raises RunError if the protocol is unknown, if its library is not installed, or if the environment's settings for
+    the store (profile, endpoint) cannot be used.
     """
     protocol = uri.split("://", 1)[0] if "://" in uri else "file"
     if re.match("[a-z0-9]+:/(?!/)", uri):
@@ -67,7 +68,7 @@ def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         filesystem = fsspec.filesystem(protocol, **options)
         if is_s3(filesystem):
-            filesystem.connect()  # reads the environment; connects to nothing yet
+            filesystem.connect()  # reads the environment; makes no connection yet
     except (ValueError, ImportError, BotoCoreError) as error:
         raise RunError(f"cannot open {uri}: {one_line(error)}") from None
     path = path_of(filesystem, uri)
@@ -77,7 +78,7 @@ def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def path_of(filesystem: fsspec.AbstractFileSystem, uri: str) -> str:
     """The path of `uri` in its file system: the inverse of `uri_of`. Keys may hold `#`, `?`, `%` and spaces."""
     if is_local(filesystem):
-        # Not Path.resolve: symbolic links stay as written.
+        # Path.resolve would replace symbolic links, which must stay as written.
         return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))  # noqa: PTH100, PTH111
     if is_s3(filesystem):
         return uri.split("://", 1)[1]  # strip_protocol would cut the slash off a key that ends in one
@@ -99,7 +100,7 @@ def is_s3(filesystem: fsspec.AbstractFileSystem) -> bool:
 
 
 def check_visible(filesystem: fsspec.AbstractFileSystem, path: str, flag: str) -> None:
-    """Raise RunError where `path` is local and this machine has it not: a path that only the driver's machine knows."""
+    """Raise RunError if `path` is local and does not exist here: then only the driver's machine has it."""
     if is_local(filesystem) and not Path(path).exists():
         raise RunError(
             f"{flag} {path} does not exist on {socket.gethostname()}; "
@@ -108,12 +109,12 @@ def check_visible(filesystem: fsspec.AbstractFileSystem, path: str, flag: str) -
 
 
 def local_etag(stat: os.stat_result) -> str:
-    """What stands for an ETag where there is no store to give one: time of change in ns and size, in hex."""
+    """Replaces the ETag for local files: time of change in ns and size, in hex."""
     return f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
 
 
 def list_folder(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[str]:
-    """Paths directly below `folder`, sorted; none where there is no such folder."""
+    """Paths directly below `folder`, sorted. Empty if there is no such folder."""
     try:
         return sorted(str(path) for path in filesystem.ls(folder, detail=False))
     except FileNotFoundError:
@@ -121,9 +122,9 @@ def list_folder(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[str]
 
 
 def put_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
-    """Write `data` at `path` so that a reader sees the whole object or none, whatever dies.
+    """Write `data` at `path` so that a reader sees the whole object or none, even if a process dies.
 
-    Object stores do that by themselves (one PUT); on a local disk a temporary name is renamed.
+    Object stores guarantee this (one PUT). On a local disk, a temporary file is renamed.
     """
     if not is_local(filesystem):
         filesystem.pipe_file(path, data)
@@ -138,24 +139,24 @@ def write_uri(uri: str, data: bytes) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as one line for a message or a row: its text, or its type where it has none."""
+    """An exception as one line for a message or a row: its text, or its type if there is no text."""
     text = " ".join(str(error).split())
     return text[:500] if text else type(error).__name__
 
 
 def whole_path(uri: str) -> str:
-    """A local path made absolute, a URI as it is: other processes have working directories of their own."""
+    """Make a local path absolute, because other processes have other working directories. A URI stays as it is."""
     filesystem, path = open_filesystem(uri)
     return path if is_local(filesystem) else uri
 
 
 def full_uri(uri: str) -> str:
-    """`uri` as the keys of a listing are spelled: `protocol://path`, local paths absolute, links as they stand."""
+    """`uri` as the keys of a listing are spelled: `protocol://path`, with absolute local paths and links unresolved."""
     return uri_of(*open_filesystem(uri))
 
 
 def canonical(uri: str) -> str:
-    """One name for a place: as `full_uri`, without links, `..` and a slash at the end."""
+    """The one name of a place: as `full_uri`, but with links and `..` resolved and without a slash at the end."""
     spelled = full_uri(uri)
     if spelled.startswith("file://"):
         spelled = f"file://{os.path.realpath(spelled.removeprefix('file://'))}"

@@ -1,4 +1,4 @@
-"""One object, whole and as the store holds it, or one clear line about why not."""
+"""Read one whole object as the store holds it, or raise an error with one clear line."""
 
 import hashlib
 import json
@@ -17,17 +17,17 @@ from pipeline.store.filesystem import STORE_ERRORS, is_s3, one_line, open_filesy
 from pipeline.store.fsspec_private import call_s3
 from pipeline.store.retries import OBJECT
 
-_MD5_ETAG = re.compile('"?([0-9a-f]{32})"?')  # of a multipart upload it ends in -N, and is no digest
+_MD5_ETAG = re.compile('"?([0-9a-f]{32})"?')  # the ETag of a multipart upload ends in -N, and is no digest
 
 
 class DamagedError(OSError):
-    """An answer whose body did not come whole, or is not what the store holds."""
+    """An answer whose body is incomplete, or is not what the store holds."""
 
 
 def get_object(filesystem: Any, path: str) -> dict[str, Any]:
     """The answer of S3 to one GET of the whole object: `Body` as bytes, checked against `ETag`, and the other fields.
 
-    The client checks by itself only what was stored with a checksum, and not every store keeps those. Raises
+    The client itself checks only objects that were stored with a checksum, and not every store keeps checksums. Raises
     DamagedError, FileNotFoundError, PermissionError, and other OSErrors.
     """
     filesystem.connect()
@@ -38,10 +38,10 @@ def get_object(filesystem: Any, path: str) -> dict[str, Any]:
 
 
 async def ask_for_object(filesystem: Any, path: str, etag: str | None = None) -> dict[str, Any]:
-    """As `get_object`, to be awaited on the file system's loop, and nothing checked.
+    """Like `get_object`, but awaited on the file system's loop, and without checks.
 
-    One request, where s3fs asks for the size first. Where the store holds another object than that of `etag`, its body
-    is not read: it may be of any size.
+    This sends one request; s3fs would ask for the size first. If the store holds an object with another ETag than
+    `etag`, the body is not read, because it may have any size.
     """
     bucket, key = path.split("/", 1)
     answer: dict[str, Any] = await call_s3(filesystem, "get_object", Bucket=bucket, Key=key)
@@ -49,21 +49,22 @@ async def ask_for_object(filesystem: Any, path: str, etag: str | None = None) ->
     try:
         is_wanted = etag is None or answer["ETag"].strip('"') == etag
         answer["Body"] = await body.read() if is_wanted else b""
-    except (ClientError, BotoCoreError) as error:  # a body is read outside of the client's own retries
+    except (ClientError, BotoCoreError) as error:  # the client's own retries do not cover reading a body
         raise DamagedError(f"{path}: {one_line(error)}") from error
     finally:
-        body.close()  # else a read that is given up keeps its connection
+        body.close()  # else a read that is abandoned keeps its connection
     return answer
 
 
 def agrees(answer: Mapping[str, Any]) -> bool:
-    """Whether `Body` is what `ETag` says, or it says nothing of it."""
+    """Whether `Body` matches `ETag`. True if the ETag is no digest of the content."""
     return md5_of(answer) in (None, hashlib.md5(answer["Body"], usedforsecurity=False).hexdigest())
 
 
 def md5_of(answer: Mapping[str, Any]) -> str | None:
-    """The MD5 of an object by the answer to GET or HEAD; None where the ETag is no digest of the content: multipart
-    uploads, encryption with keys of KMS or of the customer.
+    """The MD5 of an object, from the answer to GET or HEAD.
+
+    None if the ETag is no digest of the content: multipart uploads, encryption with keys of KMS or of the customer.
     """
     match = _MD5_ETAG.fullmatch(answer["ETag"])
     encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in answer
@@ -71,7 +72,7 @@ def md5_of(answer: Mapping[str, Any]) -> str | None:
 
 
 def read_once(filesystem: fsspec.AbstractFileSystem, path: str) -> bytes:
-    """The bytes at `path`, for those who repeat by themselves what fails."""
+    """The bytes at `path`, for callers that have their own retries."""
     data: bytes = get_object(filesystem, path)["Body"] if is_s3(filesystem) else filesystem.cat_file(path)
     return data
 
@@ -80,14 +81,14 @@ def read_once(filesystem: fsspec.AbstractFileSystem, path: str) -> bytes:
     retry_if_not_exception_type((FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError))
 ).wraps
 def read_object(filesystem: fsspec.AbstractFileSystem, path: str) -> bytes:
-    """The bytes at `path`. What the client does not repeat itself, cut bodies and the like, is repeated."""
+    """The bytes at `path`. Failures that the client does not retry, such as incomplete bodies, are retried."""
     return read_once(filesystem, path)
 
 
 def read_or_none(filesystem: fsspec.AbstractFileSystem, path: str, what: str) -> bytes | None:
-    """The bytes at `path`, None where there is no such object.
+    """The bytes at `path`, or None if there is no such object.
 
-    RunError, starting with `what`, on any other failure: StoreUnavailableError where it may pass.
+    Any other failure is a RunError that starts with `what`: a StoreUnavailableError if the failure may pass.
     """
     try:
         return read_object(filesystem, path)
@@ -99,7 +100,7 @@ def read_or_none(filesystem: fsspec.AbstractFileSystem, path: str, what: str) ->
 
 
 def read_bytes(filesystem: fsspec.AbstractFileSystem, path: str, what: str) -> bytes:
-    """As `read_or_none`, but there must be such an object."""
+    """Like `read_or_none`, but raises RunError if there is no such object."""
     data = read_or_none(filesystem, path, what)
     if data is None:
         raise RunError(f"{what} {path} does not exist")
@@ -112,7 +113,7 @@ def read_uri(uri: str, what: str) -> bytes:
 
 
 def parse_json_object(data: bytes, path: str, what: str) -> dict[str, Any]:
-    """`data` as JSON with names at the top; RunError, starting with `what`, where it is anything else."""
+    """`data` as a JSON object. If `data` is anything else, raises a RunError that starts with `what`."""
     try:
         content = json.loads(data)
     except ValueError as error:
@@ -123,6 +124,6 @@ def parse_json_object(data: bytes, path: str, what: str) -> dict[str, Any]:
 
 
 def read_json_or_none(filesystem: fsspec.AbstractFileSystem, path: str, what: str) -> dict[str, Any] | None:
-    """The object at `path` as JSON with names at the top, None where there is none. RunError, starting with `what`."""
+    """The JSON object at `path`, or None if there is no object. A RunError starts with `what`."""
     data = read_or_none(filesystem, path, what)
     return None if data is None else parse_json_object(data, path, what)

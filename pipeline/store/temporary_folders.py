@@ -1,4 +1,4 @@
-"""Folders of TMPDIR that go with their process, or, where that was killed, with the next process on its machine."""
+"""Folders in TMPDIR. Their process removes them; if it was killed, the next process on its machine does."""
 
 import contextlib
 import re
@@ -10,14 +10,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-# By machine, where several share a temporary folder: not every network file system knows locks.
+# The host's name is part of the prefix, because machines may share a temporary folder, and not every network file
+# system supports locks.
 _PREFIX = f"m2f-scratch-{re.sub(r'[^a-zA-Z0-9.]', '_', socket.gethostname())}-"
 _LOCK = "lock"
 
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A new and empty folder, for as long as this is open."""
+    """A new, empty folder that exists until this context ends."""
     folder, lock = lock_new_folder()
     try:
         inside = Path(folder, "content")
@@ -28,25 +29,25 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def lock_new_folder() -> tuple[str, FileLock]:
-    """A new folder, locked for as long as this process lives; those of dead processes are removed first."""
+    """A new folder, locked for as long as this process lives. Folders of dead processes are removed first."""
     _remove_abandoned()
     while True:
         folder = tempfile.mkdtemp(prefix=_PREFIX)
         lock = FileLock(f"{folder}/{_LOCK}", timeout=0)
         with contextlib.suppress(Timeout, FileNotFoundError):
             lock.acquire()
-            if Path(lock.lock_file).exists():  # else a sweeper was faster, between these lines
+            if Path(lock.lock_file).exists():  # else another process removed the folder between these lines
                 return folder, lock
 
 
 def remove_folder(folder: str, lock: FileLock) -> None:
-    """Remove what `lock_new_folder` gave."""
+    """Remove a folder that `lock_new_folder` returned."""
     shutil.rmtree(folder, ignore_errors=True)
     lock.release()
 
 
 def _remove_abandoned() -> None:
-    """Remove what processes of this machine have left that were killed: nobody holds its lock."""
+    """Remove folders of killed processes of this machine: nobody holds the locks of these folders."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(Timeout, OSError), FileLock(folder / _LOCK, timeout=0):
             shutil.rmtree(folder)
