@@ -1,14 +1,14 @@
 """Places in the commit protocol where a drill may kill the process, as a power cut would.
 
-`M2F_KILL_AT=part written:3` in a process's environment kills it (SIGKILL) when it gets to that place the third time.
-Without the variable, `reached` does nothing.
+`M2F_KILL_AT="images part written:3"` in a process's environment kills the process (SIGKILL) when it reaches that place
+for the third time. Without the variable, `reached` does nothing.
 """
 
 import os
 import signal
 
 VARIABLE = "M2F_KILL_AT"
-# In the order of a run. The first four and the last ones are places of the driver, the two parts of a writing actor.
+# In the order of a run. The two `part written` are places in a writing actor, all others in the driver.
 POINTS = (
     "lease taken",
     "plan written",
@@ -28,7 +28,7 @@ _reached: dict[str, int] = {}
 
 
 def reached(point: str) -> None:
-    """Say that this process has got to `point`, one of POINTS."""
+    """Record that this process has reached `point`, one of POINTS."""
     assert point in POINTS, point
     wanted = os.environ.get(VARIABLE)
     if wanted is None:

@@ -1,8 +1,8 @@
-"""How much memory a process holds, what the machine has left, and what a model actor can need at most.
+"""The memory that a process holds, that the machine has left, and that a model actor can need at most.
 
-The bound is a watch over the memory that is really held, and not RLIMIT_DATA or RLIMIT_AS: those fail whichever thread
-allocates next, also threads of Ray that then abort with no name in any message, and they count address space, of which
-CUDA reserves hundreds of times what it uses.
+The bound watches the memory that is really held. RLIMIT_DATA and RLIMIT_AS would not do. They fail the thread that
+allocates next, whichever it is, including threads of Ray, which then abort without naming anything. They also count
+address space, of which CUDA reserves hundreds of times what it uses.
 """
 
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from pathlib import Path
 import psutil
 
 GIB = 2**30
-# Measured peaks: 6 to 7 bytes a pixel while decoding and reducing, 0.8 KiB a padded pixel in a forward pass of Swin-T
-# on the CPU. The bounds are some five times those: they shall stop what grows without end, not what is large.
+# Measured peaks: 6 to 7 bytes per pixel while decoding and reducing, 0.8 KiB per padded pixel in a forward pass of
+# Swin-T on the CPU. The bounds are about five times as high, because they must stop endless growth, not large images.
 _BYTES_PER_PIXEL = 32
 _BYTES_PER_PADDED_PIXEL = {"cpu": 4096, "cuda": 64}
 _BYTES_ANYWAY = {"cpu": 1 * GIB, "cuda": 5 * GIB}  # CUDA's libraries load their kernels when they are first used
-# Ray's memory monitor ends workers, and not the ones that grow, when 5 % are left. We are earlier.
+# When 5 % are left, Ray's memory monitor ends workers, and not the workers that grow. This bound acts earlier.
 _RESERVED_SHARE = 0.08
-_SHORT_SHARE = 0.15  # from here on batches get smaller
+_SHORT_SHARE = 0.15  # below this share, batches get smaller
 
 
 @dataclass(frozen=True)
 class MachineMemory:
-    """Bytes that this machine, or the container, has and could still give."""
+    """The memory of this machine or container in bytes: the total, and what is still available."""
 
     total: int
     available: int
@@ -38,7 +38,7 @@ class MachineMemory:
 
 
 def machine_memory(control_group: Path = Path("/sys/fs/cgroup")) -> MachineMemory:
-    """The memory of the machine or of the control group, which psutil does not know: the one with less left."""
+    """The memory of the machine or of its control group (unknown to psutil), whichever has less left."""
     memory = psutil.virtual_memory()
     machine = MachineMemory(memory.total, memory.available)
     group = _group_memory(control_group)
@@ -46,7 +46,7 @@ def machine_memory(control_group: Path = Path("/sys/fs/cgroup")) -> MachineMemor
 
 
 def _group_memory(folder: Path) -> MachineMemory | None:
-    """Limit and use of the control group, version 2 or 1; None where there is no limit. Page cache counts as free."""
+    """Limit and use of the control group, version 2 or 1. None if there is no limit. Page cache counts as free."""
     for limit, usage, stat, cache in (
         ("memory.max", "memory.current", "memory.stat", "inactive_file"),
         (
@@ -67,27 +67,27 @@ def _group_memory(folder: Path) -> MachineMemory | None:
 
 
 def private_bytes(pid: int | None = None) -> int:
-    """Memory of the process alone, without Ray's object store and other shared pages; 0 where it cannot be read."""
+    """Memory of the process alone, without Ray's object store and other shared pages. 0 if it cannot be read."""
     try:
         memory = psutil.Process(pid).memory_info()
     except psutil.Error:
         return 0
-    return int(memory.rss - getattr(memory, "shared", 0))  # only Linux tells them apart
+    return int(memory.rss - getattr(memory, "shared", 0))  # only Linux reports shared memory
 
 
 @dataclass(frozen=True)
 class MemoryBound:
-    """How far a process may grow beyond what it held when it was ready for its first image, in bytes."""
+    """How many bytes a process may grow beyond the memory that it held when it was ready for its first image."""
 
     base: int
     room: int
 
     def breach(self, pid: int | None = None) -> str | None:
-        """What is wrong with the memory of process `pid` (default: this one), or None."""
+        """How the memory of process `pid` (default: this process) breaks the bound, or None if it does not."""
         grown = private_bytes(pid) - self.base
         if grown > self.room:
             return f"it grew by {grown / GIB:.1f} GiB, more than the {self.room / GIB:.1f} GiB that its work can need"
-        # A process that has grown little is not why the machine runs out, and to end it would help nobody.
+        # A process that has grown little does not cause the shortage, and ending it would not help.
         if grown > self.room / 4 and (machine := machine_memory()).is_nearly_gone:
             left = f"{machine.available / GIB:.1f} of {machine.total / GIB:.1f} GiB"
             return f"it grew by {grown / GIB:.1f} GiB, and the machine has only {left} left"
@@ -102,8 +102,10 @@ def room_to_work(
     batch_pixels: int,
     device: str,
 ) -> int:
-    """Bytes that `decoding` images at once, a batch of `batch_pixels` padded pixels on the device and `encoded_bytes`
-    can take at the very most.
+    """The most bytes that decoding, the device and encoded data can take together.
+
+    At once, `decoding` images are decoded, a batch of `batch_pixels` padded pixels is on the device, and
+    `encoded_bytes` of encoded data are held.
     """
     pixels = max_image_pixels * (decoding + 1)  # one more is being reduced
     return (

@@ -1,7 +1,7 @@
-"""Images that kill the process that decodes them, for tests and drills; never looked for unless SegmentSpec says so.
+"""Planted faults: images that kill the process that decodes them, for tests and drills. Off unless SegmentSpec says so.
 
-A JPEG or PNG with a marker behind its end decodes as before. `M2F_PLANTED_FAULTS=1` in the environment of a driver
-makes its model actors look for markers.
+A JPEG or PNG with a marker after its end decodes as before. `M2F_PLANTED_FAULTS=1` in the environment of a driver makes
+its model actors look for markers.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ def marker(fault: str) -> bytes:
 
 
 def trip(data: bytes) -> None:
-    """Do what the marker at the end of `data` says; nothing where there is none."""
+    """Do what the marker at the end of `data` says. Without a marker, do nothing."""
     for name, fault in FAULTS.items():
         if data.endswith(marker(name)):
             fault()
@@ -43,7 +43,7 @@ def _hang() -> None:
 
 
 def _hang_with_lock() -> None:
-    """As a loop in C does that never lets Python's lock go: no other Python thread runs any more."""
+    """Behave like a loop in C that never releases Python's lock: no other Python thread runs any more."""
     ctypes.PyDLL(None).sleep(10**6)
 
 

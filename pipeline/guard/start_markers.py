@@ -1,8 +1,8 @@
-"""How often a shard has been started: one marker object for each start, left before the work begins.
+"""Start markers count how often work on a shard began: one object for each start, written before the work begins.
 
-What kills its worker leaves nothing else behind. A start that ended well leaves its marker too, but then the shard is
-done and nobody asks; the few that are started again for other reasons (a node that left, a driver that was killed)
-cost time and change no row.
+An image that kills its worker leaves no other trace. A start that ends well leaves its marker too, but then the shard
+is finished and nobody reads the marker. The few shards that are started again for other reasons (a node that left, a
+driver that was killed) cost time and change no row.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ class Starts:
 
     @contextlib.contextmanager
     def start(self, shard: int) -> Iterator[int]:
-        """Leave a marker for `shard` and run the body; gives how often it was started before.
+        """Write a start marker for `shard` and run the body. Yields how often the shard was started before.
 
         A shard that was started before has the process to itself: if it kills the process again, no other shard is
-        blamed for it, and none can kill the process meanwhile.
+        blamed, and no other shard can kill the process meanwhile.
         """
         with self.door.together():
             if self._leave_marker(shard, 1):
@@ -45,7 +45,7 @@ class Starts:
             yield number - 1
 
     def _leave_marker(self, shard: int, number: int) -> bool:
-        """Whether this is start `number` of the shard; False where there was such a start. One request."""
+        """Write the marker of start `number`. Return False if there was such a start already. Sends one request."""
         who = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "id": uuid.uuid4().hex}
         path = f"{self.run.started}/{shard:06d}-{number}"
         with store_errors_as(RunError, f"--output cannot be written: {path}"):
@@ -53,7 +53,9 @@ class Starts:
 
 
 class _Door:
-    """Lets any number in together, or one alone; who wants to be alone is not overtaken."""
+    """A lock that admits any number of threads together, or one alone. A thread that waits to be alone is not
+    overtaken.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

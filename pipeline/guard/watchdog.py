@@ -1,10 +1,10 @@
-"""No step hangs and no process grows for ever: the process ends instead, and says over which object.
+"""The watchdog ends a process if a step hangs or if memory grows too far, and names the objects in work.
 
-Code says what it is at (`with watch("decoding", key)`); one daemon thread per process looks at the clock and at the
-memory, and ends the process with one line on standard error. Ray starts a new process and gives it the shard again.
+Code marks its steps (`with watch("decoding", key)`). One daemon thread per process checks the clock and the memory, and
+ends the process with one line on standard error. Ray then starts a new process and gives it the shard again.
 
-A thread cannot run while a C function holds Python's lock. So it keeps winding an alarm of `faulthandler`, whose thread
-needs no lock: when nobody winds it any more it prints where every thread is and ends the process.
+That thread cannot run while a C function holds Python's lock. So the thread keeps resetting a timer of `faulthandler`,
+whose own thread needs no lock: if nobody resets the timer, it prints the stack of every thread and ends the process.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from pipeline.guard.memory import MemoryBound
 
 _LOOK_SECONDS = 0.1  # at 2 GB/s, as fast as memory can be touched, a process grows 0.2 GB between two looks
 _WIND_SECONDS = 1.0
-_STANDARD_ERROR = 2  # the descriptor: `sys.stderr` may be something that keeps lines to itself
+_STANDARD_ERROR = 2  # the descriptor, because `sys.stderr` may be an object that holds lines back
 
 TRIED_AGAIN = "the shard is retried"
 TRIED_ONE_BY_ONE = "the shard is retried; after two such crashes its images are processed one by one"
@@ -34,13 +34,13 @@ class _Step:
     started: float  # time.monotonic()
 
 
-_steps: dict[int, _Step] = {}  # what the threads of this process are at, oldest first
+_steps: dict[int, _Step] = {}  # the steps that the threads of this process are at, oldest first
 _numbers = itertools.count()
 
 
 @contextlib.contextmanager
 def watch(name: str, what: str) -> Iterator[None]:
-    """The body is the step `name` on the object `what`. Costs a microsecond or two, with or without a watchdog."""
+    """Mark the body as the step `name` on the object `what`. Costs a microsecond or two, with or without a watchdog."""
     number = next(_numbers)
     _steps[number] = _Step(name, what, time.monotonic())
     try:
@@ -50,11 +50,11 @@ def watch(name: str, what: str) -> Iterator[None]:
 
 
 def start_watchdog(step_timeout: float, then: str, bound: MemoryBound | None = None) -> None:
-    """From now on end this process when a step takes longer than `step_timeout` seconds or memory breaks `bound`.
+    """From now on, end this process if a step takes longer than `step_timeout` seconds or if memory breaks `bound`.
 
-    `then` is the end of the line: what happens next. To be called once in a process, when it is ready for work.
+    `then` is the end of the message: what happens next. Call this once in a process, when it is ready for work.
     """
-    # Two dumps at one time would not be two alarms: faulthandler has one, so there is one watchdog.
+    # faulthandler has only one timer, so a process can have only one watchdog.
     threading.Thread(target=_watch, args=(step_timeout, then, bound), name="watchdog", daemon=True).start()
 
 
@@ -73,7 +73,7 @@ def _watch(step_timeout: float, then: str, bound: MemoryBound | None) -> None:
 
 
 def _overdue(now: float, step_timeout: float) -> str | None:
-    # A copy in one go, since other threads add and remove steps; the oldest is the first.
+    # `list` copies in one operation, because other threads add and remove steps. The oldest step is the first.
     for step in list(_steps.values())[:1]:
         if now - step.started > step_timeout:
             return f"{step.name} {step.object} did not finish within {step_timeout:g} s (--step-timeout)"
