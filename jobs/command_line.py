@@ -1,4 +1,4 @@
-"""Dataclass -> command line: the same for every job. Bad arguments give one line on stderr and exit code 2."""
+"""Dataclass -> command line, for every job. Wrong arguments give one line on stderr and exit code 2."""
 
 import contextlib
 import inspect
@@ -57,7 +57,7 @@ def parse(settings_class: type[T], args: Sequence[str], *, prog: str, summary: s
 
 
 def with_config_file(settings_class: type, args: list[str]) -> list[str]:
-    """`args` with `--config FILE` replaced by what the file holds, put first so that flags win."""
+    """`args` with `--config FILE` replaced by the settings in the file, which come first so that flags win."""
     rest: list[str] = []
     config: Path | None = None
     iterator = iter(args)
@@ -85,7 +85,7 @@ def flags_of(settings: Any) -> list[str]:
 
 
 def _boxes(settings_class: type) -> Any:
-    """A dataclass of dataclasses, one for each section, as tyro wants them to draw a box for each.
+    """A dataclass of dataclasses, one for each section: tyro draws a box for each.
 
     The settings class itself stays flat. The title of a box is the name of its field, which tyro would also put before
     each flag; `prefix_name=False` leaves the flags as they are.
@@ -110,7 +110,7 @@ def _box(section: Section, arguments: list[Any]) -> Any:
 
 
 def _argument(field: "Field[Any]", text: str) -> tuple[Any, ...]:
-    """Name, annotated type and, where the setting has one, default."""
+    """Name, annotated type and, if the setting has one, default."""
     required = field.default is MISSING
     arg = tyro.conf.arg(prefix_name=False, help=text, help_behavior_hint=None if required else _hint(field))
     annotation: Any = Annotated[plain_type(field), arg]
@@ -120,7 +120,7 @@ def _argument(field: "Field[Any]", text: str) -> tuple[Any, ...]:
 
 
 def _hint(field: "Field[Any]") -> str:
-    """What stands behind a help text: `(default: 128; 1 .. 1,024)`."""
+    """The end of a help text: `(default: 128; 1 .. 1,024)`."""
     default = ("off", "on")[field.default] if isinstance(field.default, bool) else field.default
     parts = [] if default is None else [f"default: {default}"]
     parts += [bounds] if (bounds := bounds_in_words(field)) else []
@@ -128,9 +128,10 @@ def _hint(field: "Field[Any]") -> str:
 
 
 def _spec(annotation: Any) -> PrimitiveConstructorSpec[Any] | None:
-    """How tyro reads numbers, texts and what may be None. On and off and choices: None, tyro's own way will do.
+    """How tyro reads numbers, texts and settings that may be None. Returns None for switches and choices.
 
-    tyro's own way shows `{None}|INT`, and names Python's types and functions in its messages.
+    tyro reads switches and choices well by itself. For the others, tyro would show `{None}|INT`, and name Python's
+    types and functions in its messages.
     """
     may_be_none = NoneType in get_args(annotation)
     [kind] = [one for one in get_args(annotation) if one is not NoneType] if may_be_none else [annotation]
@@ -162,7 +163,7 @@ def _spec(annotation: Any) -> PrimitiveConstructorSpec[Any] | None:
 
 
 def _flags_in_file(settings_class: type, config: Path) -> list[str]:
-    import yaml  # here, because --help should not wait for it
+    import yaml  # imported here, because --help should not wait for it
 
     try:
         values = yaml.load(config.read_text(), Loader=_plain_loader()) or {}
@@ -183,7 +184,7 @@ def _flags_in_file(settings_class: type, config: Path) -> list[str]:
 
 
 def _plain_loader() -> type:
-    """YAML in which only null and true/false are special: `1:8` is no number in base 60, a date is its text."""
+    """A YAML loader that knows only null and true/false: `1:8` is not a number in base 60, and a date is its text."""
     import yaml
 
     class PlainLoader(yaml.SafeLoader):
@@ -208,7 +209,7 @@ def _words(name: str, value: Any) -> list[str]:
 
 def _one_line(box: str) -> str:
     """The text of tyro's framed message."""
-    lines = [line for line in box.splitlines() if not line.startswith("╭")]  # that one is a title
+    lines = [line for line in box.splitlines() if not line.startswith("╭")]  # the line with the title
     text = " ".join("".join(" " if c in "╰╯│─" else c for c in line) for line in lines)
     text = " ".join(re.sub("-{4,}", " ", text).split())
     return re.split(" For full helptext| Argument helptext:", text)[0]

@@ -1,6 +1,6 @@
-"""Draw synthetic scenes, segment them with the embedded checkpoint, score and picture the result, query the tables.
+"""Draw synthetic scenes, segment them with the embedded checkpoint, score and picture the results, query the tables.
 
-Everything lies below .demo/ afterwards. The scenes are of a series that the checkpoint was not trained on.
+All files are written below .demo/. The scenes are of a series that the checkpoint was not trained on.
 """
 
 import shutil
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def draw_pictures(output: Path, run: str, picture: Path) -> None:
-    """A sheet of the first scenes and, below each, its segments as the tables have them."""
+    """Draw a sheet of the first scenes and, below each scene, its segments from the tables."""
     import numpy as np
     import pyarrow.dataset as ds
     from PIL import Image

@@ -1,7 +1,8 @@
-"""Try settings on a sample while everything breaks: `python jobs/drill.py --input ... --output ... --model ...`.
+"""Try settings on a sample while processes and the store fail: `python jobs/drill.py --input ... --output ... --model
+...`.
 
-Exit code 0: every image ended in one row, and the rows are those of an undisturbed run; 1: not so, the table says
-where; 2: the drill could not be run, for the one reason given; 130, 143: stopped by Ctrl-C or SIGTERM.
+Exit code 0: every image has one row, and all rows equal the rows of an undisturbed run; 1: they do not, and the printed
+table shows where; 2: the drill could not run, for the reason that is printed; 130, 143: stopped by Ctrl-C or SIGTERM.
 """
 
 import sys
@@ -23,7 +24,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _drill(settings: DrillSettings) -> int:
-    # Only now: --help should not wait for pyarrow and the store's client.
+    # Imported only now, because --help should not wait for pyarrow and the store's client.
     from pipeline.drill.drill import drill
     from pipeline.drill.report import print_findings, say
 

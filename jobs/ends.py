@@ -1,10 +1,10 @@
-"""How jobs end: an exit code that scripts can tell apart and, where something went wrong, one line on stderr.
+"""How jobs end: with an exit code for scripts and, if something went wrong, with one line on stderr.
 
 | code | |
 |---|---|
 | 0, 1 | the job is done; 1: its result is not good enough |
 | 1 | the run broke (BrokenRunError); the line names a file with the traceback |
-| 2 | the job cannot start or go on (RunError), or its arguments are wrong |
+| 2 | the job cannot start or continue (RunError), or its arguments are wrong |
 | 130, 143 | Ctrl-C, SIGTERM |
 """
 
@@ -29,7 +29,7 @@ _TERMINATED = 128 + signal.SIGTERM
 
 
 def run_job(prog: str, work: Callable[[], int], *, kept: str | Callable[[], str] = "") -> int:
-    """The exit code of `work`, or of what ended it. `kept` says what a job that is stopped leaves behind."""
+    """Run `work`. Returns its exit code, or the code of what ended it. `kept` says what a stopped job has kept."""
 
     def after() -> str:
         words = kept if isinstance(kept, str) else kept()
@@ -47,7 +47,7 @@ def run_job(prog: str, work: Callable[[], int], *, kept: str | Callable[[], str]
         last_line(prog, f"interrupted{after()}", level=logging.WARNING)
         return _INTERRUPTED
     except SystemExit as stop:
-        # Ray puts a handler of its own in the place of ours, which exits with the signal's number.
+        # Ray replaces our handler by its own, which exits with the signal's number.
         if stop.code not in (_TERMINATED, signal.SIGTERM):
             raise
         last_line(prog, f"stopped by SIGTERM{after()}", level=logging.WARNING)
@@ -61,7 +61,10 @@ def fail(prog: str, message: str) -> NoReturn:
 
 
 def _traceback_file(prog: str, error: BaseException) -> str:
-    """Where the traceback lies: bug reports need it, a terminal does not. An error without a cause says all itself."""
+    """Write the traceback to a file, and return the words that name the file.
+
+    Bug reports need the traceback, a terminal does not. An error without a cause needs no traceback.
+    """
     if error.__cause__ is None:
         return ""
     lines = traceback.format_exception(error)
@@ -76,7 +79,7 @@ def _traceback_file(prog: str, error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM leaves through the exits of each `with`, which clean up. Elsewhere than in the main thread: no change."""
+    """SIGTERM exits through all `with` blocks, which clean up. Outside the main thread, nothing changes."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(_TERMINATED)
@@ -94,10 +97,11 @@ def _sigterm_raises() -> Iterator[None]:
 def leave_with(main: Callable[[], int]) -> NoReturn:
     """End the process with the code that `main` returns or raises, without the interpreter's own tear-down.
 
-    The tear-down of PyTorch and Ray takes three seconds in which a terminal has no prompt. All that counts has happened
-    by then: blocks have been left, threads have been joined, and functions of `atexit` have run, such as ray.shutdown.
+    The tear-down of PyTorch and Ray takes three seconds, in which a terminal has no prompt. Everything that matters has
+    happened by then: `with` blocks have been left, threads have been joined, and functions of `atexit`, such as
+    ray.shutdown, have run.
     """
-    code = 1  # of an exception that nobody caught: Python prints it before the functions of atexit run
+    code = 1  # for an uncaught exception, which Python prints before the functions of atexit run
 
     def end() -> None:
         for stream in (sys.stdout, sys.stderr):

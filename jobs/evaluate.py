@@ -1,6 +1,7 @@
 """Score a finished run against ground truth: `python jobs/evaluate.py --tables ... --panoptic-gt panoptic.json`.
 
-Exit code 0: done; 2: it could not be done, for the one reason given; 130, 143: stopped by Ctrl-C or SIGTERM.
+Exit code 0: done; 2: the run could not be scored, for the reason that is printed; 130, 143: stopped by Ctrl-C or
+SIGTERM.
 """
 
 import sys
@@ -19,7 +20,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(settings: EvaluationSettings) -> int:
-    # Only now: --help should not wait for pyarrow and numba.
+    # Imported only now, because --help should not wait for pyarrow and numba.
     from pipeline.evaluate.evaluate import evaluate, write_report
     from pipeline.evaluate.report import print_evaluation
 

@@ -1,7 +1,7 @@
 """Train a Mask2Former: `python jobs/finetune.py --images ... --panoptic-gt ... --model ... --output ...`.
 
-Exit code 0: done; 1: the training broke (the same command continues it from its last checkpoint); 2: it could not
-start, or not go on, for the one reason given; 130, 143: stopped by Ctrl-C or SIGTERM.
+Exit code 0: done; 1: the training broke (the same command continues it from its last checkpoint); 2: the training could
+not start or continue, for the reason that is printed; 130, 143: stopped by Ctrl-C or SIGTERM.
 """
 
 import sys
@@ -30,7 +30,7 @@ def _train(settings: FinetuneSettings) -> int:
     show_log_lines(settings.log_format)
     with Progress(_SIGN_OF_LIFE_SECONDS, settings.log_format) as progress:
         progress.phase("loading PyTorch and Ray")
-        # Only now: --help should not wait, and Ray reads its environment when loaded.
+        # Imported only now, because --help should not wait, and because Ray reads its environment when it is imported.
         from pipeline.train.finetune import finetune
 
     finetune(settings)

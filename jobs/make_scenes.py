@@ -1,6 +1,7 @@
 """Draw a data set of synthetic scenes in COCO's formats: `python jobs/make_scenes.py --output scenes/train`.
 
-Exit code 0: done; 2: it could not be done, for the one reason given; 130, 143: stopped by Ctrl-C or SIGTERM.
+Exit code 0: done; 2: the scenes could not be drawn, for the reason that is printed; 130, 143: stopped by Ctrl-C or
+SIGTERM.
 """
 
 import sys
@@ -20,7 +21,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _draw(settings: ScenesSettings) -> int:
-    # Only now: --help should not wait for numpy and numba.
+    # Imported only now, because --help should not wait for numpy and numba.
     from pipeline.scenes.write import write_scenes
 
     write_scenes(settings)

@@ -1,6 +1,6 @@
-"""What `segment_bucket.py` would do with the same arguments: how many images, and why. Writes nothing, needs no GPU.
+"""Preview `segment_bucket.py` with the same arguments: how many images, and why. Writes nothing, needs no GPU.
 
-Exit code 0: done; 2: the job could not start, for the one reason given; 130, 143: stopped by Ctrl-C or SIGTERM.
+Exit code 0: done; 2: the job could not start, for the reason that is printed; 130, 143: stopped by Ctrl-C or SIGTERM.
 """
 
 import sys
@@ -20,7 +20,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _plan(settings: Settings) -> int:
-    # Only now: this loads torch to read the checkpoint, and --help should not wait.
+    # Imported only now, because this loads torch to read the checkpoint, and --help should not wait.
     from pipeline.report.summary import print_preview
     from pipeline.runs.preview import preview
     from pipeline.telemetry.log_lines import show_log_lines

@@ -1,7 +1,7 @@
 """Segment every image of a bucket: `python jobs/segment_bucket.py --input ... --output ... --model ...`.
 
 Exit code 0: done; 1: done, but more images failed than --max-failure-rate allows, or the run broke (the same command
-continues it); 2: the job could not start, for the one reason given; 130, 143: stopped by Ctrl-C or SIGTERM.
+continues it); 2: the job could not start, for the reason that is printed; 130, 143: stopped by Ctrl-C or SIGTERM.
 """
 
 import sys
@@ -32,7 +32,7 @@ def _segment(settings: Settings, progress: Progress) -> int:
     show_log_lines(settings.log_format)
     with progress:
         progress.phase("loading PyTorch and Ray")
-        # Only now: --help should not wait, and Ray reads its environment when loaded.
+        # Imported only now, because --help should not wait, and because Ray reads its environment when it is imported.
         from pipeline.report.summary import print_summary
         from pipeline.run import segment_bucket
 

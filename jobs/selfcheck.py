@@ -1,7 +1,7 @@
 """Compare what the device computes with plain PyTorch, and time it: `python jobs/selfcheck.py --input ... --model ...`.
 
-Exit code 0: rounding explains the differences; 1: it does not; 2: the check could not start, for the one reason given;
-130, 143: stopped by Ctrl-C or SIGTERM.
+Exit code 0: rounding explains the differences; 1: rounding does not explain them; 2: the check could not start, for the
+reason that is printed; 130, 143: stopped by Ctrl-C or SIGTERM.
 """
 
 import sys
@@ -22,7 +22,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _check(settings: SelfCheckSettings) -> int:
     set_ray_environment()
-    # Only now, because these load Ray and torch: --help should not wait, and Ray reads its environment when loaded.
+    # Imported only now: --help should not wait for Ray and torch, and Ray reads its environment when it is imported.
     from pipeline.report.summary import print_selfcheck
     from pipeline.runs.selfcheck import selfcheck
     from pipeline.telemetry.log_lines import show_log_lines
