@@ -29,7 +29,7 @@ _TERMINATED = 128 + signal.SIGTERM
 
 
 def run_job(prog: str, work: Callable[[], int], *, kept: str | Callable[[], str] = "") -> int:
-    """Run `work`. Returns its exit code, or the code of what ended it. `kept` says what a stopped job has kept."""
+    """Run `work`. Returns its exit code, or the code for what ended it. `kept` says what a stopped job has kept."""
 
     def after() -> str:
         words = kept if isinstance(kept, str) else kept()

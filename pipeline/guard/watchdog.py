@@ -34,7 +34,7 @@ class _Step:
     started: float  # time.monotonic()
 
 
-_steps: dict[int, _Step] = {}  # the steps that the threads of this process are at, oldest first
+_steps: dict[int, _Step] = {}  # the current steps of all threads of this process, oldest first
 _numbers = itertools.count()
 
 

@@ -65,7 +65,7 @@ def _list_folder(path: str) -> Iterator[ListedImage]:
         # Sorted as an object store sorts keys, where the name of a folder includes its slash.
         listed = sorted(entries, key=lambda e: e.name + "/" if e.is_dir(follow_symlinks=False) else e.name)
     for entry in listed:
-        with contextlib.suppress(FileNotFoundError):  # the file is gone, because somebody is writing to the folder
+        with contextlib.suppress(FileNotFoundError):  # deleted since the folder was listed
             if entry.is_dir(follow_symlinks=False):
                 yield from _list_folder(entry.path)
             elif entry.is_file():

@@ -78,7 +78,7 @@ class Clock:
 
 
 def close_books(run: Run, totals: Totals, done_before: int, clock: Clock) -> Report:
-    """Check the counts of the run and return its report. BrokenRunError if they do not add up, or if they do not count.
+    """Check the counts of the run and return its report. BrokenRunError if any image or shard lacks a valid receipt.
 
     If another driver took over the run while this driver was suspended, or fenced this driver off, receipts of this
     driver are ignored. Without the check, this driver would publish what the journal has and call it the whole run.
