@@ -1,5 +1,4 @@
-"""The journal: receipts of finished shards, appended in batches. One PUT writes a batch as one object: the commit
-point.
+"""The journal: receipts of finished shards, appended in batches. One PUT writes a batch: the commit point.
 
 A shard counts as finished once the journal has a receipt of it. Files in the output that no receipt names are ignored.
 
@@ -41,9 +40,7 @@ class Journal:
 
     @classmethod
     def start_attempt(cls, folder: RunFolder) -> "Journal":
-        """Start a new attempt and return its journal to append to. From now on, earlier drivers cannot add to the
-        journal.
-        """
+        """Start a new attempt and return its journal. From now on, earlier drivers cannot add to the journal."""
         journal = cls(folder)
         journal.attempt = 1 + max(journal._attempts(), default=0)
         while True:
@@ -112,8 +109,7 @@ class Journal:
 
 
 class Committer:
-    """Collects receipts, and commits them every `seconds` seconds and at the end of the run, for whatever reason it
-    ends.
+    """Collects receipts, and commits them every `seconds` seconds and at the end of the run, whatever ends it.
 
     A thread commits them, because the next receipt may take long to arrive. If the thread cannot write, `add` or the
     end raises the error.

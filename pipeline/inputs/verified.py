@@ -85,8 +85,7 @@ def _request(filesystem: Any, request: Coroutine[Any, Any, Any], path: str, seco
         await asyncio.wait([task], timeout=1)  # the request closes its connection
         return None
 
-    # Errors are raised here, outside of fsspec, which would replace a TimeoutError by its own TimeoutError without a
-    # text.
+    # Errors are raised here, because fsspec would replace a TimeoutError by its own TimeoutError without a text.
     done = fsspec.asyn.sync(filesystem.loop, limited)
     if done is None:
         raise TimeoutError(f"{path} was not read within {seconds:g} s")

@@ -118,9 +118,7 @@ def _newest_unfinished(output: Output, wanted: dict[str, Any], say_what_is_left:
 
 
 def _hides(later: RunRecord, run: RunRecord) -> bool:
-    """Whether the run `later` processed all images of `run` with other settings. If not, continuing `run` wastes
-    little.
-    """
+    """Whether the run `later` processed all images of `run` with other settings. If not, continuing wastes little."""
     has_its_images = f"{run.input}/".startswith(f"{later.input}/")
     left_out = later.counts.get("unchanged", 0) + later.counts.get("not_selected", 0)
     did_all = later.limit is None and not left_out

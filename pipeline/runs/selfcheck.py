@@ -122,9 +122,7 @@ def plain_network(spec: SegmentSpec) -> Network:
 
 
 def compare(network: Network, plain: Network, images: Sequence[Image.Image]) -> Comparison:
-    """Compare image by image; there must be at least one image. Logits that are not finite count as infinitely
-    different.
-    """
+    """Compare image by image, at least one image. Logits that are not finite count as infinitely different."""
     class_logits = mask_logits = 0.0
     flipped = cells = others = queries = segments = alike = only_here = 0
     for number, image in enumerate(images):
