@@ -1,7 +1,7 @@
 """A shard of encoded images -> the same shard with segments: the actor that holds the model.
 
-Ray calls it for the next shard while this one is on the device, so that decoding runs ahead across shards. A shard that
-has ended the process twice is done in a child process, image by image.
+Ray calls the actor with the next shard while this shard is on the device, so that decoding runs ahead across shards. A
+shard that has crashed the process twice is segmented in a child process, image by image.
 """
 
 import logging
@@ -28,7 +28,7 @@ from pipeline.telemetry.log_lines import send_log_lines
 
 logger = logging.getLogger(__name__)
 
-# One end may be the machine's, or that of another shard in the same process. Two are the shard's own.
+# One crash may be the fault of the machine or of the other shard in the process; after two crashes we blame this shard.
 STARTS_BEFORE_ISOLATION = 2
 
 
@@ -43,9 +43,9 @@ class SegmentImages:
         try:
             self.segmenter = Segmenter(spec)
         except StoreUnavailableError:
-            raise  # may pass: Ray repeats the constructor
+            raise  # the store may come back: Ray repeats the constructor
         except (RunError, CheckpointError) as error:
-            # It will not pass, and Ray would repeat the constructor a hundred times: the first call ends the run.
+            # The error is permanent, and Ray would repeat the constructor a hundred times: the first call ends the run.
             self.broken = error
             return
         bound = self.segmenter.memory_bound(decoding=spec.threads, batch_size=spec.batch_size)
@@ -62,7 +62,7 @@ class SegmentImages:
                 results = self.segmenter.segment(encoded, names, costs)
             else:
                 logger.warning(
-                    f"shard {shard} was started {starts_before} times and never done: its images are tried one by one",
+                    f"shard {shard} was started {starts_before} times and never finished; trying its images one by one",
                     extra={"shard": shard},
                 )
                 with self.segmenter.network.lent():
@@ -73,9 +73,10 @@ class SegmentImages:
 
 
 def segmented_table(images: pa.Table, results: Sequence[SegmentedImage | ImageError | None]) -> pa.Table:
-    """The table of schema.SEGMENTED from that of schema.FETCHED without `data`, and one result per image.
+    """Build a schema.SEGMENTED table from a schema.FETCHED table without `data` and one result per image.
 
-    Errors of earlier stages stand; a None result is allowed only there and for images that are gone from the input.
+    Errors of earlier stages are kept. A result may be None only for images with such an error and for images that were
+    removed from the input.
     """
     codes = images.column("error_code").to_pylist()
     messages = images.column("error_message").to_pylist()

@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 def plan_batches(
     padded_hws: Sequence[tuple[int, int] | None], most_of: Callable[[tuple[int, int]], int]
 ) -> list[list[int]]:
-    """Indices grouped by equal padded size, at most `most_of` that size each; None is left out. Order is kept."""
+    """Group indices by padded size; a group of size hw has at most `most_of(hw)` of them. The order is kept.
+
+    Entries that are None are left out.
+    """
     groups: dict[tuple[int, int], list[int]] = {}
     for index, padded_hw in enumerate(padded_hws):
         if padded_hw is not None:

@@ -14,8 +14,8 @@ from m2f_core.whole_files import written_whole
 from pipeline.errors import RunError, StoreUnavailableError
 from pipeline.store.filesystem import one_line, open_filesystem, store_errors_as
 
-# What a checkpoint needs, and the card that states its licence; a folder may hold pickles and training states beside
-# it, which are never fetched or opened.
+# The files that a checkpoint needs, and the card that states its licence. Other files of the folder, such as pickles
+# and training states, are never fetched or opened.
 _PATTERNS = ("config.json", "preprocessor_config.json", "README.md", "*.safetensors", "*.safetensors.index.json")
 _EMBEDDED = Path(__file__).parents[1] / "models"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -24,25 +24,25 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def stage_model(model: str, expected_sha256: str | None = None) -> Checkpoint:
     """Checkpoint `model` on this machine: an embedded one, a folder, a `.pkl` file, a URI of either or a hub id.
 
-    With `expected_sha256` (the driver's) the weights are checked, so that every actor of a run has the same ones.
-    Raises RunError naming what is missing and what to do.
+    If `expected_sha256` (the driver's) is given, the weights are checked against it, so that every actor of a run has
+    the same weights. Raises a RunError that names the missing file and the remedy.
     """
     checkpoint = Checkpoint(_locate(model))
     if expected_sha256 is not None and (found := checkpoint.sha256) != expected_sha256:
         raise RunError(
-            f"the weights in {checkpoint.path} on {socket.gethostname()} have sha256 {found[:16]}…, the run was "
-            f"started with {expected_sha256[:16]}…; give every node the same checkpoint (a URI does)"
+            f"the weights in {checkpoint.path} on {socket.gethostname()} have sha256 {found[:16]}…, but the run "
+            f"was started with {expected_sha256[:16]}…; give every node the same checkpoint, for example by a URI"
         )
     return checkpoint
 
 
 def is_local_path(model: str) -> bool:
-    """Whether `model` is a folder or file here; else it is the name of an embedded checkpoint, a URI or a hub id."""
+    """Whether `model` is a folder or file on this machine, not an embedded checkpoint's name, a URI or a hub id."""
     return "://" not in model and not is_embedded(model) and Path(model).expanduser().exists()
 
 
 def is_embedded(model: str) -> bool:
-    """Whether a checkpoint of this name comes with the package, and so lies on every node."""
+    """Whether the package contains a checkpoint of this name; every node then has the checkpoint."""
     return re.fullmatch(r"[\w-]+", model) is not None and (_EMBEDDED / model).is_dir()
 
 
@@ -56,7 +56,7 @@ def _locate(model: str) -> Path:
         return path
     if _HUB_ID.fullmatch(model) and not path.is_absolute() and path.suffix != ".pkl":
         return _fetch_from_hub(model)
-    raise RunError(f"--model {model}: no such folder or .pkl file on {socket.gethostname()}")
+    raise RunError(f"--model {model}: there is no such folder or .pkl file on {socket.gethostname()}")
 
 
 def _fetch(uri: str) -> Path:
@@ -68,9 +68,9 @@ def _fetch(uri: str) -> Path:
         listed = [filesystem.info(root)] if is_pickle else filesystem.ls(root, detail=True)
     files = sorted((info for info in listed if info["type"] == "file"), key=lambda info: str(info["name"]))
     if is_pickle and not files:
-        raise RunError(f"--model {uri} is no file; a name that ends in .pkl must be one")
+        raise RunError(f"--model {uri} is not a file; a name that ends in .pkl must name a file")
     wanted = files if is_pickle else _wanted(files, uri)
-    # Keyed by content as the store names it, so a replaced checkpoint is fetched anew and an old one stays usable.
+    # The key has each file's ETag or mtime: a replaced checkpoint is fetched again, and the old copy stays usable.
     identity = "".join(f"{i['name']}{i.get('ETag') or i.get('etag') or i.get('mtime')}{i['size']}" for i in wanted)
     target = _cache_root() / hashlib.sha256(f"{uri}{identity}".encode()).hexdigest()[:32]
     with FileLock(f"{target}.lock"):  # one process of the node fetches, the others wait
@@ -84,7 +84,7 @@ def _fetch(uri: str) -> Path:
 
 
 def _wanted(files: list[dict[str, Any]], uri: str) -> list[dict[str, Any]]:
-    """The files of a folder that are its checkpoint: in Hugging Face format, or else the one pickle of the original."""
+    """The checkpoint files of a folder: those in Hugging Face format, or else the one pickle in the original format."""
 
     def matching(*patterns: str) -> list[dict[str, Any]]:
         return [info for info in files if any(Path(info["name"]).match(pattern) for pattern in patterns)]
@@ -100,8 +100,8 @@ def _wanted(files: list[dict[str, Any]], uri: str) -> list[dict[str, Any]]:
         return pickles
     if pickles:
         names = ", ".join(Path(info["name"]).name for info in pickles)
-        raise RunError(f"--model {uri} holds several checkpoints, {names}; name one of these files")
-    raise RunError(f"--model {uri} holds no checkpoint: no config.json, *.safetensors or {PICKLES} there")
+        raise RunError(f"--model {uri} holds several checkpoints ({names}); pass one of these files")
+    raise RunError(f"--model {uri} holds no checkpoint: it has no config.json, *.safetensors or {PICKLES}")
 
 
 def _fetch_from_hub(hub_id: str) -> Path:
@@ -109,12 +109,15 @@ def _fetch_from_hub(hub_id: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise RunError(
-            f"--model {hub_id} is no folder here; to load it from the hub: pip install 'm2f-pipeline[hub]'"
+            f"--model {hub_id} is not a folder on this machine; to load the hub's checkpoint of this name, run "
+            "pip install 'm2f-pipeline[hub]'"
         ) from None
     try:
         folder = Path(snapshot_download(hub_id, allow_patterns=list(_PATTERNS)))
-    except Exception as error:  # the hub client raises a family of its own and those of its HTTP library
-        raise RunError(f"--model {hub_id} is no folder here and the hub has it not: {one_line(error)}") from None
+    except Exception as error:  # the hub client raises its own errors and those of its HTTP library
+        raise RunError(
+            f"--model {hub_id} is not a folder on this machine and cannot be loaded from the hub: {one_line(error)}"
+        ) from None
     if not any(folder.glob("*.safetensors")):
         raise RunError(f"--model {hub_id} has no *.safetensors on the hub; convert its weights to {WEIGHTS_FILE} first")
     return folder
@@ -126,5 +129,7 @@ def _cache_root() -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"no place to keep a fetched checkpoint: {one_line(error)}; set XDG_CACHE_HOME") from None
+        raise RunError(
+            f"cannot make a folder for fetched checkpoints: {one_line(error)}; set XDG_CACHE_HOME to another folder"
+        ) from None
     return root

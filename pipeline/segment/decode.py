@@ -1,21 +1,22 @@
-"""From the bytes of one object to an RGB image, or to an `ImageError` that says why not.
+"""Decode the bytes of one object to an RGB image, or raise an `ImageError` that gives the reason.
 
-Formats: AVIF, BMP, GIF, JPEG (and MPO), JPEG 2000, PNG, PPM/PGM/PBM, TIFF and WebP. The bytes' signature decides which
-one, never the object's name, and only that one Pillow plugin sees the bytes. Left out on purpose: EPS, PDF and WMF
-(they run other programs or draw), TGA and PCX (hardly a signature: other files pass for one), ICO, ICNS and PSD
-(containers whose real size is known only while decoding), FITS, HDF5 and the like (no defined pixel range).
+Formats: AVIF, BMP, GIF, JPEG (and MPO), JPEG 2000, PNG, PPM/PGM/PBM, TIFF and WebP. The signature in the
+bytes decides the format, never the object's name, and only the Pillow plugin of that format sees the bytes. Left out on
+purpose: EPS, PDF and WMF (they run other programs or draw), TGA and PCX (their signature is so short that other files
+match it), ICO, ICNS and PSD (containers whose real size is known only while decoding), FITS, HDF5 and the like (they
+define no pixel range).
 
-Pixels: as `convert("RGB")`, which is what detectron2 feeds the model. Alpha is dropped without blending, palettes and
-CMYK are expanded, ICC profiles are ignored, of several frames or pages the first is taken. 16-bit images keep their
-high byte (Pillow's own conversion would clip them to white). 32-bit integers, floats and Lab are refused: nothing says
-which value is white.
+Pixels: the result equals `convert("RGB")`, as detectron2 feeds the model. Alpha is dropped without blending, palettes
+and CMYK are expanded, ICC profiles are ignored, and the first of several frames or pages is used. 16-bit images keep
+their high byte (Pillow's own conversion would clip them to white). 32-bit integers, floats and Lab are refused, because
+these formats do not define which value is white.
 
-Orientation: EXIF (or XMP) orientation in any format, if asked for; a broken EXIF block counts as none. A TIFF's
+Orientation: the EXIF (or XMP) orientation of any format is applied on request; a broken EXIF block is ignored. A TIFF's
 Orientation tag is part of the format: Pillow always applies it.
 
-Safety: the header's size is compared with `max_pixels` before a pixel is decoded. Truncated files are errors: half an
-image would give wrong masks that look right. Pillow's warnings and log lines are silenced, since what matters is in the
-ImageError; libtiff's own lines on standard error, written in C, cannot be.
+Safety: the size in the header is compared with `max_pixels` before a pixel is decoded. Truncated files are errors,
+because half an image would give wrong masks that look right. Pillow's warnings and log lines are silenced, since the
+ImageError carries the reason; libtiff writes its lines to standard error in C, and those cannot be silenced.
 """
 
 import io
@@ -46,8 +47,8 @@ from PIL import (
 
 from pipeline.errors import ErrorCode, ImageError
 
-# Importing a plugin registers it. They are all imported here, so that Image.open, which would otherwise import every
-# plugin on first use, changes no global state when threads decode.
+# Importing a plugin registers the plugin. All are imported here; otherwise Image.open would import every plugin on
+# first use, and so change global state while threads decode.
 _PLUGINS = (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -61,13 +62,13 @@ _PLUGINS = (
     WebPImagePlugin,
 )
 
-# Pillow's state is global, so it is set once, at import, for the whole process.
-Image.MAX_IMAGE_PIXELS = None  # max_pixels is the rule; Pillow's own would refuse above 179 million
+# Pillow's settings are global, so they are set once, at import, for the whole process.
+Image.MAX_IMAGE_PIXELS = None  # max_pixels decides; Pillow's own limit would refuse images above 179 million pixels
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 warnings.filterwarnings("ignore", module=r"PIL\.")  # here, because catch_warnings is not thread-safe
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
-_OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # what a Pillow may be built without
+_OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # formats that a build of Pillow may lack
 FORMATS = tuple(
     name
     for name in ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -86,7 +87,7 @@ _SIGNATURES = {
 
 _RGB_COMPATIBLE = frozenset(("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"))
 
-# EXIF orientation -> what turns the stored image upright. 1 is upright.
+# EXIF orientation -> the operation that turns the stored image upright. Orientation 1 is upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -105,10 +106,10 @@ _TIFF_TAGS = {"BitsPerSample": 258, "PhotometricInterpretation": 262, "TileWidth
 def decode_image(
     data: bytes, *, max_pixels: int, apply_exif: bool, at_least_hw: tuple[int, int] | None = None
 ) -> Image.Image:
-    """Decode to RGB; raises ImageError with UNSUPPORTED, DECODE_FAILED or TOO_LARGE and nothing else.
+    """Decode to RGB. Raises only ImageError, with code UNSUPPORTED, DECODE_FAILED or TOO_LARGE.
 
-    `max_pixels` bounds height x width as the header states them. Where `at_least_hw` (of the upright image) allows it,
-    a JPEG comes at a half, a quarter or an eighth of its size. Safe to call from several threads.
+    `max_pixels` bounds height x width as the header states them. A JPEG is decoded at a half, a quarter or an eighth of
+    its size if the result is still at least `at_least_hw` (of the upright image). Safe to call from several threads.
     """
     format_name = _format_of(data)
     with _as_image_error(format_name):
@@ -123,7 +124,7 @@ def decode_image(
 
 
 def measure_image(data: bytes, *, max_pixels: int, apply_exif: bool) -> tuple[int, int]:
-    """(height, width) that `decode_image` would give, from the header; raises the ImageErrors a header can show."""
+    """The (height, width) that `decode_image` would give, read from the header; raises the header's ImageErrors."""
     format_name = _format_of(data)
     with _as_image_error(format_name):
         image = _open(data, format_name, max_pixels)
@@ -133,21 +134,21 @@ def measure_image(data: bytes, *, max_pixels: int, apply_exif: bool) -> tuple[in
 
 @contextmanager
 def _as_image_error(format_name: str) -> Iterator[None]:
-    """Turn whatever Pillow raises into an ImageError."""
+    """Turn any exception of Pillow into an ImageError."""
     try:
         yield
     except ImageError:
         raise
-    except Image.DecompressionBombError as error:  # only if someone set Pillow's own limit again
+    except Image.DecompressionBombError as error:  # only if other code set Pillow's own limit again
         raise ImageError(ErrorCode.TOO_LARGE, f"{format_name}: {error}") from error
-    except MemoryError:  # the header promised at most `max_pixels`, so this says more of the machine than of the file
-        raise ImageError(ErrorCode.TOO_LARGE, f"{format_name}: no memory to decode it") from None
-    except Exception as error:  # Pillow's plugins raise some fifteen types on broken files
+    except MemoryError:  # at most `max_pixels` by the header: the machine is short of memory
+        raise ImageError(ErrorCode.TOO_LARGE, f"{format_name}: too little memory to decode the image") from None
+    except Exception as error:  # Pillow's plugins raise some fifteen types for broken files
         raise ImageError(ErrorCode.DECODE_FAILED, f"{format_name}: {_reason(error)}") from error
 
 
 def _format_of(data: bytes) -> str:
-    """The Pillow name of the format that the signature shows."""
+    """Pillow's name of the format whose signature the bytes have."""
     if not data:
         raise ImageError(ErrorCode.UNSUPPORTED, "not an image: 0 bytes")
     for name, signatures in _SIGNATURES.items():
@@ -177,7 +178,7 @@ def _open(data: bytes, format_name: str, max_pixels: int) -> ImageFile.ImageFile
     try:
         image = Image.open(io.BytesIO(data), formats=(format_name,))
     except UnidentifiedImageError:
-        # Image.open drops the plugin's reason, so ask the plugin again.
+        # Image.open drops the plugin's error message, so ask the plugin again.
         factory = Image.OPEN[format_name][0]
         factory(io.BytesIO(data), "")
         raise
@@ -187,31 +188,31 @@ def _open(data: bytes, format_name: str, max_pixels: int) -> ImageFile.ImageFile
     if width * height > max_pixels:
         raise ImageError(
             ErrorCode.TOO_LARGE,
-            f"{width * height:,} pixels (height {height}, width {width}), more than the limit of {max_pixels:,}",
+            f"{width * height:,} pixels (height {height}, width {width}) are more than the limit of {max_pixels:,}",
         )
-    # A small tiled TIFF may declare huge tiles, and the decoder allocates a whole one. Usual tiles always pass.
+    # A small tiled TIFF may declare huge tiles, and the decoder allocates a whole tile. Usual tile sizes always pass.
     tile_pixels = _tiff_tag(image, "TileWidth", 0) * _tiff_tag(image, "TileLength", 0)
     if tile_pixels > max(max_pixels, 1024 * 1024):
-        raise ImageError(ErrorCode.TOO_LARGE, f"TIFF tiles of {tile_pixels:,} pixels, more than {max_pixels:,}")
+        raise ImageError(ErrorCode.TOO_LARGE, f"TIFF tiles have {tile_pixels:,} pixels, the limit is {max_pixels:,}")
     if format_name == "TIFF":
-        # Loading would apply an XMP orientation too, which the size read from the header does not have.
+        # Loading would also apply an XMP orientation, which the size from the header does not include.
         image.info.pop("xmp", None)
     return image
 
 
 def _tiff_tag(image: ImageFile.ImageFile, name: str, default: int) -> int:
-    """A whole-number tag of a TIFF's first page (its first value); `default` for other formats and absent tags."""
+    """The first value of an integer tag of a TIFF's first page; `default` for other formats and absent tags."""
     tags: Any = getattr(image, "tag_v2", {})
     value = tags.get(_TIFF_TAGS[name], default)
     return int(value[0] if isinstance(value, tuple) else value)
 
 
 def _orientation(image: ImageFile.ImageFile, data: bytes) -> int:
-    """EXIF orientation 1..8 of an image that is open and not loaded yet; 1 where there is none or it cannot be read."""
+    """EXIF orientation 1..8 of an image that is open but not loaded; 1 if it is absent or cannot be read."""
     if image.format == "TIFF":
         return 1  # Pillow applies a TIFF's own orientation: to the size when opening, to the pixels when loading
     if image.format == "PNG":
-        # Its EXIF may follow the pixels, which are therefore decoded first: only if there is something to find.
+        # In a PNG, EXIF data may follow the pixels, so the pixels are decoded first, but only if there is EXIF data.
         if not any(keyword in data for keyword in _PNG_ORIENTATION_KEYWORDS):
             return 1
         image.load()  # outside of `try`, so that broken pixels are an error
@@ -223,10 +224,10 @@ def _orientation(image: ImageFile.ImageFile, data: bytes) -> int:
 
 
 def _draft(image: JpegImagePlugin.JpegImageFile, height: int, width: int) -> None:
-    """Have libjpeg leave out the high frequencies, and thereby pixels, as long as height x width are left.
+    """Let libjpeg decode a smaller image by leaving out high frequencies; at least height x width pixels remain.
 
-    Only by a number that divides both sides: else its last cells stand for pixels that are not there, and the grid of
-    the smaller image lies beside that of the larger one.
+    The divisor must divide both sides. Otherwise the last cells would cover pixels outside the image, and the pixel
+    grids of the smaller and the full image would not align.
     """
     for scale in (8, 4, 2):
         if image.width % scale == image.height % scale == 0 and (
@@ -245,7 +246,7 @@ def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:
         # Pillow stretches a PGM's values of more than 8 bits to 0..65535; a 12-bit TIFF keeps its 0..4095.
         num_bits = _tiff_tag(image, "BitsPerSample", 16)
         gray_hw = (np.asarray(image) >> (num_bits - 8)).astype(np.uint8)
-        if _tiff_tag(image, "PhotometricInterpretation", 1) == 0:  # WhiteIsZero, which Pillow inverts up to 8 bits only
+        if _tiff_tag(image, "PhotometricInterpretation", 1) == 0:  # WhiteIsZero; Pillow inverts it up to 8 bits only
             gray_hw = 255 - gray_hw
         return Image.fromarray(gray_hw).convert("RGB")
     raise ImageError(
@@ -254,11 +255,11 @@ def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    """What the error says, on one short line."""
+    """The error's message on one short line."""
     text = " ".join(str(error).split())[:200]
-    if text == "not identified by this driver":  # ImageFile's words for a plugin that ran to the end of the file
+    if text == "not identified by this driver":  # ImageFile's message if a plugin read to the end of the file
         return "its header has no image size"
-    # Plugins raise SyntaxError and OSError to say what is wrong; the text of other types needs the type to be read.
+    # Plugins raise SyntaxError and OSError with a clear message; other messages make sense only with the type's name.
     if text and isinstance(error, (SyntaxError, OSError)):
         return text
     return f"{type(error).__name__}: {text}".rstrip(": ")

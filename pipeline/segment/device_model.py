@@ -1,4 +1,4 @@
-"""The model on its device, one batch at a time: from decoded pixels to what the task finds in each image."""
+"""The model on its device, one batch at a time: from decoded pixels to the inference result of each image."""
 
 import contextlib
 import os
@@ -25,14 +25,14 @@ from pipeline.segment.inference_settings import InferenceSettings
 from pipeline.segment.postprocess import InferenceResult, infer, warm_up
 from pipeline.telemetry.costs import Costs
 
-# A GPU resizes by itself where that costs little memory: decoded images wait for it, and a photograph of 64 megapixels
-# takes 192 MB, resized 3 MB.
+# The GPU resizes an image if that costs little memory. Images wait in decoded form for the GPU, and a photograph of 64
+# megapixels takes 192 MB decoded, but 3 MB resized.
 _MOST_DECODED_TO_RESIZED = 4
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image on its way to the device: uint8 [h, w, 3], resized already or as decoded; on CUDA machines pinned."""
+    """An image for the device: uint8 [h, w, 3], already resized or as decoded; pinned on machines with CUDA."""
 
     pixels_hw3: torch.Tensor
     geometry: ImageGeometry
@@ -44,7 +44,7 @@ class PreparedImage:
 
 
 class Network:
-    """A checkpoint on one device. `prepare` may be called from many threads, `run` does one batch after the other."""
+    """A checkpoint on one device. Many threads may call `prepare`; `run` computes one batch after the other."""
 
     def __init__(
         self,
@@ -60,25 +60,25 @@ class Network:
         self.device = torch.device(device)
         self.precision = precision
         self.inference = inference
-        # "fp32" means it: PyTorch's default lets convolutions drop to TF32, 10 bits of mantissa.
+        # True fp32: by default PyTorch lets convolutions use TF32, with 10 bits of mantissa.
         torch.backends.cudnn.allow_tf32 = precision != "fp32"
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise RunError(
-                f"Ray gave this actor a GPU, but PyTorch on {socket.gethostname()} sees none; "
-                "install a CUDA build of PyTorch there, or use --device cpu"
+                f"Ray gave this actor a GPU, but PyTorch on {socket.gethostname()} sees no GPU; "
+                "install a CUDA build of PyTorch on that machine, or use --device cpu"
             )
         self.model = prepare_for_inference(checkpoint.load(), self.device, precision)
         self.processor = ImageProcessor.from_preprocessor_config(checkpoint.preprocessor_config, preprocess, image_size)
         self.forward = GraphedForward(self._forward) if self.device.type == "cuda" else self._forward
         warm_up(inference)
         self.processor.warm_up()
-        # Ray may call from several threads at once, so that one shard decodes while another is on the device.
+        # Ray may call this from several threads at once, so that one shard is decoded while another is on the device.
         self.lock = threading.Lock()
 
     def prepare(self, image: Image.Image, geometry: ImageGeometry, name: str) -> PreparedImage:
-        """Resize an RGB image, or leave that to the device; the pixels the network sees are the same.
+        """Resize an RGB image, or leave the resize to the device; the network sees the same pixels in both cases.
 
-        `geometry` is that of the image as it is stored; it may have been decoded smaller.
+        `geometry` describes the stored image; `image` may have been decoded smaller.
         """
         if self.device.type == "cpu":
             return PreparedImage(torch.from_numpy(self.processor.resize(image, geometry.resized_hw)), geometry, name)
@@ -87,20 +87,20 @@ class Network:
         pixels_hw3 = torch.from_numpy(
             np.array(image) if on_device else self.processor.resize(image, geometry.resized_hw)
         )
-        # Pinned memory travels while the device computes.
+        # Pinned memory can be copied while the device computes.
         return PreparedImage(pixels_hw3.pin_memory(), geometry, name)
 
     def run(self, images: Sequence[PreparedImage], costs: Costs) -> list[InferenceResult]:
-        """What the task finds in each image. They have one padded size; what an image gets does not hang on the rest.
+        """The inference result of each image. All images have one padded size; results do not depend on the others.
 
-        Raises what PyTorch raises, also where the device has not the memory.
+        Raises PyTorch's exceptions, among them the one for too little memory on the device.
         """
         what = images[0].name if len(images) == 1 else f"{len(images)} images from {images[0].name} on"
         with self.lock, watch("segmenting", what), torch.inference_mode():
             with costs.passing("model"):
                 logits_BQK1, masks_BQhw = self._decoder_outputs(images)
                 if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)  # else the reduction would be charged with the model's time
+                    torch.cuda.synchronize(self.device)  # otherwise the model's time would count as the reduction's
             with costs.passing("reduce"):
                 return [
                     infer(logits_QK1, masks_Qhw, image.geometry, self.inference)
@@ -108,7 +108,7 @@ class Network:
                 ]
 
     def decoder_outputs(self, images: Sequence[PreparedImage]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Class logits [B, Q, K+1] and mask logits [B, Q, h, w] that `run` reduces, float32, in the host's memory."""
+        """Class logits [B, Q, K+1] and mask logits [B, Q, h, w], before `run` reduces them: float32, in host memory."""
         with self.lock, watch("segmenting", images[0].name), torch.inference_mode():
             logits_BQK1, masks_BQhw = self._decoder_outputs(images)
             return logits_BQK1.cpu(), masks_BQhw.cpu()
@@ -127,7 +127,7 @@ class Network:
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[None]:
-        """Meanwhile no batch runs here and the device's memory is another process's: the model waits in the host's."""
+        """While this is open, no batch runs and the model is in host memory, so another process can use the device."""
         with self.lock:
             self.model.to("cpu")
             self._free()
@@ -137,8 +137,8 @@ class Network:
                 self.model.to(self.device)
 
     def free_memory(self) -> None:
-        """Give back what the device holds for later: recorded graphs, cached blocks. Waits for the batch that runs:
-        its results lie in the memory of a graph.
+        """Free recorded graphs and cached blocks on the device. Waits for the running batch, because its results lie in
+        the memory of a graph.
         """
         with self.lock:
             self._free()
@@ -150,7 +150,7 @@ class Network:
             torch.cuda.empty_cache()
 
     def exit_if_lost(self) -> None:
-        """An illegal access or a bus error poisons CUDA for the whole process: every later image would fail at once.
+        """End the process if an illegal access or a bus error has broken CUDA: every later image would fail at once.
 
         Ray then gives the shard to a fresh process.
         """

@@ -1,4 +1,4 @@
-"""What a run asks the core for: the flags of its task, with what was not given filled in for mode and checkpoint."""
+"""The core's inference settings for a run: its task's flags, with defaults that depend on mode and checkpoint."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,7 @@ InferenceSettings = PanopticSettings | InstanceSettings | SemanticSettings
 
 
 def inference_settings(settings: Settings, labels: LabelMap, trained_for: Task | None) -> InferenceSettings:
-    """The core's settings for `settings.task`. RunError where it makes no sense for these labels."""
+    """The core's settings for `settings.task`. Raises RunError if the task makes no sense for these labels."""
     if settings.task == "panoptic":
         panoptic = PanopticSettings.for_labels(settings.postprocess, labels)
         if settings.label_ids_to_fuse is not None:
@@ -23,12 +23,12 @@ def inference_settings(settings: Settings, labels: LabelMap, trained_for: Task |
     if settings.task == "instance":
         instance = InstanceSettings.defaults(settings.postprocess, _things_to_keep(settings.postprocess, labels))
         return replace(instance, **_given(settings, "score_threshold", "top_k"))
-    # As the original, whose semantic checkpoints resize scores. No flag: it is a matter of 1 pixel in 10,000.
+    # As in the original, whose semantic checkpoints resize scores. There is no flag: 1 pixel in 10,000 changes.
     return SemanticSettings.defaults(settings.postprocess, "scores" if trained_for == "semantic" else "masks")
 
 
 def results_of(inference: InferenceSettings) -> dict[str, Any]:
-    """What changes results in these settings: the flags that would spell them out, and what a checkpoint decides."""
+    """The parts of these settings that change results: as explicit flags, and the choices that the checkpoint made."""
     if isinstance(inference, PanopticSettings):
         return {
             "score_threshold": inference.score_threshold,
@@ -42,43 +42,43 @@ def results_of(inference: InferenceSettings) -> dict[str, Any]:
 
 
 def with_given_stuff(settings: Settings, labels: LabelMap) -> LabelMap:
-    """The checkpoint's label map; where that does not say what is stuff, the classes of --label-ids-to-fuse are."""
+    """The checkpoint's label map; if it does not say which classes are stuff, those of --label-ids-to-fuse are."""
     given = settings.label_ids_to_fuse
     if given is None:
         return labels
     if unknown := sorted(set(given) - labels.class_ids):
         last = len(labels.categories) - 1
-        raise RunError(f"--label-ids-to-fuse holds {unknown}, the checkpoint has classes 0 .. {last}")
+        raise RunError(f"--label-ids-to-fuse holds {unknown}, but the checkpoint has classes 0 .. {last}")
     return labels if labels.known else labels.with_stuff(given)
 
 
 def task_warnings(settings: Settings, labels: LabelMap, trained_for: Task | None) -> list[str]:
-    """What somebody should know who asks this checkpoint for this task."""
+    """Warnings for the use of this checkpoint for this task."""
     warnings = []
     if not labels.known:
         warnings.append(
-            "the checkpoint does not say which ids a dataset has for its classes, so category_id in the tables is the "
-            "class id of the model; `categories` in its config.json can say it"
+            "the checkpoint does not list the dataset's category ids, so category_id in the tables is the class id of "
+            "the model; add `categories` to the checkpoint's config.json to change this"
         )
-    if settings.label_ids_to_fuse is not None:  # who names the stuff has looked at the classes
+    if settings.label_ids_to_fuse is not None:  # a user who lists the stuff knows the classes
         return warnings
-    # The original evaluates its panoptic checkpoints in all three tasks, the others in their own.
+    # The original evaluates its panoptic checkpoints in all three tasks, and the others only in their own task.
     if trained_for not in (None, "panoptic", settings.task):
         warnings.append(
-            f"by its name or its classes, the checkpoint was trained for {trained_for} segmentation: expect little of "
-            f"--task {settings.task}, and use --task {trained_for}"
+            f"the name or the classes of the checkpoint say that it was trained for {trained_for} segmentation; "
+            f"--task {settings.task} may give poor results, so use --task {trained_for}"
         )
     if not labels.known:
-        unknown = "the checkpoint does not say which of its classes are stuff, so"
+        unknown = "the checkpoint does not say which of its classes are stuff, so all classes"
         if settings.task == "panoptic":
-            warnings.append(f"{unknown} none is fused and all count as things; name them with --label-ids-to-fuse")
+            warnings.append(f"{unknown} count as things and none is fused; list stuff classes with --label-ids-to-fuse")
         else:
-            warnings.append(f"{unknown} all count as things; `categories` in its config.json can say it")
+            warnings.append(f"{unknown} count as things; add `categories` to its config.json to change this")
     return warnings
 
 
 def _things_to_keep(postprocess: str, labels: LabelMap) -> frozenset[int] | None:
-    """Of a panoptic checkpoint only things become instances, as in the original. None: all, as in transformers."""
+    """The classes that become instances: the things, as in the original, or all (None), as in transformers."""
     if postprocess == "hf":
         return None
     things = labels.class_ids - labels.stuff_class_ids

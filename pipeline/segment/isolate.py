@@ -1,7 +1,8 @@
-"""Images one by one in a child process, so that the one that kills or blocks a process is known and only it is lost.
+"""Segment images one by one in a child process, so that an image that kills or blocks the process is identified and no
+other image is lost.
 
-The parent sends one image at a time and waits for its result: while the child is silent, that image is what it is at.
-The child is a fresh interpreter and no fork, because a fork of a process with threads, or with CUDA, hangs or breaks.
+The parent sends one image at a time and waits for the result, so it always knows which image the child is working on.
+The child is a fresh interpreter, not a fork, because a fork of a process with threads or with CUDA hangs or breaks.
 """
 
 import ctypes
@@ -22,14 +23,14 @@ from pipeline.guard.memory import MemoryBound
 from pipeline.segment.segmenter import SegmentedImage, Segmenter, SegmentSpec
 
 _LOOK_SECONDS = 0.05  # how often the parent looks at the child's memory and at the clock
-_START_SECONDS = 600.0  # to load PyTorch and the model, from a cold disk too
+_START_SECONDS = 600.0  # to load PyTorch and the model, even from a cold disk
 
 
 def segment_one_by_one(spec: SegmentSpec, encoded: Sequence[bytes | None]) -> list[SegmentedImage | ImageError | None]:
-    """As Segmenter.segment, but an image that ends its process, grows without end or never returns gets an ImageError.
+    """Like Segmenter.segment, but an image that crashes, fills the memory or never returns gets an ImageError.
 
-    Codes: crashed_worker, timed_out (after spec.step_timeout seconds). Raises RunError where the child cannot start,
-    and what Segmenter raises.
+    Codes: crashed_worker, timed_out (after spec.step_timeout seconds). Raises RunError if the child cannot start, and
+    the exceptions of Segmenter.
     """
     results: list[SegmentedImage | ImageError | None] = []
     child: _Child | None = None
@@ -38,7 +39,7 @@ def segment_one_by_one(spec: SegmentSpec, encoded: Sequence[bytes | None]) -> li
             if data is None:
                 results.append(None)
                 continue
-            if child is None or not child.alive():  # also one that ended between two images: no image's fault
+            if child is None or not child.alive():  # it may have ended between two images: no image's fault
                 child = _Child(spec)
             results.append(child.segment(data))
     finally:
@@ -61,7 +62,7 @@ class _Child:
             )
         ready = self._answer(_START_SECONDS, bound=None) if self._send(spec) else self._death()
         if isinstance(ready, ImageError):
-            raise RunError(f"a process to segment images one by one cannot start: {ready.message}")
+            raise RunError(f"the process that segments images one by one cannot start: {ready.message}")
         self.bound: MemoryBound = ready
 
     def alive(self) -> bool:
@@ -79,7 +80,7 @@ class _Child:
         self.process.wait()
 
     def _send(self, message: Any) -> bool:
-        """False where the child died before it had all of it."""
+        """Return False if the child died before it had received the whole message."""
         try:
             self.connection.send(message)
         except OSError:
@@ -87,15 +88,15 @@ class _Child:
         return True
 
     def _answer(self, seconds: float, bound: MemoryBound | None) -> Any:
-        """What the child sends next, or an ImageError about its end. Raises what the child raised."""
+        """The child's next message, or an ImageError if the child ended. Raises the exception that the child raised."""
         end = time.monotonic() + seconds
         while not self.connection.poll(_LOOK_SECONDS):
             if time.monotonic() > end:
                 self.end()
-                return ImageError(ErrorCode.TIMED_OUT, f"alone in a process it was not done after {seconds:g} s")
+                return ImageError(ErrorCode.TIMED_OUT, f"alone in a process, not done after {seconds:g} s")
             if bound is not None and (breach := bound.breach(self.process.pid)):
                 self.end()
-                return ImageError(ErrorCode.CRASHED_WORKER, f"alone in a process, that was ended because {breach}")
+                return ImageError(ErrorCode.CRASHED_WORKER, f"alone in a process, which was ended because {breach}")
         try:
             answer = self.connection.recv()
         except (EOFError, OSError):
@@ -107,21 +108,21 @@ class _Child:
     def _death(self) -> ImageError:
         self.connection.close()
         return ImageError(
-            ErrorCode.CRASHED_WORKER, f"it ended the process it was alone in: {_how(self.process.wait())}"
+            ErrorCode.CRASHED_WORKER, f"a child process of its own ended: {_how(self.process.wait())}"
         )
 
 
 def _how(returncode: int) -> str:
-    """A process's end in words: exit code or signal."""
+    """Describe a process's end: exit code or signal."""
     if returncode >= 0:
         return f"exit code {returncode}"
     name = signal.Signals(-returncode).name
-    hint = "; the kernel does that where memory runs out" if name == "SIGKILL" else ""
+    hint = "; the kernel sends it when memory runs out" if name == "SIGKILL" else ""
     return f"{name}{hint}"
 
 
 def _serve(connection: Connection) -> None:
-    """The child's side: a spec comes in, then images; each gets one answer, a result or the exception it raised."""
+    """The child's side: receive a spec, then images; answer each with its result or the exception that it raised."""
     try:
         segmenter = Segmenter(connection.recv())
     except Exception as error:
@@ -150,12 +151,12 @@ def _picklable(error: Exception) -> Exception:
 
 
 def _be_first_to_go(parent: int) -> None:
-    """End with the parent, whatever ends it, and be what the kernel ends first where memory runs out. Linux only."""
+    """End when the parent ends, and be the first process that the kernel kills when memory runs out. Linux only."""
     if sys.platform != "linux":
         return
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
+    if os.getppid() != parent:  # the parent died before the line above
         sys.exit(1)
     Path("/proc/self/oom_score_adj").write_text("1000")
 

@@ -1,6 +1,6 @@
-"""Decoder outputs of one image -> its segments, each with its mask as COCO RLE: one form for the results of all tasks.
+"""Decoder outputs of one image -> its segments, each with its mask as COCO RLE; all tasks have this one result form.
 
-In two steps, because the first needs the device and the second does not.
+There are two steps, because the first needs the device and the second does not.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ InferenceResult = panoptic.PanopticResult | instance.InstanceResult | semantic.S
 
 @dataclass(frozen=True)
 class FoundSegment:
-    """A row to be. Segments of one image may have one mask in common, and where the task says so, overlap."""
+    """A future row of `segments`. Segments of one image may share a mask; in some tasks they may overlap."""
 
     segment_id: int
     class_id: int
@@ -31,7 +31,7 @@ class FoundSegment:
 def infer(
     logits_QC1: torch.Tensor, masks_Qhw: torch.Tensor, geometry: ImageGeometry, settings: InferenceSettings
 ) -> InferenceResult:
-    """The core's inference for the task that the settings are of."""
+    """Call the core's inference for the task of these settings."""
     if isinstance(settings, panoptic.PanopticSettings):
         return panoptic.panoptic_segments(logits_QC1, masks_Qhw, geometry, settings)
     if isinstance(settings, instance.InstanceSettings):
@@ -40,14 +40,14 @@ def infer(
 
 
 def found_segments(result: InferenceResult) -> tuple[FoundSegment, ...]:
-    """The segments in the result's order. Instances, which have no ids, are numbered in it from 1."""
+    """The segments in the result's order. Instances have no ids, so they are numbered from 1 in this order."""
     if isinstance(result, instance.InstanceResult):
         return tuple(FoundSegment(n, i.class_id, i.score, i.mask) for n, i in enumerate(result.instances, 1))
     return _segments_of_map(result.label_map, result.infos)
 
 
 def warm_up(settings: InferenceSettings) -> None:
-    """Compile what the functions above compile on their first call, before images wait for it."""
+    """Compile now what the functions above would compile on their first call, so that no image waits for it."""
     if isinstance(settings, panoptic.PanopticSettings):
         panoptic.warm_up(settings)
     elif isinstance(settings, instance.InstanceSettings):
@@ -61,5 +61,5 @@ def _segments_of_map(label_map: RunMap, infos: tuple[panoptic.SegmentInfo, ...])
     masks = {rle.label: rle for rle in encode_runs(label_map.runs, *label_map.size_hw)}
     listed = {info.segment_id for info in infos}
     if listed != set(masks):
-        raise InvalidResultError(f"segments {sorted(listed)} are listed, {sorted(masks)} are in the map")
+        raise InvalidResultError(f"the result lists segments {sorted(listed)}, but its map holds {sorted(masks)}")
     return tuple(FoundSegment(i.segment_id, i.class_id, i.score, masks[i.segment_id]) for i in infos)

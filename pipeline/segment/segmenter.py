@@ -1,7 +1,7 @@
-"""Encoded images -> segments: decoding in threads ahead of the device, batches of one padded size, memory that ends.
+"""Encoded images -> segments: threads decode ahead of the device, and images are batched by padded size.
 
-Images are batched only with images of equal padded size, because the network does not mask padding: a batch then gives
-what single images give, to float rounding. Where memory runs out, batches become smaller and stay so.
+Only images of equal padded size share a batch, because the network does not mask padding: a batch then gives the
+results of single images, up to float rounding. When memory runs out, batches become smaller and stay smaller.
 """
 
 import logging
@@ -33,8 +33,8 @@ from pipeline.telemetry.costs import Costs
 
 logger = logging.getLogger(__name__)
 
-# Of the network's input. With 1 there is nothing left to resize, and the pixels differ by up to 30 levels, with 1.25 by
-# a third of that.
+# In multiples of the network's input size. With 1 no resize remains, and the pixels differ by up to 30 levels; with
+# 1.25 they differ by a third of that.
 _LEAST_DECODED = 1.25
 _BATCHES_AHEAD = 2  # decoded batches waiting for the device, per shard in the actor
 
@@ -53,9 +53,9 @@ class SegmentSpec:
     precision: str  # fp32 | bf16
     device: str  # cuda | cpu
     threads: int  # decoding threads; on a CPU also those of the model
-    batch_size: int  # images, at most
-    max_batch_pixels: int  # padded, of all images of a batch; one image may have more
-    shard_bytes: int = 512 * 2**20  # encoded, at most
+    batch_size: int  # most images in a batch
+    max_batch_pixels: int  # most padded pixels in a batch; a single image may have more
+    shard_bytes: int = 512 * 2**20  # most encoded bytes in a shard
     step_timeout: float = 600.0  # seconds for one decode or one batch
     scaled_jpeg: bool = False  # decode large JPEGs at a fraction of their size
     planted_faults: bool = False  # tests and drills: look for pipeline.guard.planted_faults in the images
@@ -79,10 +79,10 @@ class Segmenter:
             torch.set_num_threads(spec.threads)
         self.network = load_network(spec)
         self.decoders = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
-        self.max_batch_pixels = spec.max_batch_pixels  # less, once memory has run out
+        self.max_batch_pixels = spec.max_batch_pixels  # lowered once memory has run out
 
     def memory_bound(self, *, decoding: int, batch_size: int) -> MemoryBound:
-        """How far this process may grow from now on, with so many images being decoded and in a batch at a time."""
+        """How far this process may grow from now on, with `decoding` images decoded at once and batches this large."""
         size = self.network.processor.size
         largest_hw = self.network.processor.geometry(*(size.edges or size.fixed_hw or ())).padded_hw
         most_pixels = batch_size * largest_hw[0] * largest_hw[1]
@@ -98,10 +98,10 @@ class Segmenter:
     def segment(
         self, encoded: Sequence[bytes | None], names: Sequence[str] | None = None, costs: Costs | None = None
     ) -> list[SegmentedImage | ImageError | None]:
-        """One result per image, in order; None where there were no bytes to begin with.
+        """One result per image, in order; None for images without bytes.
 
-        `names` say which images they are where a step hangs; without them it is their number. What the steps take is
-        added to `costs`.
+        If a step hangs, the watchdog names the image from `names`; without names, it gives the image's number. The time
+        of each step is added to `costs`.
         """
         names, costs = names or [f"image {index}" for index in range(len(encoded))], costs or Costs()
         results: list[Any] = list(self.decoders.map(self._measure, encoded, names, repeat(costs)))
@@ -117,7 +117,7 @@ class Segmenter:
         return results
 
     def _measure(self, data: bytes | None, name: str, costs: Costs) -> ImageGeometry | ImageError | None:
-        """Sizes from the header alone, so that images can be grouped before any of them is decoded."""
+        """Read the size from the header alone, so that images can be grouped before any image is decoded."""
         if data is None:
             return None
         try:
@@ -145,7 +145,7 @@ class Segmenter:
         except ImageError as error:
             return error
         except MemoryError:
-            return ImageError(ErrorCode.TOO_LARGE, "the machine has no memory to decode it")
+            return ImageError(ErrorCode.TOO_LARGE, "the machine has too little memory to decode the image")
 
     def _prepare_ahead(self, batches: Sequence[Sequence[Any]]) -> Iterator[list[PreparedImage | ImageError]]:
         def submit(batch: Sequence[Any]) -> _PendingBatch:
@@ -154,9 +154,9 @@ class Segmenter:
         return look_ahead(submit, batches, lambda: 0 if _host_is_short() else _BATCHES_AHEAD)
 
     def _infer(self, images: Sequence[PreparedImage], costs: Costs) -> list[SegmentedImage | ImageError]:
-        """Model and reduction of images of one padded size; where that fails, only the culprit gets the error.
+        """Run the model and the reduction on images of one padded size; only the image at fault gets the error.
 
-        A batch that takes too much memory is halved, any other that fails is done image by image.
+        A batch that needs too much memory is halved. If a batch fails for another reason, its images run one by one.
         """
         if not images:
             return []
@@ -169,8 +169,8 @@ class Segmenter:
         except Exception as error:
             out_of_memory = _is_out_of_memory(error)
             said = f"{type(error).__name__}: {one_line(error)}"
-        # Outside of the handler, whose traceback holds the failed batch's tensors: after an out-of-memory error the
-        # next try needs that memory.
+        # This runs outside of the handler, because the traceback there holds the failed batch's tensors; after an
+        # out-of-memory error the next try needs that memory.
         self.network.exit_if_lost()
         if len(images) > 1:
             if out_of_memory:
@@ -179,25 +179,25 @@ class Segmenter:
             return [result for image in images for result in self._infer([image], costs)]
         if out_of_memory:
             height, width = images[0].geometry.padded_hw
-            said = f"{self.spec.device} has not the memory for it ({height} x {width} padded), alone in a batch: {said}"
+            said = f"{self.spec.device} has too little memory for the image alone ({height} x {width} padded): {said}"
         return [ImageError(ErrorCode.INFERENCE_FAILED, said)]
 
     def _most_in_a_batch(self, padded_hw: tuple[int, int]) -> int:
-        """How many images of that size a batch may hold, after what is known of the memory."""
+        """How many images of that size a batch may hold, by --batch-size and the memory limits found so far."""
         most = min(self.spec.batch_size, self.max_batch_pixels // (padded_hw[0] * padded_hw[1]))
         if most > 1 and _host_is_short():
             most //= 2
         return max(1, most)
 
     def _make_batches_smaller(self, failed: Sequence[PreparedImage]) -> None:
-        """Batches of half the padded pixels of this one, from now on: the next would fail as it did."""
+        """From now on limit batches to half the padded pixels of the failed batch: the next would fail as well."""
         self.network.free_memory()
         most = len(failed) // 2 * failed[0].padded_pixels
         self.max_batch_pixels = min(most, self.max_batch_pixels)
         height, width = failed[0].geometry.padded_hw
         logger.warning(
-            f"{self.spec.device} on {socket.gethostname()} has not the memory for {len(failed)} images of "
-            f"{height} x {width}; from now on a batch has {most} padded pixels (--max-batch-pixels {most})"
+            f"{self.spec.device} on {socket.gethostname()} has too little memory for {len(failed)} images of "
+            f"{height} x {width}; from now on a batch has at most {most} padded pixels (--max-batch-pixels {most})"
         )
 
     def _run(self, images: Sequence[PreparedImage], costs: Costs) -> list[SegmentedImage | ImageError]:
@@ -210,13 +210,13 @@ class Segmenter:
 
 
 def least_decoded(geometry: ImageGeometry) -> tuple[int, int]:
-    """(height, width) that a JPEG must at least have when it is decoded smaller than it is."""
+    """The smallest (height, width) at which a JPEG may be decoded."""
     height, width = geometry.resized_hw
     return math.ceil(_LEAST_DECODED * height), math.ceil(_LEAST_DECODED * width)
 
 
 def load_network(spec: SegmentSpec) -> Network:
-    """The network that `spec` names, from the weights as they were when the run was planned."""
+    """The network that `spec` names; its weights must be those that the run was planned with."""
     return Network(
         stage_model(spec.model, spec.weights_sha256),
         device=spec.device,
@@ -229,7 +229,7 @@ def load_network(spec: SegmentSpec) -> Network:
 
 @dataclass(frozen=True)
 class _PendingBatch:
-    """Images of a batch that are being decoded, each by itself."""
+    """The images of a batch while threads decode them, each in its own task."""
 
     images: list[Future[PreparedImage | ImageError]]
 
@@ -237,17 +237,17 @@ class _PendingBatch:
         return [image.result() for image in self.images]
 
     def cancel(self) -> bool:
-        cancelled = [image.cancel() for image in self.images]  # every one, whatever the first says
+        cancelled = [image.cancel() for image in self.images]  # all of them, even if the first cannot be
         return all(cancelled)
 
 
 def _host_is_short() -> bool:
-    """Whether other processes need the memory more than images that wait and batches that are large."""
+    """Whether host memory is so short that fewer images should wait and batches should be smaller."""
     return machine_memory().is_short
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether a smaller batch might not have raised it. On a CPU PyTorch has no type of its own for that."""
+    """Whether a smaller batch might succeed. On a CPU, PyTorch has no exception type for lack of memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     said = str(error)

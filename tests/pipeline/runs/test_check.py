@@ -205,7 +205,7 @@ def test_a_checkpoint_that_is_asked_for_what_it_has_not_learned(settings, tmp_pa
         assert warnings == ()
     else:
         [warning] = warnings
-        assert f"trained for {trained_for} segmentation" in warning and f"--task {task}, and use --task" in warning
+        assert f"trained for {trained_for} segmentation" in warning and f"so use --task {trained_for}" in warning
 
 
 def test_ids_to_fuse_leave_things_what_they_are(settings, tmp_path):

@@ -69,7 +69,7 @@ def test_a_local_file_and_its_folder(pickled):
 def test_what_is_no_checkpoint_is_no_hub_id_either(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(RunError, match=rf"--model {name}: no such folder or \.pkl file"):
+    with pytest.raises(RunError, match=rf"--model {name}: there is no such folder or \.pkl file"):
         stage_model(name)
 
 
@@ -99,7 +99,7 @@ def test_of_a_hugging_face_folder_pickles_are_not_fetched_but_the_card_is(tiny_c
     ("names", "says"),
     [
         (["optimizer.pkl", "README.md"], "holds no checkpoint"),
-        ([NAME, "model_final_000000.pkl"], f"holds several checkpoints, model_final_000000.pkl, {NAME}"),
+        ([NAME, "model_final_000000.pkl"], rf"holds several checkpoints \(model_final_000000.pkl, {NAME}\)"),
     ],
 )
 def test_folders_that_are_no_checkpoint(tmp_path, names, says):
@@ -123,7 +123,7 @@ def test_weights_that_are_pickled_beside_a_config_must_be_converted(tiny_checkpo
 
 def test_uris_of_no_file(tmp_path):
     (tmp_path / "folder.pkl").mkdir()
-    with pytest.raises(RunError, match="is no file"):
+    with pytest.raises(RunError, match="is not a file"):
         stage_model(f"file://{tmp_path}/folder.pkl")
     with pytest.raises(RunError, match="does not exist"):
         stage_model(f"file://{tmp_path}/nowhere.pkl")

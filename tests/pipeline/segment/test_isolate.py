@@ -58,9 +58,9 @@ def test_each_way_to_die_is_a_row_and_all_others_are_as_they_would_be(tiny_check
     said = {i: str(result) for i, result in enumerate(results) if isinstance(result, ImageError)}
     assert said.pop(6).startswith("unsupported: not an image")
     assert said == {
-        1: "crashed_worker: it ended the process it was alone in: SIGABRT",
-        4: "timed_out: alone in a process it was not done after 1 s",
-        5: "timed_out: alone in a process it was not done after 1 s",
+        1: "crashed_worker: a child process of its own ended: SIGABRT",
+        4: "timed_out: alone in a process, not done after 1 s",
+        5: "timed_out: alone in a process, not done after 1 s",
     }
     assert len(children) == 4, "one for each death, and the first"
     assert all(child.poll() is not None for child in children)
@@ -69,7 +69,7 @@ def test_each_way_to_die_is_a_row_and_all_others_are_as_they_would_be(tiny_check
 def test_a_child_that_grows_without_end_is_ended_by_its_parent(tiny_checkpoint):
     spec = small_spec(tiny_checkpoint, planted_faults=True, max_image_pixels=100_000)
     first, second = segment_one_by_one(spec, [jpeg(0, marker("allocate")), jpeg(1)])
-    assert str(first).startswith("crashed_worker: alone in a process, that was ended because it grew by ")
+    assert str(first).startswith("crashed_worker: alone in a process, which was ended because it grew by ")
     assert not isinstance(second, ImageError)
 
 
@@ -79,7 +79,7 @@ def test_a_child_killed_while_it_works_and_one_killed_between_two_images(tiny_ch
     monkeypatch.setattr(isolate.MemoryBound, "breach", lambda bound, pid: os.kill(pid, signal.SIGKILL) or look(bound))
     [result] = segment_one_by_one(spec, [jpeg(0, marker("hang"))])
     assert str(result) == (
-        "crashed_worker: it ended the process it was alone in: SIGKILL; the kernel does that where memory runs out"
+        "crashed_worker: a child process of its own ended: SIGKILL; the kernel sends it when memory runs out"
     )
     monkeypatch.setattr(isolate.MemoryBound, "breach", look)
 

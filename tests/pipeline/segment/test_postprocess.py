@@ -63,7 +63,7 @@ def test_each_task_is_the_cores_and_every_segment_has_its_mask(task, mode):
 def test_rows_that_are_not_those_of_the_map_are_a_bug(ids):
     label_map = RunMap.from_transposed(np.array([[1, 0], [1, 2]], np.uint8), 2)
     infos = tuple(SegmentInfo(segment_id, 0, 0.5) for segment_id in ids)
-    with pytest.raises(InvalidResultError, match="are in the map"):
+    with pytest.raises(InvalidResultError, match="but its map holds"):
         found_segments(PanopticResult(label_map, infos, len(ids)))
 
 

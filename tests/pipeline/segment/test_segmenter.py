@@ -79,10 +79,10 @@ def test_a_result_that_cannot_be_is_no_fault_of_the_image(tiny_checkpoint, monke
     """A bug of ours stops the run; the image does not fail for it."""
 
     def impossible(result):
-        raise InvalidResultError("segments [1] are listed, [] are in the map")
+        raise InvalidResultError("the result lists segments [1], but its map holds []")
 
     monkeypatch.setattr("pipeline.segment.segmenter.found_segments", impossible)
-    with pytest.raises(InvalidResultError, match="are in the map"):
+    with pytest.raises(InvalidResultError, match="but its map holds"):
         Segmenter(small_spec(tiny_checkpoint)).segment([encoded(seed=1)])
 
 
@@ -163,7 +163,7 @@ def test_a_batch_too_large_for_the_memory_is_halved_and_the_next_ones_are_small(
     # 8 fail, 4 fail, then pairs; the wider images, of 1.5 times the pixels, then go one by one at once.
     assert memory.batches == [8, 4, 2, 2, 2, 2] + [1] * 8
     said = [record.message for record in caplog.records]
-    assert len(said) == 2 and "has not the memory for 8 images of 64 x 64" in said[0]
+    assert len(said) == 2 and "has too little memory for 8 images of 64 x 64" in said[0]
     assert segmenter.segment(images) == results[:8] and memory.batches[14:] == [2, 2, 2, 2]
 
 
@@ -182,7 +182,7 @@ def test_an_image_too_large_for_the_memory_alone_has_a_row_that_says_so(tiny_che
     monkeypatch.setattr(segmenter.network.model, "forward", Memory(segmenter, 0, OUT_OF_MEMORY[0]).forward)
     for result in segmenter.segment([encoded(seed=1), encoded(seed=2)]):
         assert result.code is ErrorCode.INFERENCE_FAILED
-        assert "has not the memory for it (64 x 96 padded), alone in a batch: OutOfMemoryError: CUDA" in result.message
+        assert "has too little memory for the image alone (64 x 96 padded): OutOfMemoryError: CUDA" in result.message
 
 
 def test_where_the_host_is_short_of_memory_batches_are_halved_and_nothing_waits(tiny_checkpoint, monkeypatch):
