@@ -1,4 +1,4 @@
-"""Results in the order of their items, computed ahead of whoever reads them, but never further than a bound."""
+"""Compute results ahead of their reader, in the order of the items and up to a bound."""
 
 import math
 from collections import deque
@@ -10,7 +10,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Pending(Protocol[R_co]):
-    """What `concurrent.futures.Future` offers of a result that is being computed."""
+    """The methods of `concurrent.futures.Future` that `look_ahead` needs."""
 
     def result(self) -> R_co: ...
 
@@ -27,12 +27,12 @@ def look_ahead(
 ) -> Iterator[R_co]:
     """The result of `submit(item)` for each item, in the order of the items.
 
-    Beside the result that the reader waits for, at most `ahead` others are under way; a function is asked anew for each
-    item. Their sizes and that of the awaited one add up to at most `most_size`; an item that alone is larger is
-    computed alone.
+    Beside the result that the reader waits for, at most `ahead` other results are under way; if `ahead` is a function,
+    it is called again for each item. The sizes of all items under way, including the awaited one, add up to at most
+    `most_size`; a larger item is computed alone.
 
-    An item is taken from `items` only when those before it leave room for one. Where `items`, `submit` or a result
-    raises, and where the reader closes the iterator, all that has not begun is cancelled.
+    An item is taken from `items` only when the items before it leave room for it. If `items`, `submit` or a result
+    raises, or if the reader closes the iterator, all computations that have not begun are cancelled.
     """
     waiting: deque[tuple[int, Pending[R_co]]] = deque()
     try:

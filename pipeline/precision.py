@@ -1,4 +1,4 @@
-"""Whether models may run in a precision on a device: decided here for the driver, the model actor and the training."""
+"""Check whether a device may run models in a precision; the driver, the model actors and the training call this."""
 
 import socket
 
@@ -7,6 +7,6 @@ from pipeline.errors import RunError
 
 
 def check_precision(precision: str, device: str) -> None:
-    """RunError where `device` is this machine's CPU and `precision` would be slower there than fp32."""
+    """Raise RunError if `device` is this machine's CPU and `precision` would be slower than fp32 on this CPU."""
     if device == "cpu" and precision == "bf16" and (refusal := bf16_refusal()) is not None:
         raise RunError(f"--precision bf16: {refusal} (on {socket.gethostname()}); use --precision fp32, or a GPU")

@@ -1,4 +1,4 @@
-"""What a settings class says beside its fields, read in one place: section of --help, bounds, help text.
+"""Read the annotations and texts of a settings class's fields: section of --help, bounds, help text.
 
     batch_size: Annotated[int | None, RESOURCES, Interval(ge=1, le=4096)] = None
     \"\"\"Put at most N images into one forward pass.\"\"\"
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Section:
-    """A box of --help. Beside a setting: the setting stands in that box."""
+    """A box of --help. A setting with this annotation stands in that box."""
 
     title: str
     note: str = ""
@@ -31,23 +31,23 @@ RUN_CONTROL = Section("run control")
 
 
 def flag(name: str) -> str:
-    """The flag of a setting."""
+    """The command-line flag of a setting."""
     return "--" + name.replace("_", "-")
 
 
 def marker(field: "Field[Any]", kind: type[T]) -> T | None:
-    """What stands beside the type of a field, of one kind."""
+    """The annotation of class `kind` beside a field's type, if any."""
     metadata = get_args(field.type)[1:] if get_origin(field.type) is Annotated else ()
     return next((item for item in metadata if isinstance(item, kind)), None)
 
 
 def plain_type(field: "Field[Any]") -> Any:
-    """The type of a field without what stands beside it."""
+    """The type of a field without its annotations."""
     return get_args(field.type)[0] if get_origin(field.type) is Annotated else field.type
 
 
 def check_fields(settings: Any) -> None:
-    """RunError where a text is blank or a number lies outside of its bounds. A setting that is None was not given."""
+    """Raise RunError if a text is blank or a number is out of bounds. A setting that was not given is None."""
     for field in fields(settings):
         value = getattr(settings, field.name)
         if isinstance(value, str) and not value.strip():
@@ -64,7 +64,7 @@ def bounds_in_words(field: "Field[Any]") -> str | None:
 
 
 def help_texts(settings_class: type) -> dict[str, str]:
-    """The string below each field, on one line; also of fields that the class has from another."""
+    """The string below each field, on one line; inherited fields are included."""
     import docstring_parser  # here, because only --help and the docs need it
 
     texts: dict[str, str] = {}
@@ -75,7 +75,7 @@ def help_texts(settings_class: type) -> dict[str, str]:
 
 
 def _allows(bounds: Interval, value: Any) -> bool:
-    # Each comparison is false for a float that is no number.
+    # Each comparison is false for NaN, so NaN is refused.
     return all(
         (
             bounds.ge is None or value >= bounds.ge,

@@ -1,13 +1,13 @@
-"""Ray Data's actors get their arguments by value, so that an actor can restart whatever happens to the object store.
+"""Pass arguments to Ray Data's actors by value, so that an actor can restart even if the object store lost objects.
 
 Ray Data 2.60 puts two constructor arguments of every actor of a pool, its context and its function, into the object
 store, however small they are. An actor that restarts fetches them again, and cannot start once they are lost
-(ray#53727); Ray says so with a line of level ERROR at each start of a job. Both are a few KB here. An argument by value
-travels in the description of the actor, which Ray keeps for as long as the actor may restart.
+(ray#53727); Ray logs this risk as an ERROR line whenever a job starts. Both arguments are a few KB here. An argument by
+value is part of the actor's description, which Ray keeps for as long as the actor may restart.
 
-What an argument holds counts too: no handle of an actor may be in one (see `in_flight_actor.Board`).
+The content of an argument matters too: no argument may contain an actor handle (see `in_flight_actor.Board`).
 
-This file holds the private names of Ray Data that this needs; its test names the one that an upgrade takes away.
+This file holds the private names of Ray Data that it needs; its test names the one that an upgrade removes.
 """
 
 import functools
@@ -17,7 +17,7 @@ from ray.data._internal.execution.operators.actor_pool_map_operator import Actor
 
 
 class _ByValue:
-    """An operator as `_start_actor` sees it: with the values in place of the references to them."""
+    """An operator for `_start_actor` that holds the values themselves in place of references to the values."""
 
     def __init__(self, operator: Any):
         self._operator = operator

@@ -1,7 +1,7 @@
 """Which actors get how many CPUs and GPUs of the cluster.
 
 Ray Data hangs without an error when actor pools hold every CPU and a task can never start, or when an actor fits on no
-node; so the sums are made here, before anything starts.
+node; so this module checks that everything fits before anything starts.
 """
 
 import logging
@@ -28,7 +28,7 @@ READ_PLAN_CPUS = 0.1  # a task that reads a Parquet file of the plan
 FETCH_CPUS = 0.2  # an actor that waits for the store with 16 threads
 WRITE_CPUS = 0.2  # an actor that encodes and writes: about 2 ms of CPU an image
 _HELPER_CPUS = FETCH_CPUS + WRITE_CPUS
-_MODEL_CPUS = 4  # decode threads for a GPU (640x480 JPEGs at Swin-T speed need 3); model threads without one
+_MODEL_CPUS = 4  # decoding threads per GPU (640x480 JPEGs at Swin-T speed need 3), or model threads on CPUs
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Allotment:
     model_cpus: float  # of each model actor
     model_gpus: int
     helpers: tuple[int, int]  # min, max of the actors that fetch, and of those that write
-    # For the record: device, precision, and the CPU's instructions where models run on this machine's CPU
+    # For run.json: device, precision, and the CPU's instructions if models run on this machine's CPU
     computed_on: dict[str, str | None] = field(default_factory=dict)
 
     @property
@@ -50,17 +50,17 @@ class Allotment:
 
 
 def allot(settings: Settings, resources: Resources) -> Allotment:
-    """Who gets what, in reserved CPUs and GPUs. Raises RunError where the settings ask for more than there is."""
+    """The CPUs and GPUs to reserve for each actor. RunError if the settings ask for more than the cluster has."""
     device = settings.device
     if device == "auto":
         device = "cuda" if resources.gpus else "cpu"
         if device == "cpu" and resources.joined:
             logger.warning(
-                "the cluster has no GPU and cannot start one, so models run on CPUs; --device cuda forbids it"
+                "the cluster has no GPU and cannot start one, so models run on CPUs; --device cuda would refuse this"
             )
     if device == "cuda" and not resources.gpus:
         raise RunError("--device cuda, but the cluster has no GPU and cannot start one; use --device cpu")
-    if not resources.joined:  # else the models run on other machines, and the model actors check there
+    if not resources.joined:  # on a cluster, the model actors check their own machines
         check_precision(settings.precision, device)
     allotment = (_allot_gpus if device == "cuda" else _allot_cpus)(settings, resources)
     _check(allotment, resources)
@@ -71,9 +71,9 @@ def allot(settings: Settings, resources: Resources) -> Allotment:
 
 
 def run_on_worker(allotment: Allotment, function: Callable[..., T], *args: Any) -> T:
-    """`function(*args)`, once, in a process of its own with what a model actor would have.
+    """Run `function(*args)` once in a worker process with the CPUs and GPUs of a model actor.
 
-    RunError where it raises, with the words of its own RunErrors, and where its process dies.
+    RunErrors of the function pass through; any other exception, or the death of the process, becomes a RunError.
     """
     with_resources = ray.remote(
         num_cpus=allotment.model_cpus, num_gpus=allotment.model_gpus, max_retries=0, max_calls=1
@@ -101,12 +101,12 @@ def _allot_gpus(settings: Settings, resources: Resources) -> Allotment:
         for group in resources.groups
         if group.gpus >= 1 and group.count
     )
-    at_start = min(max(resources.gpus_now, least), most)  # at full width: Ray grows a pool by little at a time
+    at_start = min(max(resources.gpus_now, least), most)  # all at once, because Ray grows a pool slowly
     return Allotment("cuda", (least, most), at_start, cpus, 1, helpers=(1, most))
 
 
 def _allot_cpus(settings: Settings, resources: Resources) -> Allotment:
-    """Models that share what the fetching and the writing actor leave; one of each is enough for models on CPUs."""
+    """Model actors share the CPUs that one fetching and one writing actor leave; CPU models need no more than these."""
     wanted = settings.gpu_actors_range()
     spare = resources.cpus - _HELPER_CPUS - READ_PLAN_CPUS
     largest = max((group.cpus for group in resources.groups if group.count), default=0.0)
@@ -120,7 +120,7 @@ def _allot_cpus(settings: Settings, resources: Resources) -> Allotment:
 
 
 def _most_cpus(there_are: float) -> float:
-    """Whole CPUs, _MODEL_CPUS at most; where there is less than one to spare, what there is."""
+    """A whole number of CPUs, at most _MODEL_CPUS; if less than one CPU is available, that fraction."""
     return float(min(_MODEL_CPUS, math.floor(there_are))) if there_are >= 1 else round(max(there_are, 0.1), 2)
 
 
@@ -131,13 +131,14 @@ def _check(allotment: Allotment, resources: Resources) -> None:
         each = f"{allotment.model_cpus:g} CPUs" + (" and a GPU" if allotment.model_gpus else "")
         largest = max((group for group in resources.groups if group.count), key=lambda group: (group.gpus, group.cpus))
         raise RunError(
-            f"{most} model actors of {each} each do not fit: the nodes that the cluster has or can start hold {room}, "
-            f"the largest has {largest.cpus:g} CPUs and {largest.gpus:g} GPUs; lower --gpu-actors or --cpus-per-actor"
+            f"{most} model actors of {each} each do not fit: the nodes that the cluster has or can start hold {room} "
+            f"of them, and the largest node has {largest.cpus:g} CPUs and {largest.gpus:g} GPUs; "
+            "lower --gpu-actors or --cpus-per-actor"
         )
     needed = most * allotment.model_cpus + allotment.helpers[1] * _HELPER_CPUS + READ_PLAN_CPUS
     if needed > resources.cpus + 1e-6:
         raise RunError(
             f"{most} model actors of {allotment.model_cpus:g} CPUs and the actors that read and write need "
-            f"{needed:.1f} CPUs, the cluster has (or can start) {resources.cpus:g}; "
+            f"{needed:.1f} CPUs, but the cluster has (or can start) {resources.cpus:g}; "
             "lower --gpu-actors or --cpus-per-actor"
         )

@@ -1,7 +1,7 @@
-"""Which shards are under way, where and since when: stages say it, the progress line shows the oldest.
+"""The in-flight actor: which shards are under way, where and since when. The progress line shows the oldest shard.
 
-One small Ray actor beside the driver holds what is in flight, nothing else. Telling it costs a stage one message that
-nobody waits for; a stage that cannot reach it goes on.
+This small Ray actor runs on the driver's node. Each stage reports the shards that it works on. A report is one message
+for which the stage does not wait; a stage that cannot reach the actor continues.
 """
 
 import contextlib
@@ -22,19 +22,19 @@ _ANSWER_SECONDS = 5.0
 
 
 class Board:
-    """What stages are given: small, and safe to pickle."""
+    """The stages' handle of the in-flight actor: small, and safe to pickle."""
 
     def __init__(self, name: str, actor: Any = None):
-        """`name`: of the actor, in the namespace of the job."""
+        """`name` is the actor's name in the namespace of the job."""
         self.name = name
         self._actor = actor
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # By name: a handle among the arguments of an actor is an object that a restart of that actor needs (ray#53727).
+        # Pickle the name only: with a handle among its arguments, an actor needs that object to restart (ray#53727).
         return Board, (self.name,)
 
     def _call(self, method: str, *args: Any) -> Any:
-        """A reference to the result; RayError where the actor is gone."""
+        """Call a method of the actor and return a reference to the result. RayError if the actor is gone."""
         if self._actor is None:
             try:
                 self._actor = ray.get_actor(self.name)
@@ -44,7 +44,7 @@ class Board:
 
     @contextlib.contextmanager
     def in_hand(self, shard: int, stage: str, first_key: str) -> Iterator[None]:
-        """Say that this process is at `stage` of a shard. One that fails or dies at it leaves it standing."""
+        """Report that this process is at `stage` of a shard. If it fails or dies there, the report stays."""
         with contextlib.suppress(RayError):
             self._call("take", UnderWay(shard, stage, first_key, socket.gethostname(), time.time()))
         yield
@@ -52,14 +52,14 @@ class Board:
             self._call("leave", shard, stage)
 
     def done(self, shard: int) -> None:
-        """Say that the shard has a receipt."""
+        """Report that the shard has a receipt."""
         with contextlib.suppress(RayError):
             self._call("done", shard)
 
     def look(self) -> InFlight | None:
-        """What stages have said; None where nobody answers.
+        """The reports of the stages; None if the actor does not answer.
 
-        Shards that wait between stages do not count as old: Ray reads ahead of the model, and that is no straggling.
+        Shards that wait between stages do not count as old: Ray reads ahead of the model, so waiting is normal.
         """
         try:
             seen: InFlight | None = ray.get(self._call("look"), timeout=_ANSWER_SECONDS)
@@ -76,12 +76,12 @@ class _Held:
     def take(self, taken: UnderWay) -> None:
         self.stages |= {taken.stage}
         before = self.under_way.get(taken.shard)
-        if before is not None and before.stage == taken.stage:  # its worker has died, or Ray repeats it
+        if before is not None and before.stage == taken.stage:  # a worker died, or Ray repeats the task
             taken = replace(taken, since=before.since)
         self.under_way[taken.shard] = taken
 
     def leave(self, shard: int, stage: str) -> None:
-        # Messages of different processes may overtake each other: the next stage may have taken it already.
+        # Messages of different processes may overtake each other: the next stage may already have the shard.
         if shard in self.under_way and self.under_way[shard].stage == stage:
             del self.under_way[shard]
 
@@ -93,7 +93,7 @@ class _Held:
 
 
 def start_board() -> Board:
-    """A board on this node; it ends with the driver."""
+    """Start the in-flight actor on this node; it ends with the driver."""
     name = f"in-flight-{secrets.token_hex(8)}"
     actor = ray.remote(_Held).options(name=name, num_cpus=0, scheduling_strategy=on_this_node()).remote()
     return Board(name, actor)

@@ -1,13 +1,13 @@
-"""Everything of Ray that the pipeline uses and Ray does not promise to keep: private names, titles of processes.
+"""The parts of Ray that the pipeline uses although they are no public API: private names and process titles.
 
-Written for Ray 2.60. tests/test_private_names.py names what a later version has taken away. Ray is imported inside the
-functions, because a drill needs the titles and never loads Ray.
+Written for Ray 2.60. tests/test_private_names.py names those that a later version has removed. Ray is imported inside
+the functions, because a drill needs the titles and never loads Ray.
 """
 
 import logging
 from typing import Any
 
-# How the command line of a raylet, the process of a node, begins.
+# The end of a raylet's program path; a raylet is Ray's process for a node.
 RAYLET_PROGRAM = "/core/src/ray/raylet/raylet"
 
 
@@ -19,7 +19,7 @@ def usable_cpus() -> int:
 
 
 def autoscaler_config() -> Any:
-    """What the autoscaler of the cluster may start, with `node_group_configs`; None in a cluster without autoscaler."""
+    """The autoscaler's limits, in `node_group_configs`; None in a cluster without autoscaler."""
     import ray._private.state
 
     return ray._private.state.state.get_cluster_config()
@@ -33,10 +33,10 @@ def console_handlers(logger: str) -> list[logging.Handler]:
 
 
 def map_actor_title(class_name: str) -> str:
-    """How the command line of an actor begins that runs `map_batches` with this class; then comes its method."""
+    """The start of an actor's command line, if the actor runs `map_batches` with this class; its method follows."""
     return f"ray::MapWorker(MapBatches({class_name}))"
 
 
 def read_task_title(datasource_name: str) -> str:
-    """How the command line of a task begins that reads from a data source of this class name."""
+    """The start of a task's command line, if the task reads from a data source of this class name."""
     return f"ray::Read{datasource_name}"

@@ -1,4 +1,4 @@
-"""The Ray cluster: joined or started, and what it has or its autoscaler can start."""
+"""Join or start a Ray cluster, and find the CPUs and GPUs that it has or that its autoscaler can start."""
 
 import contextlib
 import logging
@@ -20,12 +20,12 @@ from pipeline.cluster.worker_lines import log_worker_lines
 from pipeline.errors import RunError
 from pipeline.store.filesystem import one_line
 
-UNBOUNDED = 1_000_000  # nodes of a group whose autoscaler has no limit
+UNBOUNDED = 1_000_000  # number of nodes in a group without an autoscaler limit
 
 
 @dataclass(frozen=True)
 class NodeGroup:
-    """Nodes of one shape: what each has, how many there can be, how many there are."""
+    """Nodes of one shape: CPUs and GPUs of each, how many the cluster can have, and how many it has now."""
 
     cpus: float
     gpus: float
@@ -35,10 +35,10 @@ class NodeGroup:
 
 @dataclass(frozen=True)
 class Resources:
-    """A cluster, with what its autoscaler can start."""
+    """The nodes of a cluster, including those that its autoscaler can start."""
 
     groups: tuple[NodeGroup, ...]
-    joined: bool = True  # false: a Ray that this process started
+    joined: bool = True  # false if this process started Ray itself
 
     @property
     def cpus(self) -> float:
@@ -53,7 +53,7 @@ class Resources:
         return sum(int(group.gpus) * group.count_now for group in self.groups)
 
     def room_for(self, cpus: float, gpus: int, *, now: bool = False) -> int:
-        """How many actors that reserve `cpus` and `gpus` fit on the nodes that there can be, or that there are now."""
+        """How many actors that reserve `cpus` and `gpus` fit on all possible nodes, or on the present nodes (`now`)."""
 
         def on_one(group: NodeGroup) -> int:
             by_cpus = math.floor(group.cpus / cpus + 1e-6)
@@ -64,8 +64,9 @@ class Resources:
 
 @contextlib.contextmanager
 def _same_sigterm_handler() -> Iterator[None]:
-    """ray.init sets a handler of its own, whose part in C++ aborts the process (exit code -6) if it takes more than 3 s
-    to leave. A handler that the job has set stays.
+    """Restore the job's SIGTERM handler after ray.init, which sets its own.
+
+    The C++ part of Ray's handler aborts the process (exit code -6) if the process takes more than 3 s to exit.
     """
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -76,9 +77,9 @@ def _same_sigterm_handler() -> Iterator[None]:
 
 
 def connect(log_to_driver: bool = True) -> Resources:
-    """Join the cluster of this job, or start Ray on this machine; say what there is to use.
+    """Join the cluster of this job, or start Ray on this machine; return the CPUs and GPUs there.
 
-    `log_to_driver`: what workers print is logged here, with their names.
+    `log_to_driver`: log the workers' output here, with the workers' names.
     """
     if not ray.is_initialized():
         log_worker_lines()
@@ -90,7 +91,7 @@ def connect(log_to_driver: bool = True) -> Resources:
                 address = os.environ["RAY_ADDRESS"]
                 raise RunError(f"cannot join the Ray cluster at {address} (RAY_ADDRESS): {one_line(error)}") from None
         else:
-            # One more, because fetching and writing mostly wait.
+            # One CPU more than the machine has, because actors that fetch and write mostly wait.
             num_cpus = usable_cpus() + 1
             try:
                 with _same_sigterm_handler():
@@ -101,7 +102,7 @@ def connect(log_to_driver: bool = True) -> Resources:
                         logging_level=logging.WARNING,
                         log_to_driver=log_to_driver,
                     )
-            except Exception as error:  # where the node does not start in time, Ray raises a bare Exception
+            except Exception as error:  # Ray raises a bare Exception if the node does not start in time
                 raise RunError(f"Ray cannot start on this machine: {one_line(error)}") from None
     now = Counter(_shape(node["Resources"]) for node in ray.nodes() if node["Alive"])
     may_start: Counter[tuple[float, float]] = Counter()
@@ -117,7 +118,7 @@ def connect(log_to_driver: bool = True) -> Resources:
 
 
 def on_this_node() -> NodeAffinitySchedulingStrategy:
-    """For small actors beside the driver: nodes of workers come and go, and what such an actor holds would go too."""
+    """Place a small actor on the driver's node: worker nodes come and go, and would take the actor's state along."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 

@@ -1,10 +1,10 @@
-"""What worker processes print, as log lines of the driver.
+"""Turn the output lines of worker processes into log records of the driver.
 
-Ray brings each line to the driver and prints it with a prefix, past the driver's log format and across its live
-display. Here each line becomes a record of the driver's log, with its worker as a field. Ray still leaves out
-repetitions, and picks what of the autoscaler's lines concerns people.
+Ray sends each line to the driver and prints it there with a prefix. That ignores the driver's log format and breaks its
+live display. Here each line becomes a record of the driver's log, with its worker as a field. Ray still drops repeated
+lines and still selects which of the autoscaler's lines users see.
 
-This file holds the private names of Ray that this needs; its test names the one that an upgrade takes away.
+This file holds the private names of Ray that it needs; its test names the one that an upgrade removes.
 """
 
 import io
@@ -22,13 +22,13 @@ from ray._private.ray_logging import LogDeduplicator
 
 from pipeline.telemetry.log_lines import record_from
 
-# Not Ray's two instances: Ray prints what is left in these when it shuts down.
+# These are not Ray's own two instances, because Ray prints the rest of its own when it shuts down.
 _repetitions = {
     is_err: LogDeduplicator(RAY_DEDUP_LOGS_AGG_WINDOW_S, RAY_DEDUP_LOGS_ALLOW_REGEX, RAY_DEDUP_LOGS_SKIP_REGEX)
     for is_err in (False, True)
 }
 
-# Ray Data ends the actors of a run that is stopped in this way, and Ray announces retries that nobody waits for.
+# When a run is stopped, Ray Data kills its actors, and Ray then announces retries that will not happen.
 _KILLED_ON_PURPOSE = "was killed by `ray.kill`"
 
 

@@ -1,7 +1,7 @@
-"""What the program is doing: a live line on a terminal, elsewhere a log line at each new phase and each interval.
+"""Show progress: a live line on a terminal, otherwise a log line at each new phase and each interval.
 
-It needs neither Ray nor PyTorch, so that it says that these are being loaded. A signal of life comes from a thread of
-its own, whatever the program waits for.
+This module needs neither Ray nor PyTorch, so that it can report that these are being loaded. Its own thread updates the
+line while the program waits.
 """
 
 import logging
@@ -20,16 +20,16 @@ from pipeline.telemetry.log_lines import LogFormat
 
 logger = logging.getLogger(__name__)
 
-_STRAGGLER_SECONDS = 60.0  # a shard that is under way for longer is named
+_STRAGGLER_SECONDS = 60.0  # name a shard that is under way for longer
 _LOADING = "loading the model"
-_TICK_SECONDS = 1.0  # how often the live line changes, and the first shard is looked for
+_TICK_SECONDS = 1.0  # interval between updates of the live line, and between checks for the first shard
 
 
 class Progress:
-    """Shows the phase of the program, and from `follow` on the images that are done, while it is entered."""
+    """A context manager that shows the phase of the program and, once `follow` is called, the number of done images."""
 
     def __init__(self, interval_seconds: float, log_format: LogFormat = "text"):
-        """`interval_seconds`: between lines where there is no terminal."""
+        """`interval_seconds`: the time between two log lines without a terminal."""
         self.interval_seconds = interval_seconds
         self.console = Console(file=sys.stderr)
         self.live = self.console.is_terminal and log_format == "text"
@@ -43,7 +43,7 @@ class Progress:
             disable=not self.live,
             transient=True,
             refresh_per_second=4,
-            redirect_stdout=sys.stdout.isatty(),  # a file or pipe keeps its lines
+            redirect_stdout=sys.stdout.isatty(),  # leave the output to a file or pipe alone
         )
         self.task = self.bar.add_task("", total=None, rest="")
         self.ended = threading.Event()
@@ -58,13 +58,13 @@ class Progress:
         self.bar.stop()
 
     def phase(self, name: str) -> None:
-        """Say what comes now, for example `starting Ray`."""
+        """Begin a phase and show its name, for example `starting Ray`."""
         self.name, self.since = name, time.monotonic()
         if not self.live:
             logger.info(name)
         self._show()
         if self.thread.is_alive():
-            self.bar.start()  # with a name, for the first phase; later this does nothing
+            self.bar.start()  # starts at the first phase, which has a name; later calls do nothing
 
     def follow(
         self,
@@ -75,7 +75,7 @@ class Progress:
     ) -> None:
         """Show `totals`, which counts images of all attempts of the run.
 
-        `waiting`: images in `totals` that are not committed; `look`: the shards that stages have in hand.
+        `waiting`: images in `totals` that are not committed; `look`: the shards that stages are working on.
         """
         if totals.num_images < num_images:
             self.phase(_LOADING)
@@ -84,12 +84,12 @@ class Progress:
     def kept(self) -> str:
         """`24 of 40 images are done and kept`, for a program that ends early."""
         if self.images is None:
-            return "no image was begun"
+            return "no image was started"
         done = self.images.totals.num_images - self.images.waiting()
         return f"{done:,} of {self.images.num_images:,} images are done and kept"
 
     def line(self) -> str:
-        """What is shown between phases."""
+        """The text of a progress line."""
         if self.images is not None and self.images.are_coming:
             return f"{self.images.line()}{self.images.straggler()}"
         return f"{self.name}, for {_hms(time.monotonic() - self.since)} now"
@@ -137,21 +137,21 @@ class _Images:
         self.waiting, self.look = waiting, look
         self.done_before = totals.num_images
         self.followed = time.monotonic()
-        self.begun = 0.0  # when the first shard was in a model, by the monotonic clock
+        self.begun = 0.0  # when the first shard reached a model, by the monotonic clock
 
     @property
     def num_new(self) -> int:
-        """Images that this attempt has done."""
+        """Number of images that this attempt has done."""
         return self.totals.num_images - self.done_before
 
     @property
     def are_coming(self) -> bool:
-        """Whether this attempt has done some, and some are left."""
+        """Whether this attempt has done images and images are left."""
         return self.num_new > 0 and self.totals.num_images < self.num_images
 
     @property
     def rate(self) -> float:
-        """Images a second since the first shard was in a model."""
+        """Images per second since the first shard reached a model."""
         return self.num_new / max(time.monotonic() - (self.begun or self.followed), 1e-9)
 
     def has_begun(self) -> bool:
@@ -165,7 +165,7 @@ class _Images:
         return f"{counts}, {self.totals.num_failed:,} failed, {left}{self.slowest()}"
 
     def slowest(self) -> str:
-        """The step that takes most of an image's time; see telemetry.costs for what counts."""
+        """The step that takes most of an image's time; telemetry.costs defines the steps."""
         seconds = self.totals.seconds
         step = max(seconds, key=seconds.__getitem__, default=None)
         if step is None or not self.totals.num_images:
@@ -173,16 +173,16 @@ class _Images:
         return f", slowest: {step} {1e3 * seconds[step] / self.totals.num_images:,.1f} ms per image"
 
     def straggler(self) -> str:
-        """`; shard 42 (from s3://b/x.jpg on) is segmenting on gpu-3 since 0:05:10`, where one takes so long."""
+        """`; shard 42 (from s3://b/x.jpg on) has been segmenting on gpu-3 for 0:05:10`, if a shard is slow."""
         seen = self.look()
         oldest = seen.oldest if seen is not None else None
         if oldest is None or (seconds := time.time() - oldest.since) < _STRAGGLER_SECONDS:
             return ""
-        where = f"is {oldest.stage} on {oldest.host} since {_hms(seconds)}"
+        where = f"has been {oldest.stage} on {oldest.host} for {_hms(seconds)}"
         return f"; shard {oldest.shard} (from {oldest.first_key} on) {where}"
 
     def fields(self) -> dict[str, float]:
-        """For a JSON line."""
+        """The progress fields of a JSON line."""
         return {
             "images": self.num_images,
             "done": self.totals.num_images,

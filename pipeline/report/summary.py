@@ -1,4 +1,4 @@
-"""What people see at the end of a run."""
+"""Tables that are printed at the end of a run, a self-check or a preview."""
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +11,7 @@ from pipeline.telemetry.costs import ON_DEVICE
 
 
 def print_summary(report: Report, output: str, max_failure_rate: float) -> None:
-    """The books as a table, then where the tables lie."""
+    """Print the counts of the run as a table, then the places of the tables."""
     table = Table(title=f"run {report.run_id}", show_header=False)
     table.add_row("images", f"{report.num_images:,} ({describe(report.counts)})")
     table.add_row("ok", f"{report.num_ok:,}")
@@ -25,13 +25,13 @@ def print_summary(report: Report, output: str, max_failure_rate: float) -> None:
     table.add_row("images/s", f"{report.images_per_second:,.2f} in {report.seconds:,.1f} s, model load excluded")
     if report.step_ms:
         steps = ", ".join(f"{step} {ms:,.1f}" for step, ms in report.step_ms.items())
-        table.add_row("ms per image", f"{steps} ({', '.join(ON_DEVICE)}: on the device; else CPU)")
+        table.add_row("ms per image", f"{steps} ({', '.join(ON_DEVICE)}: time on the device; other steps: CPU time)")
     if report.device_busy:
         least = min(report.device_busy, key=report.device_busy.__getitem__)
         mean = sum(report.device_busy.values()) / len(report.device_busy)
-        actors = f"{len(report.device_busy)} actors, least {least}: {report.device_busy[least]:.0%}"
-        table.add_row("devices busy", f"{mean:.0%} of the time of {actors}")
-    # Highlighting off and no wrapping: a job's log is read by people and by grep.
+        actors = f"{len(report.device_busy)} actors; least busy: {least} with {report.device_busy[least]:.0%}"
+        table.add_row("devices busy", f"{mean:.0%} of the time, mean of {actors}")
+    # No highlighting and no wrapping, because people and grep read a job's log.
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     for name in ("images", "segments"):
@@ -40,21 +40,21 @@ def print_summary(report: Report, output: str, max_failure_rate: float) -> None:
 
 
 def print_selfcheck(check: SelfCheck) -> None:
-    """Differences, then speed."""
+    """Print the differences to plain PyTorch, then the speed."""
     compared, timing = check.comparison, check.timing
     table = Table(title=f"{check.device}, {check.precision}, against plain PyTorch on a CPU in fp32", show_header=False)
     table.add_row("images compared", f"{compared.num_images}")
     verdict = "rounding" if check.passes else "MORE THAN ROUNDING"
     table.add_row("class logits", f"differ by {compared.class_logits:.1e} at most")
     table.add_row("mask logits", f"differ by {compared.mask_logits:.1e} at most")
-    table.add_row("classes", f"of {compared.other_classes:.1e} of the queries the most likely one is another")
-    table.add_row("mask bits", f"{compared.flipped:.1e} of them differ")
+    table.add_row("classes", f"{compared.other_classes:.1e} of the queries have another most likely class")
+    table.add_row("mask bits", f"{compared.flipped:.1e} of the bits differ")
     table.add_row("verdict", verdict)
-    only = f", {compared.segments_only_here} only here" if compared.segments_only_here else ""
-    table.add_row("segments", f"{compared.segments_alike} of {compared.segments} found alike{only}")
+    only = f", {compared.segments_only_here} found only here" if compared.segments_only_here else ""
+    table.add_row("segments", f"{compared.segments_alike} of {compared.segments} match{only}")
     steps = ", ".join(f"{step} {ms:,.1f}" for step, ms in timing.device_ms.items())
     table.add_row(
-        "images/s", f"{timing.images_per_second:,.2f} of one model actor; ms per image on the device: {steps}"
+        "images/s", f"{timing.images_per_second:,.2f} with one model actor; ms per image on the device: {steps}"
     )
     lowered = timing.max_batch_pixels
     memory = f"; memory ran out: --max-batch-pixels {lowered}" if lowered is not None else ""
@@ -63,7 +63,7 @@ def print_selfcheck(check: SelfCheck) -> None:
 
 
 def print_preview(preview: Preview) -> None:
-    """Images and encoded bytes by reason."""
+    """Print the number of images and encoded bytes by reason."""
     table = Table("reason", "images", "GiB", "in the run")
     for reason, number in sorted(preview.counts.items()):
         gib = preview.size_bytes[reason] / 2**30

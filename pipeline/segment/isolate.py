@@ -107,9 +107,7 @@ class _Child:
 
     def _death(self) -> ImageError:
         self.connection.close()
-        return ImageError(
-            ErrorCode.CRASHED_WORKER, f"a child process of its own ended: {_how(self.process.wait())}"
-        )
+        return ImageError(ErrorCode.CRASHED_WORKER, f"a child process of its own ended: {_how(self.process.wait())}")
 
 
 def _how(returncode: int) -> str:

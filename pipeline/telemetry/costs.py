@@ -1,11 +1,11 @@
-"""What the steps of a shard take, for the report of the run: seconds by step."""
+"""Seconds that each step of a shard takes, for the report of the run."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-# In the order of the flow. On the device it is the time that passes, elsewhere seconds of CPU.
+# In the order of the flow. Steps on the device count wall-clock seconds, the others CPU seconds.
 ON_DEVICE = ("model", "reduce")
 STEPS = ("read", "decode", "resize", *ON_DEVICE, "encode", "write")
 
@@ -16,7 +16,7 @@ def add_up(*costs: Mapping[str, float]) -> dict[str, float]:
 
 
 class Costs:
-    """Adds up what one shard takes. Thread safe."""
+    """Adds up the seconds that one shard takes. Thread safe."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -30,13 +30,13 @@ class Costs:
 
     @contextmanager
     def of_process(self, step: str) -> Iterator[None]:
-        """CPU seconds of the process: where it does nothing else meanwhile."""
+        """CPU seconds of the process, for a step during which the process does nothing else."""
         with self._measured(step, time.process_time):
             yield
 
     @contextmanager
     def passing(self, step: str) -> Iterator[None]:
-        """The time that passes."""
+        """Wall-clock seconds."""
         with self._measured(step, time.perf_counter):
             yield
 

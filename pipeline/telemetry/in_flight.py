@@ -1,4 +1,4 @@
-"""What stages say about the shards that they have in hand: to a function that they are given, and without waiting."""
+"""Reports of the stages about the shards that they are working on. A stage calls a given function and never waits."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -7,26 +7,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class UnderWay:
-    """A shard that a stage has in hand."""
+    """A shard that a stage is working on."""
 
     shard: int
     stage: str  # reading | segmenting | writing
-    first_key: str  # of its images
+    first_key: str  # key of the shard's first image
     host: str
-    since: float  # seconds since the epoch, when this stage took it first
+    since: float  # seconds since the epoch, when this stage first began the shard
 
 
 @dataclass(frozen=True)
 class InFlight:
-    """What stages have said so far."""
+    """The reports of all stages so far."""
 
-    oldest: UnderWay | None  # the shard that a stage has in hand for longest, if any
-    stages: frozenset[str]  # that have had a shard in hand
+    oldest: UnderWay | None  # the shard that a stage has been working on for longest, if any
+    stages: frozenset[str]  # stages that have worked on a shard
 
 
-Tell = Callable[[int, str, str], AbstractContextManager[None]]  # (shard, stage, first key) -> while it is in hand
+Tell = Callable[[int, str, str], AbstractContextManager[None]]  # (shard, stage, first key) -> context of the work
 
 
 def tell_nobody(shard: int, stage: str, first_key: str) -> AbstractContextManager[None]:
-    """Where nobody asks."""
+    """Report nothing, for a run without an in-flight actor."""
     return nullcontext()

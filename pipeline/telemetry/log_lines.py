@@ -16,18 +16,18 @@ from typing import Any, Literal
 
 LogFormat = Literal["text", "json"]
 
-# Whose lines are the program's own. Other libraries log elsewhere.
+# Loggers of the program itself. The lines of other libraries are not shown here.
 _LOGGERS = ("pipeline", "m2f_core")
 # Attributes of a record (`extra=`) that are fields of a JSON line.
 FIELDS = ("shard", "progress", "worker")
 
 _run: dict[str, str] = {}
 _format: LogFormat = "text"
-_ended = False  # the last line is written: what Ray says of its own shutdown concerns nobody
+_ended = False  # the last line is written: drop later lines, which only describe Ray's shutdown
 
 
 class _OnStderr(logging.StreamHandler):
-    """Writes to what sys.stderr is at that moment: a live display puts itself there, to print above itself."""
+    """Writes to the current sys.stderr: a live display replaces sys.stderr, to print lines above itself."""
 
     def __init__(self, formatter: logging.Formatter):
         super().__init__(sys.stderr)
@@ -67,7 +67,7 @@ class _Json(logging.Formatter):
 
 
 def show_log_lines(log_format: LogFormat = "text") -> None:
-    """The program's lines, from INFO on, on stderr in this format. May be called again."""
+    """Write the program's lines of level INFO and above to stderr in this format. May be called again."""
     global _format, _ended
     _format, _ended = log_format, False
     _run.clear()
@@ -77,17 +77,17 @@ def show_log_lines(log_format: LogFormat = "text") -> None:
 
 
 def send_log_lines() -> None:
-    """In a worker process: lines that the driver can read."""
+    """Call in a worker process: write log lines as JSON, so that the driver can read them."""
     _write_with(_Json())
 
 
 def about_run(run_id: str) -> None:
-    """JSON lines from now on have this run_id."""
+    """Add this run_id to all later JSON lines."""
     _run["run_id"] = run_id
 
 
 def last_line(prog: str, message: str, *, level: int = logging.ERROR, error: BaseException | None = None) -> None:
-    """Why the program ends: `prog: message` on stderr; in JSON an object like all others, with the stack of `error`."""
+    """Write why the program ends: `prog: message` on stderr, or a JSON object that includes the stack of `error`."""
     global _ended
     _ended = True
     if _format == "json":
@@ -100,9 +100,9 @@ def last_line(prog: str, message: str, *, level: int = logging.ERROR, error: Bas
 
 
 def record_from(line: str, worker: str, otherwise: int) -> logging.LogRecord:
-    """A line of a worker process as a record; text that is no line of `send_log_lines` has the level `otherwise`."""
+    """Make a record of a worker's line; text that `send_log_lines` did not write gets the level `otherwise`."""
     fields, rest = _fields_of(line)
-    level = logging.getLevelName(str(fields.get("level")))  # of a name, its number
+    level = logging.getLevelName(str(fields.get("level")))  # for a name this returns the number
     message = f"{fields.get('message', '')}{rest}"
     name = str(fields.get("logger", "pipeline.worker"))
     record = logging.LogRecord(name, level if isinstance(level, int) else otherwise, "", 0, message, None, None)
@@ -113,7 +113,7 @@ def record_from(line: str, worker: str, otherwise: int) -> logging.LogRecord:
 
 
 def _fields_of(line: str) -> tuple[dict[str, Any], str]:
-    """The fields of a JSON line, and the text after them; all of it is text where the line is no such line."""
+    """The fields of a JSON line and the text after the JSON; no fields and the whole line if it is no JSON log line."""
     try:
         fields, end = json.JSONDecoder().raw_decode(line)
     except ValueError:

@@ -94,7 +94,7 @@ def test_a_run_with_nothing_left_loads_no_model(capsys):
 def test_a_stop_says_what_is_kept():
     totals = Totals()
     progress = Progress(10)
-    assert progress.kept() == "no image was begun"
+    assert progress.kept() == "no image was started"
     totals.add(receipt(0, 1200))
     totals.add(receipt(1, 40))
     progress.follow(5000, totals, waiting=lambda: 40)
@@ -111,7 +111,7 @@ def test_a_shard_that_takes_long_is_named():
         totals.add(receipt(0, 1))
         return progress.line()
 
-    assert line(oldest).endswith("; shard 42 (from s3://b/x.jpg on) is segmenting on gpu-3 since 0:05:10")
+    assert line(oldest).endswith("; shard 42 (from s3://b/x.jpg on) has been segmenting on gpu-3 for 0:05:10")
     assert "shard" not in line(replace(oldest, since=time.time() - 5))
     assert "shard" not in line(None)
 
