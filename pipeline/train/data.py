@@ -1,11 +1,12 @@
-"""COCO-format data -> training batches, the same ones whatever the number of workers and however often it was resumed.
+"""COCO-format data -> training batches, which depend neither on the number of workers nor on interruptions.
 
 Sample n of a training is image n of an endless sequence of shuffled epochs, augmented by a generator seeded with n. So
-a batch is decided by its first n, a worker takes its share of it, and going on means to start at another n.
+the first n of a batch determines the batch, each worker takes its share of the batch, and a resumed training starts at
+a later n.
 
-Memory of a worker: the ground truth, shared with the processes that load (40 bytes a panoptic segment; polygons what
-they take in the JSON), and four times the JSON while that is read; its share of a batch. Of a process that loads: one
-image at its own size, its targets at the size of the crop.
+Memory of a worker: the ground truth, shared with the loading processes (40 bytes per panoptic segment; polygons take as
+much as in the JSON), four times the JSON while it is read, and the worker's share of a batch. Memory of a loading
+process: one image at its own size, and its targets at the size of the crop.
 """
 
 import logging
@@ -37,12 +38,12 @@ from pipeline.train.settings import FinetuneSettings
 logger = logging.getLogger(__name__)
 
 Augmentation = LargeScaleJitter | WholeImages
-MAX_IMAGE_PIXELS = 2**31 - 1  # whoever trains knows the data
+MAX_IMAGE_PIXELS = 2**31 - 1  # no limit: users know their training data
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one worker: uint8 [B, h, w, 3], and for each the masks bool [N, h, w] and class ids int64 [N]."""
+    """Samples of one worker: uint8 [B, h, w, 3]; for each image, masks bool [N, h, w] and class ids int64 [N]."""
 
     pixels_Bhw3: torch.Tensor  # noqa: N815
     mask_labels: list[torch.Tensor]
@@ -51,33 +52,33 @@ class Batch:
 
 @dataclass(frozen=True)
 class AnnotatedImages:
-    """Images in a folder and what is annotated in them."""
+    """Images in a folder and their annotations."""
 
     folder: str
     images: PackedSequence[GtImage]
     categories: tuple[dict[str, Any], ...]  # as in the JSON
-    where: str  # the flag and the place of the JSON, for messages
+    where: str  # the flag and the path of the JSON, for messages
     panoptic: bool
-    exif: bool  # turn images as their EXIF orientation says, as the main job does
+    exif: bool  # turn images by their EXIF orientation, as segment_bucket.py does
 
     @classmethod
     def read(
         cls, folder: str, gt: str, pngs: str | None, panoptic: bool, flag: str, exif: bool = True
     ) -> "AnnotatedImages":
-        """RunError where the ground truth cannot be used. `flag` names it in messages."""
+        """Read the ground truth. RunError if it cannot be used; messages name it by `flag`."""
         truth = read_panoptic(gt, pngs, flag) if panoptic else read_instances(gt, flag)
         where = f"{flag} {gt}"
         images = truth.images if panoptic else _with_usable_masks(truth.images, where)
         return cls(folder.rstrip("/"), PackedSequence(images), truth.categories, where, panoptic, exif)
 
     def check_first(self) -> None:
-        """RunError where not even the first image, or its PNG, can be used: most likely a folder is wrong."""
+        """Raise RunError if the first image or its PNG cannot be used, most likely because a folder is wrong."""
         self.image(0)
         if self.panoptic:
             read_panoptic_pixels(self.images[0])
 
     def image(self, index: int) -> Image.Image:
-        """RGB. RunError where it cannot be read, or is not of the size that the ground truth says."""
+        """Read an RGB image. RunError if it cannot be read or has another size than its ground truth."""
         annotated = self.images[index]
         path = f"{self.folder}/{annotated.name}"
         data = read_uri(path, "image")
@@ -89,12 +90,12 @@ class AnnotatedImages:
         if size != annotated.size:
             hint = f"; is --{'no-' if self.exif else ''}exif right?" if size[::-1] == annotated.size else ""
             found = f"{image.height} x {image.width} (height x width)"
-            raise RunError(f"image {path} is {found}, its ground truth says {annotated.size}{hint}")
+            raise RunError(f"image {path} is {found}, but its ground truth says {annotated.size}{hint}")
         return image
 
 
 def training_data(settings: FinetuneSettings) -> AnnotatedImages:
-    """What the settings say to train with. RunError where the ground truth cannot be used."""
+    """The training data of the settings. RunError if the ground truth cannot be used."""
     if settings.panoptic_gt is not None:
         gt, flag = settings.panoptic_gt, "--panoptic-gt"
     else:
@@ -105,7 +106,7 @@ def training_data(settings: FinetuneSettings) -> AnnotatedImages:
 
 
 def validation_data(settings: FinetuneSettings) -> AnnotatedImages | None:
-    """What they say to validate with, if anything. RunError where it cannot be used."""
+    """The validation data of the settings, or None. RunError if the data cannot be used."""
     if settings.val_images is None or settings.val_gt is None:
         return None
     panoptic = settings.panoptic_gt is not None
@@ -115,7 +116,7 @@ def validation_data(settings: FinetuneSettings) -> AnnotatedImages | None:
 
 
 def labels_of(data: AnnotatedImages) -> LabelMap:
-    """The classes that a model for `data` has. RunError where its categories are not COCO's kind of categories."""
+    """The classes of a model for `data`. RunError if the categories are not in COCO's format."""
     try:
         return LabelMap.from_coco_categories(list(data.categories))
     except ValueError as error:
@@ -123,7 +124,7 @@ def labels_of(data: AnnotatedImages) -> LabelMap:
 
 
 class TrainingSamples(Dataset[tuple[np.ndarray, Targets]]):
-    """Sample n: an image, augmented, uint8 [h, w, 3], and its targets. Endless."""
+    """Endless samples. Sample n is an augmented image, uint8 [h, w, 3], and its targets."""
 
     def __init__(
         self, data: AnnotatedImages, class_id_of_category: dict[int, int], augmentation: Augmentation, seed: int
@@ -135,7 +136,7 @@ class TrainingSamples(Dataset[tuple[np.ndarray, Targets]]):
         self.seed = seed
 
     def padded_hw(self, numbers: range) -> tuple[int, int]:
-        """The size of a batch of these: that of the largest, in multiples of the network's stride."""
+        """The padded size of a batch of these samples: the largest size, rounded up to the network's stride."""
         if isinstance(self.augmentation, LargeScaleJitter):
             sizes = [self.augmentation.crop_hw]
         else:
@@ -165,7 +166,7 @@ class TrainingSamples(Dataset[tuple[np.ndarray, Targets]]):
     def _instance_targets(
         self, annotations: Sequence[Mapping[str, Any]], image: Image.Image, jitter: Jitter
     ) -> Targets:
-        """One mask at a time at the image's own size: there may be hundreds of them."""
+        """Make one mask at a time at the image's own size, because an image may have hundreds of masks."""
         masks, class_ids = [], []
         for mask_HW, class_id in instance_masks(annotations, image.height, image.width, self.class_id_of_category):
             mask_hw = jitter.mask(mask_HW)
@@ -177,7 +178,7 @@ class TrainingSamples(Dataset[tuple[np.ndarray, Targets]]):
 
 
 class EndlessOrder:
-    """Place n of epoch after epoch, each a permutation of `num_images` of its own."""
+    """Image index at place n in an endless sequence of epochs; each epoch is its own permutation of `num_images`."""
 
     def __init__(self, num_images: int, seed: int) -> None:
         self.num_images = num_images
@@ -194,18 +195,18 @@ class EndlessOrder:
 
 @dataclass(frozen=True)
 class WorkerShare:
-    """The sample numbers of one worker: of every batch, an equal and contiguous part."""
+    """The sample numbers of one worker: an equal and contiguous share of every batch."""
 
-    batch_size: int  # of all workers
+    batch_size: int  # images of all workers together
     rank: int
     num_workers: int
 
     def batch_numbers(self, iteration: int) -> range:
-        """All of the batch that follows `iteration` finished steps."""
+        """All sample numbers of the batch that follows `iteration` finished steps."""
         return range(iteration * self.batch_size, (iteration + 1) * self.batch_size)
 
     def sample_numbers(self, iteration: int) -> range:
-        """This worker's of that batch."""
+        """This worker's sample numbers in that batch."""
         size = self.batch_size // self.num_workers
         return self.batch_numbers(iteration)[self.rank * size : (self.rank + 1) * size]
 
@@ -213,13 +214,13 @@ class WorkerShare:
 def load_batches(
     samples: TrainingSamples, share: WorkerShare, iterations: range, loading_processes: int
 ) -> Iterator[Batch]:
-    """One batch for each of `iterations`, loaded ahead where there are processes for it."""
+    """One batch for each of `iterations`; loading processes, if any, load ahead."""
     loader = DataLoader(
         _PaddedSamples(samples),
         batch_sampler=_Batches(samples, share, iterations),
         collate_fn=_collate,
         num_workers=loading_processes,
-        multiprocessing_context="spawn" if loading_processes else None,  # a fork would copy locks of other threads
+        multiprocessing_context="spawn" if loading_processes else None,  # a fork would copy the locks of other threads
         persistent_workers=False,
     )
     return iter(loader)
@@ -227,8 +228,10 @@ def load_batches(
 
 @dataclass(frozen=True)
 class _Batches:
-    """A worker's sample numbers of each batch, each with the size of the whole batch: what the network says of an image
-    depends on its padding, and so would depend on the number of workers.
+    """A worker's sample numbers of each batch, each with the padded size of the whole batch.
+
+    The network's output for an image depends on its padding. With a size per worker it would depend on the number of
+    workers.
     """
 
     samples: TrainingSamples
@@ -246,7 +249,7 @@ class _Batches:
 
 @dataclass(frozen=True)
 class _PaddedSamples(Dataset[tuple[np.ndarray, Targets]]):
-    """Samples at the size of their batch; the pixels of their masks stay theirs."""
+    """Samples padded to the size of their batch; masks are padded with pixels that belong to no target."""
 
     samples: TrainingSamples
 
@@ -268,10 +271,10 @@ def _collate(samples: Sequence[tuple[np.ndarray, Targets]]) -> Batch:
 
 
 def _with_usable_masks(images: Iterable[GtImage], where: str) -> Iterator[GtImage]:
-    """Without polygons of fewer than three points, and without the objects of which nothing is left then.
+    """Drop polygons of fewer than three points, and the objects that have no other polygon.
 
-    As in detectron2's `load_coco_json`, and said. RunError at what is no segmentation at all: better now than
-    at the step that meets it.
+    detectron2's `load_coco_json` does the same; here a warning counts the objects. RunError for an invalid
+    segmentation, so that the training fails now instead of at a later step.
     """
     dropped: list[Any] = []  # ids
     for image in images:
@@ -280,20 +283,20 @@ def _with_usable_masks(images: Iterable[GtImage], where: str) -> Iterator[GtImag
             segmentation = annotation["segmentation"]
             if isinstance(segmentation, list):
                 if not all(isinstance(polygon, list) and len(polygon) % 2 == 0 for polygon in segmentation):
-                    _refuse(annotation, where, "a polygon is a flat list of numbers x0, y0, x1, y1, ...")
+                    _refuse(annotation, where, "a polygon must be a flat list of numbers x0, y0, x1, y1, ...")
                 polygons = [polygon for polygon in segmentation if len(polygon) >= FEWEST_NUMBERS]
                 if not polygons:
                     dropped.append(annotation["id"])
                     continue
                 annotation = {**annotation, "segmentation": polygons}
             elif not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-                _refuse(annotation, where, "a segmentation is a list of polygons or an RLE with size and counts")
+                _refuse(annotation, where, "a segmentation must be a list of polygons or an RLE with size and counts")
             annotations.append(annotation)
         yield replace(image, annotations=tuple(annotations))
     if dropped:
         logger.warning(
-            f"{where}: {len(dropped):,} annotations have no polygon of three points and are left out, "
-            f"such as {dropped[0]!r}"
+            f"{where}: {len(dropped):,} annotations have no polygon with three points or more and are left out, "
+            f"for example annotation {dropped[0]!r}"
         )
 
 

@@ -1,9 +1,9 @@
-"""The training: everything checked, then Ray Train's workers step, save and validate until all steps are done.
+"""The training: check everything, then let Ray Train's workers step, save and validate until all steps are done.
 
-<output>/finetune.json  settings; the same command goes on, another one is refused
-<output>/train/         Ray Train's: the last checkpoints, each a Hugging Face folder and the optimizer's state
-<output>/log.jsonl      losses and validations up to the last checkpoint, and loss.png, their plot
-<output>/model/         what came out, once all steps are done
+<output>/finetune.json  settings; the same command continues the training, other settings are refused
+<output>/train/         by Ray Train: the last checkpoints, each a Hugging Face folder with the optimizer's state
+<output>/log.jsonl      losses and validations up to the last checkpoint; loss.png plots them
+<output>/model/         the trained model, once all steps are done
 """
 
 import json
@@ -50,14 +50,14 @@ logger = logging.getLogger(__name__)
 _IDENTITY_FILE = "finetune.json"
 _CHECKPOINTS_KEPT = 2
 _DEFAULT_CPUS = 4
-_TRAIN = "train"  # name of Ray Train's run below --output
+_TRAIN = "train"  # name of Ray Train's run and of its folder below --output
 
 
 def finetune(settings: FinetuneSettings) -> None:
-    """Train, or go on training, until all steps are done.
+    """Train, or continue a training, until all steps are done.
 
-    RunError where it cannot start, with nothing written, or cannot go on, with its checkpoints kept; BrokenRunError
-    where workers keep dying.
+    RunError if the training cannot start (nothing is written) or cannot continue (its checkpoints are kept);
+    BrokenRunError if workers keep dying.
     """
     settings = _with_whole_paths(settings)
     for warning in start_warnings(settings):
@@ -95,14 +95,14 @@ def finetune(settings: FinetuneSettings) -> None:
         _publish(filesystem, root, Path(folder))
     try:
         _remove_unfinished_checkpoints(filesystem, root)
-    except (RunError, *STORE_ERRORS) as error:  # the model is there
-        logger.warning(f"what killed workers had begun to save cannot be removed: {one_line(error)}")
+    except (RunError, *STORE_ERRORS) as error:  # the model is complete
+        logger.warning(f"unfinished checkpoints of killed workers cannot be removed: {one_line(error)}")
 
 
 def _fit(trainer: Callable[[], TorchTrainer], max_failures: int) -> ray.train.Result:
-    """The result of a trainer; where workers died, of another, which goes on from the last checkpoint.
+    """Train; if workers die, start another trainer, which continues from the last checkpoint.
 
-    Not left to Ray's FailureConfig, which repeats what would fail again too: a RunError is the end of it.
+    Ray's FailureConfig is not used, because it also repeats errors that are permanent: a RunError ends the training.
     """
     for failures_left in range(max_failures, -1, -1):
         try:
@@ -110,18 +110,18 @@ def _fit(trainer: Callable[[], TorchTrainer], max_failures: int) -> ray.train.Re
         except ray.train.WorkerGroupError as error:
             for failure in error.worker_failures.values():
                 if isinstance(failure, RunError) and not isinstance(failure, StoreUnavailableError):
-                    raise RunError(f"the training cannot go on: {_reason(failure)}") from None
+                    raise RunError(f"the training cannot continue: {_reason(failure)}") from None
             reason = "; ".join(dict.fromkeys(map(_reason, error.worker_failures.values()))) or one_line(error)
             if not failures_left:
                 raise BrokenRunError(f"the training broke: {reason}") from error
-            logger.warning(f"{reason}; going on, {failures_left} of {max_failures} failures left")
-        except (ray.train.TrainingFailedError, RayError) as error:  # Ray's own processes may die too
+            logger.warning(f"{reason}; continuing, {failures_left} of {max_failures} restarts left")
+        except (ray.train.TrainingFailedError, RayError) as error:  # Ray's own processes may also die
             raise BrokenRunError(f"the training broke: {one_line(error)}") from error
     raise AssertionError("the last failure raises")
 
 
 def _fit_once(trainer: TorchTrainer) -> ray.train.Result:
-    """`trainer.fit()` in a thread: in the main one it would take SIGINT for itself, and end with any exit code."""
+    """Call `trainer.fit()` in a thread: in the main thread it would handle SIGINT and end with any exit code."""
     outcome: Future[ray.train.Result] = Future()
 
     def fit() -> None:
@@ -135,7 +135,7 @@ def _fit_once(trainer: TorchTrainer) -> ray.train.Result:
 
 
 def _reason(error: BaseException) -> str:
-    """What an error says, on one line. Out of a loading process it comes with its traceback as text: the last line."""
+    """The error's message on one line; an error of a loading process contains a traceback, whose last line is used."""
     name, said = type(error).__name__, one_line(error)
     if "Traceback (most recent call last)" in str(error):
         said = str(error).splitlines()[-1].removeprefix(f"{type(error).__module__}.{name}: ")
@@ -144,11 +144,11 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _print_lines(lines: Queue) -> Iterator[None]:
-    """Print what worker 0 puts into the queue while this is open."""
+    """Log the lines that worker 0 puts into the queue while this is open."""
     done = threading.Event()
 
     def print_all() -> None:
-        with suppress(RayError):  # of a queue that has died: silence is better than no training
+        with suppress(RayError):  # if the queue dies, the training continues without lines
             while not done.is_set() or not lines.empty():
                 with suppress(Empty):
                     logger.info(lines.get(timeout=0.5))
@@ -163,9 +163,9 @@ def _print_lines(lines: Queue) -> Iterator[None]:
 
 
 def _whole_checkpoints(filesystem: Any, root: str) -> set[str]:
-    """Names of the checkpoints that Ray Train knows of.
+    """Names of the complete checkpoints in Ray Train's list.
 
-    RunError where its list of them is damaged: Ray writes it in place, so that a crash may have cut it off.
+    RunError if the list is damaged: Ray overwrites the list in place, so a crash may have truncated it.
     """
     place = f"{root}/{_TRAIN}/{LIST_OF_CHECKPOINTS}"
     data = read_or_none(filesystem, place, "--output")
@@ -177,8 +177,8 @@ def _whole_checkpoints(filesystem: Any, root: str) -> set[str]:
         names = ", ".join(_checkpoints(filesystem, root))
         raise RunError(
             f"--output {place} is damaged ({type(error).__name__}: {one_line(error)}), and without this list Ray Train "
-            f"cannot go on. Begin with a new --output, one of the checkpoints beside it as --model ({names}) and the "
-            "--iterations that are left"
+            f"cannot continue. Start a new --output with one of the checkpoints beside the list as --model ({names}) "
+            "and the remaining --iterations"
         ) from None
 
 
@@ -188,7 +188,7 @@ def _checkpoints(filesystem: Any, root: str) -> list[str]:
 
 
 def _remove_unfinished_checkpoints(filesystem: Any, root: str) -> None:
-    """Remove what workers left that were killed while they saved. Once no worker may be saving any more."""
+    """Remove the checkpoints that killed workers left unfinished. Call this when no worker can be saving."""
     whole = _whole_checkpoints(filesystem, root)
     for name in _checkpoints(filesystem, root):
         if name not in whole:
@@ -196,7 +196,7 @@ def _remove_unfinished_checkpoints(filesystem: Any, root: str) -> None:
 
 
 def _publish(filesystem: Any, root: str, checkpoint: Path) -> None:
-    """Copy the model out of the last checkpoint; config.json comes last and says that it is whole."""
+    """Copy the model from the last checkpoint; config.json is written last and marks the model as complete."""
     names = sorted(path.name for path in checkpoint.iterdir() if path.name not in training_files())
     names = [name for name in names if not name.startswith(".")]
     for name in sorted(names, key=lambda name: name == CONFIG_FILE):
@@ -207,11 +207,11 @@ def _publish(filesystem: Any, root: str, checkpoint: Path) -> None:
 
 
 def _with_whole_paths(settings: FinetuneSettings) -> FinetuneSettings:
-    """Local paths made absolute, once: workers have working directories of their own."""
+    """Make local paths absolute once, because workers have other working directories."""
 
     given = {name: getattr(settings, name) for name in PLACES}
     changed: dict[str, Any] = {name: whole_path(place) for name, place in given.items() if place is not None}
-    for name in ("model", "architecture"):  # which may also be a hub id, or a name
+    for name in ("model", "architecture"):  # these may also be a hub id or a name
         model = getattr(settings, name)
         if model is not None and is_local_path(model):
             changed[name] = whole_path(model)
@@ -219,41 +219,43 @@ def _with_whole_paths(settings: FinetuneSettings) -> FinetuneSettings:
 
 
 def _identity(settings: FinetuneSettings) -> dict[str, Any]:
-    """What two commands must have in common for the second to go on with the first one's training.
+    """The settings and data properties that a command must share with a training to continue it.
 
-    The content of the data beside its place: a class more, or fewer images, would make another training of it.
-    RunError where the data cannot be used. It is read for this alone; workers read their own.
+    The properties include categories and the number of images, because a change of either makes a different training.
+    RunError if the data cannot be used. This reads the data for the check alone; workers read the data themselves.
     """
     data, val_data = training_data(settings), validation_data(settings)
     data.check_first()
     if val_data is not None:
         val_data.check_first()
         if labels_of(val_data).categories != labels_of(data).categories:
-            raise RunError(f"{val_data.where} has other categories than the training data")
+            raise RunError(
+                f"{val_data.where} has other categories than the training data; both must have the same categories"
+            )
     content = {"categories": labels_of(data).to_list(), "number_of_images": len(data.images)}
     identity: dict[str, Any] = json.loads(json.dumps({**settings.identity(), **content}))
     return identity
 
 
 def _check_output(filesystem: Any, root: str, settings: FinetuneSettings, identity: dict[str, Any]) -> None:
-    """RunError where --output holds a finished training or one of another identity, or cannot be used."""
+    """Raise RunError if --output holds a finished training or one with another identity, or cannot be used."""
     with _output_errors_as(RunError, settings.output):
         data = read_or_none(filesystem, f"{root}/{_IDENTITY_FILE}", "--output")
         other = data is None and list_folder(filesystem, root)
         finished = filesystem.exists(f"{root}/model/{CONFIG_FILE}")
     if other:
-        raise RunError(f"--output {settings.output} is not empty and holds no training; name a new folder")
+        raise RunError(f"--output {settings.output} is not empty and holds no training; choose a new folder")
     if data is not None:
         there = parse_json_object(data, f"{root}/{_IDENTITY_FILE}", "--output")
         different = [
-            f"{name} ({there.get(name)!r:.200} there, {value!r:.200} here)"
+            f"{name} ({there.get(name)!r:.200} there, {value!r:.200} now)"
             for name, value in identity.items()
             if there.get(name) != value
         ]
         if different:
             raise RunError(f"--output {settings.output} holds a training with other settings: {', '.join(different)}")
     if finished:
-        raise RunError(f"--output {settings.output} holds a finished training; choose another for a new one")
+        raise RunError(f"--output {settings.output} holds a finished training; choose another --output for a new one")
 
 
 def _output_errors_as(kind: type[Exception], output: str) -> AbstractContextManager[None]:
@@ -261,16 +263,16 @@ def _output_errors_as(kind: type[Exception], output: str) -> AbstractContextMana
 
 
 def _room(settings: FinetuneSettings) -> tuple[int, bool]:
-    """CPUs of each worker, and whether each has a GPU. RunError where the cluster has no room for them."""
-    resources = connect(log_to_driver=False)  # the driver prints; Ray Train's workers and controller say a lot
+    """CPUs of each worker, and whether each worker has a GPU. RunError if the workers do not fit on the cluster."""
+    resources = connect(log_to_driver=False)  # the driver logs; Ray Train's workers and controller print too much
     use_gpu = settings.device == "cuda" or (settings.device == "auto" and resources.gpus > 0)
-    if not resources.joined:  # else workers run on other machines, and check there
+    if not resources.joined:  # on a cluster, workers check their own machines
         check_precision(settings.precision, "cuda" if use_gpu else "cpu")
     groups = [group for group in resources.groups if group.count and (group.gpus >= 1 or not use_gpu)]
     of_node = max((int(group.cpus) for group in groups), default=1)
     of_all = sum(group.cpus * group.count for group in groups)
     if not resources.joined:
-        of_node -= 1  # the one that `connect` adds for actors that wait
+        of_node -= 1  # the extra CPU that `connect` adds for actors that wait
     cpus = settings.cpus_per_worker or max(1, min(_DEFAULT_CPUS, int(of_all) // settings.workers, of_node))
     room = resources.room_for(cpus, int(use_gpu))
     if room < settings.workers:

@@ -1,4 +1,4 @@
-"""What a training has said so far: rows of losses and validations, as JSON lines, as a line of text, as a plot."""
+"""The log of a training: rows of losses and validations, as JSON lines, as a line of text, or as a plot."""
 
 import io
 import json
@@ -10,7 +10,7 @@ PLOT_FILE = "loss.png"
 
 Row = dict[str, Any]
 
-# Validation figures by their key in a row, with the title of the plot's axis.
+# Validation metrics: key in a row -> title in the plot.
 FIGURES = {"PQ": "PQ", "PQ_things": "PQ things", "PQ_stuff": "PQ stuff", "AP": "AP of masks"}
 
 
@@ -34,7 +34,7 @@ def as_text(row: Row, num_iterations: int) -> str:
 
 
 def plot(rows: Sequence[Row]) -> bytes:
-    """PNG: the loss by iteration and, below, the validation's figures where there are any."""
+    """A PNG with the loss by iteration and, below it, the validation metrics, if any."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # not pyplot, which has global state and looks for a display
 

@@ -1,4 +1,4 @@
-"""A sequence that takes the memory of its pickles: what a COCO file says, for processes that look at it in parts."""
+"""A sequence that stores its items as pickles: the content of a COCO file, for processes that read parts of it."""
 
 import pickle
 from collections.abc import Iterable, Iterator
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class PackedSequence(Generic[T]):
-    """Items of any kind, unpickled anew whenever they are asked for.
+    """Items of any type, unpickled at each access.
 
-    As Python objects, annotations take four times the bytes of their JSON, and every process that loads batches would
-    have its own. These lie in two tensors, which torch shares between processes, as in detectron2's
+    As Python objects, annotations take four times the bytes of their JSON, and every loading process would have its own
+    copy. Here all pickles lie in two tensors, which torch shares between processes, as in detectron2's
     `_TorchSerializedList`.
     """
 

@@ -1,8 +1,7 @@
 """The training's settings: their names, types, defaults and help texts.
 
-`jobs/` turns this dataclass into the command line, as it does with that of `pipeline/config.py`. Nothing heavy is
-imported here, so that `--help` answers at once. Defaults are the paper's for COCO (appendix, and the original
-`configs/coco`).
+`jobs/` turns this dataclass into the command line, as it does with `pipeline/config.py`. Nothing heavy is imported
+here, so that `--help` answers at once. Defaults are the paper's for COCO (appendix, and the original `configs/coco`).
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -14,13 +13,13 @@ from m2f_core.images.image_size import ImageSize
 from pipeline.errors import RunError
 from pipeline.setting_fields import IN_AND_OUT, RESOURCES, RUN_CONTROL, Section, check_fields, flag
 
-# May differ between the command that started a training and the one that goes on with it.
+# These may differ between the command that started a training and the command that continues it.
 _MAY_CHANGE = (
     *("log_every", "save_every", "evaluate_every", "workers", "cpus_per_worker", "device", "max_failures"),
     "log_format",
 )
 
-# Settings that are paths or URIs, and nothing else.
+# Settings that must be paths or URIs.
 PLACES = ("images", "output", "panoptic_gt", "panoptic_pngs", "instances_gt", "val_images", "val_gt", "val_pngs")
 
 _WHOLE = "whole"  # value of --crop-size
@@ -130,12 +129,16 @@ class FinetuneSettings:
         if self.evaluate_every is not None and self.val_gt is None:
             raise RunError("--evaluate-every needs images to validate with: give --val-images and --val-gt")
         if self.evaluate_every is not None and self.evaluate_every % self.save_every:
-            raise RunError(f"--evaluate-every {self.evaluate_every} is no multiple of --save-every {self.save_every}")
+            raise RunError(
+                f"--evaluate-every {self.evaluate_every} is not a multiple of --save-every {self.save_every}"
+            )
         if self.crop_size != _WHOLE and self.crop_hw() is None:
             raise RunError(f"--crop-size is {self.crop_size!r}; write HEIGHTxWIDTH, such as 1024x1024, or {_WHOLE}")
         for f in fields(self):
             if self.crop_size == _WHOLE and f.name in _OF_JITTER and getattr(self, f.name) != f.default:
-                raise RunError(f"{flag(f.name)} belongs to the jitter, which --crop-size {_WHOLE} leaves out")
+                raise RunError(
+                    f"{flag(f.name)} sets the jitter, which --crop-size {_WHOLE} turns off; leave one of the two out"
+                )
         self.parsed_image_size()
 
     def _check_places(self) -> None:
@@ -146,7 +149,7 @@ class FinetuneSettings:
             raise RunError("--val-images and --val-gt belong together: give both or neither")
         for pngs, needed in (("panoptic_pngs", self.panoptic_gt), ("val_pngs", self.panoptic_gt and self.val_gt)):
             if getattr(self, pngs) is not None and needed is None:
-                raise RunError(f"{flag(pngs)} belongs to panoptic ground truth, which is not given")
+                raise RunError(f"{flag(pngs)} needs panoptic ground truth, which is not given")
 
     def crop_hw(self) -> tuple[int, int] | None:
         """--crop-size as (height, width) in pixels; None for whole images."""
@@ -156,7 +159,7 @@ class FinetuneSettings:
             return None
 
     def parsed_image_size(self) -> ImageSize | None:
-        """--image-size as sizes in pixels, or None where it was not given."""
+        """--image-size in pixels, or None if it was not given."""
         if self.image_size is None:
             return None
         try:
@@ -165,5 +168,5 @@ class FinetuneSettings:
             raise RunError(f"--image-size: {error}") from None
 
     def identity(self) -> dict[str, Any]:
-        """What two commands must have in common for the second to go on with the first one's training."""
+        """The settings that a command must share with a training to continue it."""
         return {name: value for name, value in asdict(self).items() if name not in _MAY_CHANGE}

@@ -1,4 +1,4 @@
-"""The model that a training starts from, and the files that a trained one is saved as."""
+"""The model that a training starts from, and the files of a trained model."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ ARCHITECTURES = {
 
 
 def check_start(settings: FinetuneSettings) -> ImageProcessor:
-    """Find out what is wrong with --model or --architecture without building it. RunError; else how images are seen."""
+    """Check --model or --architecture without building the model. RunError if it is wrong; returns the preprocessor."""
     try:
         if settings.model is None:
             _architecture(settings, LabelMap(()))
@@ -49,7 +49,7 @@ def check_start(settings: FinetuneSettings) -> ImageProcessor:
 
 
 def start_warnings(settings: FinetuneSettings) -> list[str]:
-    """What somebody should know who starts from this. RunError as `check_start`."""
+    """Warnings about the starting model. Raises RunError as `check_start` does."""
     warnings = check_start(settings).warnings()
     if settings.model is not None:
         checkpoint = stage_model(settings.model)
@@ -75,14 +75,14 @@ def starting_model(settings: FinetuneSettings, labels: LabelMap) -> tuple[Mask2F
 
 
 def license_of_start(model: str | None) -> str | None:
-    """The licence of --model, as far as its files say, which what is trained from it has too; None without --model."""
+    """The licence that the files of --model state; the trained model has the same licence. None without --model."""
     return None if model is None else model_license(stage_model(model), model)
 
 
 def save_model(
     model: Mask2Former, folder: Path, labels: LabelMap, processor: ImageProcessor, license_name: str | None
 ) -> None:
-    """A Hugging Face folder: config.json with the data set's categories, weights, and how images are prepared."""
+    """Write a Hugging Face folder: config.json with the data set's categories, weights, preprocessor_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     config = json.dumps(processor.to_preprocessor_config(), indent=2)
     (folder / PREPROCESSOR_FILE).write_text(config + "\n", encoding="utf-8")
@@ -90,14 +90,16 @@ def save_model(
 
 
 def _architecture(settings: FinetuneSettings, labels: LabelMap) -> Mask2FormerConfig:
-    """--architecture with the classes of `labels`. ConfigError, or RunError where there is no such thing."""
+    """The configuration of --architecture with the classes of `labels`. ConfigError, or RunError if it is unknown."""
     assert settings.architecture is not None
     names = _names(labels) or {0: "any"}
     if settings.architecture in ARCHITECTURES:
         return replace(ARCHITECTURES[settings.architecture](id2label=names), **_points(settings))
     if not settings.architecture.endswith(".json"):
         known = ", ".join(ARCHITECTURES)
-        raise RunError(f"--architecture {settings.architecture} is none of {known}, and no {CONFIG_FILE} either")
+        raise RunError(
+            f"--architecture {settings.architecture} is neither one of {known} nor the path of a {CONFIG_FILE}"
+        )
     flag = "--architecture"
     content = parse_json_object(read_uri(settings.architecture, flag), settings.architecture, flag)
     return replace(Mask2FormerConfig.from_dict(content), id2label=names, **_points(settings))
@@ -106,20 +108,20 @@ def _architecture(settings: FinetuneSettings, labels: LabelMap) -> Mask2FormerCo
 def _labels_of_start(checkpoint: Checkpoint, settings: FinetuneSettings) -> LabelMap:
     try:
         return checkpoint.labels
-    except ValueError as error:  # of `categories`, which building the model does not read
+    except ValueError as error:  # from `categories`, which building the model does not read
         raise RunError(f"{_source(settings)}: {one_line(error)}") from None
 
 
 def _class_ids_by_name(of_model: LabelMap, labels: LabelMap) -> list[int] | None:
-    """The checkpoint's class ids of the classes of `labels`, by name and kind; None where these are other classes.
+    """For each class of `labels`, the checkpoint's class id of the same name and kind; None if the classes differ.
 
-    Their order may differ: published models of ADE20K and Mapillary mix things and stuff, a training never does. So may
-    their spelling: ADE20K's own files say "road, route" and "tub" where published models have "road" and "bathtub".
+    The order may differ: published models of ADE20K and Mapillary mix things and stuff, a training never does. The
+    spelling may differ too: ADE20K's own files have "road, route" and "tub", published models "road" and "bathtub".
     """
     as_they_are: Callable[[str], str] = str
     for key in (as_they_are, *name_keys()):
         (names_found, found), (names_wanted, wanted) = _by_name(of_model, key), _by_name(labels, key)
-        # "person, adult" and "person, child" are spelled alike; which is which, only the whole names tell.
+        # "person, adult" and "person, child" have the same key; only the whole names tell them apart.
         tells_apart = key is as_they_are or len(set(names_wanted)) == len(names_wanted)
         if names_found == names_wanted and tells_apart:
             class_ids = dict(zip(wanted, found, strict=True))
@@ -128,13 +130,13 @@ def _class_ids_by_name(of_model: LabelMap, labels: LabelMap) -> list[int] | None
 
 
 def _by_name(labels: LabelMap, key: Callable[[str], str]) -> tuple[list[tuple[str, bool]], list[int]]:
-    """Keys and kinds of the classes, sorted, and their class ids in the same order."""
+    """Sorted (key, kind) of the classes, and their class ids in the same order."""
     categories = sorted(labels.categories, key=lambda c: (key(c.name), c.isthing, c.name))
     return [(key(c.name), c.isthing) for c in categories], [c.class_id for c in categories]
 
 
 def _points(settings: FinetuneSettings) -> dict[str, Any]:
-    """Those fields of the model's configuration that flags replace: how masks are sampled."""
+    """The fields of the model's configuration that flags replace: they say how masks are sampled."""
     flags = {name: getattr(settings, name) for name in ("train_num_points", "importance_sample_ratio")}
     return {name: value for name, value in flags.items() if value is not None}
 

@@ -1,6 +1,7 @@
-"""One worker's part of a training: the model, the optimizer, a step, and what is kept so that another can go on.
+"""One worker's part of a training: the model, the optimizer, a step, and the files from which another worker continues.
 
-Knows nothing of Ray; where several workers share the batches, torch.distributed is there and the model is wrapped.
+This module knows nothing of Ray. If several workers share the batches, torch.distributed is set up and the model is
+wrapped.
 """
 
 import json
@@ -32,9 +33,10 @@ _PLACE_FILE = "training.json"
 
 @dataclass
 class LossMeter:
-    """Means of the losses since the last row of the log; the device is asked for them only then.
+    """Means of the losses since the last row of the log; they are read from the device only for a row.
 
-    Where torch.distributed has several workers, over their parts of the batch, and all of them have to take part.
+    With several workers of torch.distributed, means are over all their shares of the batch, and every worker must call
+    `row`.
     """
 
     started: float = field(default_factory=time.monotonic)
@@ -43,14 +45,14 @@ class LossMeter:
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def add(self, loss: torch.Tensor, losses: dict[str, torch.Tensor]) -> None:
-        """`loss` is the total; of the terms, those of the last prediction are shown."""
+        """`loss` is the total; of the single terms, only those of the last prediction are logged."""
         self.steps += 1
         last = {name: value for name, value in losses.items() if not name[-1].isdigit()}
         for name, value in {"loss": loss, **last}.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach()
 
     def row(self) -> Row:
-        """And start again."""
+        """The means since the last row; then start again from zero."""
         seconds = time.monotonic() - self.started - self.paused
         sums = torch.stack(list(self.sums.values()))
         if is_distributed():
@@ -63,14 +65,14 @@ class LossMeter:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """What happens meanwhile, validating and saving, is no part of a step."""
+        """Do not count the time meanwhile (validation, saving) as part of a step."""
         began = time.monotonic()
         yield
         self.paused += time.monotonic() - began
 
 
 class Training:
-    """`wrapped` is `model`, or what averages its gradients over the workers."""
+    """`wrapped` is `model`, or a wrapper that averages the gradients over the workers."""
 
     def __init__(
         self,
@@ -98,8 +100,8 @@ class Training:
         self.meter = LossMeter()
 
     def step(self, batch: Batch) -> None:
-        """One optimizer step. RunError where the loss is not finite: nothing that follows would be."""
-        # Seeded anew for every step, so that a training that was resumed draws what it would have drawn.
+        """One optimizer step. RunError if the gradient is not finite, because all later weights would not be finite."""
+        # Seed every step anew, so that a resumed training draws the same numbers as an uninterrupted one.
         torch.manual_seed(_mix(self.settings.seed, self.iteration, self.rank))
         height, width = batch.pixels_Bhw3.shape[1:3]
         pixels_B3HW = self.processor.to_batch(list(batch.pixels_Bhw3), (height, width), self.device)
@@ -114,8 +116,8 @@ class Training:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_gradient_norm)
         if not math.isfinite(norm.item()):
             raise RunError(
-                f"the gradient of step {self.iteration + 1} is not finite (loss {output.loss.item()}): train again, "
-                "in a new --output, with a lower --learning-rate or in --precision fp32"
+                f"the gradient of step {self.iteration + 1} is not finite (loss {output.loss.item()}): train again "
+                "in a new --output with a lower --learning-rate or with --precision fp32"
             )
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * self.course.factor(self.iteration)
@@ -124,21 +126,21 @@ class Training:
         self.meter.add(output.loss, output.losses)
 
     def add_log_row(self) -> Row:
-        """The mean of the steps since the last row."""
+        """Add a row with the means of the steps since the last row."""
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         row = {"iteration": self.iteration, **self.meter.row(), "learning_rate": rate}
         self.log.append(row)
         return row
 
     def save(self, folder: Path) -> None:
-        """The model as a Hugging Face folder, and beside it what going on takes."""
+        """Write the model as a Hugging Face folder, and beside it the files that `resume` needs."""
         save_model(self.model, folder, self.labels, self.processor, self.license_name)
         torch.save(self.optimizer.state_dict(), folder / _OPTIMIZER_FILE)
         (folder / LOG_FILE).write_bytes(to_lines(self.log))
         (folder / _PLACE_FILE).write_text(json.dumps({"iteration": self.iteration}))
 
     def resume(self, folder: Path) -> None:
-        """All but the model's weights, which come from `folder` as from any checkpoint."""
+        """Restore everything but the model's weights, which the caller loads from `folder` as from any checkpoint."""
         state = torch.load(folder / _OPTIMIZER_FILE, map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state)
         self.iteration = json.loads((folder / _PLACE_FILE).read_text())["iteration"]
@@ -147,11 +149,11 @@ class Training:
 
 
 def _mix(*numbers: int) -> int:
-    """One seed out of several numbers."""
+    """Make one seed of several numbers."""
 
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def training_files() -> tuple[str, ...]:
-    """Names of the files of a checkpoint that are no part of the model."""
+    """Names of a checkpoint's files that do not belong to the model."""
     return (_OPTIMIZER_FILE, _PLACE_FILE, LOG_FILE)

@@ -1,7 +1,7 @@
-"""Figures of a model in training on annotated images: PQ, or AP where the ground truth is of instances.
+"""Validate a model in training on annotated images: PQ, or AP if the ground truth has instances.
 
-The model's inference and the metrics are those of a run and of `jobs/evaluate.py`; only the tables in between are left
-out. Each worker takes every `num_workers`-th image; sums are added up afterwards.
+Inference is the same as in a run and metrics are the same as in `jobs/evaluate.py`, but without the tables in between.
+Each worker takes every `num_workers`-th image; the workers' sums are added up at the end.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from pipeline.evaluate.score import Records
 from pipeline.segment.postprocess import found_segments, infer
 from pipeline.train.data import AnnotatedImages
 
-# Puts together what every worker has: a list with one entry a worker, the same on all of them.
+# Gathers the values of all workers: every worker gets the same list with one entry per worker.
 Gather = Callable[[Any], list[Any]]
 
 
@@ -33,10 +33,10 @@ def validate(
     share: range,
     gather: Gather,
 ) -> dict[str, float | None]:
-    """PQ, PQ_things and PQ_stuff, or AP, as fractions; None where there is nothing to find.
-    RunError where an image or its ground truth cannot be used.
+    """PQ, PQ_things and PQ_stuff, or AP, as fractions; None if the ground truth has no segments for a metric.
+    RunError if an image or its ground truth cannot be used.
 
-    `share` are the indices of this worker's images. The model is in training mode again afterwards.
+    `share` holds the indices of this worker's images. The model is in training mode again afterwards.
     """
     records = Records()
     model.eval()

@@ -1,4 +1,4 @@
-"""What each of Ray Train's workers runs: step, log, save and validate, until all steps are done."""
+"""The function that each of Ray Train's workers runs: step, log, save and validate until all steps are done."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -36,7 +36,7 @@ from pipeline.train.validate import validate
 def train_on_worker(config: dict[str, Any]) -> None:
     """`config` holds the settings, the CPUs of a worker, and a queue for lines to print.
 
-    RunError where it cannot go on, whoever tries; StoreUnavailableError where it may later.
+    RunError for a permanent error; StoreUnavailableError if a later try may succeed.
     """
     settings: FinetuneSettings = config["settings"]
     lines: Queue = config["lines"]
@@ -53,18 +53,18 @@ def train_on_worker(config: dict[str, Any]) -> None:
 
     def say(text: str) -> None:
         if rank == 0:
-            with suppress(RayError):  # a line that nobody takes is worth no training
+            with suppress(RayError):  # a lost line must not end the training
                 lines.put(text)
 
-    what = f"going on after step {training.iteration:,}" if training.iteration else "starting"
+    what = f"continuing after step {training.iteration:,}" if training.iteration else "starting"
     say(f"{what}; {sum(p.numel() for p in training.model.parameters()) / 1e6:.2f} M parameters")
     if has_new_head and settings.model is not None:
-        say("the class head starts from random weights: --model's classes are not those of the data")
+        say("the class head starts from random weights, because the classes of --model differ from those of the data")
 
     def follow_up() -> None:
-        """What comes after a checkpoint, so that a fault in it loses no step: validation where it is due, and the log.
+        """Validate if it is due, and write the log. This follows a checkpoint, so that an error here loses no step.
 
-        A training that is resumed begins with it: it may have been lost.
+        A resumed training begins with this follow-up, because the interrupted one may not have finished it.
         """
         last = training.iteration == settings.iterations
         if val_data is not None and (training.iteration % (settings.evaluate_every or 1) == 0 or last):
@@ -103,7 +103,7 @@ def _augmentation(settings: FinetuneSettings, processor: ImageProcessor) -> Augm
 def _start_or_resume(
     settings: FinetuneSettings, labels: LabelMap, processor: ImageProcessor, rank: int
 ) -> tuple[Training, bool]:
-    """And whether its class head is new."""
+    """The training, new or resumed, and whether its class head is new."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         model, has_new_head = starting_model(settings, labels)
@@ -116,7 +116,7 @@ def _start_or_resume(
 
 
 def _share_gradients(model: torch.nn.Module) -> torch.nn.Module:
-    """The model on the worker's device, wrapped where there are several workers."""
+    """Move the model to the worker's device; wrap it if there are several workers."""
     return ray.train.torch.prepare_model(model)
 
 
@@ -130,15 +130,15 @@ def _gather(value: Any) -> list[Any]:
 
 
 def _save(training: Training) -> None:
-    """Hand the checkpoint of worker 0 to Ray Train; every worker has to take part."""
+    """Hand worker 0's checkpoint to Ray Train; every worker must call this."""
     metrics = {"iteration": training.iteration}
     if training.rank == 0:
         with scratch_folder() as folder:
             training.save(folder)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
     else:
-        ray.train.report(metrics)  # returns before worker 0's checkpoint is whole:
-    _gather(None)  # nobody meets a fault meanwhile, which would be the end of it
+        ray.train.report(metrics)  # returns before worker 0's checkpoint is complete
+    _gather(None)  # wait for worker 0: an error of another worker would now end its saving
 
 
 def _show_log(training: Training, output: str) -> None:

@@ -177,7 +177,7 @@ def test_a_killed_training_ends_with_the_same_weights(job, folder, architecture,
     else:
         os.kill(worker_of(process.pid), signal.SIGKILL)
     said = finish(process)
-    assert "going on after step" in said
+    assert "continuing after step" in said
     expected = load_file(undisturbed / "model" / "model.safetensors")
     found = load_file(output / "model" / "model.safetensors")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -233,14 +233,14 @@ def test_a_start_from_a_checkpoint_keeps_or_replaces_the_class_head(job, folder,
     ("changed", "message"),
     [
         ({"panoptic_gt": "missing.json"}, "--panoptic-gt .*missing.json does not exist"),
-        ({"architecture": "swin-huge"}, "--architecture swin-huge is none of swin-tiny"),
+        ({"architecture": "swin-huge"}, "--architecture swin-huge is neither one of swin-tiny"),
         ({"model": "missing/checkpoint.pkl"}, "give either --model or --architecture"),
         ({"crop_size": "64:64"}, "--crop-size is '64:64'"),
-        ({"crop_size": "whole", "max_scale": 3.0}, "--max-scale belongs to the jitter"),
+        ({"crop_size": "whole", "max_scale": 3.0}, "--max-scale sets the jitter"),
         ({"batch_size": 3, "workers": 2}, "--batch-size 3 cannot be shared equally by 2 --workers"),
         (
             {"evaluate_every": 12, "val_images": "images", "val_gt": "gt.json"},
-            "--evaluate-every 12 is no multiple of --save-every 8",
+            "--evaluate-every 12 is not a multiple of --save-every 8",
         ),
         ({"evaluate_every": 8}, "--evaluate-every needs images to validate with"),
         ({"images": "missing"}, r"image .*missing/001.png does not exist"),
@@ -313,8 +313,9 @@ def test_what_would_fail_again_ends_it_with_one_line(job, folder, architecture, 
     said = process.finish()
     assert process.returncode == 2, said
     last = said.splitlines()[-1]
-    assert last.startswith("finetune.py: error: the training cannot go on: image ") and "004.png cannot be used" in last
-    assert said.count("starting;") == 1 and "going on" not in said.replace("cannot go on", "")
+    assert last.startswith("finetune.py: error: the training cannot continue: image "), last
+    assert "004.png cannot be used" in last
+    assert said.count("starting;") == 1 and "continuing" not in said
 
 
 @pytest.mark.thorough
@@ -331,9 +332,9 @@ def test_a_fault_in_the_validation_loses_no_step(job, folder, architecture, tmp_
     process = job(flags)
     said = process.finish()
     assert process.returncode == 2, said
-    assert "the training cannot go on: image" in said.splitlines()[-1] and "002.png" in said.splitlines()[-1]
+    assert "the training cannot continue: image" in said.splitlines()[-1] and "002.png" in said.splitlines()[-1]
     (val.images / "002.png").write_bytes(whole)
     said = finish(job(flags))
-    assert "going on after step 2" in said and "2/4  PQ" in said and "4/4  PQ" in said
+    assert "continuing after step 2" in said and "2/4  PQ" in said and "4/4  PQ" in said
     rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows if "PQ" in row] == [2, 4]

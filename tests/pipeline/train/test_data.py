@@ -163,7 +163,8 @@ def test_polygons_without_an_area_are_left_out_and_said(tmp_path, caplog):
     samples = samples_of(folder, False, LargeScaleJitter((32, 32), 1.0, 1.0, False))
     targets = samples[0][1]
     assert torch.equal(targets.mask_labels[0], targets.mask_labels[1]) and targets.mask_labels.sum() == 2 * 64
-    assert "2 annotations have no polygon of three points and are left out, such as 1" in caplog.text
+    assert "2 annotations have no polygon with three points or more" in caplog.text
+    assert "and are left out, for example annotation 1" in caplog.text
 
 
 def test_images_are_turned_as_their_exif_says_unless_told_not_to(tmp_path):

@@ -78,7 +78,7 @@ def test_too_many_failures_end_it():
 def test_what_would_fail_again_is_not_tried_again():
     """Also where the other workers complain first that this one has gone."""
     trainer = FailsFirst(workers_failed(RuntimeError("connection closed by peer"), RunError("image i is none")))
-    with pytest.raises(RunError, match=r"^the training cannot go on: image i is none$"):
+    with pytest.raises(RunError, match=r"^the training cannot continue: image i is none$"):
         finetune._fit(lambda: trainer, max_failures=3)
     assert trainer.fits == 1
 
