@@ -1,8 +1,8 @@
 """Ground truth in COCO's formats: panoptic JSON + PNGs, instances JSON, folders of label PNGs.
 
-An image of the ground truth and one of the run are the same where the run's `image_key` ends, by whole path components,
-in the name that the ground truth gives it: `val/1.jpg` is `s3://bucket/coco/val/1.jpg` and not `.../train/1.jpg`. Label
-PNGs are compared without endings. Where a name fits two images, on either side, nothing is guessed.
+An image of the ground truth matches an image of the run if the run's `image_key` ends, by whole path components, in the
+image's name in the ground truth: `val/1.jpg` matches `s3://bucket/coco/val/1.jpg`, but not `.../train/1.jpg`. Label
+PNGs are matched without file endings. If a name fits two images of either side, that is an error and not a guess.
 """
 
 import os
@@ -20,11 +20,11 @@ _SEMANTIC = "--semantic-gt"
 
 @dataclass(frozen=True)
 class GtImage:
-    """An image as the ground truth knows it."""
+    """An image of the ground truth."""
 
     number: int  # of the image in its ground truth; COCO's id in an instances file
-    name: str  # what the image's key ends in
-    size: tuple[int, int] | None  # height, width in pixels; None: its label PNG says
+    name: str  # the end of the image's key
+    size: tuple[int, int] | None  # height, width in pixels; None: read from its label PNG
     png: str | None = None  # URI or path
     annotations: tuple[dict[str, Any], ...] = ()  # as in the JSON: segments_info, or the image's annotations
 
@@ -33,14 +33,14 @@ class GtImage:
 class GroundTruth:
     """All images to be scored, and the categories in the order in which they are reported."""
 
-    flag: str  # that named it, for messages
+    flag: str  # the flag that named the ground truth, for messages
     place: str
     images: tuple[GtImage, ...]
     categories: tuple[dict[str, Any], ...]  # id, name; with `isthing` where panoptic
 
 
 def read_panoptic(place: str, pngs: str | None, flag: str = "--panoptic-gt") -> GroundTruth:
-    """COCO panoptic: the images that have an entry in `annotations`, as in panopticapi."""
+    """Read COCO panoptic: the images that have an entry in `annotations`, as in panopticapi."""
     content = _read_coco(flag, place, ("image_id", "file_name", "segments_info"), ("id", "name", "isthing"))
     folder = (place.removesuffix(".json") if pngs is None else pngs).rstrip("/")
     known = {category["id"] for category in content["categories"]}
@@ -48,7 +48,9 @@ def read_panoptic(place: str, pngs: str | None, flag: str = "--panoptic-gt") -> 
     images = []
     for number, entry in enumerate(content["annotations"]):
         if entry["image_id"] not in named:
-            raise RunError(f"{flag} {place}: there is an annotation of image {entry['image_id']!r} but no such image")
+            raise RunError(
+                f"{flag} {place}: an annotation names image {entry['image_id']!r}, which is not in its images"
+            )
         image = named[entry["image_id"]]
         segments = tuple(
             {"id": segment["id"], "category_id": segment["category_id"], "iscrowd": segment.get("iscrowd", 0)}
@@ -63,17 +65,17 @@ def read_panoptic(place: str, pngs: str | None, flag: str = "--panoptic-gt") -> 
 
 
 def read_instances(place: str, flag: str = "--instances-gt") -> GroundTruth:
-    """COCO instances: every image of the file, also those without annotations."""
+    """Read COCO instances: every image of the file, including images without annotations."""
     needed = ("id", "image_id", "category_id", "segmentation", "area", "bbox")
     content = _read_coco(flag, place, needed, ("id", "name"))
     _check_categories(content["annotations"], {c["id"] for c in content["categories"]}, f"{flag} {place}")
     by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
     if not all(isinstance(number, int) for number in by_image) or len(by_image) != len(content["images"]):
-        raise RunError(f"{flag} {place}: the ids of its images must be numbers, each only once")
+        raise RunError(f"{flag} {place}: the ids of its images must be different numbers")
     sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
     for annotation in content["annotations"]:
         mask, size = annotation["segmentation"], sizes.get(annotation["image_id"])
-        if size is None:  # of an image that is not to be scored, as in pycocotools
+        if size is None:  # the image is not scored, as in pycocotools
             continue
         if isinstance(mask, dict) and mask.get("size") != size:
             raise RunError(f"{flag} {place}: annotation {annotation['id']} has a mask of another size than its image")
@@ -86,7 +88,7 @@ def read_instances(place: str, flag: str = "--instances-gt") -> GroundTruth:
 
 
 def read_semantic(place: str, categories: tuple[dict[str, Any], ...]) -> GroundTruth:
-    """Every .png below a folder; a pixel is an index into `categories`, those of the model."""
+    """Read every .png below a folder; a pixel is an index into `categories`, which are the model's."""
     filesystem, root = open_filesystem(place)
     with store_errors_as(RunError, f"{_SEMANTIC} {place} cannot be listed"):
         paths = sorted(path for path in filesystem.find(root) if path.lower().endswith(".png"))
@@ -102,13 +104,13 @@ def read_semantic(place: str, categories: tuple[dict[str, Any], ...]) -> GroundT
 
 @dataclass
 class Census:
-    """Which images of a run are which of a ground truth. Grows with the ground truth, not with the run."""
+    """Matches images of a run with images of a ground truth. Memory grows with the ground truth, not with the run."""
 
     ground_truth: GroundTruth
-    keys: dict[int, str] = field(default_factory=dict)  # of the run, by number
+    keys: dict[int, str] = field(default_factory=dict)  # image keys of the run, by number
     scored: set[int] = field(default_factory=set)  # numbers of the images with a result
     failed_by_code: Counter[str] = field(default_factory=Counter)
-    num_ignored: int = 0  # images of the run that the ground truth does not know
+    num_ignored: int = 0  # images of the run that are not in the ground truth
     ignored_example: str = ""
 
     def __post_init__(self) -> None:
@@ -123,17 +125,20 @@ class Census:
         return f"{self.ground_truth.flag} {self.ground_truth.place}"
 
     def find(self, image_key: str) -> GtImage | None:
-        """The image whose name `image_key` ends in. RunError where there are several."""
+        """The image of the ground truth whose name `image_key` ends in. RunError if there are several."""
         parts = (_without_ending(image_key) if self.ground_truth.flag == _SEMANTIC else image_key).split("/")
         names = ["/".join(parts[-depth:]) for depth in self.depths if depth <= len(parts)]
         found = [self.by_name[name] for name in names if name in self.by_name]
         if len(found) > 1:
-            raise RunError(f"{image_key} may be {found[0].name} or {found[1].name} of {self._where}: name it by folder")
+            raise RunError(
+                f"{image_key} may be {found[0].name} or {found[1].name} of {self._where}; "
+                "put folders into these names to tell the images apart"
+            )
         return found[0] if found else None
 
     def add(self, row: dict[str, Any]) -> GtImage | None:
-        """Count a row of `images`; gives its image where that has a result to score."""
-        if row["status"] == "removed":  # no longer in the bucket, and so not in the run
+        """Count a row of `images`; returns its ground truth image if the row has a result to score."""
+        if row["status"] == "removed":  # no longer in the bucket, so not part of the run
             return None
         image = self.find(row["image_key"])
         if image is None:
@@ -144,7 +149,7 @@ class Census:
         if other != row["image_key"]:
             raise RunError(
                 f"{image.name} of {self._where} may be {other} or {row['image_key']} of the run: "
-                "give it a name with folders there, or score a run over one of the folders"
+                "put folders into this name in the ground truth, or score a run over one of the folders"
             )
         if row["status"] != "ok":
             self.failed_by_code[row["error_code"]] += 1
@@ -154,19 +159,19 @@ class Census:
         return image
 
     def without_result(self) -> list[GtImage]:
-        """Images that are scored as if nothing had been found in them: missing in the run, or failed.
+        """Images that are missing in the run or failed there; they are scored as if nothing had been found in them.
 
-        RunError where not one image is in both.
+        RunError if no image is in both the run and the ground truth.
         """
         if not self.keys:
             raise RunError(
-                f"no image of the run is in {self._where}: it names {self.ground_truth.images[0].name}, "
+                f"no image of the run is in {self._where}: the ground truth names {self.ground_truth.images[0].name}, "
                 f"the run has {self.ignored_example or 'no images'}"
             )
         return [image for image in self.ground_truth.images if image.number not in self.scored]
 
     def counts(self) -> dict[str, Any]:
-        """As they stand in the report."""
+        """The counts in the report's form."""
         num_failed = sum(self.failed_by_code.values())
         return {
             "in_ground_truth": len(self.ground_truth.images),
@@ -179,20 +184,18 @@ class Census:
 
 
 def check_size(image_key: str, size: tuple[int, int], image: GtImage, gt_size: tuple[int, int] | None) -> None:
-    """RunError where the result and the ground truth of an image differ in (height, width)."""
+    """Raise RunError if result and ground truth of an image differ in (height, width)."""
     if gt_size is None or size == gt_size:
         return
-    turned = (
-        "; it may have been turned by its EXIF orientation: segment with --no-exif" if size == gt_size[::-1] else ""
-    )
+    turned = "; its EXIF orientation may have turned it: segment with --no-exif" if size == gt_size[::-1] else ""
     raise RunError(
-        f"{image_key} is {size[0]} x {size[1]} (height x width) in the tables, {image.name} is "
+        f"{image_key} is {size[0]} x {size[1]} (height x width) in the tables, but {image.name} is "
         f"{gt_size[0]} x {gt_size[1]} in the ground truth{turned}"
     )
 
 
 def _read_coco(flag: str, place: str, annotation: tuple[str, ...], category: tuple[str, ...]) -> dict[str, Any]:
-    """A COCO file whose three lists hold records with the names needed. RunError where it is anything else."""
+    """Read a COCO file whose three lists hold records with the needed names. RunError for any other file."""
     content = parse_json_object(read_uri(place, flag), place, flag)
     needed = {"images": ("id", "file_name", "height", "width"), "annotations": annotation, "categories": category}
     for name, names in needed.items():
@@ -204,13 +207,13 @@ def _read_coco(flag: str, place: str, annotation: tuple[str, ...], category: tup
             if not isinstance(image[side], (int, float)) or image[side] < 1 or image[side] % 1:
                 size = f"{image['height']!r:.40} x {image['width']!r:.40}"
                 where = f"{flag} {place}: image {image['file_name']}"
-                raise RunError(f"{where} is {size} (height x width) there, not in pixels")
-            image[side] = int(image[side])  # some files have 480.0
+                raise RunError(f"{where} has the size {size} (height x width), which are not numbers of pixels")
+            image[side] = int(image[side])  # some files contain 480.0
     return content
 
 
 def _records(value: Any, names: tuple[str, ...], where: str) -> list[dict[str, Any]]:
-    """`value`, if it is a list of records that all have `names`."""
+    """Return `value` if it is a list of records that all have `names`, otherwise raise RunError."""
     if not isinstance(value, list):
         raise RunError(f"{where} is not a list; is it the right kind of COCO file?")
     for index, record in enumerate(value):
@@ -223,7 +226,7 @@ def _records(value: Any, names: tuple[str, ...], where: str) -> list[dict[str, A
 def _check_categories(records: tuple[dict[str, Any], ...] | list[dict[str, Any]], known: set[int], where: str) -> None:
     unknown = {record["category_id"] for record in records} - known
     if unknown:
-        raise RunError(f"{where} uses category {min(unknown)}, which its categories do not list")
+        raise RunError(f"{where} uses category {min(unknown)}, which is not in the file's categories")
 
 
 def _plain(name: str) -> str:
@@ -231,4 +234,4 @@ def _plain(name: str) -> str:
 
 
 def _without_ending(path: str) -> str:
-    return os.path.splitext(path)[0]  # noqa: PTH122 - of a key, which need not be a path here
+    return os.path.splitext(path)[0]  # noqa: PTH122 - a key need not be a local path

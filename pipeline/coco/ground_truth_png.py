@@ -18,29 +18,29 @@ from pipeline.errors import RunError
 from pipeline.store.filesystem import one_line
 from pipeline.store.objects import read_uri
 
-IGNORED = -1  # class of a pixel that the ground truth leaves out
-IGNORED_LABEL = 255  # the same, as it stands in a label PNG
+IGNORED = -1  # class of a pixel that is not scored
+IGNORED_LABEL = 255  # value of such a pixel in a label PNG
 
 
 def read_panoptic_pixels(image: GtImage) -> NDArray[np.uint8]:
-    """The PNG of segment ids as it stands, uint8 [H, W, 3]. RunError where its size is not that of the JSON."""
+    """Read the PNG of segment ids, uint8 [H, W, 3]. RunError if its size differs from the JSON's."""
     pixels_HW3 = _read_png(image, ("RGB",), "an RGB image of segment ids")
     if pixels_HW3.shape[:2] != image.size:
-        raise RunError(f"{image.png} is {pixels_HW3.shape[:2]} (height, width), the JSON says {image.size}")
+        raise RunError(f"{image.png} is {pixels_HW3.shape[:2]} (height, width), but the JSON says {image.size}")
     return pixels_HW3
 
 
 def read_panoptic_png(image: GtImage) -> LabelRuns:
-    """Runs of segment ids. RunError where ids or size are not those of the JSON."""
+    """Read the runs of segment ids. RunError if ids or size differ from the JSON's."""
     runs = label_runs(panoptic_ids(read_panoptic_pixels(image)))
     unknown = set(np.unique(runs.values).tolist()) - {segment["id"] for segment in image.annotations} - {PANOPTIC_VOID}
     if unknown:
-        raise RunError(f"{image.png} holds segment {min(unknown)}, which is not in its segments_info")
+        raise RunError(f"{image.png} holds segment {min(unknown)}, which is not in the image's segments_info")
     return runs
 
 
 def panoptic_records(image: GtImage, runs: LabelRuns) -> Iterator[dict[str, Any]]:
-    """The segments as COCO annotations: category_id, iscrowd, segmentation. Where the PNG has none of it: empty."""
+    """The segments as COCO annotations: category_id, iscrowd, segmentation (empty for a segment without pixels)."""
     assert image.size is not None
     height, width = image.size
     counts = {rle.label: rle.counts for rle in encode_runs(runs, height, width)}
@@ -60,7 +60,7 @@ def panoptic_classes(image: GtImage, runs: LabelRuns, class_of: dict[int, int]) 
 
 
 def read_label_png(image: GtImage, num_classes: int, reduce_zero_label: bool) -> NDArray[np.int32]:
-    """[H, W] of classes; 255, and with `reduce_zero_label` also 0, is IGNORED. RunError where a class is unknown."""
+    """Read classes [H, W]; 255, and with `reduce_zero_label` also 0, is IGNORED. RunError for an unknown class."""
     labels_HW = _read_png(image, ("L", "P", "I", "I;16"), "an image of one channel, its values class numbers")
     ignored_HW = labels_HW == IGNORED_LABEL
     classes_HW = labels_HW.astype(np.int32) - int(reduce_zero_label)
@@ -68,7 +68,7 @@ def read_label_png(image: GtImage, num_classes: int, reduce_zero_label: bool) ->
     if classes_HW.max() >= num_classes:
         value, first = labels_HW[classes_HW >= num_classes].min(), int(reduce_zero_label)
         raise RunError(
-            f"{image.png} holds the value {value}; the model's {num_classes} classes are numbered from {first}"
+            f"{image.png} holds the value {value}, but the model's {num_classes} classes are numbered from {first}"
         )
     return classes_HW
 
@@ -79,7 +79,7 @@ def _read_png(image: GtImage, modes: tuple[str, ...], needed: str) -> NDArray[An
     try:
         with Image.open(io.BytesIO(data)) as opened:
             if opened.mode not in modes:
-                raise RunError(f"{image.png} is a {opened.mode} image; needed is {needed}")
+                raise RunError(f"{image.png} is a {opened.mode} image; it must be {needed}")
             return np.asarray(opened)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise RunError(f"{image.png} cannot be decoded: {one_line(error)}") from None

@@ -1,7 +1,7 @@
-"""The evaluation: which images of a run are which of the ground truth, their parts scored in parallel, sums added.
+"""The evaluation: match a run's images with the ground truth, score parts in parallel, add up the sums.
 
-Masks and pixels are never in memory for more than a part. What grows with the images is the ground truth's own JSON,
-and for AP 1 KB an image.
+Masks and pixels are in memory for one part at a time. Memory grows with the number of images only by the ground truth's
+own JSON and, for AP, 1 KB per image.
 """
 
 import json
@@ -27,18 +27,18 @@ from pipeline.look_ahead import look_ahead
 from pipeline.store.filesystem import store_errors_as, write_uri
 from pipeline.tables.finished_run import FinishedRun, find_finished_run, read_part
 
-# Which ground truths say something about which runs.
+# Task of a run -> kinds of ground truth that can score the run.
 SCORED_BY = {
     "panoptic": {"panoptic", "instances", "semantic"},
     "instance": {"instances"},
     "semantic": {"panoptic", "semantic"},
 }
-IMAGES_PER_TASK = 64  # of those that are in no part
-READ_AHEAD = 16  # parts of `images`, each a small object
+IMAGES_PER_TASK = 64  # for images that are in no part of the run
+READ_AHEAD = 16  # number of parts of `images`, which are small objects
 
 
 def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
-    """All figures, as they stand in the report. RunError, with one line, where something is missing or does not fit."""
+    """All metrics, in the report's form. RunError with one line if something is missing or does not fit together."""
     run = find_finished_run(settings.tables, settings.run_id)
     truths = _read_ground_truths(settings, run)
     censuses = {kind: Census(truth) for kind, truth in truths.items()}
@@ -69,13 +69,13 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
 
 
 def write_report(place: str, report: dict[str, Any]) -> None:
-    """The report as JSON at a path or URI."""
+    """Write the report as JSON to a path or URI."""
     with store_errors_as(RunError, f"--report {place} cannot be written"):
         write_uri(place, json.dumps(report, indent=1).encode())
 
 
 def _read_ground_truths(settings: EvaluationSettings, run: FinishedRun) -> dict[str, GroundTruth]:
-    """By kind. RunError where one cannot be read, or says nothing about a run of this task."""
+    """Ground truths by kind. RunError if one cannot be read or cannot score a run of this task."""
     given = {
         "panoptic": settings.panoptic_gt,
         "instances": settings.instances_gt,
@@ -98,7 +98,7 @@ def _read_ground_truths(settings: EvaluationSettings, run: FinishedRun) -> dict[
 
 
 def _names_warning(run: FinishedRun, truth: GroundTruth) -> str | None:
-    """Ids decide what is compared. Where they are a guess, or those of another data set, names tell."""
+    """Categories are compared by id. Warn if names show that the ids are guessed or belong to another data set."""
     of_run = {category["id"]: category["name"] for category in run.categories}
     common = [(c["id"], c["name"], of_run[c["id"]]) for c in truth.categories if c["id"] in of_run]
     others = min(([one for one in common if key(one[1]) != key(one[2])] for key in name_keys()), key=len)
@@ -106,8 +106,8 @@ def _names_warning(run: FinishedRun, truth: GroundTruth) -> str | None:
         return None
     number, name, found = others[0]
     return (
-        f"{len(others)} of {len(common)} categories have other names in the run: {number} is {name} here and {found} "
-        "there. Categories are compared by id; --model's should be those of this ground truth"
+        f"{len(others)} of {len(common)} categories have other names in the run: {number} is {name} in the ground "
+        f"truth and {found} in the run. Categories are compared by id: --model should use the ids of this ground truth"
     )
 
 
@@ -128,7 +128,7 @@ def _score_spec(settings: EvaluationSettings, run: FinishedRun, truths: dict[str
 
 
 def _part_tasks(run: FinishedRun, censuses: dict[str, Census]) -> list[PartTask]:
-    """The parts that hold images of the ground truth; the others' segments are not read."""
+    """The parts that hold images of the ground truth; the segments of other parts are not read."""
     read = partial(read_part, run.tables, columns=["image_key", "status", "error_code", "height", "width"])
     tasks = []
     with ThreadPoolExecutor(READ_AHEAD) as threads:
@@ -147,7 +147,7 @@ def _part_tasks(run: FinishedRun, censuses: dict[str, Census]) -> list[PartTask]
 
 
 def _tasks_without_results(censuses: dict[str, Census]) -> list[PartTask]:
-    """Images of the ground truth that the run has not, or failed on: all that is in them has been missed."""
+    """Images that are missing in the run or failed there: they are scored as if the run had found nothing in them."""
     images = [
         ImageTask(None, **{kind: image}) for kind, census in censuses.items() for image in census.without_result()
     ]
@@ -158,22 +158,22 @@ def _tasks_without_results(censuses: dict[str, Census]) -> list[PartTask]:
 
 
 def _score(spec: ScoreSpec, tasks: list[PartTask], workers: int) -> Iterator[Sums]:
-    """Sums of the tasks, in their order: floats add up the same whatever the number of workers."""
+    """Sums of the tasks in their order, so that float sums do not depend on the number of workers."""
     console = Console(file=sys.stderr)
     shown = partial(track, description="scoring", total=len(tasks), console=console, disable=not console.is_terminal)
     workers = min(workers, len(tasks))
     if workers == 1:
         yield from shown(score_part(spec, task) for task in tasks)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks of the threads above
+    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of the threads above
     executor = ProcessPoolExecutor(workers, context, initializer=_one_thread_each)
     try:
         yield from shown(look_ahead(lambda task: executor.submit(score_part, spec, task), tasks, 2 * workers))
     except BrokenProcessPool:
-        raise RunError("a worker process died, most likely for want of memory: try fewer --workers") from None
+        raise RunError("a worker process died, most likely because memory ran out; try fewer --workers") from None
     finally:
         executor.shutdown(cancel_futures=True)
 
 
 def _one_thread_each() -> None:
-    os.environ["RAYON_NUM_THREADS"] = "1"  # read by hotcoco when it first computes
+    os.environ["RAYON_NUM_THREADS"] = "1"  # hotcoco reads this when it first computes

@@ -1,8 +1,8 @@
-"""What is added up for PQ, mIoU and AP, and what is made of the sums. Sums of parts add to those of the whole.
+"""Sums for PQ, mIoU and AP, and the metrics from the sums. The sums of all parts add up to the sums of the whole run.
 
-Panoptic matching and AP are hotcoco's (equal to panopticapi and pycocotools, which tests hold it to). mIoU is that of
-detectron2's SemSegEvaluator, by which the paper reports, extended to predictions that leave pixels empty: those are
-missed, and hit no class.
+hotcoco computes panoptic matching and AP (tests check that it equals panopticapi and pycocotools). mIoU equals
+detectron2's SemSegEvaluator, which the paper uses, extended to predictions that leave pixels empty: an empty pixel
+counts as missed and as a hit of no class.
 
 Legend: C categories of the ground truth, in its order; H, W pixels of an image.
 """
@@ -22,8 +22,8 @@ from pipeline.coco.ground_truth_png import IGNORED
 from pipeline.errors import RunError
 from pipeline.store.filesystem import one_line
 
-Category = dict[str, Any]  # COCO's: id, name and, where panoptic, isthing
-Record = dict[str, Any]  # COCO's: image_id, category_id, segmentation, ...
+Category = dict[str, Any]  # in COCO's form: id, name and, if panoptic, isthing
+Record = dict[str, Any]  # in COCO's form: image_id, category_id, segmentation, ...
 
 
 # --- panoptic quality (Kirillov et al. 2019, section 4) ---------------------------------------------------------------
@@ -34,8 +34,8 @@ def panoptic_sums(
 ) -> NDArray[np.float64]:
     """[C, 4]: summed IoU of the matched segments, and the numbers of true positives, false positives, false negatives.
 
-    A record is a segment: id, image_id, category_id, segmentation (RLE) and, in the truth, iscrowd. Pixels of an image
-    in no segment of the truth are void.
+    A record is a segment: id, image_id, category_id, segmentation (RLE) and, in the ground truth, iscrowd. Pixels that
+    are in no segment of the ground truth are void.
     """
     if not images:
         return np.zeros((len(categories), 4))
@@ -50,7 +50,7 @@ def panoptic_sums(
 def panoptic_summary(sums_C4: NDArray[np.float64], categories: tuple[Category, ...]) -> dict[str, Any]:
     """PQ, SQ and RQ of each category and their means over all, things and stuff, as fractions.
 
-    Means are over the `n` categories that occur, in the truth or as an unmatched prediction; None where n is 0.
+    Means are over the `n` categories that occur in the ground truth or as an unmatched prediction; None if n is 0.
     """
     iou_C, tp_C, fp_C, fn_C = sums_C4.T
     denominator_C = tp_C + 0.5 * fp_C + 0.5 * fn_C
@@ -84,7 +84,7 @@ def panoptic_summary(sums_C4: NDArray[np.float64], categories: tuple[Category, .
 def confusion_matrix(
     truth_HW: NDArray[np.integer], predicted_HW: NDArray[np.integer], num_classes: int
 ) -> NDArray[np.int64]:
-    """[C, C + 1] pixels by class of the truth (0 .. C - 1 or IGNORED) and of the prediction, where C is "none"."""
+    """[C, C + 1] pixels by class of the ground truth (0 .. C - 1 or IGNORED) and of the prediction (C: no class)."""
     truth, predicted = truth_HW.ravel(order="F").astype(np.int64), predicted_HW.ravel(order="F")
     known = truth != IGNORED
     cells = truth[known] * (num_classes + 1) + predicted[known]
@@ -92,9 +92,10 @@ def confusion_matrix(
 
 
 def semantic_summary(confusion: NDArray[np.int64], categories: tuple[Category, ...]) -> dict[str, Any]:
-    """mIoU, fwIoU, mAcc and pAcc as fractions, and IoU and Acc of each class; None where there is no such pixel.
+    """mIoU, fwIoU, mAcc and pAcc as fractions, and IoU and Acc of each class; None for a class without pixels.
 
-    Means are over the classes that the ground truth has pixels of; what is predicted where it has none counts there.
+    Means are over the classes that have pixels in the ground truth; a pixel predicted as any other class counts as a
+    miss of its true class.
     """
     truth_C, predicted_C = confusion.sum(axis=1), confusion[:, :-1].sum(axis=0)
     hit_C = np.diagonal(confusion)
@@ -131,13 +132,13 @@ def instance_state(
     categories: tuple[Category, ...],
     where: str,
 ) -> bytes:
-    """Images matched for AP by their masks ("segm") or boxes ("bbox"), as bytes that `instance_summary` adds up.
+    """Match masks ("segm") or boxes ("bbox") for AP; returns bytes that `instance_summary` adds up.
 
-    About 1 KB an image: scores and matches, no masks. `images` hold id, height and width. RunError where an annotation
-    of `truth`, which is from `where`, has no usable mask or box; those of a run are checked when they are written.
+    The bytes hold scores and matches, but no masks: about 1 KB per image. `images` hold id, height and width. RunError
+    if an annotation of `truth` (read from `where`) has no usable mask or box; a run's masks were checked at writing.
     """
     matched = StreamingEval(list(categories), iou_type=kind)
-    # Areas decide what is small and large: of masks those of the mask, of boxes those of the box, as in detectron2.
+    # Areas decide which objects are small or large: for masks the mask's area, for boxes the box's, as in detectron2.
     shape = "segmentation" if kind == "segm" else "bbox"
     names = ("image_id", "category_id", "score", shape)
     try:
@@ -148,7 +149,7 @@ def instance_state(
 
 
 def _with_id(message: str, truth: list[Record]) -> str:
-    """hotcoco's message with the annotation named by its id instead of its place in the list."""
+    """hotcoco's message, with the annotation's id in place of its index in the list."""
     place = re.match(r"gt_anns\[(\d+)\]: ", message)
     if place is None:
         return message
@@ -156,18 +157,18 @@ def _with_id(message: str, truth: list[Record]) -> str:
 
 
 def instance_summary(states: Iterable[bytes], categories: tuple[Category, ...]) -> dict[str, Any]:
-    """COCO's twelve figures as fractions and AP of each class; None where there is nothing to find."""
+    """COCO's twelve metrics as fractions, and AP of each class; None if the ground truth has no such objects."""
     evaluation = StreamingEval.merge(map(StreamingEval.from_bytes, states)).finalize()
     evaluation.accumulate()
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its table
+    with contextlib.redirect_stdout(io.StringIO()):  # hotcoco prints its table
         evaluation.summarize()
     assert evaluation.eval is not None
-    precision = np.asarray(evaluation.eval["precision"])  # by IoU, recall, category in order of id, area, detections
+    precision = np.asarray(evaluation.eval["precision"])  # axes: IoU, recall, category by id, area, detections
     ids = sorted(category["id"] for category in categories)
     per_class = []
     for category in categories:
         of_class = precision[:, :, ids.index(category["id"]), 0, -1]  # all areas, 100 detections
-        per_class.append({**_of_category(category), "AP": _or_none(of_class.mean())})  # -1 throughout where undefined
+        per_class.append({**_of_category(category), "AP": _or_none(of_class.mean())})  # all -1 if undefined
     figures = zip(evaluation.metric_keys(), evaluation.stats, strict=True)
     return {**{name: _or_none(value) for name, value in figures}, "per_class": per_class}
 
@@ -182,5 +183,5 @@ def _named(names: Iterable[str], values: Iterable[float]) -> dict[str, float | N
 
 
 def _or_none(value: float) -> float | None:
-    """As a plain float; None for what has no value, NaN here and -1 in the COCO API."""
+    """A plain float; None for an undefined value, which is NaN here and -1 in the COCO API."""
     return float(value) if value >= 0 else None

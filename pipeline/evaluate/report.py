@@ -1,4 +1,4 @@
-"""What people see at the end of an evaluation. Scores are percent here, fractions in the JSON."""
+"""The tables that are printed at the end of an evaluation. Scores are percent here, fractions in the JSON."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from rich.table import Table
 
 
 def print_evaluation(report: dict[str, Any]) -> None:
-    """Which images were compared, then one table a metric."""
+    """Print which images were compared, then one table per metric."""
     console = Console(highlight=False, soft_wrap=True)
     for kind, truth in report["ground_truth"].items():
         console.print(f"{kind} ground truth {truth['place']}: {_images(truth['images'])}", markup=False)
@@ -29,7 +29,7 @@ def _images(counts: dict[str, Any]) -> str:
     if lacking:
         text += f"; {' and '.join(lacking)} count as images in which nothing was found"
     if counts["ignored"]:
-        text += f"; {counts['ignored']:,} images of the run are not in it and were ignored"
+        text += f"; {counts['ignored']:,} images of the run are not in the ground truth and were ignored"
     return text
 
 
@@ -43,14 +43,14 @@ def _tables(report: dict[str, Any]) -> Iterator[Table]:
             f"semantic, {run}", ("mIoU", "fwIoU", "mAcc", "pAcc"), {"all": report["semantic"]}, count_classes=True
         )
     rows = {title: report[kind] for kind, title in (("segm", "masks"), ("bbox", "boxes")) if kind in report}
-    for title, letters in (("average precision", "AP"), ("average recall", "AR")):  # all in one are too wide for 80
+    for title, letters in (("average precision", "AP"), ("average recall", "AR")):  # one table would be too wide for 80
         if rows:
             names = [name for name in next(iter(rows.values())) if name.startswith(letters)]
             yield _table(f"{title}, {run}", names, rows)
 
 
 def _table(title: str, names: Sequence[str], rows: dict[str, dict[str, Any]], count_classes: bool = False) -> Table:
-    """A line for each of `rows`, a column for each of `names`; `count_classes` adds of how many they are the mean."""
+    """A line for each of `rows`, a column for each of `names`; `count_classes` adds the number of averaged classes."""
     table = Table(title=title, title_justify="left")
     for head in ("", *names, *(["classes"] if count_classes else [])):
         table.add_column(head, justify="right", no_wrap=True)

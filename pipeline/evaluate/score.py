@@ -1,4 +1,4 @@
-"""One part of a run against its ground truth -> sums that add. Runs in a process of its own.
+"""Score one part of a run against its ground truth; the sums of all parts can be added. Runs in its own process.
 
 Legend: H, W pixels of an image; C categories that are scored, in the order of the ground truth.
 """
@@ -26,20 +26,20 @@ _COLUMNS = ["image_key", "segment_id", "category_id", "category_name", "isthing"
 
 @dataclass(frozen=True)
 class ScoreSpec:
-    """What all parts have in common. Categories are None where the figure is not wanted."""
+    """The settings that all parts share. Categories are None for a metric that is not wanted."""
 
     tables: str
-    panoptic: tuple[Category, ...] | None  # of PQ
-    semantic: tuple[Category, ...] | None  # of mIoU
-    instances: tuple[Category, ...] | None  # of AP
-    semantic_by_labels: bool  # mIoU by label PNGs, else by the panoptic ground truth
+    panoptic: tuple[Category, ...] | None  # categories for PQ
+    semantic: tuple[Category, ...] | None  # categories for mIoU
+    instances: tuple[Category, ...] | None  # categories for AP
+    semantic_by_labels: bool  # mIoU by label PNGs, otherwise by the panoptic ground truth
     reduce_zero_label: bool
-    things_only: bool  # AP of a panoptic run
+    things_only: bool  # for AP of a panoptic run
 
 
 @dataclass(frozen=True)
 class ImageTask:
-    """An image to score, in each ground truth that has it. Without a key it is scored as if nothing had been found."""
+    """An image to score, in each ground truth that contains it. Without a key, it is scored as if nothing was found."""
 
     image_key: str | None
     panoptic: GtImage | None = None
@@ -57,7 +57,7 @@ class PartTask:
 
 @dataclass
 class Sums:
-    """What parts add up to."""
+    """The sums over parts."""
 
     panoptic: NDArray[np.float64]  # [C, 4] metrics.panoptic_sums
     confusion: NDArray[np.int64]  # [C, C + 1] metrics.confusion_matrix
@@ -78,7 +78,7 @@ class Sums:
 
 @dataclass
 class Records:
-    """What hotcoco compares: images, segments of the ground truth and of the run, as COCO writes them."""
+    """hotcoco's input: images, and segments of the ground truth and of the run, in COCO's form."""
 
     images: list[Record] = field(default_factory=list)
     truth: list[Record] = field(default_factory=list)
@@ -89,14 +89,14 @@ class Records:
         height, width = image.size
         self.images.append({"id": image.number, "file_name": image.name, "height": height, "width": width})
         for records, added in ((self.truth, truth), (self.predicted, predicted)):
-            before = len(records)  # records of an instances file keep the ids that they have, for messages
+            before = len(records)  # records of an instances file keep their ids, for messages
             records.extend({"id": before + n, "image_id": image.number, **r} for n, r in enumerate(added, 1))
 
 
 def score_part(spec: ScoreSpec, task: PartTask) -> Sums:
-    """Sums over the images of `task`. RunError where something cannot be read or does not fit together.
+    """Sums over the images of `task`. RunError if something cannot be read or does not fit together.
 
-    Masks are kept as RLE until the part is done; of pixels, one image at a time is in memory.
+    Masks are kept as RLE until the part is done; the pixels of one image at a time are in memory.
     """
     sums = Sums.zero(spec)
     panoptic, instances = Records(), Records()
@@ -128,7 +128,7 @@ def score_part(spec: ScoreSpec, task: PartTask) -> Sums:
 
 
 def _confusion(truth_HW: NDArray[np.int32], rows: list[Record], categories: tuple[Category, ...]) -> NDArray[np.int64]:
-    """Pixels by class of the truth and of the segment that covers them."""
+    """Count pixels by class of the ground truth and class of the segment that covers them."""
     _check_categories(rows, categories)
     class_of = _class_of(categories)
     predicted_HW = np.full(truth_HW.shape, len(categories), np.int32, order="F")  # no segment: no class
@@ -143,13 +143,13 @@ def _class_of(categories: tuple[Category, ...]) -> dict[int, int]:
 
 
 def _check_categories(rows: list[Record], categories: tuple[Category, ...]) -> None:
-    """As in panopticapi, a segment of a category that the ground truth does not know is an error, not a miss."""
+    """As in panopticapi, a segment whose category the ground truth does not list is an error, not a miss."""
     known = _class_of(categories)
     for row in rows:
         if row["category_id"] not in known:
             raise RunError(
                 f"{row['image_key']}: a segment has category {row['category_id']} ({row['category_name']}), which the "
-                "ground truth does not know; score with ground truth that has the categories of the model"
+                "ground truth does not list; use ground truth with the categories of the model"
             )
 
 
@@ -160,7 +160,7 @@ def _check_rows_size(rows: list[Record], image: GtImage, truth_HW: NDArray[np.in
 
 
 def _segments_by_image(tables: str, task: PartTask) -> dict[str | None, list[Record]]:
-    """The rows of `segments` of the task's images; rows of one image and segment_id (`--postprocess hf`) are one."""
+    """Rows of `segments` by image; rows with equal image and segment_id (from `--postprocess hf`) are merged."""
     if task.part is None:
         return {}
     table = read_part(tables, task.part, _COLUMNS)

@@ -1,7 +1,7 @@
 """The evaluation's settings: their names, types, defaults and help texts.
 
-`jobs/` turns this dataclass into the command line, as it does with that of `pipeline/config.py`. Nothing heavy is
-imported here, so that `--help` answers at once.
+`jobs/` turns this dataclass into the command line, as it does with `pipeline/config.py`. Nothing heavy is imported
+here, so that `--help` answers at once.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         check_fields(self)
         if not any(getattr(self, name) for name in GROUND_TRUTHS):
-            raise RunError(f"name what to compare with: one or more of {', '.join(map(flag, GROUND_TRUTHS))}")
+            raise RunError(f"no ground truth is given; pass one or more of {', '.join(map(flag, GROUND_TRUTHS))}")
         for name, needed in (("panoptic_pngs", "panoptic_gt"), ("reduce_zero_label", "semantic_gt")):
             if getattr(self, name) and not getattr(self, needed):
-                raise RunError(f"{flag(name)} belongs to {flag(needed)}, which is not given")
+                raise RunError(f"{flag(name)} needs {flag(needed)}, which is not given")

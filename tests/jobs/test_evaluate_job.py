@@ -169,7 +169,7 @@ def test_tables_are_printed_in_percent_and_written_as_fractions(place, capsys):
     assert report["semantic"]["mIoU"] == pytest.approx(miou)
     assert f"{100 * miou:.2f}" in out
     assert "6 images, 5 with a result; 1 not in the run count as images in which nothing was found" in out
-    assert "1 images of the run are not in it and were ignored" in out
+    assert "1 images of the run are not in the ground truth and were ignored" in out
 
 
 def test_every_figure_is_whole_on_a_terminal_of_80_columns(capsys, monkeypatch):
@@ -205,8 +205,14 @@ def test_the_run_that_finished_last_is_scored_unless_another_is_named(place, cap
     [
         ({}, None),
         ({7: "CAT", 92: "sky-other-merged, heaven"}, None),  # spellings
-        ({92: "sea"}, "1 of 4 categories have other names in the run: 92 is sea here and sky there"),
-        ({7: "sky", 92: "cat"}, "2 of 4 categories have other names in the run: 7 is sky here and cat there"),
+        (
+            {92: "sea"},
+            "1 of 4 categories have other names in the run: 92 is sea in the ground truth and sky in the run",
+        ),
+        (
+            {7: "sky", 92: "cat"},
+            "2 of 4 categories have other names in the run: 7 is sky in the ground truth and cat in the run",
+        ),
     ],
 )
 def test_ids_that_may_be_those_of_another_data_set_are_said(place, capsys, names, warned):
@@ -387,10 +393,10 @@ def json_of_size(height: object) -> bytes:
         (b"{}", "images is not a list; is it the right kind of COCO file?"),
         (b'{"images": [], "annotations": [], "categories": []}', "has no images"),
         (b'{"images": [{"id": 1}], "annotations": [], "categories": []}', "images[0] has no 'file_name'"),
-        (json_of_size(None), "image a.jpg is None x 5 (height x width) there, not in pixels"),
-        (json_of_size(0), "image a.jpg is 0 x 5 (height x width) there, not in pixels"),
-        (json_of_size("4"), "image a.jpg is '4' x 5 (height x width) there, not in pixels"),
-        (json_of_size(4.5), "image a.jpg is 4.5 x 5 (height x width) there, not in pixels"),
+        (json_of_size(None), "image a.jpg has the size None x 5 (height x width), which are not numbers of pixels"),
+        (json_of_size(0), "image a.jpg has the size 0 x 5 (height x width), which are not numbers of pixels"),
+        (json_of_size("4"), "image a.jpg has the size '4' x 5 (height x width), which are not numbers of pixels"),
+        (json_of_size(4.5), "image a.jpg has the size 4.5 x 5 (height x width), which are not numbers of pixels"),
     ],
 )
 def test_a_wrong_json_is_named(ready, capsys, flag, content, said):
@@ -433,9 +439,9 @@ def test_a_wrong_annotation_is_named(ready, capsys, change, said):
     [
         (None, "does not exist"),
         (b"no image", "cannot be decoded"),
-        (png_bytes(np.zeros((6, 12))), "is a L image; needed is an RGB image of segment ids"),
-        (png_bytes(np.zeros((5, 12, 3))), "is (5, 12) (height, width), the JSON says (6, 12)"),
-        (png_bytes(np.full((6, 12, 3), 9)), "holds segment 592137, which is not in its segments_info"),
+        (png_bytes(np.zeros((6, 12))), "is a L image; it must be an RGB image of segment ids"),
+        (png_bytes(np.zeros((5, 12, 3))), "is (5, 12) (height, width), but the JSON says (6, 12)"),
+        (png_bytes(np.full((6, 12, 3), 9)), "holds segment 592137, which is not in the image's segments_info"),
     ],
 )
 def test_a_wrong_panoptic_png_is_named(ready, capsys, pixels, said):
@@ -456,10 +462,10 @@ def test_a_png_cut_short_is_named(ready, capsys):
 @pytest.mark.parametrize(
     ("pixels", "said"),
     [
-        (png_bytes(np.full((6, 12), 4)), "holds the value 4; the model's 4 classes are numbered from 0"),
-        (png_bytes(np.zeros((6, 12, 3))), "is a RGB image; needed is an image of one channel"),
+        (png_bytes(np.full((6, 12), 4)), "holds the value 4, but the model's 4 classes are numbered from 0"),
+        (png_bytes(np.zeros((6, 12, 3))), "is a RGB image; it must be an image of one channel"),
         (png_bytes(np.zeros((12, 6))), "EXIF"),
-        (png_bytes(np.zeros((6, 13))), "val/3.jpg is 6 x 12 (height x width) in the tables, val/3 is 6 x 13"),
+        (png_bytes(np.zeros((6, 13))), "val/3.jpg is 6 x 12 (height x width) in the tables, but val/3 is 6 x 13"),
     ],
 )
 def test_a_wrong_label_png_is_named(ready, capsys, pixels, said):
