@@ -1,7 +1,7 @@
-"""A drill: the user's own settings on a sample, undisturbed and then disturbed, and the two compared row by row.
+"""A drill: run the user's own settings on a sample, undisturbed and then with faults, and compare the rows.
 
-The program is driven as people drive it, by its command line; what it has written is read as everybody reads it, from
-the tables. So a drill tries the machine, the store and its permissions as well.
+The drill starts runs by their command line, as users do, and reads the results from the tables, as users do. So a drill
+also tests the machine, the store and its permissions.
 """
 
 import os
@@ -28,11 +28,11 @@ from pipeline.guard import kill_points, planted_faults
 from pipeline.store.filesystem import STORE_ERRORS, canonical, is_local, is_s3, one_line, open_filesystem, uri_of
 from pipeline.tables.compare import Rows, check_books, compare, read_rows
 
-_LONGEST_SECONDS = 1800.0  # of a driver; one that nothing ends is a finding too
-_MOST_DRIVERS = 8  # on one output
+_LONGEST_SECONDS = 1800.0  # for a driver; a driver that does not end is a finding too
+_MOST_DRIVERS = 8  # one after the other on one output
 _WORST_POINT = "between segments and images published"
-_STEP_SECONDS = 20.0  # what an image that hangs costs
-# Passing faults: clients and pipeline must get over them unseen.
+_STEP_SECONDS = 20.0  # --step-timeout of the drill at most: the time that an image that hangs costs
+# Temporary faults: clients and pipeline must recover from them without a trace in the tables.
 _STORM = (
     Rule(".", "slow_down", probability=0.1, times=40),
     Rule(".", "internal_error", probability=0.05, times=10),
@@ -57,7 +57,7 @@ class Finding:
 
 
 def drill(settings: DrillSettings, command: Command, say: Callable[[Finding], None]) -> list[Finding]:
-    """Run the drill; each finding is said when it is made. Raises RunError where it cannot be run at all."""
+    """Run the drill; call `say` with each new finding. Raises RunError if the drill cannot run at all."""
     place = _scratch(settings)
     logs = Path(tempfile.mkdtemp(prefix="m2f-drill-"))
     findings: list[Finding] = []
@@ -71,7 +71,7 @@ def drill(settings: DrillSettings, command: Command, say: Callable[[Finding], No
         for finding in steps.run():
             note(finding)
     finally:
-        for driver in steps.drivers:  # after Ctrl-C one may still be at work
+        for driver in steps.drivers:  # after Ctrl-C a driver may still be running
             driver.close()
         if not settings.keep and (error := _remove(place)):
             note(Finding("clean up", f"remove {place}", error, is_good=False))
@@ -83,7 +83,7 @@ def drill(settings: DrillSettings, command: Command, say: Callable[[Finding], No
 
 
 def _remove(place: str) -> str:
-    """What kept `place` from being removed, else nothing."""
+    """Remove `place`; returns the error if that fails, otherwise an empty string."""
     filesystem, root = open_filesystem(place)
     try:
         if filesystem.exists(root):
@@ -94,7 +94,7 @@ def _remove(place: str) -> str:
 
 
 class Drill:
-    """The steps, in order."""
+    """The steps of a drill, in order."""
 
     def __init__(self, settings: DrillSettings, command: Command, place: str, logs: Path):
         self.settings = settings
@@ -150,11 +150,11 @@ class Drill:
             proxy.set_rules(_STORM)
             yield self._until_done(settings, endpoint)
             fired = ", ".join(f"{count} {fault}" for fault, count in sorted(proxy.fired.items()))
-            yield Finding("store fails now and then", f"{proxy.num_requests} requests", fired, is_good=True)
+            yield Finding("store fails at times", f"{proxy.num_requests} requests", fired, is_good=True)
         yield self._compared("store-faults", sample, sample, reference)
 
     def _until_done(self, settings: Settings, environment: dict[str, str]) -> Finding:
-        """The same command again, until it says that it is done."""
+        """Run the same command again until it succeeds."""
         codes: list[int | None] = []
         said: list[str] = []
         while (not codes or codes[-1] != 0) and len(codes) < _MOST_DRIVERS:
@@ -186,13 +186,13 @@ class Drill:
         return Finding("driver dies", done, _if_late(driver, alive), is_good=True)
 
     def _kill_in_commit(self, settings: Settings) -> Finding:
-        """When one table is published and the other is not."""
+        """Kill the driver when one table is published and the other is not."""
         code, driver = self._drive(settings, {kill_points.VARIABLE: _WORST_POINT})
         found = _if_late(driver, alive=code == -9)
         return Finding("driver dies in its commit", f"kill -9 {_WORST_POINT}", found, code in (-9, 0, 1))
 
     def _turn_read_only(self, settings: Settings, environment: dict[str, str], proxy: FaultProxy) -> Finding:
-        """The driver must give up by itself, and say why."""
+        """Refuse all writes; the driver must end by itself and name the reason."""
         proxy.set_rules([Rule(WRITES, "access_denied", after=self.chance.randrange(3, 20))])
         code, driver = self._drive(settings, environment)
         refused = "--output" in driver.last_words()
@@ -219,7 +219,7 @@ class Drill:
         if differences := compare(reference, rows, among=lambda key: key in chosen):
             lines.append(str(differences))
         found = f"0 lost, 0 duplicated, 0 differing of {len(sample)}"
-        return Finding("books and rows", f"compare {name}", "; ".join(lines) or found, is_good=not lines)
+        return Finding("counts and rows", f"compare {name}", "; ".join(lines) or found, is_good=not lines)
 
     # --- drivers ------------------------------------------------------------------------------------------------------
 
@@ -232,21 +232,21 @@ class Drill:
         return self.drivers[-1]
 
     def _drive(self, settings: Settings, environment: dict[str, str] | None = None) -> tuple[int | None, Driver]:
-        """A driver from start to end; its exit code is None where it had to be ended."""
+        """Run a driver from start to end; its exit code is None if it had to be killed."""
         driver = self._start(settings, environment)
         return driver.wait(_LONGEST_SECONDS), driver
 
     def _proxy(self) -> FaultProxy:
-        """To stand between the runs and their store."""
+        """The fault proxy between the runs and their store."""
         given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         region = get_session().get_config_variable("region") or "us-east-1"
         endpoint = given or f"https://s3.{region}.amazonaws.com"
-        # AWS knows its own name only, so what the proxy sends there is signed again.
+        # AWS accepts only its own host name, so the proxy signs requests to AWS again.
         return FaultProxy(endpoint, seed=self.settings.seed, sign=endpoint.startswith("https://"))
 
 
 def _if_late(driver: Driver, alive: bool) -> str:
-    return "" if alive else f"it had ended before: exit code {driver.process.returncode}: {driver.last_words()}"
+    return "" if alive else f"it had already ended: exit code {driver.process.returncode}: {driver.last_words()}"
 
 
 def _fate(rows: Rows, key: str, image: HarmfulImage) -> Finding:
@@ -259,13 +259,15 @@ def _fate(rows: Rows, key: str, image: HarmfulImage) -> Finding:
 
 
 def _scratch(settings: DrillSettings) -> str:
-    """A folder that is the drill's alone. RunError where there is no place for it."""
+    """The drill's own folder. RunError if there is no suitable place for this folder."""
     filesystem, root = open_filesystem(settings.scratch or settings.output)
     root = root.rstrip("/") if settings.scratch else root.rstrip("/").rpartition("/")[0]
     if not root:
-        raise RunError(f"--output {settings.output} has no folder beside it; name one with --scratch")
+        raise RunError(f"--output {settings.output} has no folder beside it for the drill; name one with --scratch")
     name = f"m2f-drill-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     place = f"{root}/{name}" if is_local(filesystem) else uri_of(filesystem, f"{root}/{name}")
     if f"{canonical(place)}/".startswith(f"{canonical(settings.input)}/"):
-        raise RunError(f"{place} lies inside --input, whose next run would read it; name another place with --scratch")
+        raise RunError(
+            f"{place} is inside --input, so the next run would read its files; name another folder with --scratch"
+        )
     return place

@@ -1,4 +1,4 @@
-"""A driver as a child process of a drill, with a Ray of its own: started, disturbed, killed, waited for."""
+"""A driver as a child process of a drill, with its own Ray: start it, disturb it, kill it, wait for it."""
 
 import os
 import random
@@ -11,16 +11,16 @@ from pipeline.drill.processes import Role, find, kill_all_below, kill_one, outli
 
 _ROOT = Path(__file__).parents[2]
 _POLL_SECONDS = 0.05
-_PATIENCE_SECONDS = 10.0  # with a Ray that has lost its driver
+_PATIENCE_SECONDS = 10.0  # for a Ray whose driver has died to end by itself
 
 
 class Driver:
-    """`command` as a process of its own session; what it says goes to `log`."""
+    """`command` as a process in its own session; its output goes to `log`."""
 
     def __init__(self, command: Sequence[str], environment: dict[str, str], log: Path):
         self.log = log
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        # The same code as the drill's, also where a job is started by its path from a checkout.
+        # Use the drill's own code, even if a job is started by its path in a checkout.
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         with log.open("wb") as file:
             self.process = subprocess.Popen(
@@ -34,7 +34,7 @@ class Driver:
         self.started = time.monotonic()
 
     def wait(self, seconds: float) -> int | None:
-        """Its exit code, or None where it still runs after that long; then it and all below it are killed."""
+        """The driver's exit code; None if it still runs after `seconds`, and is killed with all its child processes."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -49,7 +49,7 @@ class Driver:
         return True
 
     def await_actor(self, role: Role, seconds: float) -> bool:
-        """Until an actor of this role is there; False where the driver ends first, or it takes longer."""
+        """Wait for an actor of this role; False if the driver ends first or the time is over."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if find(role, [self.process.pid]):
@@ -59,7 +59,7 @@ class Driver:
         return False
 
     def kill_actors(self, roles: Iterable[Role], chance: random.Random, pause_seconds: float) -> list[str]:
-        """Kill an actor of each role, with random pauses; gives the roles that were met."""
+        """Kill an actor of each role, with random pauses; returns the roles of the killed actors."""
         killed: list[str] = []
         for role in roles:
             if self.ended_within(chance.uniform(0, pause_seconds)):
@@ -69,7 +69,7 @@ class Driver:
         return killed
 
     def kill(self) -> bool:
-        """SIGKILL to the driver alone. Its Ray ends by itself, or is ended. False where the driver had ended before."""
+        """Send SIGKILL to the driver; its Ray ends by itself or is killed. False if the driver had already ended."""
         below = processes_below([self.process.pid])
         alive = self.process.poll() is None
         if alive:
@@ -79,12 +79,12 @@ class Driver:
         return alive
 
     def close(self) -> None:
-        """End it, if it still runs, and everything below it."""
+        """End the driver, if it still runs, and all its child processes."""
         if self.process.poll() is None:
             kill_all_below([self.process.pid])
             self.process.wait()
 
     def last_words(self) -> str:
-        """The last line that it wrote."""
+        """The last line that the driver wrote."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1][:300] if lines else "nothing was written"
+        return lines[-1][:300] if lines else "the driver wrote nothing"

@@ -1,8 +1,8 @@
-"""A reverse proxy in front of an S3 endpoint that breaks what its rules say: for drills and tests.
+"""A reverse proxy in front of an S3 endpoint that breaks requests by given rules: for drills and tests.
 
-Everything streams; requests go on byte for byte, with the client's Host header, because the signature covers it. A
-server that insists on its own name (AWS) needs `sign=True`: then requests are signed again with the credentials of the
-usual AWS chain. Runs in a thread of the process that asks for it and listens on loopback only.
+Everything is streamed. Requests are forwarded byte for byte with the client's Host header, because the signature covers
+this header. A server that accepts only its own name (AWS) needs `sign=True`: requests are then signed again with the
+credentials of the usual AWS chain. The proxy runs in a thread of the calling process and listens on loopback only.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ from aiohttp import web
 from pipeline.errors import RunError
 
 Fault = Literal[
-    "slow_down",  # 503, without a word to the store, as are the next four
+    "slow_down",  # 503; this and the next four faults never reach the store
     "internal_error",  # 500
-    "access_denied",  # 403: with a match on PUT, POST and DELETE, a bucket that has turned read-only
+    "access_denied",  # 403; on PUT, POST and DELETE this simulates a bucket that has turned read-only
     "no_space",  # 507
-    "reset",  # the connection is reset before the store hears of the request
-    "latency",  # waits `seconds`, then all is well
-    "lost_answer",  # the store does what was asked, the client never hears: what makes repeated writes dangerous
+    "reset",  # the connection is reset before the request reaches the store
+    "latency",  # the request succeeds after a wait of `seconds`
+    "lost_answer",  # the store obeys, but the client gets no answer: this makes repeated writes dangerous
     "stall",  # half of the answer, then nothing for `seconds`, then the connection is closed
     "truncate",  # half of the answer, then the connection is closed
-    "flip",  # one byte of the answer is another
+    "flip",  # one byte of the answer is changed
 ]
 _ERRORS: dict[str, tuple[int, str, str]] = {
     "slow_down": (503, "SlowDown", "Please reduce your request rate."),
@@ -42,9 +42,9 @@ _ERRORS: dict[str, tuple[int, str, str]] = {
     "no_space": (507, "InsufficientStorage", "There is no space left."),
 }
 _OF_ANSWERS = ("stall", "truncate", "flip")
-WRITES = "^(PUT|POST|DELETE) "  # a match
+WRITES = "^(PUT|POST|DELETE) "  # value for Rule.match
 
-# Of one connection, not of the message. Expect has been answered here.
+# These headers belong to one connection, not to the message. The proxy itself answers Expect.
 _HOP_BY_HOP = {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 _CHUNK_BYTES = 65536
 _Headers = list[tuple[str, str]]
@@ -53,18 +53,18 @@ _START_SECONDS = 10
 
 @dataclass(frozen=True)
 class Rule:
-    """What goes wrong with which requests. `match` is searched in `METHOD /path?query`, escaped as sent."""
+    """A fault and the requests that it breaks. `match` is searched in `METHOD /path?query`, escaped as sent."""
 
     match: str
     fault: Fault
     probability: float = 1.0
-    times: int | None = None  # None: without end
-    after: int = 0  # so many matching requests are spared first
-    seconds: float = 0.5  # of latency or stall
+    times: int | None = None  # None: no limit
+    after: int = 0  # number of matching requests to let through first
+    seconds: float = 0.5  # length of a latency or stall
 
 
 class FaultProxy:
-    """A running proxy. `url` takes the place of the endpoint; `fired` counts what has been broken, by fault."""
+    """A running proxy. `url` takes the place of the endpoint; `fired` counts broken requests by fault."""
 
     def __init__(self, upstream: str, rules: Iterable[Rule] = (), *, seed: int = 0, sign: bool = False):
         self.upstream = upstream.rstrip("/")
@@ -78,7 +78,7 @@ class FaultProxy:
         self.set_rules(rules)
 
     def set_rules(self, rules: Iterable[Rule]) -> None:
-        """From now on these rules, their counts begun anew. The first that fires on a request decides."""
+        """Replace the rules and reset their counts. The first rule that fires on a request decides."""
         armed = [(rule, Counter[str]()) for rule in rules]
         with self._lock:
             self._rules = armed
@@ -106,15 +106,15 @@ class FaultProxy:
 
     async def _run(self, ready: threading.Event) -> None:
         self._ended = asyncio.Event()
-        # No time-outs of its own: those of the client are what a drill is about. Kept-alive connections are given up
-        # before a store does it, else the proxy would have faults that no rule asked for.
+        # The proxy has no time-outs, because a drill tests the client's. It closes idle connections before a store
+        # does; otherwise there would be faults that no rule asked for.
         async with aiohttp.ClientSession(
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=None, connect=30),
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4),
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
         ) as self._session:
-            # A handler ends when its client hangs up: stalls would stay else.
+            # Cancel a handler when its client hangs up; otherwise stalls would go on.
             server = web.Server(self._handle, auto_decompress=False, handler_cancellation=True, access_log=None)
             runner = web.ServerRunner(server, shutdown_timeout=0.1)
             await runner.setup()
@@ -127,7 +127,7 @@ class FaultProxy:
             await runner.cleanup()
 
     def _pick(self, line: str, faults: Callable[[str], bool]) -> Rule | None:
-        """The rule that fires on this request, if one does."""
+        """The rule that fires on this request, if any."""
         with self._lock:
             for rule, counts in self._rules:
                 if not faults(rule.fault) or not re.search(rule.match, line):
@@ -152,7 +152,7 @@ class FaultProxy:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
         if fault in _ERRORS:
-            await request.read()  # a client that is still sending would take the answer for a reset
+            await request.read()  # an answer while the client still sends would look like a reset to the client
             return _error(*_ERRORS[fault])
         if fault == "latency" and rule is not None:
             await asyncio.sleep(rule.seconds)
@@ -191,7 +191,7 @@ async def _pass_back(request: web.BaseRequest, answer: aiohttp.ClientResponse, r
             response.headers.add(name.decode("latin-1"), value.decode("latin-1"))
     length = answer.content_length
     chunks: AsyncIterator[bytes] = answer.content.iter_chunked(_CHUNK_BYTES)
-    if rule is not None and length is None:  # a listing: it is small, and has a middle once it is read
+    if rule is not None and length is None:  # a listing: read it whole, since only then its middle is known
         body = await answer.read()
         length, chunks = len(body), _once(body)
     await response.prepare(request)
@@ -208,7 +208,7 @@ async def _pass_back(request: web.BaseRequest, answer: aiohttp.ClientResponse, r
 
 
 async def _write_broken(response: web.StreamResponse, chunks: AsyncIterator[bytes], middle: int, rule: Rule) -> bool:
-    """False where the answer ends at its middle, in bytes."""
+    """Write the answer with the fault; False if the answer ends in the middle, counted in bytes."""
     sent = 0
     async for data in chunks:
         place = middle - sent
@@ -229,13 +229,13 @@ async def _once(body: bytes) -> AsyncIterator[bytes]:
 
 
 def _reset(request: web.BaseRequest) -> web.StreamResponse:
-    """Close with RST, not FIN: nothing of an answer, and no polite end."""
+    """Close the connection with RST instead of FIN, without any part of an answer."""
     if request.transport is not None:
         connection = request.transport.get_extra_info("socket")
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         request.transport.abort()
-    return web.Response(status=500)  # goes nowhere
+    return web.Response(status=500)  # this response is never sent
 
 
 def _error(status: int, code: str, message: str) -> web.Response:
@@ -247,7 +247,7 @@ def _error(status: int, code: str, message: str) -> web.Response:
 
 
 def _signer(endpoint: str) -> Callable[[str, str, _Headers], _Headers]:
-    """Signs requests for `endpoint` with this process's own credentials; the client's hash of the body is kept."""
+    """Signs requests for `endpoint` with this process's own credentials; the client's body hash stays the same."""
     from botocore.auth import S3SigV4Auth
     from botocore.awsrequest import AWSRequest
     from botocore.session import get_session
@@ -255,7 +255,7 @@ def _signer(endpoint: str) -> Callable[[str, str, _Headers], _Headers]:
     session = get_session()
     credentials = session.get_credentials()
     if credentials is None:
-        raise RunError(f"no AWS credentials are found to sign requests to {endpoint} with")
+        raise RunError(f"no AWS credentials are found; the fault proxy needs them to sign requests to {endpoint}")
     region = session.get_config_variable("region") or "us-east-1"
     old = {"authorization", "host", "x-amz-date", "x-amz-security-token"}
 

@@ -1,6 +1,6 @@
-"""The processes of a job by what they do, and their end by SIGKILL: for drills.
+"""Find the processes of a job by their role, and kill them: for drills.
 
-Only processes below given ones are found, by parentage, so that a drill never touches another job of the machine.
+Only descendants of given processes are found, so that a drill never touches another job on the machine.
 """
 
 import random
@@ -16,7 +16,7 @@ from pipeline.cluster.ray_private import RAYLET_PROGRAM, map_actor_title, read_t
 
 Role = Literal["fetch", "model", "write", "read plan", "raylet"]
 
-# How the command line of a process begins; what follows says which method is running.
+# Role -> start of the process's command line; the name of the running method follows.
 _TITLES: dict[Role, str] = {
     "fetch": map_actor_title("FetchImages"),
     "model": map_actor_title("SegmentImages"),
@@ -29,7 +29,7 @@ ACTORS: tuple[Role, ...] = ("fetch", "model", "write")
 
 @dataclass(frozen=True)
 class Process:
-    """A process as it was seen: psutil's handle, which names one process for good, and the command line."""
+    """A process as it was found: psutil's handle, which always means this one process, and the command line."""
 
     handle: psutil.Process
     command: str
@@ -39,7 +39,7 @@ class Process:
         return int(self.handle.pid)
 
     def is_alive(self) -> bool:
-        """Whether this very process still runs; one that is dead and that nobody has reaped does not."""
+        """Whether exactly this process still runs; a zombie does not count as running."""
         try:
             return self.handle.is_running() and self.handle.status() not in _DEAD
         except psutil.NoSuchProcess:
@@ -47,7 +47,7 @@ class Process:
 
 
 def look_at(pid: int) -> Process | None:
-    """The process that has this pid now. None where there is no such process, or a dead one that nobody has reaped."""
+    """The process that has this pid now. None if there is no such process or it is a zombie."""
     try:
         handle = psutil.Process(pid)
         process = Process(handle, " ".join(handle.cmdline()))
@@ -57,8 +57,8 @@ def look_at(pid: int) -> Process | None:
 
 
 def processes_below(roots: Iterable[int]) -> list[Process]:
-    """Living processes that descend from `roots`, without these themselves."""
-    psutil.process_iter.cache_clear()  # it would give the handle of a dead process for another with the same pid
+    """Living descendants of `roots`, without `roots` themselves."""
+    psutil.process_iter.cache_clear()  # the cache may hold a dead process with the same pid
     children: dict[int, list[Process]] = {}
     for handle in psutil.process_iter(["ppid", "cmdline", "status"]):
         if handle.info["status"] not in _DEAD:
@@ -74,14 +74,14 @@ def processes_below(roots: Iterable[int]) -> list[Process]:
 
 
 def find(role: Role, roots: Iterable[int]) -> list[Process]:
-    """The processes below `roots` that have this role now."""
+    """The descendants of `roots` that have this role now."""
     if role == "raylet":
         return [process for process in processes_below(roots) if process.command.split(" ")[0].endswith(RAYLET_PROGRAM)]
     return [process for process in processes_below(roots) if process.command.startswith(_TITLES[role])]
 
 
 def kill(process: Process, number: int = signal.SIGKILL) -> bool:
-    """Send the signal to this very process; False where it is gone, also where its pid is another's by now."""
+    """Send the signal to exactly this process; False if it is gone, even if its pid was reused."""
     try:
         if not process.is_alive():
             return False
@@ -92,7 +92,7 @@ def kill(process: Process, number: int = signal.SIGKILL) -> bool:
 
 
 def kill_one(role: Role, roots: Iterable[int], chance: random.Random) -> Process | None:
-    """Kill a process of this role, chosen by lot; None where there is none."""
+    """Kill a random process of this role; None if there is no such process."""
     candidates = sorted(find(role, roots), key=lambda process: process.pid)
     while candidates:
         process = candidates.pop(chance.randrange(len(candidates)))
@@ -102,28 +102,28 @@ def kill_one(role: Role, roots: Iterable[int], chance: random.Random) -> Process
 
 
 def kill_all_below(roots: Iterable[int], seconds: float = 30.0) -> None:
-    """End everything below `roots`, and them; for the end of a drill. RuntimeError where something stays.
+    """Kill `roots` and all their descendants at the end of a drill. RuntimeError if a process does not end.
 
-    `roots` are children of this process that nobody has waited for, so that their pids are theirs for certain.
+    `roots` are children of this process that have not been waited for, so their pids cannot have been reused.
     """
     roots = list(roots)
     end = time.monotonic() + seconds
     known = {process.pid: process for process in map(look_at, roots) if process is not None}
     while True:
-        # Orphans of a process that is dead by now keep no tie to it: remember whom we have seen.
+        # An orphan has lost the link to its dead parent, so remember every process that was found.
         known |= {process.pid: process for process in processes_below([*roots, *known])}
         known = {pid: process for pid, process in known.items() if process.is_alive()}
         if not known:
             return
         if time.monotonic() > end:
-            raise RuntimeError(f"processes do not end: {[process.command[:80] for process in known.values()]}")
+            raise RuntimeError(f"these processes do not end: {[process.command[:80] for process in known.values()]}")
         for process in known.values():
             kill(process)
         time.sleep(0.05)
 
 
 def outlive(processes: Iterable[Process], patience_seconds: float) -> list[Process]:
-    """Wait for processes to end by themselves; kill those that do not in time, and give them."""
+    """Wait for processes to end by themselves; kill those that do not end in time, and return these."""
     left = list(processes)
     end = time.monotonic() + patience_seconds
     while (left := [process for process in left if process.is_alive()]) and time.monotonic() < end:

@@ -1,4 +1,4 @@
-"""What people see of a drill."""
+"""Log lines and table of a drill."""
 
 import logging
 
@@ -11,12 +11,12 @@ logger = logging.getLogger(__name__)
 
 
 def say(finding: Finding) -> None:
-    """One log line while the drill goes on."""
+    """Log one finding while the drill runs."""
     logger.info("%s: %s: %s", finding.step, finding.done, finding.found)
 
 
 def print_findings(findings: list[Finding]) -> None:
-    """All of it as a table."""
+    """Print all findings as a table."""
     table = Table(title="drill")
     for name in ("step", "done", "found", ""):
         table.add_column(name, overflow="fold")

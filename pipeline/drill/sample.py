@@ -1,4 +1,4 @@
-"""What a drill works on: copies of some of the user's images, and images that are made to do harm."""
+"""The images of a drill: copies of some of the user's images, and images that do harm on purpose."""
 
 import itertools
 import posixpath
@@ -16,10 +16,10 @@ from pipeline.inputs.listing import list_images
 from pipeline.store.filesystem import full_uri, store_errors_as, write_uri
 from pipeline.store.objects import read_uri
 
-_LISTED = 10_000  # of the input; a listing of all could take hours
+_LISTED = 10_000  # objects of the input; listing all of them could take hours
 _THREADS = 16
 
-# Faults of pipeline.guard.planted_faults, and the error codes that their images may end with.
+# Planted faults (pipeline.guard.planted_faults), and the error codes that their images may get.
 _DEADLY = {
     "abort": (ErrorCode.CRASHED_WORKER,),
     "allocate": (ErrorCode.CRASHED_WORKER, ErrorCode.TOO_LARGE, ErrorCode.TIMED_OUT),
@@ -30,7 +30,7 @@ _UNREADABLE = (ErrorCode.DECODE_FAILED, ErrorCode.UNSUPPORTED)
 
 @dataclass(frozen=True)
 class HarmfulImage:
-    """An image that must end in a row `failed` with one of these codes, and do nothing to its neighbours."""
+    """An image that must get a row `failed` with one of these codes, and must not affect other images."""
 
     name: str
     data: bytes
@@ -38,9 +38,9 @@ class HarmfulImage:
 
 
 def copy_sample(source: str, number: int, folder: str, chance: random.Random) -> list[str]:
-    """Copy images of `source`, chosen by lot, into `folder`. Gives the keys of the copies, sorted.
+    """Copy random images of `source` into `folder`. Returns the sorted keys of the copies.
 
-    Raises RunError where nothing can be read or written.
+    Raises RunError if reading or writing fails.
     """
     listed = [image.image_key for image in itertools.islice(list_images(source), _LISTED)]
     if not listed:
@@ -59,11 +59,11 @@ def copy_sample(source: str, number: int, folder: str, chance: random.Random) ->
 
 
 def plant(folder: str, sample: list[str], chance: random.Random, *, deadly: bool) -> dict[str, HarmfulImage]:
-    """Put harmful images among the copies in `folder`, so that they share shards with these. Gives them by key."""
+    """Put harmful images among the copies in `folder`, so that they share shards. Returns the harmful ones by key."""
     model = read_uri(chance.choice(sample), "the sample:")
     planted = {}
     for image in harmful_images(model, deadly=deadly):
-        # The copies' names begin with their place: a number of theirs puts this one beside it.
+        # The copies' names begin with a number; a name with the same number sorts beside that copy.
         path = f"{folder}/{chance.randrange(len(sample)):05d}-drill-{image.name}"
         write_uri(path, image.data)
         planted[full_uri(path)] = image
@@ -71,7 +71,7 @@ def plant(folder: str, sample: list[str], chance: random.Random, *, deadly: bool
 
 
 def harmful_images(model: bytes, *, deadly: bool) -> Iterator[HarmfulImage]:
-    """Every kind there is, made from `model`, the bytes of an image."""
+    """One image of each harmful kind, made from `model`, the bytes of an image."""
     yield HarmfulImage("cut", model[: len(model) // 2], _UNREADABLE)
     yield HarmfulImage("noise", random.Random(0).randbytes(5000), _UNREADABLE)
     yield HarmfulImage("empty", b"", _UNREADABLE)
@@ -82,7 +82,7 @@ def harmful_images(model: bytes, *, deadly: bool) -> Iterator[HarmfulImage]:
 
 
 def _png_header(height: int, width: int) -> bytes:
-    """A PNG that says it has so many pixels, and little more."""
+    """A PNG whose header declares this size, with almost no pixel data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

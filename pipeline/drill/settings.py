@@ -1,4 +1,4 @@
-"""The settings of a drill: those of the job that it tries, and its own. Nothing heavy is imported here."""
+"""The settings of a drill: those of the job that it tests, and its own. Nothing heavy is imported here."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
@@ -8,7 +8,7 @@ from annotated_types import Interval
 from pipeline.config import Settings
 from pipeline.setting_fields import Section
 
-# Shards of the sample at least, so that there is always something done and something to do when a process dies.
+# Least number of shards in the sample, so that at any kill some shards are done and some are not.
 _SHARDS = 16
 _DRILL = Section("drill")
 
@@ -39,7 +39,7 @@ class DrillSettings(Settings):
         """The settings of one run of the drill.
 
         Batches hold one image, because the neighbours in a batch change an image's floats in their last bits, and the
-        rows are to be the same to the last bit.
+        rows must be equal to the last bit.
         """
         given = {field.name: getattr(self, field.name) for field in fields(Settings)}
         run = Settings(**{**given, "input": source, "output": output})

@@ -1,10 +1,11 @@
 """Synthetic scenes of things and stuff with exact panoptic annotation: to train and test small models without data.
 
-The ground is one to three regions of stuff, told apart by texture and palette; on it lie one to six things, told apart
-by outline, in any colour that stands out from what is below. Things hide parts of each other, touch, and are cut off by
-the image's edge, but every segment keeps at least `MIN_VISIBLE_SHARE` of its area and `MIN_IMAGE_SHARE` of the image.
+The ground has one to three regions of stuff, which differ in texture and palette. On the ground lie one to six things,
+which differ in outline and have any colour that contrasts with the ground. Things hide parts of each other, touch, and
+are cut off by the image's edge, but every segment keeps at least `MIN_VISIBLE_SHARE` of its area and
+`MIN_IMAGE_SHARE` of the image.
 
-A scene depends on its seed, index and size alone, so any part of a data set can be drawn anywhere, in any order.
+A scene depends only on its seed, index and size, so any part of a data set can be drawn on any machine in any order.
 
 Legend: H W pixels of the scene; h w of the window in which something is painted; K candidates, M tones below; 2 tones
 of a texture; 3 of RGB, 0 to 1 and channels first while painting, which is twice as fast. Signed distances are in
@@ -26,17 +27,17 @@ from pipeline.scenes.textures import Floats
 
 Window = tuple[slice, slice]
 
-MIN_SIDE = 32  # pixels; below, outlines cannot be told apart
-MAX_ASPECT = 4  # longer side / shorter side; beyond, most things are below MIN_IMAGE_SHARE
-MIN_VISIBLE_SHARE = 0.4  # of the pixels that a segment would have if nothing hid it and the image went on
+MIN_SIDE = 32  # pixels; in smaller images, outlines look alike
+MAX_ASPECT = 4  # longer side / shorter side; above, most things are smaller than MIN_IMAGE_SHARE
+MIN_VISIBLE_SHARE = 0.4  # of a segment's pixels if it were not hidden or cut off
 MIN_IMAGE_SHARE = 0.01
 MAX_STUFF, MAX_THINGS = 3, 6
-DIAMETERS = (0.22, 0.5)  # of things, in shorter sides of the image
+DIAMETERS = (0.22, 0.5)  # of things, as a share of the image's shorter side
 
-_TRIES = 40  # places that are tried in one scene
-_STRAIGHT_SHARE = 0.5  # of the borders between regions
-_COMPANION_SHARE = 0.35  # of things that are put beside one of the same class
-_CANDIDATES = 24  # pairs of tones that are drawn for a thing
+_TRIES = 40  # number of places to try in one scene
+_STRAIGHT_SHARE = 0.5  # share of the borders between regions that are straight
+_COMPANION_SHARE = 0.35  # share of things that are put beside a thing of the same class
+_CANDIDATES = 24  # pairs of tones to draw for a thing
 _MIN_CONTRAST = 0.4  # distance in RGB between a thing's tones and those below
 _SHADOW_SHARE = 0.12  # width of a thing's soft shadow, in radii
 
@@ -45,7 +46,7 @@ def _category(category_id: int, name: str, isthing: int) -> dict[str, Any]:
     return {"id": category_id, "name": name, "supercategory": ("ground", "shape")[isthing], "isthing": isthing}
 
 
-# In COCO's form, ids with gaps as in most data sets.
+# In COCO's form; the ids have gaps, as in most data sets.
 CATEGORIES: tuple[dict[str, Any], ...] = (
     _category(2, "disc", 1),
     _category(3, "square", 1),
@@ -65,7 +66,7 @@ _STUFF_NAMES = tuple(textures.STUFF)
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """An image and what it shows. Every pixel belongs to a segment, every segment has pixels; ids count from 1."""
+    """An image and its segments. Every pixel belongs to a segment, every segment has pixels; ids count from 1."""
 
     pixels_HW3: NDArray[np.uint8]  # noqa: N815
     ids_HW: NDArray[np.int32]  # noqa: N815
@@ -73,10 +74,10 @@ class Scene:
 
 
 def draw_scene(seed: int, index: int, height: int, width: int) -> Scene:
-    """Scene `index` of the endless series `seed`. ValueError where the numbers cannot be used."""
+    """Draw scene `index` of the endless series `seed`. ValueError for unusable numbers."""
     check_size(height, width)
     if seed < 0 or index < 0:
-        raise ValueError(f"seed and index count from 0, got {seed} and {index}")
+        raise ValueError(f"seed and index must be at least 0, got {seed} and {index}")
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
     canvas = _Canvas(height, width)
     _paint_ground(canvas, rng)
@@ -86,16 +87,16 @@ def draw_scene(seed: int, index: int, height: int, width: int) -> Scene:
 
 
 def check_size(height: int, width: int) -> None:
-    """ValueError where there are no scenes of this size in pixels."""
+    """Raise ValueError if scenes cannot have this size in pixels."""
     if min(height, width) < MIN_SIDE or max(height, width) > MAX_ASPECT * min(height, width):
         raise ValueError(
-            f"a scene has sides of at least {MIN_SIDE} pixels, the longer at most {MAX_ASPECT} times the shorter, "
-            f"not {height} x {width} (height x width)"
+            f"a scene needs sides of at least {MIN_SIDE} pixels, the longer at most {MAX_ASPECT} times the shorter; "
+            f"got {height} x {width} (height x width)"
         )
 
 
 class _Canvas:
-    """A scene while it is painted, back to front, and what each segment must keep of its pixels."""
+    """A scene while it is painted, back to front, and the number of pixels that each segment must keep."""
 
     def __init__(self, height: int, width: int) -> None:
         self.colours_3HW: Floats = np.zeros((3, height, width), np.float32)
@@ -113,22 +114,22 @@ class _Canvas:
         return max(MIN_VISIBLE_SHARE * num_whole, MIN_IMAGE_SHARE * self.ids_HW.size)
 
     def num_pixels(self) -> NDArray[np.int64]:
-        """Of segments 1, 2, ..."""
+        """Number of pixels of segments 1, 2, ..."""
         return np.bincount(self.ids_HW.reshape(-1), minlength=len(self.category_ids) + 1)[1:]
 
     def paint(self, window: Window, distances_hw: Floats, shade_hw: Floats, tones_23: Floats, name: str) -> None:
-        """A new segment over all others: its ids inside the outline, its colours with smooth edges."""
+        """Paint a new segment over all others: ids inside the outline, colours with smooth edges."""
         self.category_ids.append(_ID_OF_NAME[name])
         self.tones.append(tones_23)
         self.ids_HW[window][distances_hw < 0] = len(self.category_ids)
-        # A pixel's centre decides its id; colours mix by how much of the pixel is covered, a half at the outline.
+        # A pixel's centre decides its id. Colours mix by the covered share of the pixel, one half at the outline.
         cover_hw = np.clip(0.5 - distances_hw, 0, 1)
         first_311, second_311 = tones_23[:, :, None, None]
         below_3hw = self.colours_3HW[:, window[0], window[1]]
         below_3hw += cover_hw * (first_311 + shade_hw * (second_311 - first_311) - below_3hw)
 
     def light(self, window: Window, factors_hw: Floats) -> None:
-        """Make what is painted there brighter or darker."""
+        """Make the painted pixels of the window brighter or darker."""
         self.colours_3HW[:, window[0], window[1]] *= factors_hw
 
 
@@ -136,7 +137,7 @@ class _Canvas:
 
 
 def _paint_ground(canvas: _Canvas, rng: np.random.Generator) -> None:
-    """Regions of different stuff, side by side along a random direction."""
+    """Paint regions of different stuff, side by side along a random direction."""
     height, width = canvas.ids_HW.shape
     everything = (slice(None), slice(None))
     names = rng.permutation(_STUFF_NAMES)[: rng.integers(1, MAX_STUFF + 1)]
@@ -154,7 +155,7 @@ def _region_distances(canvas: _Canvas, num_regions: int, rng: np.random.Generato
     across_HW = x_1W * math.cos(angle) + y_H1 * math.sin(angle)
     along_HW = y_H1 * math.cos(angle) - x_1W * math.sin(angle)
     low, high = float(across_HW.min()), float(across_HW.max())
-    distances: list[Floats] = [np.full(across_HW.shape, -1, np.float32)]  # the first is everywhere
+    distances: list[Floats] = [np.full(across_HW.shape, -1, np.float32)]  # the first region is everywhere
     for region in range(1, num_regions):
         border = low + (high - low) * (region + rng.uniform(-0.2, 0.2)) / num_regions
         if rng.random() < _STRAIGHT_SHARE:
@@ -178,7 +179,7 @@ class _Pose:
     x: float
     radius: float  # of the circle around the outline, in pixels
     angle: float
-    stretch: float  # longer along one axis and shorter along the other by this factor
+    stretch: float  # factor by which one axis is longer and the other shorter
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,12 +187,12 @@ class _Patch:
     """The part of the image that a thing and its shadow touch."""
 
     window: Window  # in the image
-    y_h1: Floats  # from the thing's centre, in radii
+    y_h1: Floats  # distance from the thing's centre, in radii
     x_1w: Floats
-    u_hw: Floats  # the same in the thing's own frame: turned and stretched
+    u_hw: Floats  # the same in the thing's own frame, which is turned and stretched
     v_hw: Floats
     distances_hw: Floats
-    num_whole: int  # pixels inside the outline, also those beyond the image's edge
+    num_whole: int  # pixels inside the outline, including those beyond the image's edge
 
 
 def _paint_things(canvas: _Canvas, rng: np.random.Generator) -> None:
@@ -208,7 +209,7 @@ def _paint_things(canvas: _Canvas, rng: np.random.Generator) -> None:
 
 
 def _draw_pose(canvas: _Canvas, placed: list[_Pose], rng: np.random.Generator) -> _Pose:
-    """Anything anywhere, or another of the same class that touches or overlaps one that is there."""
+    """A random thing at a random place, or one of an existing thing's class that touches or overlaps that thing."""
     height, width = canvas.ids_HW.shape
     name = _THING_NAMES[rng.integers(len(_THING_NAMES))]
     radius = canvas.shorter_side * rng.uniform(*DIAMETERS) / 2
@@ -245,14 +246,14 @@ def _patch_of(pose: _Pose, image_hw: tuple[int, ...]) -> _Patch:
 
 
 def _overlap(first: int, length: int, total: int) -> tuple[slice, slice]:
-    """The part of `first` .. `first + length` that lies in 0 .. `total`: as it is, and counted from `first`."""
+    """The part of `first` .. `first + length` that lies in 0 .. `total`, counted from 0 and from `first`."""
     start = max(first, 0)
     stop = max(min(first + length, total), start)
     return slice(start, stop), slice(start - first, stop - first)
 
 
 def _leaves_enough(canvas: _Canvas, patch: _Patch) -> bool:
-    """Whether the thing, and every segment that it would hide a part of, has enough pixels to be seen."""
+    """Whether the thing, and every segment that it would partly hide, keeps enough visible pixels."""
     num_taken = np.bincount(_ids_below(canvas, patch), minlength=len(canvas.category_ids) + 1)[1:]
     if num_taken.sum() < canvas.required(patch.num_whole):
         return False
@@ -276,7 +277,7 @@ def _paint_thing(canvas: _Canvas, pose: _Pose, patch: _Patch, rng: np.random.Gen
 
 
 def _contrasting_tones(below: list[Floats], rng: np.random.Generator) -> Floats:
-    """Two tones [2, 3] that stand out from all below: the first drawn that are far enough, else the farthest."""
+    """Two tones [2, 3] that contrast with all tones below: the first pair that is far enough, or the farthest pair."""
     candidates_K23 = textures.random_tones(_CANDIDATES, rng)
     below_M3 = np.concatenate(
         [shade for first, second in below for shade in ([first], [(first + second) / 2], [second])]
@@ -288,7 +289,7 @@ def _contrasting_tones(below: list[Floats], rng: np.random.Generator) -> Floats:
 
 
 def _shadow(distances_hw: Floats) -> Floats:
-    """Factors that darken what lies below and around an outline; `distances_hw` in widths of the shadow."""
+    """Factors that darken the pixels below and around an outline; `distances_hw` in widths of the shadow."""
     return 0.7 + 0.3 * np.clip(distances_hw, 0, 1)
 
 
@@ -301,7 +302,7 @@ def _relief(patch: _Patch) -> Floats:
 
 
 def _photograph(colours_3HW: Floats, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Pixels [H, W, 3] in light that falls off to one side, with a little noise of the sensor."""
+    """Pixels [H, W, 3] in light that gets weaker to one side, with a little sensor noise."""
     height, width = colours_3HW.shape[1:]
     y_H1, x_1W = textures.pixel_grid(height, width)
     exposure, fall_off, angle = rng.uniform(0.8, 1.15), rng.uniform(0, 0.25), rng.uniform(0, 2 * math.pi)

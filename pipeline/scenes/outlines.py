@@ -1,7 +1,7 @@
 """Outlines of the things in synthetic scenes (`pipeline/scenes/draw.py`).
 
-An outline is a function from coordinates to signed distances, negative inside. It is enclosed by the circle of radius 1
-around the origin; coordinates and distances are in such radii. Legend: h w of a window.
+An outline is a function from coordinates to signed distances, negative inside. The circle of radius 1 around the origin
+encloses the outline; coordinates and distances are in units of this radius. Legend: h w of a window.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _square(u_hw: Floats, v_hw: Floats) -> Floats:
 
 
 def _ring(u_hw: Floats, v_hw: Floats) -> Floats:
-    """The hole has half the diameter; what is below shows through it."""
+    """The hole has half the diameter, and shows the ground below."""
     return abs(np.hypot(u_hw, v_hw) - 0.75) - 0.25
 
 
@@ -34,14 +34,14 @@ def _cross(u_hw: Floats, v_hw: Floats) -> Floats:
 
 
 def _pointed(num_points: int, inner_radius: float) -> Callable[[Floats, Floats], Floats]:
-    """Straight edges from points on the circle to as many corners between them, on a circle of `inner_radius`."""
+    """Straight edges between points on the circle and as many corners on a circle of `inner_radius`."""
     sector = 2 * math.pi / num_points
     corner_u, corner_v = inner_radius * math.cos(sector / 2), inner_radius * math.sin(sector / 2)
     edge_length = math.hypot(1 - corner_u, corner_v)
     normal_u, normal_v = corner_v / edge_length, (1 - corner_u) / edge_length
 
     def distances(u_hw: Floats, v_hw: Floats) -> Floats:
-        # By symmetry one edge is enough: every angle is folded into the half sector that begins at a point.
+        # By symmetry one edge is enough: fold every angle into the half sector that begins at a point.
         angles_hw = np.arctan2(v_hw, u_hw)
         folded_hw = abs(angles_hw - np.rint(angles_hw / sector) * sector)
         radii_hw = np.hypot(u_hw, v_hw)

@@ -1,7 +1,7 @@
 """The settings of a data set of synthetic scenes: their names, types, defaults and help texts.
 
-`jobs/` turns this dataclass into the command line, as it does with that of `pipeline/config.py`. Nothing heavy is
-imported here, so that `--help` answers at once.
+`jobs/` turns this dataclass into the command line, as it does with `pipeline/config.py`. Nothing heavy is imported
+here, so that `--help` answers at once.
 """
 
 from dataclasses import dataclass
@@ -44,5 +44,5 @@ class ScenesSettings:
         if self.first_index + self.number > MAX_SCENES:
             raise RunError(
                 f"--first-index {self.first_index} and --number {self.number} go beyond scene {MAX_SCENES - 1}, "
-                "the last that file names have digits for"
+                "the last number that fits into file names"
             )

@@ -1,4 +1,4 @@
-"""What the surfaces of synthetic scenes (`pipeline/scenes/draw.py`) look like: textures, palettes, fills.
+"""Surfaces of synthetic scenes (`pipeline/scenes/draw.py`): textures, palettes, fills.
 
 A texture is a map of shades, 0 for the first of two tones and 1 for the second. `scale` is pixels per unit of the
 texture's own lengths; a pixel of a 128-pixel image at the usual zoom is one unit.
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Floats = NDArray[np.floating[Any]]  # float32; numpy's stubs have it that a Python float makes float64 of it
+Floats = NDArray[np.floating[Any]]  # float32, although numpy's stubs say that a Python float turns it into float64
 
 
 def pixel_grid(height: int, width: int) -> tuple[Floats, Floats]:
@@ -60,7 +60,7 @@ def _sand(height: int, width: int, scale: float, rng: np.random.Generator) -> Fl
 
 
 def _bricks(height: int, width: int, scale: float, rng: np.random.Generator) -> Floats:
-    """Courses of bricks, every other one half a brick along; each brick of its own shade, joints of tone 1."""
+    """Courses of bricks, every other one shifted by half a brick; each brick has its own shade, joints have tone 1."""
     y_H1, x_1W = pixel_grid(height, width)
     brick_h, brick_w, joint = 9 * scale, 20 * scale, 1.6 * scale
     y_H1, x_1W = y_H1 + rng.uniform(0, brick_h), x_1W + rng.uniform(0, brick_w)
@@ -76,7 +76,7 @@ def _bricks(height: int, width: int, scale: float, rng: np.random.Generator) -> 
 
 @dataclass(frozen=True, eq=False)
 class Stuff:
-    """How a class of stuff looks; scenes vary the tones a little."""
+    """The look of a class of stuff; scenes vary the tones a little."""
 
     texture: Callable[[int, int, float, np.random.Generator], Floats]
     tones_23: Floats
@@ -104,7 +104,7 @@ def vary(tones_23: Floats, rng: np.random.Generator) -> Floats:
 
 
 def random_tones(num: int, rng: np.random.Generator) -> Floats:
-    """Pairs of tones [K, 2, 3]: of any hue, the second of a near hue, and lighter or darker."""
+    """Pairs of tones [K, 2, 3]: the first has any hue, the second has a near hue and is lighter or darker."""
     hue_K2 = rng.random((num, 1)) + rng.uniform(-0.08, 0.08, (num, 2)) * [0, 1]
     saturation_K11 = rng.uniform(0.25, 1.0, (num, 1, 1))
     value_K2 = rng.uniform(0.25, 1.0, (num, 1)) + rng.choice([-0.3, 0.3], (num, 1)) * [0, 1]

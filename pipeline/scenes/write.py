@@ -1,9 +1,10 @@
 """Scenes -> a data set in COCO's formats, panoptic and instances.
 
-Images and PNGs of segment ids are written as they are drawn, the JSON files at the end, `panoptic.json` last: where it
-is, everything is. The same settings give the same bytes, as long as numpy, Pillow and its zlib stay the same.
+Images and PNGs of segment ids are written as they are drawn, and the JSON files at the end. `panoptic.json` is the last
+file: if it exists, the data set is complete. The same settings give the same bytes, as long as numpy, Pillow and its
+zlib stay the same.
 
-Memory: what the JSON files hold, about 8 KB a scene.
+Memory: the content of the JSON files, about 8 KB per scene.
 """
 
 import io
@@ -35,7 +36,7 @@ _THING_IDS = frozenset(category["id"] for category in _THINGS)
 
 
 def write_scenes(settings: ScenesSettings) -> None:
-    """Draw and write all scenes. RunError where that is not possible, or where a data set is there already."""
+    """Draw and write all scenes. RunError if that is not possible, or if --output holds a data set already."""
     try:
         check_size(settings.height, settings.width)
     except ValueError as error:
@@ -45,7 +46,7 @@ def write_scenes(settings: ScenesSettings) -> None:
     tables = CocoTables(settings)
     with store_errors_as(RunError, f"--output {settings.output} cannot be written"):
         if filesystem.exists(f"{root}/{PANOPTIC_JSON}"):
-            raise RunError(f"--output {settings.output} holds a {PANOPTIC_JSON} already; name another place")
+            raise RunError(f"--output {settings.output} already holds a {PANOPTIC_JSON}; choose another folder")
         _write_pictures(filesystem, root, settings, tables)
         for name, content in tables.files():
             put_object(filesystem, f"{root}/{name}", json.dumps(content, separators=(",", ":")).encode())
@@ -80,7 +81,7 @@ def _png(pixels_HW3: NDArray[np.uint8]) -> bytes:
 
 @dataclass
 class CocoTables:
-    """What the JSON files hold, scene by scene."""
+    """The content of the JSON files, added scene by scene."""
 
     settings: ScenesSettings
     images: list[dict[str, Any]] = field(default_factory=list)
@@ -94,7 +95,7 @@ class CocoTables:
         for segment in scene_annotations(scene):
             segments_info.append({name: value for name, value in segment.items() if name != "segmentation"})
             if segment["category_id"] in _THING_IDS:
-                # Ids count from 1: pycocotools takes an annotation with id 0 for none.
+                # Ids count from 1, because pycocotools ignores an annotation with id 0.
                 self.instances.append({**segment, "id": len(self.instances) + 1, "image_id": index})
         self.panoptic.append({"image_id": index, "file_name": file_name(index), "segments_info": segments_info})
 
@@ -107,7 +108,7 @@ class CocoTables:
 
 
 def scene_annotations(scene: Scene) -> Iterator[dict[str, Any]]:
-    """Each segment as a COCO annotation but for its image: `id` is the segment's, `segmentation` compressed RLE."""
+    """Each segment as a COCO annotation without image_id: `id` is the segment's, `segmentation` is compressed RLE."""
     height, width = scene.ids_HW.shape
     category_ids = dict(scene.segments)
     for rle in encode_runs(label_runs(scene.ids_HW), height, width):

@@ -117,5 +117,5 @@ def test_a_data_set_that_is_there_is_named_and_kept(capsys, tmp_path):
     assert main(["--output", str(tmp_path), "--number", "1"]) == 0
     before = files(tmp_path)
     capsys.readouterr()
-    assert "holds a panoptic.json already" in refusal(capsys, "--output", tmp_path, "--number", "2")
+    assert "already holds a panoptic.json" in refusal(capsys, "--output", tmp_path, "--number", "2")
     assert files(tmp_path) == before

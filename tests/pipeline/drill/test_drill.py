@@ -86,7 +86,7 @@ def test_a_program_without_faults_passes_and_nothing_is_left(source):
     assert [finding for finding in findings if not finding.is_good] == []
     steps = [finding.step for finding in findings]
     assert {"undisturbed", "workers die", "driver dies", "driver dies in its commit"} <= set(steps)
-    assert steps.count("harmful image") == 7 and steps.count("books and rows") == 2
+    assert steps.count("harmful image") == 7 and steps.count("counts and rows") == 2
     assert [path.name for path in source.parent.iterdir()] == ["photos"]
 
 
@@ -141,10 +141,10 @@ def test_keep_keeps_and_scratch_is_where_it_is_told(source, tmp_path):
 
 
 def test_places_where_it_cannot_work_are_refused(source):
-    with pytest.raises(RunError, match="lies inside --input"):
+    with pytest.raises(RunError, match="is inside --input"):
         findings_of(source, scratch=str(source / "sub"))
     settings = DrillSettings(str(source), "s3://bucket", "model")
-    with pytest.raises(RunError, match="no folder beside it; name one with --scratch"):
+    with pytest.raises(RunError, match="no folder beside it for the drill; name one with --scratch"):
         drill(settings, lambda run: [], print)
     with pytest.raises(RunError, match="does not exist"):
         findings_of(source / "missing")

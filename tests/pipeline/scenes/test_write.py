@@ -218,6 +218,6 @@ def test_settings_that_make_no_sense_are_named(change, said):
 
 
 def test_a_size_without_scenes_is_named_before_anything_is_written(tmp_path):
-    with pytest.raises(RunError, match=r"--height and --width: .* not 32 x 200"):
+    with pytest.raises(RunError, match=r"--height and --width: .* got 32 x 200"):
         write_scenes(ScenesSettings(str(tmp_path / "scenes"), height=32, width=200))
     assert not (tmp_path / "scenes").exists()
