@@ -1,6 +1,6 @@
-"""Files and folders of a local disk that stand at their name whole or not at all, whatever dies while they are written.
+"""Write local files and folders so that they appear whole or not at all, even if the process is killed meanwhile.
 
-They are written under a hidden name in the same folder and renamed. A process that is killed leaves the hidden name.
+They are written under a hidden name in the same folder and then renamed. A killed process leaves the hidden name.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ _ENDING = ".tmp"
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A new name beside `path` for the body to write a file or a folder at; where the body ends well it becomes `path`.
+    """A new name beside `path`, where the body writes a file or folder; if the body succeeds, it is renamed to `path`.
 
-    The folder of `path` is made. What is there is on the disk before it gets its name: no power cut leaves half of it.
+    The folder of `path` is made. The content is synced to disk before the rename, so a power cut cannot leave half.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary_beside(path) as temporary:
@@ -29,7 +29,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
-    """A new hidden name in the folder of `path`; what is at that name in the end is removed."""
+    """A new hidden name in the folder of `path`; whatever has that name at the end is removed."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_ENDING}")
     try:
         yield temporary
@@ -41,7 +41,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 
 
 def sync_file(path: Path) -> None:
-    """Wait until the disk has the file, whoever wrote it."""
+    """Wait until the file is on the disk; any process may have written it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -50,6 +50,6 @@ def sync_file(path: Path) -> None:
 
 
 def is_temporary(path: str) -> bool:
-    """Whether `temporary_beside` made this name; a process that was killed leaves such a file."""
+    """Whether `temporary_beside` made this name; a killed process leaves such a file."""
     name = path.rpartition("/")[2]
     return name.startswith(".") and name.endswith(_ENDING)

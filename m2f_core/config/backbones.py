@@ -1,4 +1,4 @@
-"""What a backbone is made of. Field names are those of `backbone_config` in a Hugging Face config.json. No torch.
+"""Configurations of backbones, with the field names of `backbone_config` in a Hugging Face config.json. No torch.
 
 Another backbone gets a configuration class here, a row in `BACKBONES`, and a branch in
 `model.mask2former.build_backbone`.
@@ -20,8 +20,8 @@ from m2f_core.config.fields import (
     known_fields,
 )
 
-STAGES = ("stage1", "stage2", "stage3", "stage4")  # every one of them is an output
-BOTTLENECK_REDUCTION = 4  # width of a ResNet stage to that of its 3x3 convolutions
+STAGES = ("stage1", "stage2", "stage3", "stage4")  # every stage is an output
+BOTTLENECK_REDUCTION = 4  # width of a ResNet stage / width of its 3x3 convolutions
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class SwinConfig:
     """A Swin Transformer as Mask2Former uses it: four stages, each of which is an output.
 
     Widths of the stages are `embed_dim * (1, 2, 4, 8)`, their strides `patch_size * (1, 2, 4, 8)` pixels.
-    `drop_path_rate` is the share of training images for which the last block adds nothing; it grows linearly from 0 at
-    the first block, and has no part in inference.
+    `drop_path_rate` is the share of training images for which the last block adds nothing. The rate of the blocks grows
+    linearly from 0 at the first block. Inference does not use it.
     """
 
     embed_dim: int = 96
@@ -80,7 +80,7 @@ class SwinConfig:
         if isinstance(patch_size, tuple) and len(set(patch_size)) == 1:
             known["patch_size"] = patch_size[0]  # older files write [4, 4]
         if json_dict.get("use_absolute_embeddings"):
-            raise ConfigError("use_absolute_embeddings=true is not supported: no published Mask2Former has it")
+            raise ConfigError("use_absolute_embeddings=true is not supported: no published Mask2Former uses it")
         _check_outputs(json_dict)
         return cls(**known)
 
@@ -93,9 +93,9 @@ class SwinConfig:
 class ResNetConfig:
     """A ResNet of bottleneck blocks: a 7x7 stem at stride 4 and four stages, each of which is an output.
 
-    `hidden_sizes` are the widths of the stages. Where a stage halves the resolution, its first 3x3 convolution does so,
-    or with `downsample_in_bottleneck` the 1x1 before it. `hidden_act` follows the stem and each block's sum; inside of
-    a block it is always relu, as in transformers.
+    `hidden_sizes` are the widths of the stages. If a stage halves the resolution, its first 3x3 convolution does this,
+    or with `downsample_in_bottleneck` the 1x1 convolution before it. `hidden_act` follows the stem and each block's
+    sum; inside a block the activation is always relu, as in transformers.
     """
 
     embedding_size: int = 64

@@ -1,4 +1,4 @@
-"""What the fields of a configuration may hold: one check for each kind, with one message each. No torch."""
+"""Checks of a configuration's fields: one check with one message for each kind of field. Does not import torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_booleans(config: object, names: tuple[str, ...]) -> None:
 
 
 def check_numbers(config: object, names: tuple[str, ...], least: float = 0, most: float = math.inf) -> None:
-    """Each a finite number from `least` to `most`, whole or not."""
+    """Each field must be a finite number from `least` to `most`, whole or not."""
     for name in names:
         value = getattr(config, name)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value != math.inf

@@ -1,8 +1,8 @@
-"""Which dataset category each class of a model stands for.
+"""The dataset category of each class of a model.
 
-A model counts its classes 0, 1, 2, ... (`class_id`); a dataset has ids of its own (`category_id`), with gaps. Mixing
-the two is a classic bug, so the translation is an object, made once: from the checkpoint's config.json, from the name
-of a dataset that we know (`m2f_core/datasets`, described in its README), or from the categories of a COCO file.
+A model numbers its classes 0, 1, 2, ... (`class_id`); a dataset has its own ids (`category_id`), with gaps. Mixing the
+two is a classic bug, so the translation is an object that is made once: from the checkpoint's config.json, from the
+name of a known dataset (`m2f_core/datasets`, described in its README), or from the categories of a COCO file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from m2f_core.config.mask2former import ConfigError, read_id2label
 
-# Names for users -> files. A dataset has all its classes in its panoptic and semantic models, its things in the others.
+# Names for users -> files. Panoptic and semantic models have all classes of a dataset, instance models its things.
 DATASET_FILES = {
     "coco": "coco.json",
     "ade20k": "ade20k.json",
@@ -27,13 +27,13 @@ DATASET_FILES = {
 Task = Literal["panoptic", "instance", "semantic"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
-# So many of a checkpoint's names must be a dataset's, each at its place. A fine-tuned model may have renamed a few.
+# Share of a checkpoint's names that must match a dataset, each at its place; a fine-tuned model may rename a few.
 SHARE_OF_NAMES = 0.95
 
 
 @dataclass(frozen=True)
 class Category:
-    """One class of the model: `class_id` is the model's, `category_id` the dataset's."""
+    """One class: `class_id` is the model's id, `category_id` the dataset's."""
 
     class_id: int
     category_id: int
@@ -43,7 +43,7 @@ class Category:
 
 @dataclass(frozen=True)
 class LabelMap:
-    """The categories in class order. `known` is false where ids and `isthing` are a guess; the caller should warn."""
+    """The categories in class order. If `known` is false, ids and `isthing` are guessed and the caller should warn."""
 
     categories: tuple[Category, ...]
     known: bool = True
@@ -59,23 +59,23 @@ class LabelMap:
 
     @property
     def class_id_of_category(self) -> dict[int, int]:
-        """The way back, for annotations: category_id -> class_id."""
+        """category_id -> class_id, for annotations."""
         return {category.category_id: category.class_id for category in self.categories}
 
     def with_stuff(self, class_ids: Collection[int]) -> LabelMap:
-        """The same categories, where exactly `class_ids` are stuff."""
+        """The same categories, but exactly `class_ids` are stuff."""
         categories = tuple(replace(c, isthing=c.class_id not in class_ids) for c in self.categories)
         return replace(self, categories=categories)
 
     def to_list(self) -> list[dict[str, Any]]:
-        """The `categories` entry of config.json, in COCO's words."""
+        """The `categories` entry of config.json, in COCO's form."""
         return [{"id": c.category_id, "name": c.name, "isthing": int(c.isthing)} for c in self.categories]
 
     @classmethod
     def from_config_dict(cls, config_json: Mapping[str, Any]) -> LabelMap:
-        """In this order: the file's own `categories`, a dataset recognised by the names of its classes, or a guess.
+        """Use the first of: the file's own `categories`, a dataset recognised by its class names, or a guess.
 
-        The guess is that categories are numbered as classes and all of them are things. Names stay the file's.
+        The guess: category ids equal class ids, and all categories are things. Names always come from the file.
         """
         names = [name for _, name in sorted(read_id2label(config_json).items())]
         if config_json.get("categories") is not None:
@@ -92,14 +92,14 @@ class LabelMap:
         dataset, _, task = name.rpartition("-")
         if dataset not in DATASET_FILES or task not in TASKS:
             raise ValueError(
-                f"{name!r} is no dataset with classes known here: give one of {', '.join(DATASET_FILES)}, "
+                f"the classes of dataset {name!r} are not known; use one of {', '.join(DATASET_FILES)}, "
                 f"a dash and one of {', '.join(TASKS)}"
             )
         categories, _ = _read_dataset(dataset)
         return _things_of(categories) if task == "instance" else cls(categories)
 
     def has_classes_of(self, name: str) -> bool:
-        """Whether these are the classes of `dataset-task`, as in `of_dataset`, in whatever order."""
+        """Whether these are the classes of `dataset-task`, as in `of_dataset`, in any order."""
         expected = self.of_dataset(name)
         _, name_of_spelling = _read_dataset(name.rpartition("-")[0])
         here, there = (sorted(_name_in(name_of_spelling, c.name) for c in of.categories) for of in (self, expected))
@@ -107,9 +107,9 @@ class LabelMap:
 
     @classmethod
     def of_num_labels(cls, num_labels: int) -> LabelMap | None:
-        """The one dataset and task with so many classes, or None: for detectron2's checkpoints, which hold no names.
+        """The only dataset and task with this number of classes, or None.
 
-        `known` is false, for a number proves little.
+        This is for detectron2's checkpoints, which hold no names. `known` is false, because the number proves little.
         """
         for label_map, _ in _known_orders():
             if len(label_map.categories) == num_labels:
@@ -120,8 +120,8 @@ class LabelMap:
     def from_coco_categories(cls, entries: object) -> LabelMap:
         """Number the `categories` of a COCO annotation file: things by ascending id, then stuff by ascending id.
 
-        That is detectron2's order for COCO, and the only one there is without stuff; categories without `isthing` (an
-        instance file) are things. ADE20K's and Mapillary's published models mix things and stuff: `of_dataset` knows
+        This is detectron2's order for COCO, and the only possible order without stuff; categories without `isthing` (in
+        an instance file) are things. ADE20K's and Mapillary's published models mix things and stuff: `of_dataset` knows
         their order, this method does not. Raises ConfigError.
         """
         if not isinstance(entries, list) or not entries:
@@ -133,7 +133,7 @@ class LabelMap:
 
 
 def _known_orders() -> Iterator[tuple[LabelMap, Mapping[str, str]]]:
-    """Every order of classes that is known, no two of one length, and what the dataset's spellings stand for."""
+    """Every known order of classes, each with a different length, and the dataset's map of spellings to names."""
     for dataset in DATASET_FILES:
         categories, name_of_spelling = _read_dataset(dataset)
         yield LabelMap(categories), name_of_spelling
@@ -142,7 +142,7 @@ def _known_orders() -> Iterator[tuple[LabelMap, Mapping[str, str]]]:
 
 @cache
 def _read_dataset(dataset: str) -> tuple[tuple[Category, ...], Mapping[str, str]]:
-    """The categories in class order, and the name that each spelling stands for."""
+    """The categories in class order, and a map from each spelling to its name."""
     path = files("m2f_core") / "datasets" / DATASET_FILES[dataset]
     entries = json.loads(path.read_text(encoding="utf-8"))["categories"]
     spellings = {spelling(name): e["name"] for e in entries for name in [e["name"], *e.get("also", [])]}
@@ -158,17 +158,17 @@ def _numbered(categories: Sequence[Category]) -> tuple[Category, ...]:
 
 
 def spelling(name: str) -> str:
-    """What spellings of one name share: "Building, edifice", "building" and COCO's "building-other-merged" are one."""
+    """The key of a name's spellings: "Building, edifice", "building" and COCO's "building-other-merged" share one."""
     first_synonym = name.split(",")[0].strip().lower()
     without_suffix = re.sub(r"(-(other|merged|stuff))+$", "", first_synonym)
     return "".join(filter(str.isalnum, without_suffix))
 
 
 def name_keys() -> Iterator[Callable[[str], str]]:
-    """Ways to tell which names of two lists mean the same: such have one key.
+    """Key functions for comparing names of two lists: names with equal keys mean the same class.
 
-    Names are the same as they are spelled, or because a dataset that is known has them as synonyms; each dataset is a
-    way of its own, for what one calls a window may be the windowpane of another.
+    The first function compares spellings. Then each known dataset has a function that uses its synonyms; these are
+    separate, because the window of one dataset may be the windowpane of another.
     """
     yield spelling
     for dataset in DATASET_FILES:
@@ -180,9 +180,9 @@ def _name_in(name_of_spelling: Mapping[str, str], name: str) -> str:
 
 
 def _is_order_of(label_map: LabelMap, name_of_spelling: Mapping[str, str], names: Sequence[str]) -> bool:
-    """Whether `names` are these categories in this order, but for a few names that the dataset does not have.
+    """Whether `names` are these categories in this order, except for a few names that the dataset does not have.
 
-    A single name that belongs to another of its categories says that the order is another one.
+    A single name that belongs to another category of the dataset proves that the order is different.
     """
     if len(names) != len(label_map.categories):
         return False

@@ -1,7 +1,7 @@
-"""What a Mask2Former is made of: every number of the architecture, checked.
+"""The configuration of a Mask2Former: every number of the architecture, checked.
 
-Field names are those of a Hugging Face `config.json`, so that a checkpoint's file and this class read side by side.
-This module does not import torch: the driver of a run reads the configuration of a checkpoint without paying for it.
+Field names equal those of a Hugging Face `config.json`, so that a checkpoint's file and this class can be compared.
+This module does not import torch, so that the driver of a run reads a checkpoint's configuration quickly.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from m2f_core.config.fields import (
     known_fields,
 )
 
-GROUP_NORM_GROUPS = 32  # of the pixel decoder; a constant of the architecture, not a field
-PAPER_DROP_PATH_RATE = 0.3  # of every published Swin model in training
+GROUP_NORM_GROUPS = 32  # in the pixel decoder; a constant of the architecture, not a field
+PAPER_DROP_PATH_RATE = 0.3  # every published Swin model was trained with this
 
 # Other names under which transformers has written, and still reads, the same field.
 LEGACY_NAMES = {"hidden_size": "hidden_dim", "num_hidden_layers": "decoder_layers"}
@@ -50,7 +50,7 @@ def read_id2label(json_dict: Mapping[str, Any]) -> dict[int, str]:
     """Class names of a config.json by class_id. As in transformers, `num_labels` alone gives LABEL_0, LABEL_1, ..."""
     raw = json_dict.get("id2label")
     if raw is None:
-        num_labels = json_dict.get("num_labels", 2)  # transformers' default, of no use but theirs
+        num_labels = json_dict.get("num_labels", 2)  # transformers' default
         if not is_count(num_labels):
             raise ConfigError(f"num_labels must be a whole number of at least 1, not {num_labels!r}")
         return _numbered_labels(num_labels)
@@ -67,11 +67,12 @@ def read_id2label(json_dict: Mapping[str, Any]) -> dict[int, str]:
 class Mask2FormerConfig:
     """The whole model and its loss.
 
-    `decoder_layers` counts predictions: 10 means 9 layers and one prediction before the first. `use_auxiliary_loss`
-    asks for the loss of all of them, `output_auxiliary_logits` puts the earlier ones into the model's output.
+    `decoder_layers` counts predictions: 10 means 9 layers and one prediction before the first layer.
+    `use_auxiliary_loss` turns on the loss of all predictions; `output_auxiliary_logits` adds the earlier predictions to
+    the model's output.
 
-    `dropout`, `ignore_value`, `init_std` and `init_xavier_std` are kept for transformers; nothing here reads them. The
-    original has no dropout, and transformers itself reads no `ignore_value`.
+    `dropout`, `ignore_value`, `init_std` and `init_xavier_std` are kept for transformers; this code does not read them.
+    The original has no dropout, and transformers itself does not read `ignore_value`.
     """
 
     backbone_config: BackboneConfig = field(
@@ -121,7 +122,7 @@ class Mask2FormerConfig:
                 f"feature_strides must be the backbone's {list(self.backbone_config.feature_strides)}, "
                 f"not {list(self.feature_strides)}"
             )
-        # Any other value would need another number of FPN levels; the original has exactly one.
+        # Any other value would need another number of FPN levels; the original has exactly one level.
         if self.common_stride != self.feature_strides[0]:
             raise ConfigError(f"common_stride must be {self.feature_strides[0]}, not {self.common_stride}")
         check_activation(self, "activation_function")
@@ -140,8 +141,8 @@ class Mask2FormerConfig:
         check_numbers(self, ("oversample_ratio",), least=1)
         check_numbers(self, ("importance_sample_ratio", "dropout"), most=1)
         if not any(getattr(self, name) for name in LOSS_WEIGHTS):
-            raise ConfigError(f"{', '.join(LOSS_WEIGHTS)} must not all be 0: there would be no loss")
-        # The mean over an image without objects divides by it.
+            raise ConfigError(f"{', '.join(LOSS_WEIGHTS)} must not all be 0, because the loss would be 0")
+        # For an image without objects, the mean divides by this weight.
         if self.no_object_weight == 0:
             raise ConfigError("no_object_weight must be above 0")
 
@@ -152,7 +153,7 @@ class Mask2FormerConfig:
 
     @classmethod
     def from_dict(cls, json_dict: Mapping[str, Any]) -> Mask2FormerConfig:
-        """Read a Hugging Face config.json. Unknown keys are ignored, missing ones have transformers' defaults."""
+        """Read a Hugging Face config.json. Unknown keys are ignored; missing keys get transformers' defaults."""
         model_type = json_dict.get("model_type")
         if model_type != "mask2former":
             raise ConfigError(f'model_type must be "mask2former", not {model_type!r}: this is another architecture')
@@ -162,9 +163,9 @@ class Mask2FormerConfig:
         return cls(**{**known, **_read_backbone(json_dict), "id2label": read_id2label(json_dict)})
 
     def to_dict(self) -> dict[str, Any]:
-        """A config.json that transformers can read; `from_dict` of it is this configuration."""
+        """A config.json that transformers can read and from which `from_dict` restores this configuration."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
-        # Where transformers says float it refuses a whole number.
+        # transformers refuses a whole number in a float field.
         own |= {name: float(own[name]) for name in FLOATS}
         return {
             "architectures": ["Mask2FormerForUniversalSegmentation"],
@@ -195,7 +196,7 @@ class Mask2FormerConfig:
     def swin_base(
         cls, num_labels: int = 133, id2label: dict[int, str] | None = None, num_queries: int = 100
     ) -> Mask2FormerConfig:
-        """106.9 M parameters with 133 classes; the published ones were pre-trained at 384 pixels, hence window 12."""
+        """106.9 M parameters with 133 classes; the published models were pre-trained at 384 pixels, hence window 12."""
         backbone = SwinConfig(
             embed_dim=128,
             depths=(2, 2, 18, 2),
@@ -209,7 +210,7 @@ class Mask2FormerConfig:
     def swin_large(
         cls, num_labels: int = 133, id2label: dict[int, str] | None = None, num_queries: int = 200
     ) -> Mask2FormerConfig:
-        """215.5 M parameters with 133 classes; most published ones have 200 queries."""
+        """215.5 M parameters with 133 classes; most published models have 200 queries."""
         backbone = SwinConfig(
             embed_dim=192,
             depths=(2, 2, 18, 2),
@@ -237,7 +238,7 @@ class Mask2FormerConfig:
     def tiny(
         cls, num_labels: int = 8, id2label: dict[int, str] | None = None, num_queries: int = 20, **others: Any
     ) -> Mask2FormerConfig:
-        """Every kind of layer, also a shifted window, at 1.6 M parameters: for tests and demonstrations.
+        """Every kind of layer, including a shifted window, with 1.6 M parameters: for tests and demonstrations.
 
         `others` are fields that do not change the architecture, such as `train_num_points`.
         """
@@ -264,11 +265,13 @@ class Mask2FormerConfig:
 
 
 def _read_backbone(json_dict: Mapping[str, Any]) -> dict[str, BackboneConfig]:
-    """The `backbone_config` entry as a keyword argument; empty where the file leaves it to the default."""
+    """The `backbone_config` entry as a keyword argument; empty if the file has no such entry."""
     backbone = json_dict.get("backbone_config")
     if backbone is None:
         if json_dict.get("backbone") is not None:
-            raise ConfigError(f"backbone must be spelled out in backbone_config, not named {json_dict['backbone']!r}")
+            raise ConfigError(
+                f"backbone {json_dict['backbone']!r} is given by name only; write out its backbone_config"
+            )
         return {}
     if not isinstance(backbone, Mapping):
         raise ConfigError(f"backbone_config must be an object, not a {type(backbone).__name__}")

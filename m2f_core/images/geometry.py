@@ -1,4 +1,4 @@
-"""The three sizes an image has on its way through the network.
+"""The three sizes of an image on its way through the network.
 
 Legend: sizes are (height, width) in pixels, named `*_hw`.
 """
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class ImageGeometry:
     """Sizes of one image: as decoded, after resizing, after padding.
 
-    `original_hw` is the frame of every mask, box and area in the tables: the decoded image, EXIF orientation applied
-    unless that was switched off. Padding is on the right and at the bottom only, so the resized image is
+    `original_hw` is the frame of every mask, box and area in the tables: the decoded image, with EXIF orientation
+    applied unless the caller turned that off. Padding is on the right and at the bottom only, so the resized image is
     `padded[:resized_h, :resized_w]`.
     """
 

@@ -1,16 +1,16 @@
 """From a decoded image to the network's input: resize, normalise, pad.
 
-Two ways of doing it, which give different sizes and so different masks:
+There are two modes, which give different sizes and so different masks:
 
-* `reference`: as Mask2Former's authors (detectron2). Sizes are rounded, the image is padded with zeros on the right and
-  at the bottom up to a multiple of the divisor, after normalisation.
-* `hf`: as transformers' `Mask2FormerImageProcessorPil`. Sizes are truncated and the image is then stretched up to a
+* `reference`: like Mask2Former's authors (detectron2). Sizes are rounded, and after normalisation the image is padded
+  with zeros on the right and at the bottom up to a multiple of the divisor.
+* `hf`: like transformers' `Mask2FormerImageProcessorPil`. Sizes are truncated and the image is then stretched up to a
   multiple of the divisor; nothing is padded.
 
-Both resize the uint8 image with Pillow's filter and both normalise per channel. Their float32 results differ in the
+Both modes resize the uint8 image with Pillow's filter and normalise per channel. Their float32 results differ in the
 last bits, because one subtracts on the scale 0..255 and the other on 0..1. A uint8 pixel has only 256 values, so each
-mode's arithmetic is done once, in that mode's own order of operations, for a table of 3 x 256 answers, and images look
-their pixels up. That is bitwise equal to the original of either mode, on every device, and a pixel's value cannot
+mode's arithmetic runs once, in the mode's own order of operations, for a table of 3 x 256 values, in which pixels are
+looked up. The result is bitwise equal to the original of either mode, on every device, and a pixel's value cannot
 depend on its batch.
 
 Legend: B batch, C = 3 channels (red, green, blue), V = 256 values of a uint8, h w resized pixels, H W padded pixels.
@@ -40,10 +40,10 @@ _NOT_NORMALIZED = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # mean and deviation
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """How images are resized, normalised and padded. Holds plain numbers only, so it compares, pickles and prints.
+    """How images are resized, normalised and padded. It holds only plain numbers, so it can be compared and pickled.
 
-    `mean` and `std` are on the scale of `pixel * rescale_factor`, in the order red, green, blue. `resample` is one of
-    Pillow's filters by its number (2 is bilinear). `size_source` says who asked for `size`.
+    `mean` and `std` are on the scale of `pixel * rescale_factor`, in the order red, green, blue. `resample` is the
+    number of a Pillow filter (2 is bilinear). `size_source` says where `size` comes from.
     """
 
     mode: str
@@ -65,9 +65,9 @@ class ImageProcessor:
     ) -> "ImageProcessor":
         """Read the content of a `preprocessor_config.json`; None means the paper's setting.
 
-        `image_size` replaces the file's size. `do_normalize: false` and `do_rescale: false` are honoured.
-        `pad_size`, and `do_resize: false` without `image_size`, are refused, since every image must get a size. Keys
-        that do not change an image's pixels are ignored. Every ValueError names the field it is about.
+        `image_size` replaces the file's size. `do_normalize: false` and `do_rescale: false` are obeyed. `pad_size`, and
+        `do_resize: false` without `image_size`, are refused, since every image needs a target size. Keys that do not
+        change an image's pixels are ignored. Every ValueError names the wrong field.
         """
         if config is None:
             return cls(mode, image_size or PAPER_SIZE, size_source="argument" if image_size else "default")
@@ -90,7 +90,7 @@ class ImageProcessor:
         )
 
     def to_preprocessor_config(self) -> dict[str, Any]:
-        """A `preprocessor_config.json` that transformers can read; `from_preprocessor_config` of it gives this back."""
+        """A `preprocessor_config.json` for transformers, from which `from_preprocessor_config` restores this object."""
         if self.size.edges is not None:
             size = {"shortest_edge": self.size.edges[0], "longest_edge": self.size.edges[1]}
         else:
@@ -112,24 +112,24 @@ class ImageProcessor:
         }
 
     def warnings(self) -> list[str]:
-        """What a user should be told before images are processed in this way, one sentence each."""
+        """Warnings for the user about these settings, one sentence each."""
         warnings = []
         if self.size_source == "file" and self.size.fixed_hw:
             warnings.append(
-                f"preprocessor_config.json asks for a fixed size of {self.size}, as the published Hugging Face files "
-                "do: it distorts images and is not the size the models were evaluated at "
-                f"({PAPER_SIZE} = shortest:longest edge for COCO); give an image size to override it"
+                f"preprocessor_config.json sets a fixed size of {self.size}, as the published Hugging Face files do; "
+                "this distorts images, and the models were evaluated at another size "
+                f"({PAPER_SIZE} = shortest:longest edge for COCO); pass an image size to override it"
             )
         if self.rescale_factor == 1.0 or (self.mean, self.std) == _NOT_NORMALIZED:
             warnings.append(
-                "preprocessor_config.json leaves pixels as they are (do_rescale or do_normalize is off, or mean and "
-                "deviation are 0 and 1): right only for a model that was trained with such pixels, as none of the "
-                "published ones was"
+                "preprocessor_config.json does not normalise pixels (do_rescale or do_normalize is off, or mean and "
+                "deviation are 0 and 1); this is right only for a model that was trained with such pixels, and no "
+                "published model was"
             )
         return warnings
 
     def geometry(self, height: int, width: int) -> ImageGeometry:
-        """The sizes an image of `height` x `width` pixels has after resizing and after padding."""
+        """The sizes of an image of `height` x `width` pixels after resizing and after padding."""
         assert height > 0 and width > 0
         if self.size.edges is None:
             assert self.size.fixed_hw is not None
@@ -143,9 +143,9 @@ class ImageProcessor:
         return ImageGeometry((height, width), resized_hw, padded_hw)
 
     def resize(self, image: Image.Image, resized_hw: tuple[int, int] | None = None) -> np.ndarray:
-        """Resize an RGB image; returns uint8 [h, w, 3] of `resized_hw`, by default that of its own `geometry`.
+        """Resize an RGB image; returns uint8 [h, w, 3] of `resized_hw`, by default the size of its own `geometry`.
 
-        What Pillow's own `resize` gives, to the last bit.
+        The result equals Pillow's own `resize` to the last bit.
         """
         if image.mode != "RGB":
             raise ValueError(f"the image has mode {image.mode}, not RGB")
@@ -156,11 +156,11 @@ class ImageProcessor:
 
     @property
     def resizes_anywhere(self) -> bool:
-        """Whether `resize_on` knows the filter; Pillow has more of them."""
+        """Whether `resize_on` supports the filter; Pillow has more filters."""
         return self.resample in RESAMPLES
 
     def resize_on(self, device: torch.device, image_hw3: torch.Tensor, resized_hw: tuple[int, int]) -> torch.Tensor:
-        """As `resize`, of a uint8 image [h, w, 3] and on a device; one that has its size already stays as it is."""
+        """Like `resize`, for a uint8 image [h, w, 3] on a device; an image that already has the size is not changed."""
         if image_hw3.shape[:2] == resized_hw:
             return image_hw3
         return resize_by_torch(image_hw3.to(device, non_blocking=True), resized_hw, self.resample)
@@ -173,7 +173,7 @@ class ImageProcessor:
     ) -> torch.Tensor:
         """Normalise uint8 images [h, w, 3] of one padded size; returns float32 [B, 3, H, W] on `device`.
 
-        Resized sizes may differ. What an image becomes is bitwise independent of the others, and of the device. The
+        Resized sizes may differ. An image's values are bitwise independent of the other images and of the device. The
         padding is 0 after normalisation, which is the mean colour and not black.
         """
         assert images_hw3
@@ -184,7 +184,7 @@ class ImageProcessor:
         return look_up(tensors_hw3, torch.from_numpy(self._normalized_values()).to(device), padded_hw)
 
     def warm_up(self) -> None:
-        """Compile what the methods above compile on their first call, before images wait for it."""
+        """Compile now what the methods above would compile on their first call, so that no image waits for it."""
         self.to_batch([self.resize(Image.new("RGB", (4, 4)))], self.geometry(4, 4).padded_hw)
 
     def _normalized_values(self) -> np.ndarray:
@@ -203,7 +203,7 @@ class ImageProcessor:
 
 
 def _rounded_edges(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
-    """detectron2's `ResizeShortestEdge`, same order of float operations; at least 1 pixel each, where it gives 0."""
+    """detectron2's `ResizeShortestEdge`, with the same float operations, but at least 1 pixel where it gives 0."""
     scale = shortest / min(height, width)
     if height < width:
         new_height, new_width = float(shortest), scale * width
@@ -216,13 +216,13 @@ def _rounded_edges(height: int, width: int, shortest: int, longest: int) -> tupl
 
 
 def _truncated_edges(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
-    """transformers' `get_size_with_aspect_ratio`; at least 1 pixel each, where it gives 0 and fails."""
+    """transformers' `get_size_with_aspect_ratio`, but at least 1 pixel where it gives 0 and fails."""
     short, long = min(height, width), max(height, width)
     exact_short: float = shortest
     if long / short * shortest > longest:
         exact_short = longest * short / long
     new_short = round(exact_short)
-    # An edge that fits already leaves the image as it is, even if the other exceeds `longest` by a pixel or more.
+    # If one edge already fits, the image stays as it is, even if the other edge exceeds `longest`.
     new_long = long if new_short == short else int(exact_short * long / short)
     new_short, new_long = max(1, new_short), max(1, new_long)
     return (new_long, new_short) if width < height else (new_short, new_long)
@@ -245,7 +245,7 @@ def _is_number(value: object) -> bool:
 
 
 def _file_size(config: Mapping[str, Any]) -> ImageSize | None:
-    """The file's size. A missing longest edge is 1333, as in the transformers versions that wrote such files."""
+    """The file's size. A missing longest edge means 1333, as in the transformers versions that wrote such files."""
     size = config.get("size")
     max_size = config.get("max_size")
     longest_edge = PAPER_EDGES[1] if max_size is None else max_size

@@ -1,6 +1,6 @@
-"""The size images are brought to before the network, and its two written forms.
+"""The size to which images are resized before the network, and its two written forms.
 
-Apart from `image_processor.py` so that a command line can parse a size without importing torch.
+This is separate from `image_processor.py`, so that a command line can parse a size without importing torch.
 """
 
 import re
@@ -9,15 +9,16 @@ from dataclasses import dataclass
 _WRITTEN = re.compile(r"([0-9]{1,6})([:x])([0-9]{1,6})")
 
 
-MAX_PIXELS_A_SIDE = 16_384  # a slip of the finger, not a wish: one image would be 3 GB
+MAX_PIXELS_A_SIDE = 16_384  # a larger value must be a typing error: one image would take 3 GB
 
 
 @dataclass(frozen=True)
 class ImageSize:
     """A target size in pixels: either `edges` or `fixed_hw` is set.
 
-    `edges` = (shortest, longest) keeps the aspect ratio: the shorter edge gets `shortest` unless that made the longer
-    one exceed `longest`. `fixed_hw` = (height, width) is the same for every image, whatever its aspect ratio.
+    `edges` = (shortest, longest) keeps the aspect ratio: the shorter edge gets `shortest`, or less if otherwise the
+    longer edge would exceed `longest`. `fixed_hw` = (height, width) is the same for all images, whatever their aspect
+    ratio.
     """
 
     edges: tuple[int, int] | None = None
@@ -29,9 +30,7 @@ class ImageSize:
         if min(self.edges or self.fixed_hw or ()) < 1:
             raise ValueError(f"image size {self}: every length must be at least 1 pixel")
         if max(self.fixed_hw or (self.edges or ())[:1]) > MAX_PIXELS_A_SIDE:
-            raise ValueError(
-                f"image size {self}: no network of this kind takes more than {MAX_PIXELS_A_SIDE} pixels a side"
-            )
+            raise ValueError(f"image size {self}: a side may have at most {MAX_PIXELS_A_SIDE} pixels")
         if self.edges is not None and self.edges[0] > self.edges[1]:
             raise ValueError(f"image size {self}: the shortest edge, written first, is longer than the longest edge")
 

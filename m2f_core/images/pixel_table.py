@@ -1,4 +1,4 @@
-"""Pixels through a table: uint8 images into one normalised, padded float32 batch.
+"""Normalise pixels by a table: uint8 images into one normalised, padded float32 batch.
 
 Legend: B images, C = 3 channels, V = 256 values, h w an image, H W the batch.
 """
@@ -13,9 +13,9 @@ from m2f_core.jit import compiled
 
 
 def look_up(images_hw3: Sequence[Tensor], table_CV: Tensor, padded_hw: tuple[int, int]) -> Tensor:
-    """float32 [B, C, H, W] on the device of the table: `table[c, pixel]`, and 0 beyond an image's right and bottom.
+    """float32 [B, C, H, W] on the device of the table: `table[c, pixel]`, and 0 in the padding at the right and bottom.
 
-    Each uint8 image travels to that device as it is, from pinned memory without anybody waiting for it.
+    Each uint8 image is copied to that device unchanged, and asynchronously if it is in pinned memory.
     """
     batch_BCHW = torch.empty((len(images_hw3), 3, *padded_hw), dtype=torch.float32, device=table_CV.device)
     for image_hw3, out_CHW in zip(images_hw3, batch_BCHW, strict=True):
@@ -42,7 +42,7 @@ def _look_up(image, table, out):  # type: ignore[no-untyped-def]
 
 def _look_up_by_torch(image_hw3: Tensor, table_CV: Tensor, out_CHW: Tensor) -> None:
     height, width, _ = image_hw3.shape
-    for channel in range(3):  # one at a time: the int64 indices are eight times as large as the pixels
+    for channel in range(3):  # one channel at a time: the int64 indices are eight times as large as the pixels
         out_CHW[channel, :height, :width] = torch.take(table_CV[channel], image_hw3[..., channel].long())
     out_CHW[:, height:] = 0
     out_CHW[:, :, width:] = 0

@@ -1,13 +1,13 @@
-"""Pillow's resize of a uint8 image, to the last bit, where Pillow is too slow or cannot go: fused loops, and a device.
+"""Pillow's resize of a uint8 image, equal to the last bit: as fused loops (faster than Pillow), and on any device.
 
-Pillow (`Resample.c`) filters along the rows and then along the columns, each output pixel a weighted sum of the input
-pixels below an antialiasing filter. Weights are rounded to 22 binary digits, sums are whole numbers, and what lies
-between the two passes is rounded to uint8: nothing of it depends on an order of floating-point operations, so it can be
-had exactly on any device, and a result does not say where it was computed.
+Pillow (`Resample.c`) filters along the rows and then along the columns; each output pixel is a weighted sum of the
+input pixels below an antialiasing filter. Weights are rounded to 22 binary digits, sums are whole numbers, and the
+image between the two passes is rounded to uint8. So nothing depends on the order of floating-point operations, and all
+devices give exactly the same result.
 
-Which pass is the first one changes last bits, and Pillow 13 changed it: where an image loses more than twice as many
-rows as columns, the columns are filtered first (pull request 9549). Here it is as in the Pillow that is installed, so
-that this is always what `Image.resize` gives.
+The order of the two passes changes last bits, and Pillow 13 changed the order: if an image loses more than twice as
+many rows as columns, the columns are filtered first (pull request 9549). This module uses the order of the installed
+Pillow, so that it always equals `Image.resize`.
 
 Legend: h w image as decoded, H W resized, n outputs along an axis, T taps: input pixels that an output pixel reads.
 """
@@ -25,7 +25,7 @@ from PIL import Image
 
 from m2f_core.jit import compiled
 
-_PRECISION_BITS = 32 - 8 - 2  # of a weight: a sum of 8-bit pixels must fit into 32 bits, and filters may overshoot
+_PRECISION_BITS = 32 - 8 - 2  # bits of a weight: a sum of 8-bit pixels must fit into 32 bits, and filters may overshoot
 _HALF = np.int32(1 << (_PRECISION_BITS - 1))
 
 
@@ -43,12 +43,12 @@ def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
 
 
-# Filter and how far it reaches, in pixels of the coarser of the two images
+# Filter, and its reach in pixels of the coarser of the two images
 _FILTERS: dict[int, tuple[Callable[[NDArray[np.float64]], NDArray[np.float64]], float]] = {
     int(Image.Resampling.BILINEAR): (_triangle, 1.0),
     int(Image.Resampling.BICUBIC): (_cubic, 2.0),
 }
-RESAMPLES = frozenset(_FILTERS)  # the filters of Pillow that are known here, by their numbers
+RESAMPLES = frozenset(_FILTERS)  # numbers of the Pillow filters that are supported here
 
 
 class Taps(NamedTuple):
@@ -73,20 +73,20 @@ def pillow_taps(num_in: int, num_out: int, resample: int) -> Taps:
     weight_nT = weigh((place_nT - centre_n[:, None] + 0.5) * (1.0 / filter_scale))
     weight_nT[place_nT >= stop_n[:, None]] = 0.0
     total_n = np.zeros(num_out)
-    for t in range(num_taps):  # one after the other, as Pillow adds them up
+    for t in range(num_taps):  # one after the other, in Pillow's order of addition
         total_n += weight_nT[:, t]
     weight_nT = np.divide(weight_nT, total_n[:, None], out=weight_nT, where=total_n[:, None] != 0.0)
-    # Halves away from zero; the conversion cuts off
+    # Round halves away from zero; the conversion truncates
     whole_nT = (weight_nT * (1 << _PRECISION_BITS) + np.copysign(0.5, weight_nT)).astype(np.int32)
     return _within(first_n, whole_nT, num_in)
 
 
 def _within(first_n: NDArray[np.int64], weights_nT: NDArray[np.int32], num_in: int) -> Taps:
-    """The same sums with as few taps as they need, and none beyond the last pixel."""
+    """The same sums with as few taps as possible, and with no tap beyond the last pixel."""
     used = np.flatnonzero(weights_nT.any(axis=0))
     weights_nT = weights_nT[:, : used[-1] + 1]
     num_taps = weights_nT.shape[1]
-    beyond_n = np.maximum(first_n + num_taps - num_in, 0)  # so far the windows of the last outputs move to the front
+    beyond_n = np.maximum(first_n + num_taps - num_in, 0)  # how far the windows of the last outputs move to the front
     place_nT = np.arange(num_taps) - beyond_n[:, None]
     moved_nT = np.where(place_nT >= 0, np.take_along_axis(weights_nT, np.maximum(place_nT, 0), axis=1), 0)
     return Taps(first_n - beyond_n, np.ascontiguousarray(moved_nT, dtype=np.int32))
@@ -106,9 +106,9 @@ def resize_by_kernel(
     resample: int,
     window: tuple[slice, slice] = (slice(None), slice(None)),
 ) -> NDArray[np.uint8]:
-    """`Image.resize` of an RGB image as an array: uint8 [H, W, 3], a view of the input where it has that size already.
+    """`Image.resize` of an RGB image as an array: uint8 [H, W, 3], a view of the input if it already has that size.
 
-    `window`: of the resized image, only these rows and columns; what they do not need is not computed.
+    `window`: compute only these rows and columns of the resized image.
     """
     order = ((0, _along_columns), (1, _along_rows))
     if not _columns_first(image_hw3.shape[:2], size_hw):
@@ -128,7 +128,7 @@ def resize_by_kernel(
 
 
 def _windowed(taps: Taps, wanted: slice) -> tuple[slice, Taps]:
-    """Which input pixels the wanted outputs read, and their taps in these."""
+    """The input pixels that the wanted outputs read, and the taps within these pixels."""
     first, weights = taps.first[wanted], taps.weights[wanted]
     start = int(first[0])
     return slice(start, int(first[-1]) + weights.shape[1]), Taps(first - start, weights)
@@ -141,7 +141,7 @@ def _along_rows(image, first, weights):  # type: ignore[no-untyped-def]
     out = np.empty((height, num_out, 3), np.uint8)
     for y in range(height):
         row, out_row = image[y], out[y]
-        if num_taps == 2:  # when an image is enlarged; so written out it takes two thirds of the time
+        if num_taps == 2:  # for an enlarged image; written out, this takes two thirds of the time
             for x in range(num_out):
                 at, weight, weight_after = first[x], weights[x, 0], weights[x, 1]
                 for channel in range(3):
@@ -184,7 +184,7 @@ def _along_columns(image, first, weights):  # type: ignore[no-untyped-def]
 
 
 def resize_by_torch(image_hw3: torch.Tensor, size_hw: tuple[int, int], resample: int) -> torch.Tensor:
-    """As `resize_by_kernel`, in PyTorch's operations on the device of the image."""
+    """Like `resize_by_kernel`, with PyTorch's operations on the device of the image."""
     axes = (0, 1) if _columns_first((image_hw3.shape[0], image_hw3.shape[1]), size_hw) else (1, 0)
     for axis in axes:
         if size_hw[axis] != image_hw3.shape[axis]:

@@ -1,7 +1,7 @@
-"""The loss: queries are matched with targets, then classes and masks of the pairs are compared.
+"""The loss: match queries with targets, then compare classes and masks of the matched pairs.
 
 Cheng et al., "Mask2Former" (2022), section 3.2; `mask2former/modeling/criterion.py` of the original. On one worker the
-losses and their gradients are those of `Mask2FormerLoss` in transformers, to the last bit at equal seeds.
+losses and their gradients equal `Mask2FormerLoss` in transformers to the last bit at equal seeds.
 
 Legend: B images, Q queries, K classes, N targets of one image, M matched pairs of all images, P points, h w cells of
 predicted masks, H W pixels of targets' masks.
@@ -20,17 +20,17 @@ from m2f_core.losses.points import Rand, draw_uncertain_points, read_at_own_poin
 
 
 class _Normalizers(NamedTuple):
-    """What sums of losses are divided by; scalars, float32."""
+    """The divisors for sums of losses; scalars, float32."""
 
-    num_masks: Tensor  # targets of all images, at least 1; of a mean worker where there are several
-    class_weights: Tensor | None  # summed weights of all queries, of a mean worker; None: this worker's own
+    num_masks: Tensor  # targets of all images, at least 1; with several workers, the mean over the workers
+    class_weights: Tensor | None  # summed weights of all queries, mean over workers; None: this worker's sum
 
 
 class _Truth(NamedTuple):
     """The targets of a batch, one entry for each image."""
 
     mask_labels: Sequence[Tensor]  # [N, H, W] as given: matching reads these, as in transformers
-    padded_masks: Sequence[Tensor]  # of one size: the losses read these
+    padded_masks: Sequence[Tensor]  # padded to one size: the losses read these
     class_labels: Sequence[Tensor]  # [N]
 
 
@@ -38,8 +38,8 @@ class _Truth(NamedTuple):
 class Criterion:
     """Set prediction loss with deep supervision: targets are matched anew with every prediction of the decoder.
 
-    `no_object_weight` is the weight of "no object" in the cross-entropy, where a class has 1. Every mask is compared at
-    `num_points` points, see `m2f_core.losses.points`; `rand` draws all of them.
+    `no_object_weight` is the weight of "no object" in the cross-entropy; every class has weight 1. Every mask is
+    compared at `num_points` points, see `m2f_core.losses.points`; `rand` draws all points.
     """
 
     weights: LossWeights
@@ -57,12 +57,12 @@ class Criterion:
         mask_labels: Sequence[Tensor],
         class_labels: Sequence[Tensor],
     ) -> dict[str, Tensor]:
-        """Weighted losses by the names of transformers; the loss is their sum.
+        """Weighted losses, named as in transformers; the loss is their sum.
 
-        class_queries_logits: [B, Q, K+1], masks_queries_logits: [B, Q, h, w] of the last prediction. Those before it
-        are `auxiliary_predictions`, with these two names as keys; their losses' names end in _0, _1, ... mask_labels:
-        bool [N, H, W] for each image; class_labels: int64 [N]. Computed in float32, also under autocast. Where
-        torch.distributed has several workers, all of them have to take part.
+        class_queries_logits: [B, Q, K+1], masks_queries_logits: [B, Q, h, w] of the last prediction. Earlier ones are
+        `auxiliary_predictions`, with these two names as keys; their losses' names end in _0, _1, ... mask_labels:
+        bool [N, H, W] for each image; class_labels: int64 [N]. Computed in float32, also under autocast. With several
+        workers of torch.distributed, every worker must call this.
         """
         with torch.autocast(masks_queries_logits.device.type, enabled=False):
             truth = _Truth(mask_labels, _pad_to_largest(mask_labels), class_labels)
@@ -78,7 +78,7 @@ class Criterion:
     def _losses(
         self, class_logits_BQK1: Tensor, mask_logits_BQhw: Tensor, truth: _Truth, normalizers: _Normalizers
     ) -> dict[str, Tensor]:
-        """Of one prediction. The order is that in which transformers draws random numbers and sums the losses."""
+        """The losses of one prediction. Random numbers and sums have the same order as in transformers."""
         matches = match_targets(
             class_logits_BQK1,
             mask_logits_BQhw,
@@ -97,11 +97,11 @@ class Criterion:
         }
 
     def _normalizers(self, class_logits_BQK1: Tensor, class_labels: Sequence[Tensor]) -> _Normalizers:
-        """The same for every prediction: how many queries are matched does not depend on which.
+        """The divisors, which are the same for every prediction, because the number of matched queries is the same.
 
-        With several workers, each of which has a part of the batch, sums are divided by those of the whole batch over
-        the number of workers: the mean of the workers' gradients is then the gradient of the whole batch's loss. The
-        original does so for the masks only, and takes no quotient below 1.
+        With several workers, each with a share of the batch, the divisor is the sum over the whole batch divided by the
+        number of workers: the mean of the workers' gradients is then the gradient of the whole batch's loss. The
+        original does this for the masks only, with a quotient of at least 1.
         """
         batch, num_queries, _ = class_logits_BQK1.shape
         device = class_logits_BQK1.device
@@ -123,7 +123,7 @@ class Criterion:
         matches: Sequence[Match],
         summed_weights: Tensor | None,
     ) -> Tensor:
-        """Weighted cross-entropy of all queries; those without a target shall say "no object"."""
+        """Weighted cross-entropy of all queries; queries without a target should predict "no object"."""
         no_object = class_logits_BQK1.shape[-1] - 1
         wanted_BQ = torch.full(class_logits_BQK1.shape[:2], no_object, device=class_logits_BQK1.device)
         for wanted_Q, classes_N, match in zip(wanted_BQ, class_labels, matches, strict=True):
@@ -138,14 +138,14 @@ class Criterion:
     def _mask_losses(
         self, mask_logits_BQhw: Tensor, padded_masks: Sequence[Tensor], matches: Sequence[Match], num_masks: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Binary cross-entropy and dice of the matched pairs, at points that are drawn for each pair."""
+        """Binary cross-entropy and dice loss of the matched pairs, at points that are drawn for each pair."""
         images_M = torch.cat([torch.full_like(match.queries, i) for i, match in enumerate(matches)])
         queries_M = torch.cat([match.queries for match in matches])
         logits_Mhw = mask_logits_BQhw[images_M, queries_M]
         points_MP2 = draw_uncertain_points(
             logits_Mhw, self.num_points, self.oversample_ratio, self.importance_sample_ratio, self.rand
         )
-        # One image at a time: as floats, the masks of all of them would be four times the size of the targets.
+        # One image at a time: as floats, the masks of all images would be four times the size of the targets.
         points_of_images = points_MP2.split([len(match.targets) for match in matches])
         wanted_MP = torch.cat(
             [
@@ -171,7 +171,7 @@ def dice(logits_MP: Tensor, wanted_MP: Tensor, num_masks: Tensor) -> Tensor:
 
 
 def _pad_to_largest(mask_labels: Sequence[Tensor]) -> list[Tensor]:
-    """Masks of one size, by zeros at the right and the bottom; those that have it already are not copied."""
+    """Pad masks to one size with zeros at the right and the bottom; masks of that size are not copied."""
     height, width = (max(masks.shape[axis] for masks in mask_labels) for axis in (1, 2))
     missing = [(width - masks.shape[2], height - masks.shape[1]) for masks in mask_labels]
     return [

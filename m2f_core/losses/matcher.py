@@ -1,7 +1,7 @@
-"""Which query is to find which target: the cheapest assignment of one to the other, image by image.
+"""Match queries with targets: for each image, the assignment with the lowest cost.
 
 Cheng et al., "Mask2Former" (2022), after Carion et al., "DETR" (2020), section 3.1; `mask2former/modeling/matcher.py`
-of the original. The arithmetic is that of `Mask2FormerHungarianMatcher` in transformers, to the last bit.
+of the original. The arithmetic equals `Mask2FormerHungarianMatcher` in transformers to the last bit.
 
 Legend: B images, Q queries, K classes, N targets of one image, P points, h w cells of predicted masks, H W pixels of
 targets' masks (may differ from image to image).
@@ -18,7 +18,7 @@ from m2f_core.losses.points import Rand, read_at_same_points
 
 
 class LossWeights(NamedTuple):
-    """What the three terms count, in the cost of a match as in the loss."""
+    """The weights of the three terms, both in the cost of a match and in the loss."""
 
     cross_entropy: float
     mask: float
@@ -26,7 +26,7 @@ class LossWeights(NamedTuple):
 
 
 class Match(NamedTuple):
-    """The i-th of `queries` is to find the i-th of `targets`; min(Q, N) pairs, on the device of the logits."""
+    """The i-th of `queries` should find the i-th of `targets`; min(Q, N) pairs, on the device of the logits."""
 
     queries: Tensor  # int64
     targets: Tensor  # int64
@@ -44,7 +44,7 @@ def match_targets(
 ) -> list[Match]:
     """One match for each image. `mask_labels`: bool or float [N, H, W]; `class_labels`: int64 [N]; N may be 0.
 
-    Costs are computed in float32 whatever autocast and the logits say: bfloat16 would make ties.
+    Costs are always computed in float32, whatever the types of autocast and logits: bfloat16 would make ties.
     """
     device = mask_logits_BQhw.device
     with torch.autocast(device.type, enabled=False):
@@ -56,7 +56,7 @@ def match_targets(
                 class_logits_BQK1.float(), mask_logits_BQhw.float(), mask_labels, class_labels, strict=True
             )
         ]
-    # Only now wait for the device: all images' costs are under way.
+    # Wait for the device only now, when the costs of all images are under way.
     return [_cheapest(cost_QN) for cost_QN in costs]
 
 
@@ -72,7 +72,7 @@ def matching_cost(
     assert masks_NHW.ndim == 3 and classes_N.shape == masks_NHW.shape[:1], "one mask and one class for each target"
     targets_NP = read_at_same_points(masks_NHW.to(mask_logits_Qhw), points_P2)
     logits_QP = read_at_same_points(mask_logits_Qhw, points_P2)
-    # 1 - p would be the error; the 1 changes no assignment.
+    # The error is 1 - p; the constant 1 does not change the assignment.
     class_cost_QN = -class_logits_QK1.softmax(-1)[:, classes_N]
     mask_cost_QN = pairwise_cross_entropy(logits_QP, targets_NP)
     dice_cost_QN = pairwise_dice(logits_QP, targets_NP)
@@ -96,8 +96,10 @@ def pairwise_dice(logits_QP: Tensor, targets_NP: Tensor) -> Tensor:
 
 
 def _cheapest(cost_QN: Tensor) -> Match:
-    """A cost that is no finite number, as of a model that has diverged, makes its pair the last resort."""
-    from scipy.optimize import linear_sum_assignment  # here, because it takes 0.4 s that inference need not pay
+    """Solve the assignment. A cost that is not finite (as from a diverged model) makes its pair the last choice."""
+    from scipy.optimize import (
+        linear_sum_assignment,
+    )  # imported here, because it takes 0.4 s and inference does not need it
 
     greatest = torch.finfo(cost_QN.dtype).max
     cost_QN = cost_QN.nan_to_num(nan=greatest, posinf=greatest, neginf=greatest)

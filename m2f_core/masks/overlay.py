@@ -1,4 +1,4 @@
-"""Segments drawn over their image, for people to look at.
+"""Draw segments over their image, for people to look at.
 
 Legend: H, W pixels of the image; N masks.
 """
@@ -10,18 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 _OPACITY = 0.55
-_GOLDEN_RATIO = 0.618034  # steps of the hue by it keep any number of colours apart
+_GOLDEN_RATIO = 0.618034  # hue steps of this size keep any number of colours apart
 
 
 def segment_colour(number: int) -> tuple[int, int, int]:
-    """RGB of the segment `number`, counted from 0; neighbours in number look different."""
+    """RGB of the segment `number`, counted from 0; consecutive numbers look different."""
     hue = number * _GOLDEN_RATIO % 1.0
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 1.0 if number % 2 else 0.75)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def draw_segments(pixels_HW3: NDArray[np.uint8], masks_HW: Iterable[NDArray[np.bool_]]) -> NDArray[np.uint8]:
-    """A copy of the image, each mask in a colour of its own with a white outline; later masks cover earlier ones."""
+    """A copy of the image with each mask in its own colour and a white outline; later masks cover earlier ones."""
     drawn_HW3 = pixels_HW3.astype(np.float32)
     outline_HW = np.zeros(pixels_HW3.shape[:2], np.bool_)
     for number, mask_HW in enumerate(masks_HW):
@@ -34,7 +34,7 @@ def draw_segments(pixels_HW3: NDArray[np.uint8], masks_HW: Iterable[NDArray[np.b
 
 
 def _outline(mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The mask's pixels that have a neighbour outside of it; the border of the image is no outside."""
+    """The mask's pixels that have a neighbour outside the mask; the border of the image does not count as outside."""
     padded = np.pad(mask_HW, 1, mode="edge")
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask_HW & ~inner

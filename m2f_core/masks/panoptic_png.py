@@ -1,4 +1,4 @@
-"""Segment ids in the colours of a COCO panoptic PNG. Knows no torch, so that an evaluation does not load it.
+"""Segment ids in the colours of a COCO panoptic PNG. Does not import torch, which an evaluation does not need.
 
 Legend: H, W pixels of the image.
 """
@@ -10,10 +10,12 @@ PANOPTIC_VOID = 0  # the id of pixels without a segment
 
 
 def panoptic_ids(png_HW3: ArrayLike) -> NDArray[np.int32]:
-    """Segment ids [H, W] of the PNG's pixels: red + 256 green + 65536 blue. ValueError where it is no such PNG."""
+    """Segment ids [H, W] of the PNG's pixels: red + 256 green + 65536 blue. ValueError for any other PNG."""
     rgb_HW3 = np.asarray(png_HW3)
     if rgb_HW3.ndim != 3 or rgb_HW3.shape[2] != 3 or rgb_HW3.dtype != np.uint8:
-        raise ValueError(f"a panoptic PNG is uint8 of shape [H, W, 3], got {rgb_HW3.dtype} of shape {rgb_HW3.shape}")
+        raise ValueError(
+            f"a panoptic PNG must be uint8 of shape [H, W, 3], got {rgb_HW3.dtype} of shape {rgb_HW3.shape}"
+        )
     return rgb_HW3.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
 
 

@@ -1,16 +1,16 @@
-"""COCO polygons to masks, pixel for pixel as the COCO API fills them.
+"""COCO polygons to masks, with the same pixels as the COCO API.
 
 A polygon is a list x0, y0, x1, y1, ... in pixels from the upper left corner of the image; it closes itself. The rule:
 
-1. The outline is drawn on a grid five times as fine. Corners are rounded to it; an edge is walked along its longer
-   direction, one fine pixel at a time, and rounded in the other.
-2. Of the five fine columns of a pixel column, the middle one counts: wherever the outline steps between it and the
-   next, the boundary crosses the pixel column, at the upper one of the two fine rows.
+1. The outline is drawn on a grid that is five times as fine. Corners are rounded to this grid; an edge is walked along
+   its longer direction, one fine pixel at a time, and rounded in the other direction.
+2. Of the five fine columns of a pixel column, the middle one counts: wherever the outline steps between it and the next
+   fine column, the boundary crosses the pixel column, at the upper one of the two fine rows.
 3. Down a pixel column, each crossing switches between outside and inside, from the first row on whose middle fine row
-   is not above it. What overlaps itself twice is outside (even-odd rule).
+   is not above the crossing. Areas that the polygon covers twice are outside (even-odd rule).
 
 This is the behaviour of `maskApi` in https://github.com/cocodataset/cocoapi; the tests compare with pycocotools bit
-for bit. Rounding is towards zero after adding a half, as there, which also concerns corners outside of the image.
+for bit. As in that code, rounding is towards zero after adding a half, also for corners outside the image.
 
 Legend: H, W pixels of the image; K corners; P points of the outline, in order, on the fine grid.
 """
@@ -20,9 +20,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_FINE = 5  # fine pixels a pixel
+_FINE = 5  # fine pixels per pixel
 _MIDDLE = _FINE // 2
-FEWEST_NUMBERS = 6  # of a polygon: three corners
+FEWEST_NUMBERS = 6  # a polygon has at least three corners
 MAX_COORDINATE = 100_000  # pixels; the outline's points are proportional to it
 
 
@@ -42,13 +42,13 @@ def _corners(polygon: ArrayLike) -> NDArray[np.int64]:
     try:
         numbers = np.asarray(polygon, dtype=np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"a polygon is a flat list of numbers x0, y0, x1, y1, ..., not {polygon!r:.80}") from None
+        raise ValueError(f"a polygon must be a flat list of numbers x0, y0, x1, y1, ..., not {polygon!r:.80}") from None
     if numbers.ndim != 1 or numbers.size < FEWEST_NUMBERS or numbers.size % 2:
         raise ValueError(
-            f"a polygon has at least three x, y pairs in a flat list, got numbers of shape {numbers.shape}"
+            f"a polygon must have at least three x, y pairs in a flat list, got numbers of shape {numbers.shape}"
         )
     if not np.all(np.abs(numbers) <= MAX_COORDINATE):
-        raise ValueError(f"a polygon's coordinates are pixels between -{MAX_COORDINATE} and {MAX_COORDINATE}")
+        raise ValueError(f"a polygon's coordinates must be pixels between -{MAX_COORDINATE} and {MAX_COORDINATE}")
     return _round(_FINE * numbers).reshape(-1, 2)
 
 
@@ -70,7 +70,7 @@ def _outline(corners_K2: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[
     along_K = (num_steps_K2[:, 1] > num_steps_K2[:, 0]).astype(np.int64)  # axis of the walk: 0 is x, 1 is y
     k = np.arange(len(corners_K2))
     num_steps_K = num_steps_K2[k, along_K]
-    # An edge is rounded as seen from its lower end, whichever way it is walked: neighbours share their outlines.
+    # An edge is rounded from its lower end in either direction of walking, so that neighbours share their outlines.
     backwards_K = corners_K2[k, along_K] > ends_K2[k, along_K]
     low_K2 = np.where(backwards_K[:, None], ends_K2, corners_K2)
     high_K2 = np.where(backwards_K[:, None], corners_K2, ends_K2)

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from m2f_core.jit import compiled
 
-# The lengths are uint32 in the COCO API, so a difference of two has 33 bits and a sign: seven groups of five.
+# Lengths are uint32 in the COCO API, so the difference of two has 33 bits and a sign: seven groups of five bits.
 MAX_PIXELS = 2**32 - 1
 _MAX_CHARS = 7
 
@@ -59,9 +59,9 @@ class Rle:
 def label_runs(label_map_HW: NDArray[np.integer]) -> LabelRuns:
     """Find the runs of a label map. A column-major (Fortran-ordered) map is read in place, any other is copied."""
     if label_map_HW.ndim != 2 or label_map_HW.size == 0 or label_map_HW.size > MAX_PIXELS:
-        raise ValueError(f"a label map has two axes and 1 to {MAX_PIXELS} pixels, got shape {label_map_HW.shape}")
+        raise ValueError(f"a label map must have two axes and 1 to {MAX_PIXELS} pixels, got shape {label_map_HW.shape}")
     if label_map_HW.dtype.kind not in "iu":
-        raise ValueError(f"a label map holds integers, got {label_map_HW.dtype}")
+        raise ValueError(f"a label map must hold integers, got {label_map_HW.dtype}")
     info = np.iinfo(np.int32)
     if label_map_HW.dtype.itemsize >= 4 and (label_map_HW.min() < info.min or label_map_HW.max() > info.max):
         raise ValueError("labels must fit into int32")
@@ -86,14 +86,14 @@ def encode_runs(runs: LabelRuns, height: int, width: int) -> list[Rle]:
         raise ValueError(f"values {runs.values.shape} and lengths {runs.lengths.shape} must be two equal vectors")
     lengths = runs.lengths.astype(np.int64)
     if lengths.size and lengths.min() < 1:
-        raise ValueError("every run of a label map has at least one pixel")
+        raise ValueError("every run of a label map must have at least one pixel")
     if np.any(runs.values[1:] == runs.values[:-1]):
         raise ValueError("neighbouring runs must differ in label")
     _check_total(int(lengths.sum()), height, width)
 
     labels = np.unique(runs.values)
     labels = labels[labels != 0]
-    # Index of each run's label in `labels`; runs of label 0 get N and are passed over.
+    # Index of each run's label in `labels`; runs of label 0 get N and are skipped.
     slots = np.searchsorted(labels, runs.values)
     slots[runs.values == 0] = labels.size
 
@@ -113,8 +113,8 @@ def encode_runs(runs: LabelRuns, height: int, width: int) -> list[Rle]:
 def _encode_labels(slots, lengths, num_labels, height):  # type: ignore[no-untyped-def]
     """Compressed counts, area and inclusive corner box (x0, y0, x1, y1) of every label.
 
-    Label n owns `buffer[offsets[n] : offsets[n + 1]]`, room for the longest string it could need, and fills it up to
-    `ends[n]`. What a label remembers between its runs is where its last run ended and its last two run lengths.
+    Label n owns `buffer[offsets[n] : offsets[n + 1]]`, with room for the longest possible string, and fills it up to
+    `ends[n]`. Between two runs, a label's state is the end of its last run and its last two run lengths.
     """
     num_runs = np.zeros(num_labels, np.int64)
     for slot in slots:
@@ -140,7 +140,7 @@ def _encode_labels(slots, lengths, num_labels, height):  # type: ignore[no-untyp
             continue
         x0, x1 = start // height, (position - 1) // height
         y0, y1 = start - x0 * height, (position - 1) - x1 * height
-        if x0 < x1:  # the run reaches the bottom of one column and goes on at the top of the next
+        if x0 < x1:  # the run continues from the bottom of one column to the top of the next
             y0, y1 = 0, height - 1
         gap = start - stops[n]
         if areas[n] == 0:  # the first three numbers (here two) are not differences
@@ -148,7 +148,7 @@ def _encode_labels(slots, lengths, num_labels, height):  # type: ignore[no-untyp
             ends[n] = _put_number(buffer, ends[n], length)
             boxes[n, 0], boxes[n, 1], boxes[n, 2], boxes[n, 3] = x0, y0, x1, y1
         else:
-            # last_gaps is still 0 for the third number, which therefore is written as it is.
+            # last_gaps is still 0 for the third number, so that number is written unchanged.
             ends[n] = _put_number(buffer, ends[n], gap - last_gaps[n])
             ends[n] = _put_number(buffer, ends[n], length - last_lengths[n])
             last_gaps[n] = gap
@@ -207,7 +207,7 @@ def encode_counts(lengths: NDArray[np.integer]) -> bytes:
     """Write run lengths [M] (zeros first) as compressed counts."""
     lengths = np.asarray(lengths, dtype=np.int64)
     if lengths.ndim != 1 or lengths.size == 0 or lengths.min() < 0 or lengths.max() > MAX_PIXELS:
-        raise ValueError(f"run lengths are a vector of at least one number from 0 to {MAX_PIXELS}")
+        raise ValueError(f"run lengths must be a vector of at least one number from 0 to {MAX_PIXELS}")
     buffer, end = _write_numbers(lengths)
     return bytes(buffer[:end].tobytes())
 
@@ -239,7 +239,7 @@ def _put_number(buffer, position, number):  # type: ignore[no-untyped-def]
     while True:
         group = number & 31
         number >>= 5
-        # Done when what remains is only the sign, and the group already shows that sign in its highest bit.
+        # Done when only the sign remains and the group's highest bit already shows that sign.
         if number == (-1 if group & 16 else 0):
             buffer[position] = 48 + group
             return position + 1
@@ -297,7 +297,7 @@ def _checked_lengths(counts: bytes, height: int, width: int) -> NDArray[np.int64
 
 def _check_total(num_pixels: int, height: int, width: int) -> None:
     if height < 1 or width < 1 or num_pixels != height * width:
-        raise ValueError(f"runs add up to {num_pixels} pixels, the image has {height} x {width} = {height * width}")
+        raise ValueError(f"runs add up to {num_pixels} pixels, but the image has {height} x {width} = {height * width}")
 
 
 def _xywh(x0: int, y0: int, x1: int, y1: int) -> tuple[float, float, float, float]:

@@ -1,4 +1,4 @@
-"""A label map as its runs: small enough to leave a device, and what COCO RLE is made from.
+"""A label map as runs: small enough to copy from a device, and the source of COCO RLE.
 
 Legend: H W image; R runs; `_WH` a map as its transpose, whose memory has the column-major order of COCO RLE.
 """
@@ -23,7 +23,7 @@ class RunMap:
 
     @classmethod
     def from_transposed(cls, labels_WH: torch.Tensor | NDArray[np.unsignedinteger], highest: int) -> "RunMap":
-        """The runs are found where the map is; from a device they come in one small copy."""
+        """Find the runs on the map's device; they are copied from there in one small copy."""
         width, height = labels_WH.shape
         if isinstance(labels_WH, torch.Tensor) and labels_WH.device.type != "cpu":
             return cls(label_runs_by_torch(labels_WH), (height, width), highest)
@@ -31,7 +31,7 @@ class RunMap:
 
     @cached_property
     def array(self) -> NDArray[np.unsignedinteger]:
-        """The map itself, column-major in memory: uint8, or uint16 where labels need it."""
+        """The map itself, column-major in memory: uint8, or uint16 if labels need it."""
         dtype: type[np.unsignedinteger] = np.uint8 if self.highest < 256 else np.uint16
         runs = LabelRuns(self.runs.values.astype(dtype), self.runs.lengths)
         label_map: NDArray[np.unsignedinteger] = runs_to_label_map(runs, *self.size_hw)
@@ -46,7 +46,7 @@ class RunMap:
 
 
 def label_runs_by_torch(labels_WH: torch.Tensor) -> LabelRuns:
-    """As `rle.label_runs` of the transpose, in torch's operations on the device of the map."""
+    """Like `rle.label_runs` of the transpose, with torch's operations on the device of the map."""
     labels = labels_WH.reshape(-1)
     is_last = torch.ones_like(labels, dtype=torch.bool)
     torch.ne(labels[1:], labels[:-1], out=is_last[:-1])

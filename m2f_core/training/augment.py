@@ -1,10 +1,10 @@
-"""What happens to an image and its annotations before they are trained with.
+"""Augmentation of an image and its annotations for training.
 
-`LargeScaleJitter` is what the paper does (Ghiasi et al. 2021, "Simple Copy-Paste"): an image is flipped or not, resized
-to fit `scale` times the crop, then cropped at random, or padded at the right and at the bottom, to exactly the crop.
-The original's `coco_panoptic_new_baseline_dataset_mapper.py` does so with detectron2's RandomFlip, ResizeScale and
-FixedSizeCrop. `WholeImages` shows each image at the size that inference gives it. Padding is grey (128) in the image,
-before it is normalised, as in that mapper; inference pads with 0 afterwards, nearly the same.
+`LargeScaleJitter` is the paper's augmentation (Ghiasi et al. 2021, "Simple Copy-Paste"): an image is flipped or not,
+resized to fit `scale` times the crop, then cropped at random, or padded at the right and at the bottom, to exactly the
+crop. The original's `coco_panoptic_new_baseline_dataset_mapper.py` does this with detectron2's RandomFlip, ResizeScale
+and FixedSizeCrop. `WholeImages` keeps each image whole, at its size in inference. Padding is grey (128) in the image
+before normalisation, as in that mapper; inference pads with 0 after normalisation, which is nearly the same.
 
 Legend: H, W pixels of the image; h, w of the crop.
 """
@@ -24,13 +24,13 @@ IMAGE_PADDING = 128
 
 @dataclass(frozen=True)
 class Jitter:
-    """One draw: what happens to one image and to all that is annotated in it."""
+    """One draw: the transformation of one image and of all its annotations."""
 
     flip: bool
     resized_hw: tuple[int, int]
-    offset_yx: tuple[int, int]  # of the crop in the resized image
+    offset_yx: tuple[int, int]  # position of the crop in the resized image
     crop_hw: tuple[int, int]
-    resample: Image.Resampling = Image.Resampling.BILINEAR  # of pixels; maps and masks keep their values
+    resample: Image.Resampling = Image.Resampling.BILINEAR  # for pixels; maps and masks use nearest neighbour
 
     def image(self, image: Image.Image) -> NDArray[np.uint8]:
         """An RGB image as uint8 [h, w, 3]."""
@@ -52,7 +52,7 @@ class Jitter:
 
     @property
     def _window(self) -> tuple[slice, slice]:
-        """Rows and columns of the resized image that the crop has. The others are not computed."""
+        """Rows and columns of the resized image that lie in the crop. Only these are computed."""
         y, x = (
             slice(offset, min(offset + crop, resized))
             for offset, crop, resized in zip(self.offset_yx, self.crop_hw, self.resized_hw, strict=True)
@@ -69,7 +69,7 @@ class Jitter:
         return map_HW[:, columns][rows]
 
     def _padded(self, cropped: NDArray, padding: int) -> NDArray:
-        """To the size of the crop, at the right and at the bottom."""
+        """Pad to the size of the crop, at the right and at the bottom."""
         out = np.full((*self.crop_hw, *cropped.shape[2:]), padding, cropped.dtype)
         out[: cropped.shape[0], : cropped.shape[1]] = cropped
         return out
@@ -77,7 +77,7 @@ class Jitter:
 
 @lru_cache(maxsize=2)  # rows and columns: an image may have hundreds of masks
 def _nearest_places(num_in: int, num_out: int) -> NDArray[np.int32]:
-    """Which of `num_in` pixels each of `num_out` is, as Pillow has it: int32 [num_out]."""
+    """For each of `num_out` pixels, its source among `num_in` pixels, as in Pillow: int32 [num_out]."""
     places = Image.fromarray(np.arange(num_in, dtype=np.int32)[None])
     return np.asarray(places.resize((num_out, 1), Image.Resampling.NEAREST))[0]
 
@@ -104,7 +104,7 @@ class LargeScaleJitter:
 
 @dataclass(frozen=True)
 class WholeImages:
-    """Nothing but the size and the way of resizing that `processor` gives an image in inference."""
+    """Resize an image as `processor` does in inference, without jitter and crop."""
 
     processor: ImageProcessor
     flip: bool  # half of the images, left to right

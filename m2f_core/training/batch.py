@@ -26,11 +26,11 @@ def encode_inputs(
 ) -> dict[str, Any]:
     """A training batch of RGB images and their segmentation maps, as `map_targets` takes them.
 
-    Images and maps get the processor's size, maps by Pillow's nearest neighbour, and are padded to the batch's maximum.
-    Returns `pixel_values` float32 [B, 3, H, W] and `pixel_mask` bool [B, H, W] (true where there is image) and, with
-    maps, the lists `mask_labels` of bool [N, H, W] and `class_labels` of int64 [N]. In mode `hf` their values are those
-    of transformers' `Mask2FormerImageProcessorPil`, but for the padding of the masks. A mapping may be given for each
-    image. Raises ValueError.
+    Images and maps are resized to the processor's size, maps by Pillow's nearest neighbour, and padded to the batch's
+    maximum. Returns `pixel_values` float32 [B, 3, H, W], `pixel_mask` bool [B, H, W] (true inside the image) and, with
+    maps, the lists `mask_labels` of bool [N, H, W] and `class_labels` of int64 [N]. In mode `hf` all values except the
+    padding of the masks equal transformers' `Mask2FormerImageProcessorPil`. A mapping may be given for each image.
+    Raises ValueError.
     """
     if not images:
         raise ValueError("there are no images to encode")
@@ -45,7 +45,9 @@ def encode_inputs(
         mappings = _one_for_each(instance_id_to_semantic_id, len(images))
         if not len(images) == len(segmentation_maps) == len(mappings):
             counts = f"{len(images)} images, {len(segmentation_maps)} maps and {len(mappings)} mappings"
-            raise ValueError(f"every image needs its segmentation map, and its mapping where a list is given: {counts}")
+            raise ValueError(
+                f"every image needs a segmentation map, and a mapping if mappings are a list; got {counts}"
+            )
         inputs |= {"mask_labels": [], "class_labels": []}
         for index, (map_, geometry, mapping) in enumerate(zip(segmentation_maps, geometries, mappings, strict=True)):
             try:
@@ -66,7 +68,7 @@ def _one_for_each(
 
 def _resize_map(map_HW: NDArray[np.integer], geometry: ImageGeometry) -> NDArray[np.integer]:
     if map_HW.shape != geometry.original_hw:
-        raise ValueError(f"it has {map_HW.shape} pixels (height, width), its image {geometry.original_hw}")
+        raise ValueError(f"the map has {map_HW.shape} pixels (height, width), but its image {geometry.original_hw}")
     pixels = Image.fromarray(map_HW.astype(np.int32))
     height, width = geometry.resized_hw
     return np.asarray(pixels.resize((width, height), Image.Resampling.NEAREST))

@@ -1,6 +1,6 @@
-"""What training from scratch starts with: random weights, drawn as the original code draws them.
+"""Initial weights for training from scratch, drawn at random as in the original code.
 
-PyTorch's own initial weights would train too, but slower: above all, deformable attention has to start by looking
+PyTorch's own initial weights would train too, but more slowly: above all, deformable attention must start by looking
 around each token in eight directions. Sources: `swin.py`, `msdeformattn.py`, `ms_deform_attn.py` and
 `mask2former_transformer_decoder.py` of https://github.com/facebookresearch/Mask2Former, `resnet.py` of detectron2.
 """
@@ -24,10 +24,10 @@ SWIN_STD = 0.02
 
 
 def initial_model(config: Mask2FormerConfig, seed: int) -> Mask2Former:
-    """The same model for the same seed, whatever the global random state, in training mode.
+    """A model in training mode that depends on the seed only, not on the global random state.
 
-    A ResNet's frozen batch norms start as the identity. It is meant to be started from a checkpoint, but trains all the
-    same: see `_start_resnet`.
+    A ResNet's frozen batch norms start as the identity. A ResNet is meant to start from a checkpoint, but it also
+    trains from scratch: see `_start_resnet`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -42,7 +42,7 @@ def initial_model(config: Mask2FormerConfig, seed: int) -> Mask2Former:
 
 
 def new_class_predictor(model: Mask2Former, num_labels: int, seed: int) -> None:
-    """Replace the class head by one for `num_labels` classes and "no object", with PyTorch's initial weights."""
+    """Replace the class head by a new one for `num_labels` classes and "no object", with PyTorch's initial weights."""
     assert isinstance(model.class_predictor, nn.Linear)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -50,7 +50,7 @@ def new_class_predictor(model: Mask2Former, num_labels: int, seed: int) -> None:
 
 
 def reorder_class_predictor(model: Mask2Former, class_ids: Sequence[int]) -> None:
-    """Let class i of the head be what class `class_ids[i]` has been; "no object" stays last."""
+    """Reorder the head: its new class i is the old class `class_ids[i]`; "no object" stays last."""
     assert isinstance(model.class_predictor, nn.Linear)
     rows = [*class_ids, model.class_predictor.out_features - 1]
     with torch.no_grad():
@@ -76,8 +76,8 @@ def _start_swin(backbone: SwinTransformer) -> None:
 
 
 def _start_resnet(backbone: ResNet) -> None:
-    """He's weights. What a block adds is scaled down, since a frozen norm does not: the sum of L blocks stays as large
-    as one of them (Zhang et al. 2019, "Fixup Initialization").
+    """He's initialisation. A block's output is scaled down, because a frozen norm does not scale; the sum of L blocks
+    stays as large as one block (Zhang et al. 2019, "Fixup Initialization").
     """
     blocks = [module for module in backbone.modules() if isinstance(module, Bottleneck)]
     for module in backbone.modules():
@@ -104,7 +104,7 @@ def _start_pixel_decoder(decoder: PixelDecoder) -> None:
 
 
 def _start_transformer_decoder(decoder: TransformerDecoder) -> None:
-    """Its queries and level embeddings are drawn from a normal distribution already, its linear heads as PyTorch's."""
+    """Queries and level embeddings already come from a normal distribution; linear heads keep PyTorch's weights."""
     _xavier(decoder.layers)
 
 
@@ -115,11 +115,11 @@ def _xavier(module: nn.Module) -> None:
 
 
 def _look_around(attention: DeformableAttention) -> None:
-    """Head m looks in direction 2 pi m / M, its point p at p + 1 cells; all points count the same."""
+    """Head m looks in direction 2 pi m / M, with point p at a distance of p + 1 cells; all points have equal weight."""
     heads, levels, points = attention.num_heads, attention.num_levels, attention.num_points
     angle_M = torch.arange(heads) * (2.0 * math.pi / heads)
     direction_M2 = torch.stack((angle_M.cos(), angle_M.sin()), dim=-1)
-    direction_M2 /= direction_M2.abs().amax(dim=1, keepdim=True)  # on a square, so that steps are whole cells
+    direction_M2 /= direction_M2.abs().amax(dim=1, keepdim=True)  # scaled to a square, so that steps are whole cells
     steps_P = torch.arange(1, points + 1)
     offsets_MLP2 = direction_M2[:, None, None] * steps_P[None, None, :, None].expand(heads, levels, points, 1)
     init.zeros_(attention.sampling_offsets.weight)

@@ -1,4 +1,4 @@
-"""How weights are moved: parameter groups and the course of the learning rate, as in the original `train_net.py`."""
+"""Optimization: parameter groups and the learning rate schedule, as in the original `train_net.py`."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,12 +9,12 @@ from m2f_core.model.mask2former import Mask2Former
 
 Schedule = Literal["step", "poly"]
 
-# Of the whole training; COCO's 327,778 and 355,092 of 368,750 iterations.
+# Shares of the whole training: COCO's 327,778 and 355,092 of 368,750 iterations.
 STEP_AT = (327_778 / 368_750, 355_092 / 368_750)
 STEP_FACTOR = 0.1
 POLY_POWER = 0.9
 
-# Weights that decay would pull towards zero for no reason: norms, learned queries and embeddings, position biases.
+# Weights that should not decay towards zero: norms, learned queries and embeddings, position biases.
 _NORMS = (nn.LayerNorm, nn.GroupNorm)
 _EMBEDDINGS = (
     "transformer_decoder.query_features",
@@ -29,7 +29,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """At most four groups for AdamW: the backbone's parameters and the others, with and without weight decay.
 
-    The pixel decoder's level embedding decays, as in the original, where it is a plain parameter.
+    The pixel decoder's level embedding decays, because in the original it is a plain parameter and decays too.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for module_name, module in model.named_modules():
@@ -48,17 +48,17 @@ def parameter_groups(
 
 @dataclass(frozen=True)
 class LearningRate:
-    """The course of the learning rate as a factor of its base value."""
+    """The learning rate schedule as a factor of the base value."""
 
     schedule: Schedule
     num_iterations: int
     warmup_iterations: int
 
     def factor(self, iteration: int) -> float:
-        """Of the step that follows `iteration` finished ones.
+        """The factor for the step that follows `iteration` finished steps.
 
         step: a tenth after 8/9 of the training and a hundredth after 26/27 (COCO). poly: (1 - progress)^0.9 (ADE20K,
-        Cityscapes, Mapillary). Before that a linear rise over the warm-up.
+        Cityscapes, Mapillary). During the warm-up the factor also rises linearly.
         """
         progress = iteration / self.num_iterations
         rise = min(1.0, (iteration + 1) / self.warmup_iterations) if self.warmup_iterations else 1.0

@@ -1,11 +1,11 @@
-"""Training targets: from what annotators drew to the masks and classes that a loss compares predictions with.
+"""Training targets: turn annotations into the masks and classes that the loss compares predictions with.
 
-Three kinds of ground truth: a segmentation map whose values are classes or instances (as transformers' image processor
-takes it), COCO panoptic (a PNG of segment ids and `segments_info`) and COCO instances (polygons or RLE, which may
-overlap). In all of them a pixel without annotation (void, ignored, of a crowd) belongs to no mask, and an object
-without a pixel is no target.
+There are three kinds of ground truth: a segmentation map whose values are classes or instances (as for transformers'
+image processor), COCO panoptic (a PNG of segment ids and `segments_info`) and COCO instances (polygons or RLE, which
+may overlap). In all kinds, a pixel without annotation (void, ignored, crowd) belongs to no mask, and an object without
+a pixel is not a target.
 
-Masks are bool, one byte a pixel: N * H * W bytes an image, a quarter of transformers' float32; the loss casts them.
+Masks are bool, one byte per pixel: N * H * W bytes per image, a quarter of transformers' float32; the loss casts them.
 
 Legend: N targets of one image; B images; H W pixels of the map or, after padding, of the batch.
 """
@@ -24,7 +24,7 @@ from m2f_core.masks.polygons import fill_polygons
 
 
 class Targets(NamedTuple):
-    """What is to be found in one image."""
+    """The targets of one image."""
 
     mask_labels: torch.Tensor  # bool [N, H, W]
     class_labels: torch.Tensor  # int64 [N], the model's class ids
@@ -36,17 +36,17 @@ def map_targets(
     ignore_index: int | None = None,
     do_reduce_labels: bool = False,
 ) -> Targets:
-    """One mask for each value of an integer map [H, W] (or [1, H, W]) but `ignore_index`, in ascending order.
+    """One mask for each value of an integer map [H, W] (or [1, H, W]) except `ignore_index`, in ascending order.
 
-    A value is the class itself, or an instance whose class the mapping names; so two instances of one class stay two
+    A value is the class itself, or an instance whose class the mapping gives; so two instances of one class stay two
     masks. `do_reduce_labels` is for maps with 0 as background and classes from 1: 0 becomes `ignore_index`, which must
-    be given, and every other value and class one less; the mapping is read with the values and classes as they were.
-    All this is transformers' `convert_segmentation_map_to_binary_masks`. Raises ValueError.
+    be given, and every other value and class is reduced by one; the mapping has the values and classes before this
+    reduction. All this equals transformers' `convert_segmentation_map_to_binary_masks`. Raises ValueError.
     """
     map_HW = checked_map(segmentation_map)
     if do_reduce_labels:
         if ignore_index is None:
-            raise ValueError("do_reduce_labels needs an ignore_index, the value that the background (0) gets")
+            raise ValueError("do_reduce_labels needs an ignore_index as the new value of the background (0)")
         map_HW = np.where(map_HW == 0, np.int64(ignore_index), map_HW.astype(np.int64) - 1)
     values_N = np.unique(map_HW)
     if ignore_index is not None:
@@ -55,8 +55,8 @@ def map_targets(
     class_ids = [_class_of(int(value) + offset, instance_id_to_semantic_id) - offset for value in values_N]
     if class_ids and min(class_ids) < 0:
         raise ValueError(
-            f"the segmentation map asks for class {min(class_ids)}, and classes count from 0: "
-            "give the value of pixels without a class as ignore_index"
+            f"the segmentation map holds class {min(class_ids)}, but classes count from 0; "
+            "pass the value of pixels without a class as ignore_index"
         )
     return _targets(map_HW[None] == values_N[:, None, None], class_ids)
 
@@ -66,13 +66,13 @@ def panoptic_map(
 ) -> tuple[NDArray[np.int32], dict[int, int]]:
     """A COCO panoptic annotation as a map of segment ids [H, W] and the class of each segment.
 
-    Pixels of crowds become void, so that `map_targets` and `encode_inputs` can take both, with ignore_index =
-    PANOPTIC_VOID. The PNG may be a crop. Raises ValueError where PNG, segments and categories do not fit together.
+    Pixels of crowds become void, so that `map_targets` and `encode_inputs` accept map and classes with ignore_index =
+    PANOPTIC_VOID. The PNG may be a crop. Raises ValueError if PNG, segments and categories do not fit together.
     """
     ids_HW = panoptic_ids(png_HW3)
     segments = {int(_field(segment, "id", "a segment")): segment for segment in segments_info}
     if len(segments) != len(segments_info) or PANOPTIC_VOID in segments:
-        raise ValueError(f"the ids in segments_info must differ, and none may be {PANOPTIC_VOID}, which is void")
+        raise ValueError(f"the ids in segments_info must differ, and none may be {PANOPTIC_VOID}, which means void")
     if unknown := sorted(set(np.unique(ids_HW).tolist()) - segments.keys() - {PANOPTIC_VOID}):
         raise ValueError(f"the panoptic PNG has pixels of segment {unknown[0]}, which is not in segments_info")
     crowds = [segment_id for segment_id, segment in segments.items() if segment.get("iscrowd", 0)]
@@ -97,7 +97,7 @@ def instance_targets(
 ) -> Targets:
     """The objects of one image of a COCO instance file in the order of `annotations`, without crowds; may overlap.
 
-    Raises ValueError that names the annotation.
+    Raises a ValueError that names the annotation.
     """
     masks, class_ids = [], []
     for mask_HW, class_id in instance_masks(annotations, height, width, class_id_of_category):
@@ -109,7 +109,7 @@ def instance_targets(
 def instance_masks(
     annotations: Sequence[Mapping[str, Any]], height: int, width: int, class_id_of_category: Mapping[int, int]
 ) -> Iterator[tuple[NDArray[np.bool_], int]]:
-    """As `instance_targets`, one after the other: mask [H, W] and class id. Raises ValueError."""
+    """Like `instance_targets`, but yields mask [H, W] and class id one after the other. Raises ValueError."""
     for annotation in annotations:
         if annotation.get("iscrowd", 0):
             continue
@@ -129,24 +129,24 @@ def annotation_mask(segmentation: object, height: int, width: int) -> NDArray[np
         return fill_polygons(segmentation, height, width)
     if not isinstance(segmentation, Mapping) or "counts" not in segmentation or "size" not in segmentation:
         raise ValueError(
-            f"a segmentation is a list of polygons or an object with size and counts, not {segmentation!r:.80}"
+            f"a segmentation must be a list of polygons or an object with size and counts, not {segmentation!r:.80}"
         )
     size, counts = segmentation["size"], segmentation["counts"]
     if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
-        raise ValueError(f"the RLE has size {size!r:.80}, the image has [{height}, {width}] (height, width)")
+        raise ValueError(f"the RLE has size {size!r:.80}, but the image has [{height}, {width}] (height, width)")
     if isinstance(counts, (list, tuple)):
         if not all(isinstance(length, int) for length in counts):
-            raise ValueError("the counts of an uncompressed RLE are whole numbers")
+            raise ValueError("the counts of an uncompressed RLE must be whole numbers")
         counts = rle.encode_counts(np.array(counts, np.int64))
     if not isinstance(counts, (str, bytes)):
-        raise ValueError(f"the counts of an RLE are a list, a string or bytes, not a {type(counts).__name__}")
+        raise ValueError(f"the counts of an RLE must be a list, a string or bytes, not a {type(counts).__name__}")
     return rle.decode(counts.encode() if isinstance(counts, str) else counts, height, width)
 
 
 def pad_masks(masks_NHW: torch.Tensor, padded_hw: tuple[int, int]) -> torch.Tensor:
-    """Masks enlarged to the right and to the bottom by pixels that belong to no target.
+    """Pad masks at the right and at the bottom with pixels that belong to no target.
 
-    transformers pads with `ignore_index` instead, which puts 255 into masks of 0 and 1 that its loss takes as targets.
+    transformers pads with `ignore_index` instead, which puts 255 into the masks of 0 and 1 that its loss compares with.
     """
     height, width = masks_NHW.shape[1:]
     assert height <= padded_hw[0] and width <= padded_hw[1]
@@ -163,8 +163,8 @@ def checked_map(segmentation_map: ArrayLike) -> NDArray[np.integer]:
         map_HW = map_HW[0]
     if map_HW.ndim != 2 or map_HW.size == 0 or map_HW.dtype.kind not in "iu":
         raise ValueError(
-            f"a segmentation map holds integers and has shape [H, W], got {map_HW.dtype} of shape {map_HW.shape}; "
-            "of a COCO panoptic PNG, panoptic_ids makes one"
+            f"a segmentation map must hold integers and have shape [H, W], got {map_HW.dtype} of shape {map_HW.shape}; "
+            "use panoptic_ids to convert a COCO panoptic PNG"
         )
     info = np.iinfo(np.int32)
     if map_HW.dtype.itemsize >= 4 and (map_HW.min() < info.min or map_HW.max() > info.max):
@@ -178,7 +178,7 @@ def _class_of(value: int, instance_id_to_semantic_id: Mapping[int, int] | None) 
     if value not in instance_id_to_semantic_id:
         raise ValueError(
             f"instance {value} is not in instance_id_to_semantic_id; "
-            "give the value of pixels without an instance as ignore_index"
+            "pass the value of pixels without an instance as ignore_index"
         )
     return int(instance_id_to_semantic_id[value])
 
@@ -186,7 +186,7 @@ def _class_of(value: int, instance_id_to_semantic_id: Mapping[int, int] | None) 
 def _class_of_category(entry: Mapping[str, Any], class_id_of_category: Mapping[int, int], name: str) -> int:
     category_id = _field(entry, "category_id", name)
     if category_id not in class_id_of_category:
-        raise ValueError(f"{name} has category {category_id}, which is none of the model's")
+        raise ValueError(f"{name} has category {category_id}, which the model does not have")
     return class_id_of_category[category_id]
 
 

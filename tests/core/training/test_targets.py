@@ -106,8 +106,8 @@ def test_maps_may_be_images(mode: str) -> None:
 @pytest.mark.parametrize(
     ("map_", "options", "message"),
     [
-        (np.zeros((2, 2)), {}, "holds integers"),
-        (np.zeros((2, 2), bool), {}, "holds integers"),
+        (np.zeros((2, 2)), {}, "must hold integers"),
+        (np.zeros((2, 2), bool), {}, "must hold integers"),
         (np.zeros((2, 2, 3), np.uint8), {}, "panoptic_ids"),
         (np.zeros((0, 2), np.uint8), {}, "shape"),
         (np.full((2, 2), 2**31), {}, "int32"),
