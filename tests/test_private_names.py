@@ -60,6 +60,13 @@ def test_ray_has_its_raylet_where_the_drill_looks_for_it():
     assert Path(f"{ray.__path__[0]}{RAYLET_PROGRAM}").is_file()
 
 
+def test_ray_says_that_a_start_timed_out_as_we_expect():
+    node = importlib.import_module("ray._private.node")
+    from pipeline.cluster.ray_private import START_TIMED_OUT
+
+    assert START_TIMED_OUT in Path(node.__file__).read_text()
+
+
 def test_ray_train_calls_its_files_as_we_do():
     constants = pytest.importorskip("ray.train.v2._internal.constants")
     storage = importlib.import_module("ray.train.v2._internal.execution.storage")

@@ -4,9 +4,9 @@ import os
 import secrets
 
 # Ray's default of 30 s ends runs on a busy machine. The first variable limits the wait until the node has registered
-# with Ray's control service (GCS; read by Ray's C++ code), the second the wait for the GCS (ray/_private/node.py).
-_START_WAITS = ("RAY_raylet_start_wait_time_s", "RAY_gcs_server_port_wait_time_s")
-_START_SECONDS = 300
+# with Ray's control service (GCS; read by Ray's C++ code); a node that is alive registers sooner, for one that is not a
+# new start is better than waiting (local_ray.py). The second limits the wait for the GCS (ray/_private/node.py).
+_START_WAITS = {"RAY_raylet_start_wait_time_s": 60, "RAY_gcs_server_port_wait_time_s": 300}
 
 
 def joins_a_cluster() -> bool:
@@ -23,6 +23,6 @@ def set_ray_environment() -> None:
     if not joins_a_cluster():
         if "RAY_AUTH_MODE" not in os.environ:
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-        for name in _START_WAITS:
-            os.environ.setdefault(name, str(_START_SECONDS))
+        for name, seconds in _START_WAITS.items():
+            os.environ.setdefault(name, str(seconds))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage data from the cluster by default

@@ -9,6 +9,8 @@ from typing import Any
 
 # The end of a raylet's program path; a raylet is Ray's process for a node.
 RAYLET_PROGRAM = "/core/src/ray/raylet/raylet"
+# What the exception of ray.init says when the node has not registered in time.
+START_TIMED_OUT = "timed out during startup"
 
 
 def usable_cpus() -> int:

@@ -15,7 +15,8 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster.environment import joins_a_cluster
-from pipeline.cluster.ray_private import autoscaler_config, usable_cpus
+from pipeline.cluster.local_ray import start_local_ray
+from pipeline.cluster.ray_private import autoscaler_config
 from pipeline.cluster.worker_lines import log_worker_lines
 from pipeline.errors import RunError
 from pipeline.store.filesystem import one_line
@@ -91,19 +92,8 @@ def connect(log_to_driver: bool = True) -> Resources:
                 address = os.environ["RAY_ADDRESS"]
                 raise RunError(f"cannot join the Ray cluster at {address} (RAY_ADDRESS): {one_line(error)}") from None
         else:
-            # One CPU more than the machine has, because actors that fetch and write mostly wait.
-            num_cpus = usable_cpus() + 1
-            try:
-                with _same_sigterm_handler():
-                    ray.init(
-                        address="local",
-                        num_cpus=num_cpus,
-                        include_dashboard=False,
-                        logging_level=logging.WARNING,
-                        log_to_driver=log_to_driver,
-                    )
-            except Exception as error:  # Ray raises a bare Exception if the node does not start in time
-                raise RunError(f"Ray cannot start on this machine: {one_line(error)}") from None
+            with _same_sigterm_handler():
+                start_local_ray(log_to_driver)
     now = Counter(_shape(node["Resources"]) for node in ray.nodes() if node["Alive"])
     may_start: Counter[tuple[float, float]] = Counter()
     config = autoscaler_config()

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from jobs import demo
 
 
+@pytest.mark.thorough
 def test_the_demo_scores_pictures_and_queries_what_it_segmented(tmp_path):
     done = subprocess.run([sys.executable, demo.__file__], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -290,6 +290,7 @@ def test_a_run_of_segment_bucket_is_scored(photographs, tiny_checkpoint, tmp_pat
     assert report["segm"]["AP"] == pytest.approx(expected["AP"], abs=1e-9) and 0 < expected["AP"] < 1
 
 
+@pytest.mark.thorough
 def test_tables_ground_truth_and_report_may_lie_in_a_bucket(s3, tmp_path, capsys):
     """The script, with processes of its own, on S3; the same figures as from folders."""
     reports = []

@@ -72,6 +72,7 @@ def test_a_process_killed_at_a_step_of_the_commit_costs_nothing(
     assert read_report(tmp_path)["num_images"] == len(visible(clean, "images"))
 
 
+@pytest.mark.thorough
 def test_of_two_drivers_one_is_refused_and_takes_over_when_the_first_is_dead(
     drivers, clean, photographs, tiny_checkpoint, tmp_path
 ):

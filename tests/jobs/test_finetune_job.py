@@ -147,6 +147,7 @@ _SIGNALS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "victim",
     [

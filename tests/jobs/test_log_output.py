@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from jobs import segment_bucket
 from pipeline.telemetry.log_lines import show_log_lines
 from tests.support.tables import read_report
@@ -21,6 +23,7 @@ STOPPED = re.compile(
 )
 
 
+@pytest.mark.thorough
 def test_a_terminal_has_one_live_line_and_ctrl_c_keeps_what_is_done_then_json_finishes_it(
     photographs, tiny_checkpoint, tmp_path
 ):

@@ -27,6 +27,7 @@ def segment(drivers: Drivers, bucket: str, output: Path, model: Path, access_key
     return driver
 
 
+@pytest.mark.thorough
 def test_a_run_that_can_read_nothing_breaks_with_one_line_and_commits_nothing(drivers, s3, tiny_checkpoint, tmp_path):
     bucket = s3.bucket("lost-credentials")
     for number in range(20):

@@ -53,6 +53,7 @@ def test_every_photograph_has_its_rows_and_the_books_close(photographs, tiny_che
     assert f"{tmp_path}/segments (Delta table, version 1)" in out
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("ray_session")
 def test_a_finished_run_is_left_as_it_is(photographs, tiny_checkpoint, tmp_path):
     flags = [*places(photographs, tmp_path, tiny_checkpoint), *SMALL, "--limit", 2, "--run-id", "night-1"]
@@ -102,6 +103,7 @@ def one_by_one(ray_session, many_photographs, tiny_checkpoint, tmp_path_factory)
     return results_by_image(output)
 
 
+@pytest.mark.thorough
 def test_order_and_shards_change_no_rle(one_by_one, many_photographs, tiny_checkpoint, tmp_path):
     """Other names, so another order and other shard-mates: the same rows for the same photograph."""
     folder = tmp_path / "in"
@@ -116,6 +118,7 @@ def test_order_and_shards_change_no_rle(one_by_one, many_photographs, tiny_check
     assert sum(len(segments) for _, segments in one_by_one.values()) > 2 * len(files)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("batch_size", [2, pytest.param(5, marks=pytest.mark.thorough)])
 def test_batch_size_changes_results_by_rounding_alone(
     one_by_one, many_photographs, tiny_checkpoint, tmp_path, batch_size
@@ -299,6 +302,7 @@ def local_journal(run_folder: Path) -> Journal:
     return Journal(RunFolder(fsspec.filesystem("file"), str(run_folder)))
 
 
+@pytest.mark.thorough
 def test_sigterm_commits_what_is_done(drivers, photographs, tiny_checkpoint, tmp_path):
     """`ray job stop` sends SIGTERM: exit code 143, and the same command finishes the run."""
     flags = [*places(photographs, tmp_path, tiny_checkpoint), *SMALL, "--images-per-shard", 1]

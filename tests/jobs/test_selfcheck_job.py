@@ -33,6 +33,7 @@ def test_it_compares_and_times_and_writes_nothing(photographs, tiny_checkpoint, 
     assert not output.exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("ray_session")
 def test_differences_that_rounding_does_not_explain_are_exit_code_1(
     photographs, tiny_checkpoint, tmp_path, capsys, monkeypatch

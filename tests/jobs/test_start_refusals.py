@@ -55,4 +55,4 @@ def test_ray_has_minutes_to_start_unless_the_user_says_otherwise(monkeypatch):
     names = ("RAY_raylet_start_wait_time_s", "RAY_gcs_server_port_wait_time_s")
     monkeypatch.setattr(os, "environ", {"RAY_AUTH_MODE": "disabled", names[0]: "7"})
     set_ray_environment()
-    assert [os.environ[name] for name in names] == ["7", "300"]
+    assert [os.environ[name] for name in names] == ["7", "300"]  # the other default is 60

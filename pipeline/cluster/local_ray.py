@@ -1,0 +1,50 @@
+"""Start a Ray of this machine alone, also where the machine is busy."""
+
+import logging
+
+import psutil
+import ray
+
+from pipeline.cluster.ray_private import START_TIMED_OUT, usable_cpus
+from pipeline.errors import RunError
+from pipeline.store.filesystem import one_line
+
+logger = logging.getLogger(__name__)
+
+# A raylet of Ray 2.60 ends by itself if its dashboard agent, a Python process, needs more than some 20 s to start; no
+# setting changes that. A longer wait does not help then, a new start does.
+START_ATTEMPTS = 5
+
+
+def start_local_ray(log_to_driver: bool) -> None:
+    """Call ray.init for a Ray on this machine, again if the machine was too busy. RunError if Ray cannot start."""
+    for attempts_left in range(START_ATTEMPTS - 1, -1, -1):
+        before = set(_children())
+        try:
+            ray.init(
+                address="local",
+                # One CPU more than the machine has, because actors that fetch and write mostly wait.
+                num_cpus=usable_cpus() + 1,
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                log_to_driver=log_to_driver,
+            )
+            return
+        except Exception as error:  # Ray raises a bare Exception if the node does not start in time
+            _end([child for child in _children() if child not in before])
+            if START_TIMED_OUT not in str(error) or not attempts_left:
+                raise RunError(f"Ray cannot start on this machine: {one_line(error)}") from None
+            logger.warning("Ray did not start in time, as on a very busy machine; %d attempts left", attempts_left)
+
+
+def _children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(processes, timeout=30)
