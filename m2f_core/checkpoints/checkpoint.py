@@ -1,9 +1,9 @@
 """Checkpoints: Hugging Face folders, read and written, and pickles of the original code, read.
 
-A checkpoint is named by its path: a folder of config.json and safetensors; a `.pkl` file as Mask2Former's authors
-published them; or a folder without a config.json that holds one `model_final*.pkl` (nothing else in it counts).
+The path of a checkpoint is a folder with config.json and safetensors, a `.pkl` file as published by Mask2Former's
+authors, or a folder without a config.json that holds one `model_final*.pkl` (its other files are ignored).
 
-What is about files alone does not import torch.
+Functions that only read files do not import torch.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 INDEX_FILE = "model.safetensors.index.json"
-PICKLES = "model_final*.pkl"  # the original code's name for what training ends with
-OTHER_PICKLES = ("*.bin", "*.pkl", "*.pth", "*.pt")  # of a folder without safetensors; never opened
+PICKLES = "model_final*.pkl"  # the original code's name for the result of training
+OTHER_PICKLES = ("*.bin", "*.pkl", "*.pth", "*.pt")  # weights in a folder without safetensors; never opened
 REFUSES_PICKLES = (
     f"a pickle can run code; convert it to {WEIGHTS_FILE} first (or name it, if it is a {PICKLES} of the original code)"
 )
@@ -41,24 +41,23 @@ HASH_BLOCK_BYTES = 1 << 20
 
 
 class Checkpoint:
-    """A checkpoint on this machine, opened once: what its files say, each file read at most once, when asked for.
+    """A checkpoint on this machine, opened once: each file is read at most once, when it is needed.
 
-    Everything but `check` and `load` leaves torch alone. Whatever is wrong with the files is a CheckpointError that
-    names the file.
+    Only `check` and `load` import torch. Every error of the files is a CheckpointError that names the file.
     """
 
     def __init__(self, path: str | Path):
-        """`path`: a folder or a `.pkl` file, which is looked at when something is asked for."""
+        """`path`: a folder or a `.pkl` file. It is not opened here, but at the first access."""
         self.path = Path(path)
 
     @cached_property
     def pickle(self) -> Path | None:
-        """The `.pkl` file of the original code; None for a Hugging Face folder (or nothing)."""
+        """The `.pkl` file of the original code; None for a Hugging Face folder or a missing path."""
         return _find_pickle(self.path)
 
     @cached_property
     def config_dict(self) -> dict[str, Any]:
-        """config.json as it stands; of a pickle, what its config.json would hold."""
+        """The content of config.json; for a pickle, the content that its config.json would have."""
         return _read_json(self.path / CONFIG_FILE) if self.pickle is None else self._pickled.config_dict()
 
     @cached_property
@@ -70,18 +69,18 @@ class Checkpoint:
 
     @cached_property
     def labels(self) -> LabelMap:
-        """The classes by class id. ValueError where `categories` of config.json are none."""
+        """The classes by class id. ValueError if `categories` in config.json are invalid."""
         return LabelMap.from_config_dict(self.config_dict)
 
     @cached_property
     def preprocessor_config(self) -> dict[str, Any] | None:
-        """preprocessor_config.json as it stands; None where there is none, as for a pickle."""
+        """The content of preprocessor_config.json; None if the file is missing, as for a pickle."""
         file = self.path / PREPROCESSOR_FILE
         return _read_json(file) if self.pickle is None and file.is_file() else None
 
     @cached_property
     def weights_files(self) -> list[Path]:
-        """The files of the weights: safetensors (one, or those that a checkpoint's index names) or the pickle."""
+        """The weights' files: safetensors (one file, or the files in the checkpoint's index) or the pickle."""
         return _weights_files(self.path) if self.pickle is None else [self.pickle]
 
     @cached_property
@@ -105,15 +104,15 @@ class Checkpoint:
         return digest.hexdigest()
 
     def check(self) -> None:
-        """Raise the CheckpointError that `load` would, from names and shapes alone: no weight is read."""
+        """Raise the CheckpointError that `load` would raise, from names and shapes alone: no weight is read."""
         with ExitStack() as stack:
             self._match(stack)
 
     def load(self) -> Mask2Former:
         """The model in eval mode, on the CPU, in float32.
 
-        Weights that are missing, superfluous or of another shape than expected are refused by name. The file is mapped
-        and copied tensor by tensor, so there is never more than one tensor in memory twice.
+        Missing, superfluous and misshapen weights are refused by name. The file is mapped and copied tensor by tensor,
+        so at most one tensor is in memory twice.
         """
         with ExitStack() as stack:
             model, stored, sources = self._match(stack)
@@ -129,7 +128,7 @@ class Checkpoint:
         return open_pickle(self.pickle)
 
     def _match(self, stack: ExitStack) -> tuple[Mask2Former, dict[str, StoredTensor], dict[str, Source]]:
-        """The model without values, what the files hold (while `stack` keeps them open), and what to make of it."""
+        """The model without values, the stored tensors (valid while `stack` is open), and the source of each tensor."""
         if self.pickle is not None:
             model, stored = _empty_model(self._pickled.config()), self._pickled.stored_tensors()
             words = "the model they describe"
@@ -151,11 +150,11 @@ def load_checkpoint(path: str | Path) -> Mask2Former:
 def save_checkpoint(
     model: Mask2Former, folder: str | Path, label_map: LabelMap | None = None, license_name: str | None = None
 ) -> None:
-    """Write config.json and model.safetensors under the names of the hub, for us and for transformers to load.
+    """Write config.json and model.safetensors with the hub's weight names; this code and transformers can load them.
 
-    `label_map` adds the dataset's category ids to config.json, and `license_name` the licence of the weights (of those
-    that they come from, `licenses.model_license` knows it), under keys that transformers ignores. CheckpointError, with
-    nothing written, where the model's weights are not those of its configuration.
+    `label_map` adds the dataset's category ids to config.json, and `license_name` the licence of the weights, under
+    keys that transformers ignores (`licenses.model_license` finds the licence of the starting weights).
+    CheckpointError, with nothing written, if the model's weights do not fit its configuration.
     """
     import torch
     from safetensors.torch import save_file
@@ -181,7 +180,7 @@ def save_checkpoint(
         config["categories"] = label_map.to_list()
     if license_name is not None:
         config["license"] = license_name
-    # config.json comes last, and each file in one step: a folder with a config.json is a whole checkpoint.
+    # Each file appears whole, and config.json last: so a folder with a config.json is a complete checkpoint.
     with written_whole(folder / WEIGHTS_FILE) as file:
         save_file(weights, file, metadata={"format": "pt"})
     with written_whole(folder / CONFIG_FILE) as file:
@@ -189,14 +188,14 @@ def save_checkpoint(
 
 
 def _check_weights(model: Mask2Former) -> None:
-    """Weights are packed by `prepare_for_inference`, and may be replaced by hand: such a file would not load again."""
+    """Refuse weights that `prepare_for_inference` packed or a caller replaced: such a file would not load again."""
     wanted = {name: tuple(tensor.shape) for name, tensor in _empty_model(model.config).state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise CheckpointError(
-                f"{name} has shape {found.get(name)}, by the model's configuration {wanted.get(name)}: a model that "
-                "was prepared for inference, or has another class head than its configuration says, cannot be saved"
+                f"{name} has shape {found.get(name)}, but by the model's configuration {wanted.get(name)}; a model "
+                "that was prepared for inference, or whose class head differs from its configuration, cannot be saved"
             )
 
 
@@ -208,7 +207,7 @@ def _find_pickle(path: Path) -> Path | None:
     pickles = sorted(path.glob(PICKLES))
     if len(pickles) > 1:
         names = ", ".join(pickle.name for pickle in pickles)
-        raise CheckpointError(f"{path}: holds several checkpoints, {names}; name one of these files")
+        raise CheckpointError(f"{path}: holds several checkpoints ({names}); pass one of these files")
     return pickles[0] if pickles else None
 
 
@@ -219,7 +218,7 @@ def _weights_files(folder: Path) -> list[Path]:
         pickles = sorted(path.name for pattern in OTHER_PICKLES for path in folder.glob(pattern))
         if pickles:
             raise CheckpointError(f"{folder / pickles[0]}: {REFUSES_PICKLES}")
-        raise CheckpointError(f"{folder}: no {WEIGHTS_FILE} and no {INDEX_FILE}; is this a checkpoint's folder?")
+        raise CheckpointError(f"{folder}: has no {WEIGHTS_FILE} and no {INDEX_FILE}; is this a checkpoint's folder?")
     weight_map = _read_json(folder / INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{folder / INDEX_FILE}: has no weight_map; download the checkpoint again")
@@ -245,7 +244,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _empty_model(config: Mask2FormerConfig) -> Mask2Former:
-    """The model with shapes only: every value comes from the files."""
+    """The model with shapes only; all values come from the files."""
     import torch
 
     from m2f_core.model.mask2former import build_model
@@ -263,8 +262,8 @@ def _open_safetensors(files: list[Path], stack: ExitStack) -> dict[str, StoredTe
         try:
             file = stack.enter_context(safe_open(path, framework="pt"))
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: not a whole safetensors file ({error}); download it again") from error
-        for name in file.keys():  # noqa: SIM118  not a dictionary
+            raise CheckpointError(f"{path}: is not a complete safetensors file ({error}); download it again") from error
+        for name in file.keys():  # noqa: SIM118  the file is not a dictionary
             header = file.get_slice(name)
             dtype = header.get_dtype()
             stored[name] = StoredTensor(

@@ -1,7 +1,7 @@
 """Checkpoints of the original code (`model_final_*.pkl`), as Mask2Former's authors published them.
 
-Such a file is a pickle of {"model": {name: array}, ...} and nothing else: no configuration and no class names. What the
-model is made of is read off the names and shapes of its arrays; the classes are those of the dataset with as many.
+Such a file is a pickle of {"model": {name: array}, ...}, without configuration and class names. The configuration is
+inferred from the names and shapes of the arrays, and the classes from the dataset with this number of classes.
 
 This module does not import torch until a value is read.
 """
@@ -33,24 +33,24 @@ HEAD = "sem_seg_head."
 PIXEL_DECODER = HEAD + "pixel_decoder."
 PREDICTOR = HEAD + "predictor."
 
-# Beyond these a file is no Mask2Former, but could make a model of more memory than it has bytes.
+# A file beyond these limits is no Mask2Former, but could make a model that needs more memory than the file has bytes.
 MAX_CLASSES = 100_000
-MAX_LAYERS = 99  # of a kind, or blocks of a stage; published: 23
-MAX_WINDOW_SIZE = 24  # published: 12. A block keeps window^4 numbers beside its weights
+MAX_LAYERS = 99  # layers of one kind, or blocks of a stage; published: 23
+MAX_WINDOW_SIZE = 24  # published: 12. A block stores window^4 numbers beside its weights
 
-# Of every deformable attention in the original: three levels, four points, two coordinates.
+# Every deformable attention in the original has three levels, four points and two coordinates.
 OFFSETS_PER_HEAD = 3 * 4 * 2
 
 
 @dataclass(frozen=True)
 class PickledCheckpoint:
-    """An open file: `arrays` by the names that today's original code gives them, views of the mapped file."""
+    """An open file: `arrays` are views of the mapped file, by their names in the present original code."""
 
     path: Path
     arrays: Mapping[str, np.ndarray]
 
     def config(self) -> Mask2FormerConfig:
-        """What the names and shapes say. Raises CheckpointError where they are no Mask2Former's."""
+        """The configuration from names and shapes. Raises CheckpointError if they do not belong to a Mask2Former."""
         try:
             return infer_config({name: array.shape for name, array in self.arrays.items()})
         except ConfigError as error:
@@ -61,7 +61,7 @@ class PickledCheckpoint:
         return self.config().to_dict()
 
     def stored_tensors(self) -> dict[str, StoredTensor]:
-        """The arrays as tensors, and the counts that detectron2's frozen batch norms lack and transformers' have."""
+        """The arrays as tensors, plus the counts that transformers' batch norms have and detectron2's lack."""
         stored = {name: _stored(array) for name, array in self.arrays.items()}
         for name in self.arrays:
             if name.endswith(".running_var"):
@@ -71,9 +71,9 @@ class PickledCheckpoint:
 
 
 def open_pickle(path: Path) -> PickledCheckpoint:
-    """Map a `.pkl` file. Nothing in it is run, and the values of its arrays are not read.
+    """Map a `.pkl` file. No code in it is run, and the values of its arrays are not read.
 
-    Raises CheckpointError, by name, for anything but arrays in plain containers.
+    Raises a CheckpointError that names anything but arrays in plain containers.
     """
     try:
         with path.open("rb") as file:
@@ -87,24 +87,24 @@ def open_pickle(path: Path) -> PickledCheckpoint:
     except (OSError, ValueError) as error:  # mmap raises ValueError for an empty file; PlainPickleError is one too
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path}: {error}; a model_final_*.pkl of Mask2Former's model zoo is expected") from None
+        raise CheckpointError(f"{path}: {error}; it must be a model_final_*.pkl of Mask2Former's model zoo") from None
 
 
 def _model_entry(content: object) -> dict[str, np.ndarray]:
-    """The arrays of the entry "model"; what else there is (author, optimizer) is not looked at."""
+    """The arrays of the entry "model"; other entries (author, optimizer) are ignored."""
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or not model:
         raise PlainPickleError('has no entry "model" with arrays by name')
     for name, array in model.items():
         if not isinstance(name, str) or not name.isprintable():
-            raise PlainPickleError("has an array in its model whose name is no text")
+            raise PlainPickleError("has an array in its model whose name is not printable text")
         if not isinstance(array, PickledArray):
             raise PlainPickleError(f"has a {type(array).__name__} as {name}, not an array")
     return {name: array.values for name, array in model.items()}
 
 
 def _todays_names(model: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Older code had the pixel decoder's tensors in the head itself, and called the queries' features static."""
+    """Rename tensors of older code, which had the pixel decoder in the head and called the queries' features static."""
     renamed: dict[str, np.ndarray] = {}
     for old_name, array in model.items():
         name = re.sub(rf"^{re.escape(HEAD)}(?!pixel_decoder\.|predictor\.)", PIXEL_DECODER, old_name)
@@ -132,39 +132,45 @@ def _to_tensor(array: np.ndarray) -> Tensor:
 
 
 class _Shapes:
-    """Shapes by name; what is asked for and not there is named in a ConfigError."""
+    """Shapes by name; a ConfigError names a missing tensor."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.shapes = shapes
 
     def size(self, name: str, axis: int, dimensions: int = 2) -> int:
-        """Length along an axis of the tensor `name`, which has so many dimensions and some values."""
+        """Length along an axis of the tensor `name`; it must have `dimensions` dimensions and at least one value."""
         shape = self.shapes.get(name)
         if shape is None:
-            raise ConfigError(f"holds no {name}, which every Mask2Former of its kind has")
+            raise ConfigError(f"holds no {name}, which every Mask2Former with this backbone has")
         if len(shape) != dimensions or 0 in shape:
-            raise ConfigError(f"{name} has the shape {list(shape)}, not {dimensions} dimensions with values")
+            raise ConfigError(
+                f"{name} has the shape {list(shape)}; it must have {dimensions} dimensions and at least one value"
+            )
         return shape[axis]
 
     def count(self, front: str) -> int:
-        """How many of `front`0, `front`1, ... there are: one more than the largest number."""
+        """The number of `front`0, `front`1, ...: one more than the largest index."""
         numbers = [re.match(rf"{re.escape(front)}(\d{{1,9}})\.", name) for name in self.shapes]
         count = max((int(match[1]) + 1 for match in numbers if match), default=0)
         if count > MAX_LAYERS:
-            raise ConfigError(f"has layers up to {front}{count - 1}; at most {MAX_LAYERS} of a kind are read")
+            raise ConfigError(
+                f"has layers up to {front}{count - 1}, but at most {MAX_LAYERS} of one kind are supported"
+            )
         return count
 
 
 def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> Mask2FormerConfig:
-    """The configuration that has weights of these names and shapes (those of today's original code).
+    """The configuration whose weights have these names and shapes (in the naming of the present original code).
 
-    Two things leave no trace in them and are taken to be as in every published model: the decoder has as many heads as
-    the pixel decoder, and normalises after each part. Raises ConfigError.
+    Names and shapes do not show two properties, which are assumed as in every published model: the decoder has as many
+    heads as the pixel decoder, and it normalises after each part. Raises ConfigError.
     """
     known = _Shapes(shapes)
     num_labels = known.size(PREDICTOR + "class_embed.weight", 0) - 1
     if num_labels > MAX_CLASSES:
-        raise ConfigError(f"{PREDICTOR}class_embed.weight is for {num_labels} classes; at most {MAX_CLASSES} are read")
+        raise ConfigError(
+            f"{PREDICTOR}class_embed.weight has {num_labels} classes, but at most {MAX_CLASSES} are supported"
+        )
     label_map = LabelMap.of_num_labels(num_labels)
     names = [category.name for category in label_map.categories] if label_map else None
     layer = PIXEL_DECODER + "transformer.encoder.layers."
@@ -181,7 +187,7 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> Mask2FormerConfig:
         decoder_layers=known.count(PREDICTOR + "transformer_ffn_layers.") + 1,
         num_attention_heads=offsets // OFFSETS_PER_HEAD,
         dim_feedforward=known.size(PREDICTOR + "transformer_ffn_layers.0.linear1.weight", 0),
-        # Where the widths differ, there is a projection in any case.
+        # If the widths differ, there is always a projection.
         enforce_input_projection=feature_size == hidden_dim and PREDICTOR + "input_proj.0.weight" in shapes,
         num_queries=num_queries,
         id2label=dict(enumerate(names or (f"LABEL_{class_id}" for class_id in range(num_labels)))),
@@ -193,7 +199,7 @@ def _infer_backbone(known: _Shapes) -> BackboneConfig:
         return _infer_swin(known)
     if "backbone.stem.conv1.weight" in known.shapes:
         return _infer_resnet(known)
-    raise ConfigError("holds no backbone that is known: neither Swin (backbone.patch_embed) nor ResNet (backbone.stem)")
+    raise ConfigError("holds no supported backbone: neither Swin (backbone.patch_embed) nor ResNet (backbone.stem)")
 
 
 def _infer_swin(known: _Shapes) -> SwinConfig:
@@ -202,7 +208,7 @@ def _infer_swin(known: _Shapes) -> SwinConfig:
     places = known.size(first.format(0) + "attn.relative_position_bias_table", 0)
     window_size = (math.isqrt(places) + 1) // 2
     if (2 * window_size - 1) ** 2 != places or window_size > MAX_WINDOW_SIZE:
-        raise ConfigError(f"has a relative_position_bias_table of {places} rows, which no window has")
+        raise ConfigError(f"has a relative_position_bias_table of {places} rows, which fits no window size")
     return SwinConfig(
         embed_dim=dim,
         depths=tuple(known.count(f"backbone.layers.{stage}.blocks.") for stage in range(4)),

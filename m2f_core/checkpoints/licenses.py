@@ -1,6 +1,6 @@
-"""Under which licence a checkpoint's weights are, as far as its files say.
+"""The licence of a checkpoint's weights, as stated in its files.
 
-Not legal advice: what a file says may be wrong, and this finds out no more than that. No torch.
+This is not legal advice: a file's statement may be wrong, and this code only reads it. Does not import torch.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from m2f_core.checkpoints.checkpoint import CONFIG_FILE, Checkpoint
 from m2f_core.checkpoints.zoo import PUBLISHED_ON_HUB, zoo_task
 
 UNKNOWN = "unknown"
-ZOO_LICENSE = "CC BY-NC 4.0"  # of every checkpoint that Mask2Former's authors have published, in either format
+ZOO_LICENSE = "CC BY-NC 4.0"  # of all checkpoints that Mask2Former's authors have published, in either format
 CARD_FILE = "README.md"
 
 
 def model_license(checkpoint: Checkpoint, name: str = "") -> str:
-    """The licence of a checkpoint; `unknown` where nothing says it.
+    """The licence of a checkpoint; `unknown` if no source states it.
 
-    In this order: the key `license` of config.json; the front matter of the model card README.md; that the checkpoint
-    is one of the published ones, by its file's name, or by its name on the hub (`name`, or as config.json has it).
+    The sources, in this order: the key `license` of config.json; the front matter of the model card README.md; the list
+    of published checkpoints, matched by the file's name or the name on the hub (`name`, or the one in config.json).
     """
     if checkpoint.pickle is not None:
         return UNKNOWN if zoo_task(checkpoint.pickle) is None else ZOO_LICENSE
@@ -36,7 +36,7 @@ def model_license(checkpoint: Checkpoint, name: str = "") -> str:
 
 
 def _of_card(card: Path) -> str | None:
-    """`license_name` (where `license` is "other") or `license` of the YAML between the card's first two `---` lines."""
+    """`license_name` (if `license` is "other") or `license` in the YAML between the card's first two `---` lines."""
     try:
         lines = iter(card.read_text(encoding="utf-8", errors="replace").splitlines())
     except OSError:

@@ -1,6 +1,6 @@
-"""numpy's arrays and dtypes as they stand in a pickle: made of what it says about them, which may be a lie.
+"""numpy arrays and dtypes of a pickle, built from the pickle's description, which may be wrong on purpose.
 
-`plain_pickle` makes them. Nothing here calls numpy with an argument that was not checked.
+`plain_pickle` uses these classes. They check every argument before they call numpy.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import math
 import numpy as np
 
 MAX_DIMENSIONS = 32
-# Numbers only: an array of objects would hold Python objects, one of records structures of them.
+# Numbers only: an array of objects would hold Python objects, an array of records structures of objects.
 DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 
 
 class PlainPickleError(ValueError):
-    """Not a pickle of plain containers and arrays; the message says what is wrong or which name is refused."""
+    """Not a pickle of plain containers and arrays; the message gives the error or the refused name."""
 
 
 class PickledArray:
@@ -37,17 +37,19 @@ class PickledArray:
         if not isinstance(shape, tuple) or len(shape) > MAX_DIMENSIONS or not all(map(_is_length, shape)):
             raise PlainPickleError("holds an array without a shape")
         if not isinstance(data, (bytes, memoryview)) or len(data) != math.prod(shape) * dtype.value.itemsize:
-            raise PlainPickleError(f"holds an array of shape {list(shape)} that is not {dtype.value} all through")
+            raise PlainPickleError(
+                f"holds an array of shape {list(shape)} whose data do not fill it with {dtype.value}"
+            )
         try:
             values: np.ndarray = np.ndarray(shape, dtype.value, buffer=data, order="F" if order == "F" else "C")
-        except ValueError as error:  # an empty array with dimensions beyond what numpy can count
-            raise PlainPickleError(f"holds an array that numpy cannot: {error}") from None
+        except ValueError as error:  # an empty array with larger dimensions than numpy supports
+            raise PlainPickleError(f"holds an array that numpy does not support: {error}") from None
         values.flags.writeable = False
         self._values = values
 
 
 class PickledDtype:
-    """A number's type; its byte order comes with a later instruction."""
+    """The type of a number; a later instruction sets its byte order."""
 
     def __init__(self, code: object) -> None:
         if code not in DTYPES:
@@ -55,7 +57,7 @@ class PickledDtype:
         self.value = np.dtype(str(code))
 
     def set_state(self, state: object) -> None:
-        """(version, byte order, and six entries of types that are not plain numbers)."""
+        """`state` is (version, byte order, and six entries that only types other than plain numbers use)."""
         if not isinstance(state, tuple) or len(state) < 8 or state[1] not in ("<", ">", "|", "="):
             raise PlainPickleError("holds a numpy dtype with an unknown state")
         if any(entry is not None for entry in state[2:5]):

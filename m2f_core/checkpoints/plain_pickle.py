@@ -1,10 +1,10 @@
 """A pickle of plain containers and numpy arrays, read without running anything that it asks for.
 
-A pickle is a program for a stack machine, and two of its instructions call any function it names. Here is a machine
-that has only the instructions that lists, tuples, dictionaries, numbers, strings and arrays need, and that calls
-nothing: of the handful of names in `ALLOWED` it knows itself what they mean, every other name is refused. Memory is in
-proportion to the file: what the pickle says it holds must be there, and nothing is copied twice. The values of arrays
-are not even read, they stay views of the bytes given, so that names and shapes of a large file cost little.
+A pickle is a program for a stack machine, and two of its instructions call any function that the pickle names. The
+machine here has only the instructions that lists, tuples, dictionaries, numbers, strings and arrays need, and it calls
+no function: it implements the few names in `ALLOWED` itself and refuses every other name. Memory stays in proportion to
+the file: declared data must be present, and nothing is copied twice. The values of arrays are not read; they stay views
+of the given bytes, so that reading names and shapes of a large file costs little.
 
 The instructions are described in the standard library's pickletools.
 """
@@ -35,13 +35,13 @@ ALLOWED = {
     ("numpy.core.numeric", "_frombuffer"): "array of buffer",
     ("numpy._core.numeric", "_frombuffer"): "array of buffer",
     ("_codecs", "encode"): "encode",
-    ("__builtin__", "bytes"): "no bytes",  # of an empty array in protocol 2
+    ("__builtin__", "bytes"): "no bytes",  # for an empty array in protocol 2
     ("collections", "OrderedDict"): "dictionary",
 }
 
 
 class _Machine:
-    """Runs one pickle. `marks` are heights of the stack; nothing below the last one can be taken."""
+    """Runs one pickle. `marks` are heights of the stack; entries below the last mark cannot be taken."""
 
     def __init__(self, data: memoryview) -> None:
         self.data = data
@@ -63,7 +63,7 @@ class _Machine:
             elif opcode in INSTRUCTIONS:
                 INSTRUCTIONS[opcode](self)
             else:
-                raise PlainPickleError(f"refuses the pickle instruction {opcode!r}: plain containers do not need it")
+                raise PlainPickleError(f"refuses the pickle instruction {opcode!r}, which plain containers do not need")
         raise PlainPickleError(f"has more than {MAX_INSTRUCTIONS} instructions")
 
     def take(self, length: int) -> memoryview:
@@ -100,7 +100,7 @@ class _Machine:
         return items
 
     def encode(self, text: str) -> bytes:
-        """Bytes that Python 2, or protocol 2 of Python 3, wrote as a string; the same object for the same string."""
+        """The bytes that Python 2, or protocol 2 of Python 3, wrote as a string; one object per string."""
         if text not in self.encoded:
             self.encoded[text] = text.encode("latin-1")
         return self.encoded[text]
@@ -117,12 +117,12 @@ class _Machine:
 
     def recall(self, index: int) -> None:
         if index not in self.memo:
-            raise PlainPickleError(f"recalls entry {index}, which it has not stored")
+            raise PlainPickleError(f"recalls entry {index}, which it did not store")
         self.stack.append(self.memo[index])
 
     def top(self, kind: type) -> Any:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0) or not isinstance(self.stack[-1], kind):
-            raise PlainPickleError(f"expects a {kind.__name__} on its stack, which is not there")
+            raise PlainPickleError(f"expects a {kind.__name__} on its stack, but there is none")
         return self.stack[-1]
 
     def append(self, items: list[Any]) -> None:
@@ -140,7 +140,7 @@ class _Machine:
         self.stack.append(_Global(module, name))
 
     def call(self) -> None:
-        """What the function would give, for each of those in ALLOWED. Arguments that it would not get are refused."""
+        """Compute the result of a function in ALLOWED. Arguments that the real function would not get are refused."""
         arguments, function = self.pop(), self.pop()
         meaning = ALLOWED[function.module, function.name] if isinstance(function, _Global) else None
         array = PickledArray()
@@ -162,8 +162,8 @@ class _Machine:
             case "dictionary", ():
                 result = {}
             case "dictionary", (list(pairs),) if all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-                result = _pairs([entry for pair in pairs for entry in pair])  # as Python 2 wrote it
-                pairs.clear()  # or a second call could copy them again, and a thousandth
+                result = _pairs([entry for pair in pairs for entry in pair])  # the form that Python 2 wrote
+                pairs.clear()  # otherwise further calls could copy them again and again
             case _:
                 raise PlainPickleError(
                     f"calls {meaning or type(function).__name__!r} with arguments that it does not take"
@@ -179,13 +179,13 @@ class _Machine:
             case PickledDtype(), _:
                 target.set_state(state)
             case dict(), dict():
-                pass  # attributes of an OrderedDict, as torch's state_dict() has; they are not kept
+                pass  # attributes of an OrderedDict, such as torch's state_dict(); they are dropped
             case _:
                 raise PlainPickleError(f"refuses to set the state of a {type(target).__name__}")
 
 
 class _Global:
-    """A name of ALLOWED on the stack. It is not the thing of that name."""
+    """A name of ALLOWED on the stack; only the name, not the object itself."""
 
     def __init__(self, module: str, name: str) -> None:
         self.module = module
@@ -243,12 +243,12 @@ INSTRUCTIONS: dict[bytes, Callable[[_Machine], None]] = {
 def read_plain_pickle(data: bytes | memoryview) -> object:
     """The object in `data`: lists, tuples, dictionaries, numbers, strings, None, bytes as views, and `PickledArray`s.
 
-    Arrays are views of `data`. Raises PlainPickleError for everything else, before anything of it could run.
+    Arrays are views of `data`. Raises PlainPickleError for everything else, before any code in it could run.
     """
     try:
         return _Machine(memoryview(data)).run()
     except UnicodeError:
-        raise PlainPickleError("has a string that is no text") from None
+        raise PlainPickleError("has a string that cannot be decoded") from None
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
@@ -257,7 +257,7 @@ def _pairs(items: list[Any]) -> dict[Any, Any]:
     if len(keys) != len(values):
         raise PlainPickleError("has a key without a value")
     for key in keys:
-        # Hashing a tuple in a tuple in a tuple, a million deep, would overflow the interpreter's own stack.
+        # Hashing a million nested tuples would overflow the interpreter's own stack.
         if not isinstance(key, (str, int, float, type(None))):
             raise PlainPickleError(f"has a {type(key).__name__} as a key of a dictionary")
     return dict(zip(keys, values, strict=True))
@@ -269,4 +269,4 @@ def _check_protocol(version: int) -> None:
 
 
 def _ignore(_: object) -> None:
-    """A frame says how much to read at once; all of it is here."""
+    """Ignore a frame, which says how much to read at once: all data are here."""

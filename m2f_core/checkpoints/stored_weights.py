@@ -1,4 +1,4 @@
-"""How a model's tensors are made of those in a checkpoint, whatever its format: matched by name and shape, then read.
+"""Make a model's tensors from a checkpoint's tensors in any format: match them by name and shape, then read them.
 
 This module does not import torch until a value is read.
 """
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file and what to do."""
+    """A checkpoint that cannot be used; the message names the file and the remedy."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a file: what is known without reading it, and `read`, which may share memory with the file."""
+    """A tensor of a file: its properties, and `read`, whose result may share memory with the file."""
 
     shape: tuple[int, ...]
-    dtype: str  # as the format spells it
+    dtype: str  # in the format's spelling
     is_float: bool
     is_integer: bool
     read: Callable[[], Tensor]
@@ -34,7 +34,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Source:
-    """What one of our tensors is made of: `names` in the file, concatenated, or the third number `third` of one."""
+    """The source of one of our tensors: the concatenated tensors `names` of the file, or the third `third` of one."""
 
     names: tuple[str, ...]
     third: int | None = None
@@ -48,10 +48,10 @@ def match_weights(
     path: Path,
     described_by: str,
 ) -> dict[str, Source]:
-    """The source of each of the model's tensors. Raises one CheckpointError for everything that does not fit.
+    """The source of each of the model's tensors. Raises one CheckpointError that lists all mismatches.
 
-    `source_of` takes our name of a tensor. `ignored` matches names that no model needs. `path` and `described_by` are
-    for the message: the checkpoint, and where the model's shapes come from.
+    `source_of` takes our name of a tensor. `ignored` matches names that no model needs. `path` (the checkpoint) and
+    `described_by` (the origin of the model's shapes) are for the message.
     """
     sources = {our_name: source_of(our_name) for our_name in model.state_dict()}
     missing, misshapen, not_float, not_whole, used = set(), set(), set(), set(), set()
@@ -80,7 +80,7 @@ def match_weights(
 
 
 def read_weight(stored: Mapping[str, StoredTensor], source: Source) -> Tensor:
-    """One of our tensors, float32 (a count: int64), in memory of its own: the file may vanish afterwards."""
+    """One of our tensors, float32 (a count: int64), in its own memory, so that the file may be removed afterwards."""
     import torch
 
     parts = [stored[name].read() for name in source.names]

@@ -1,8 +1,8 @@
-"""What others call our tensors.
+"""Other projects' names of our tensors.
 
-Hugging Face has two spellings of the weights' names: the one of the files on the hub, which transformers also writes,
-and the one that its version 5 uses in memory. `RULES` has both beside ours, `DETECTRON2_RULES` that of the original
-code. This is the only place that knows them.
+Hugging Face has two spellings of the weights' names: the spelling in files on the hub, which transformers also writes,
+and the spelling that its version 5 uses in memory. `RULES` maps our names to both, `DETECTRON2_RULES` to the names of
+the original code. Only this module contains these names.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from m2f_core.checkpoints.stored_weights import Source
 
 @dataclass(frozen=True)
 class Rule:
-    """Our name of a tensor (or the front part of it) and `theirs`; `#` stands for the same number in all.
+    """Our name of a tensor (or the first part of the name) and `theirs`; `#` stands for the same number in all.
 
-    Several names are tensors that we keep as one, concatenated in this order. `third` is the opposite: ours is this
-    third of theirs (PyTorch's MultiheadAttention keeps q, k and v as one).
+    If `theirs` has several names, our tensor is the concatenation of those tensors in this order. `third` is the
+    opposite: our tensor is this third of theirs (PyTorch's MultiheadAttention stores q, k and v as one tensor).
     """
 
     ours: str
     theirs: tuple[str, ...]
-    in_memory: tuple[str, ...] = ()  # Hugging Face's other spelling, where it differs
+    in_memory: tuple[str, ...] = ()  # Hugging Face's other spelling, if it differs
     third: int | None = None
 
 
@@ -43,7 +43,7 @@ def _block_rule(ours: str, hub: tuple[str, ...], in_memory: tuple[str, ...]) -> 
     )
 
 
-# The first rule that matches counts.
+# The first matching rule applies.
 RULES = (
     # Swin
     Rule(
@@ -127,7 +127,7 @@ _ENCODER_LAYER = _HEAD + "transformer.encoder.layers.#."
 _PREDICTOR = "sem_seg_head.predictor."
 
 DETECTRON2_RULES = (
-    # Swin; its q, k and v are one tensor, as ours
+    # Swin; its q, k and v are one tensor, as in our model
     Rule("backbone.patch_embedding.projection", ("backbone.patch_embed.proj",)),
     Rule("backbone.patch_embedding.norm", ("backbone.patch_embed.norm",)),
     Rule("backbone.stages.#.blocks.#.attention.out_proj", ("backbone.layers.#.blocks.#.attn.proj",)),
@@ -137,7 +137,7 @@ DETECTRON2_RULES = (
     Rule("backbone.stages.#.blocks.#.mlp", ("backbone.layers.#.blocks.#.mlp",)),
     Rule("backbone.stages.#.downsample", ("backbone.layers.#.downsample",)),
     *(Rule(f"backbone.output_norms.stage{index + 1}", (f"backbone.norm{index}",)) for index in range(4)),
-    # ResNet; its first stage is res2, because the stem counts as the first
+    # ResNet; its first stage is res2, because the stem counts as res1
     Rule("backbone.stem.conv", ("backbone.stem.conv1",)),
     Rule("backbone.stem.norm", ("backbone.stem.conv1.norm",)),
     *(
@@ -199,21 +199,21 @@ DETECTRON2_RULES = (
     Rule("class_predictor", (_PREDICTOR + "class_embed",)),
 )
 
-# In files, but not weights that the model computes with: constants, the loss, and a norm that nothing reads.
+# Tensors in files that the model does not compute with: constants, the loss, and an unused norm.
 IGNORED = re.compile(
     r"criterion\..*|.*\.relative_position_index|.*\.encoder\.(swin\.)?layernorm\.(weight|bias)|pixel_(mean|std)"
 )
 
 
 def hugging_face_names(our_name: str) -> tuple[Source, Source]:
-    """What Hugging Face makes one of our tensors of: by the names of the hub, and by those in memory."""
+    """The source of one of our tensors in Hugging Face's names: those on the hub, and those in memory."""
     rule, numbers, rest = _find_rule(RULES, our_name)
     hub = _spell(rule.theirs, numbers, rest)
     return Source(hub, rule.third), Source(_spell(rule.in_memory, numbers, rest) or hub, rule.third)
 
 
 def detectron2_names(our_name: str) -> Source:
-    """What the original code makes one of our tensors of."""
+    """The source of one of our tensors in the names of the original code."""
     rule, numbers, rest = _find_rule(DETECTRON2_RULES, our_name)
     return Source(_spell(rule.theirs, numbers, rest), rule.third)
 

@@ -1,6 +1,6 @@
-"""The checkpoints that Mask2Former's authors have published: by which names they go, what each was trained for.
+"""The checkpoints that Mask2Former's authors have published: their names, and the task each was trained for.
 
-docs/checkpoints.md lists them. No torch.
+docs/checkpoints.md lists them. Does not import torch.
 """
 
 from __future__ import annotations
@@ -37,28 +37,29 @@ ZOO_FILES: dict[str, Task] = {digits: task for task, rows in _DIGITS.items() for
 
 
 def zoo_task(pickled: Path) -> Task | None:
-    """What a `.pkl` with the name of a published one was trained for; None for any other."""
+    """The task that a published `.pkl` was trained for, by its name; None for any other name."""
     digits = re.fullmatch(r"model_final_([0-9a-f]{6})\.pkl", pickled.name)
     return None if digits is None else ZOO_FILES.get(digits[1])
 
 
 def guessed_names_warning(checkpoint: Checkpoint) -> Iterator[str]:
-    """What to say, if anything, where the labels of a checkpoint go by the number of its classes alone."""
+    """A warning if the labels of a checkpoint are guessed from the number of its classes alone."""
     pickled, labels = checkpoint.pickle, checkpoint.labels
     if pickled is not None and labels.known and zoo_task(pickled) is None:
         names = [category.name for category in labels.categories]
         yield (
-            f"{pickled.name} holds no names of classes: its {len(names)} are taken to be {names[0]}, {names[1]}, ..., "
-            f"{names[-1]}, because a dataset has as many"
+            f"{pickled.name} holds no class names; its {len(names)} classes are assumed to be {names[0]}, {names[1]}, "
+            f"..., {names[-1]}, because a known dataset has this number of classes"
         )
 
 
 def trained_task(checkpoint: Checkpoint, name: str, labels: LabelMap) -> Task | None:
-    """What a checkpoint, given as `name`, was trained for; None where neither name nor classes say it.
+    """The task that a checkpoint, given as `name`, was trained for; None if neither name nor classes show it.
 
-    A name says it if it is that of a published `.pkl`, or holds one as on the hub (`mask2former-...-semantic`; also the
-    folder of a copy). Classes say it if they are known and all things (instance) or all stuff (semantic). What
-    config.json has as `_name_or_path` does not count: it is what the training started from.
+    A name shows the task if it is the name of a published `.pkl`, or contains a name as on the hub
+    (`mask2former-...-semantic`; also as the folder of a copy). Classes show the task if they are known and all are
+    things (instance) or all are stuff (semantic). `_name_or_path` in config.json is not used, because it names the
+    checkpoint that the training started from.
     """
     if checkpoint.pickle is not None and (task := zoo_task(checkpoint.pickle)) is not None:
         return task

@@ -1,17 +1,17 @@
 """From the decoder outputs of one image to instances, in the frame of the original image. Instances may overlap.
 
-Every pair of a query and a class is a candidate, scored by the class; the best `top_k` pairs stay. So one query may
-become several instances, of different classes, with one mask, which is computed once. Two ways to go on, chosen by
-`InstanceSettings.mode`:
+Every pair of a query and a class is a candidate with the class's score; the best `top_k` pairs are kept. So one query
+may become several instances of different classes with one mask, which is computed once. `InstanceSettings.mode`
+chooses the next steps:
 
-- "reference": as the original Mask2Former does (the paper's numbers). The mask is where the query's logits, resized to
-  the original image, are above 0; the score is class score x mean mask probability inside the mask. Instances come by
-  descending score. The original also keeps instances without a pixel, with score 0; here they are left out.
-- "hf": as transformers does, mask for mask and in its order. Mask and score are taken at 384 x 384 with the padding,
-  and the mask is enlarged by nearest neighbour.
+- "reference": as in the original Mask2Former (the paper's numbers). The mask is where the query's logits, resized to
+  the original image, are above 0; the score is class score x mean mask probability inside the mask. Instances are
+  sorted by descending score. The original also keeps instances without a pixel, with score 0; here they are left out.
+- "hf": as in transformers, with equal masks in the same order. Mask and score are computed at 384 x 384 with the
+  padding, and the mask is enlarged by nearest neighbour.
 
-Masks are looked at one at a time and leave as RLE, so the memory is a few planes [H, W] whatever the number of queries
-(on the CPU in reference mode, not even one).
+Masks are processed one at a time and returned as RLE, so memory is a few planes [H, W] whatever the number of queries
+(on the CPU in reference mode, less than one plane).
 
 Legend: Q queries; C classes; K candidates (pairs of query and class); N instances; h, w mask logits; H, W original
 image. Suffix 1 is "plus the no-object class".
@@ -33,17 +33,17 @@ from m2f_core.masks import rle
 
 InstanceMode = Literal["reference", "hf"]
 
-_EPSILON = 1e-6  # of both sources, added to the pixels of a mask before the division
+_EPSILON = 1e-6  # both sources add this to the number of a mask's pixels before the division
 
 
 @dataclass(frozen=True)
 class InstanceSettings:
-    """What each mode keeps; `InstanceSettings.defaults` has each mode's own."""
+    """Which instances are kept; `InstanceSettings.defaults` gives each mode's own settings."""
 
     mode: InstanceMode
     score_threshold: float  # an instance is kept if its score is at least this
-    top_k: int | None  # pairs of query and class that are looked at, the best by class score; None: as many as queries
-    thing_class_ids: frozenset[int] | None = None  # of the best pairs, those of other classes are dropped; None: none
+    top_k: int | None  # keep this number of best (query, class) pairs by class score; None: number of queries
+    thing_class_ids: frozenset[int] | None = None  # drop pairs of other classes afterwards; None: drop none
 
     def __post_init__(self) -> None:
         if self.mode not in ("reference", "hf"):
@@ -55,9 +55,9 @@ class InstanceSettings:
 
     @classmethod
     def defaults(cls, mode: InstanceMode, thing_class_ids: frozenset[int] | None = None) -> "InstanceSettings":
-        """The original's numbers for COCO, or those of transformers.
+        """The original's settings for COCO, or those of transformers.
 
-        The original drops stuff only for panoptic checkpoints, transformers never.
+        The original drops stuff only for panoptic checkpoints, transformers never does.
         """
         if mode == "hf":
             return cls(mode, score_threshold=0.5, top_k=None, thing_class_ids=thing_class_ids)
@@ -66,7 +66,7 @@ class InstanceSettings:
 
 @dataclass(frozen=True)
 class Instance:
-    """One object. Several instances of one query share their mask."""
+    """One object. Instances of one query share their mask."""
 
     class_id: int
     score: float  # class score x mean probability of the mask's pixels
@@ -76,7 +76,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class InstanceResult:
-    """Instances of one image, by descending score (reference), or in transformers' order, which follows no rule."""
+    """Instances of one image, by descending score (reference), or in transformers' order, which is not sorted."""
 
     instances: tuple[Instance, ...]
     original_hw: tuple[int, int]
@@ -85,9 +85,9 @@ class InstanceResult:
 def instance_segments(
     pred_logits_QC1: torch.Tensor, pred_masks_Qhw: torch.Tensor, geometry: ImageGeometry, settings: InstanceSettings
 ) -> InstanceResult:
-    """Instance segmentation of one image from its decoder outputs, on the device where these are.
+    """Instance segmentation of one image from its decoder outputs, on the device of these outputs.
 
-    ValueError if the outputs disagree, if the class logits are not finite, or a mask that is looked at is not.
+    ValueError if the outputs disagree, or if class logits or a mask in use are not finite.
     """
     candidates = _best_pairs(class_scores(pred_logits_QC1, pred_masks_Qhw), settings)
     find = _mask_finder(pred_masks_Qhw, geometry, settings)
@@ -107,7 +107,7 @@ def instance_segments(
 
 
 def warm_up(settings: InstanceSettings) -> None:
-    """Compile what `instance_segments` compiles on its first call, before images wait for it."""
+    """Compile now what `instance_segments` would compile on its first call, so that no image waits for it."""
     geometry = ImageGeometry(original_hw=(8, 8), resized_hw=(32, 32), padded_hw=(32, 32))
     instance_segments(
         torch.tensor([[9.0, -9.0]]), torch.ones(1, 8, 8), geometry, replace(settings, thing_class_ids=None)
@@ -117,8 +117,8 @@ def warm_up(settings: InstanceSettings) -> None:
 def to_hf(result: InstanceResult, return_binary_maps: bool = False) -> dict[str, Any]:
     """The result of hf mode in the form that transformers' `post_process_instance_segmentation` returns per image.
 
-    The segmentation is float32: one map of ids from 0, -1 where there is no instance, in which later instances cover
-    earlier ones; or, with `return_binary_maps` and if there is any instance, one map of 0 and 1 for each.
+    The segmentation is float32: one map of ids from 0, with -1 for pixels without an instance, in which later instances
+    cover earlier ones; or, with `return_binary_maps` and at least one instance, one map of 0 and 1 per instance.
     """
     height, width = result.original_hw
     masks = [torch.from_numpy(rle.decode(i.mask.counts, height, width)) for i in result.instances]
@@ -136,10 +136,10 @@ def to_hf(result: InstanceResult, return_binary_maps: bool = False) -> dict[str,
 
 
 def _best_pairs(scores_QC: torch.Tensor, settings: InstanceSettings) -> list[tuple[float, int, int]]:
-    """Class score, query and class of the candidates: the best pairs, but for classes and scores that are not wanted.
+    """Class score, query and class of the candidates: the best pairs, without unwanted classes and scores.
 
-    Of equal scores the lower query, then the lower class comes first; the original leaves that to torch.topk, and so
-    does hf mode, to have transformers' order.
+    Among equal scores, the lower query comes first, then the lower class. The original leaves this order to torch.topk;
+    so does hf mode, to get transformers' order.
     """
     num_queries, num_classes = scores_QC.shape
     num_pairs = min(settings.top_k or num_queries, scores_QC.numel())
@@ -148,7 +148,7 @@ def _best_pairs(scores_QC: torch.Tensor, settings: InstanceSettings) -> list[tup
     else:
         values, indices = scores_QC.flatten().sort(descending=True, stable=True)
     pairs = zip(values[:num_pairs].tolist(), indices[:num_pairs].tolist(), strict=True)
-    # A mean probability is at most 1 (a little more by rounding), so of these no instance would reach the threshold.
+    # A mean probability is at most 1 (plus rounding), so the dropped pairs could not reach the threshold.
     least = settings.score_threshold * (1 - 1e-4)
     things = settings.thing_class_ids
     return [
@@ -164,7 +164,7 @@ MaskFinder = Callable[[torch.Tensor], tuple[rle.LabelRuns, np.float32]]
 
 
 def _mask_finder(masks_Qhw: torch.Tensor, geometry: ImageGeometry, settings: InstanceSettings) -> MaskFinder:
-    """The way to the runs and the mean probability of one mask; what all masks have in common is computed here."""
+    """A function that gives runs and mean probability of one mask; values shared by all masks are computed here."""
     if settings.mode == "hf":
         return _hf_finder(masks_Qhw, geometry)
     if masks_Qhw.device.type != "cpu":
@@ -182,9 +182,9 @@ def _mask_finder(masks_Qhw: torch.Tensor, geometry: ImageGeometry, settings: Ins
 
 
 def find_mask_torch(mask_hw: torch.Tensor, geometry: ImageGeometry) -> tuple[rle.LabelRuns, np.float32]:
-    """Runs and mean probability of one mask, on any device: logits to the padded size, padding off, original size.
+    """Runs and mean probability of one mask, on any device: resize logits to the padded size, cut, resize again.
 
-    This is the plain statement of what `instance_kernel.find_mask` computes faster on the CPU.
+    This is the plain version of `instance_kernel.find_mask`, which is faster on the CPU.
     """
     height, width = geometry.resized_hw
     padded = bilinear(mask_hw[None, None], geometry.padded_hw)
@@ -195,12 +195,12 @@ def find_mask_torch(mask_hw: torch.Tensor, geometry: ImageGeometry) -> tuple[rle
 
 
 def _hf_finder(masks_Qhw: torch.Tensor, geometry: ImageGeometry) -> MaskFinder:
-    """As transformers: mask and score on its own grid, padding and all, then the mask by nearest neighbour."""
+    """As in transformers: mask and score on its own grid with the padding, then the mask by nearest neighbour."""
     rows_H, cols_W = (
         _nearest(num_grid, num_pixels, masks_Qhw.device)
         for num_grid, num_pixels in zip(HF_GRID_HW, geometry.original_hw, strict=True)
     )
-    # With more than one thread torch adds up a single row in another order than one of many.
+    # With several threads, torch adds up a single row in another order than a row of many.
     num_rows = min(2, masks_Qhw.shape[0])
 
     def find(mask_hw: torch.Tensor) -> tuple[rle.LabelRuns, np.float32]:
@@ -220,5 +220,5 @@ def _nearest(num_in: int, num_out: int, device: torch.device) -> torch.Tensor:
 
 
 def _runs_of(mask_WH: torch.Tensor) -> rle.LabelRuns:
-    """One small plane travels from the device, in the order of RLE."""
+    """Copy one small plane from the device, in the order of RLE."""
     return rle.label_runs(mask_WH.to(torch.uint8).contiguous().cpu().numpy().T)

@@ -1,10 +1,10 @@
 """The binary mask of one query in the original image, as column-major runs, on the CPU.
 
-The plain way (`instance.find_mask_torch`) enlarges the mask twice. Here, as in `panoptic_kernel`, both steps are one
-weighted sum with weights that are not negative, so inside a tile of the output a query stays within the range of the
-logits that the tile reads: where the top of that range is at most 0 the mask is certainly off, where the bottom is over
-0 it is certainly on. Only tiles in which the mask is on somewhere are interpolated, and of the full-size mask no more
-than one column of tiles is ever in memory: its pixels become runs before the next one is looked at.
+The plain version (`instance.find_mask_torch`) enlarges the mask twice. Here, as in `panoptic_kernel`, both steps are
+one weighted sum with non-negative weights, so inside a tile of the output a query stays within the range of the logits
+that the tile reads. If the top of that range is at most 0, the mask is off in the whole tile; if the bottom is above
+0, the mask is on. Only tiles in which the mask is on somewhere are interpolated, and only one column of tiles of the
+full-size mask is in memory at a time: its pixels become runs before the next column is computed.
 
 Legend: h, w mask logits; H, W original image; M runs.
 """
@@ -25,23 +25,23 @@ from m2f_core.jit import compiled
 from m2f_core.masks.rle import LabelRuns
 
 _ZERO = np.float32(0.0)
-_OFF, _ON, _MIXED = 0, 1, 2  # what is known of a tile
+_OFF, _ON, _MIXED = 0, 1, 2  # states of a tile
 
 
 def find_mask(mask_hw: NDArray[np.float32], rows: Taps, cols: Taps) -> tuple[LabelRuns, float]:
-    """Where the logits of one query are above 0 after the resizings that the taps [H] and [W] stand for.
+    """Where the logits of one query are above 0 after the resizings of the taps [H] and [W].
 
     Returns the runs of the mask (labels 0 and 1) and the sum of the probabilities of its pixels.
     """
     lengths, num_runs, probability_sum = _find_runs(mask_hw, rows.indices, rows.weights, cols.indices, cols.weights)
-    starts_on = int(lengths[0] == 0)  # there is no run of zeros before the first run of ones
+    starts_on = int(lengths[0] == 0)  # whether the mask begins with a one, so that the first run of zeros is empty
     values = np.arange(starts_on, num_runs, dtype=np.int32) % 2
     return LabelRuns(values, lengths[starts_on:num_runs].astype(np.uint32)), float(probability_sum)
 
 
 @compiled
 def _find_runs(mask, row_indices, row_weights, col_indices, col_weights):  # type: ignore[no-untyped-def]
-    """Run lengths, of which the first `num_runs` are filled, their number, and the sum of the mask's probabilities."""
+    """Run lengths (the first `num_runs` are filled), `num_runs`, and the sum of the mask's probabilities."""
     height, width, w = row_indices.shape[0], col_indices.shape[0], mask.shape[1]
     first_rows, last_rows = _tile_ranges(row_indices)
     first_cols, last_cols = _tile_ranges(col_indices)
@@ -51,12 +51,12 @@ def _find_runs(mask, row_indices, row_weights, col_indices, col_weights):  # typ
         _range_of_rows(mask, first_rows[tile_y], last_rows[tile_y], strip_lows[tile_y], strip_highs[tile_y])
 
     states = np.empty(first_rows.size, np.int64)
-    is_on = np.zeros((_TILE, height), np.bool_)  # of the present column of tiles [x, y]; read where the tile is mixed
+    is_on = np.zeros((_TILE, height), np.bool_)  # the current column of tiles [x, y]; read where the tile is mixed
     columns = np.zeros((w, _TILE), np.float32)
     logits = np.zeros(_TILE * _TILE, np.float32)
     probs = np.empty(_TILE * _TILE, np.float32)
     bits = np.empty(_TILE * _TILE, np.int32)
-    lengths = np.zeros(64, np.int64)  # the last is the run that is still growing
+    lengths = np.zeros(64, np.int64)  # the last run is still growing
     num_runs = 1
     probability_sum = 0.0
 
@@ -86,8 +86,8 @@ def _find_runs(mask, row_indices, row_weights, col_indices, col_weights):  # typ
 
 @compiled
 def _sum_where_on(logits, probs, is_on):  # type: ignore[no-untyped-def]
-    """Write which pixels [x, y] of the tile are on, return the sum of their probabilities."""
-    sums = np.zeros(_TILE, np.float32)  # one for each y, so that the compiler can add all at once
+    """Write which pixels [x, y] of the tile are on; return the sum of their probabilities."""
+    sums = np.zeros(_TILE, np.float32)  # one per y, so that the compiler can add them in parallel
     for x in range(is_on.shape[0]):
         for y in range(is_on.shape[1]):
             on = logits[x * _TILE + y] > _ZERO
@@ -101,7 +101,7 @@ def _sum_where_on(logits, probs, is_on):  # type: ignore[no-untyped-def]
 
 @compiled
 def _append_column(is_on, states, lengths, num_runs):  # type: ignore[no-untyped-def]
-    """Add one column of pixels to the runs. Odd run numbers are ones, counted from 0; return the number of runs."""
+    """Add one column of pixels to the runs; return the number of runs. Runs with odd index (from 0) are ones."""
     for tile_y in range(states.size):
         y0, y1 = tile_y * _TILE, min((tile_y + 1) * _TILE, is_on.size)
         if states[tile_y] == _MIXED:

@@ -1,16 +1,16 @@
 """From the decoder outputs of one image to panoptic segments, in the frame of the original image.
 
-Two ways to decide, chosen by `PanopticSettings.mode`:
+`PanopticSettings.mode` chooses one of two ways:
 
-- "reference": as the original Mask2Former does (the paper's numbers). Mask LOGITS are enlarged to the padded size, the
-  padding is cut off, and the rest is resized to the original size; then a pixel belongs to the query with the highest
-  class score x mask probability, and to nobody where that query's own probability is below the mask threshold.
-- "hf": as transformers does, pixel for pixel and row for row, for those who move from there or compare with it. It
-  passes through a fixed 384 x 384, resizes probabilities instead of logits, does not cut off padding, leaves no pixel
-  without an owner, and may give one id to several classes (transformers issue 23461).
+- "reference": as in the original Mask2Former (the paper's numbers). Mask LOGITS are enlarged to the padded size, the
+  padding is cut off, and the rest is resized to the original size. A pixel then belongs to the query with the highest
+  class score x mask probability, or to no query if that query's probability is below the mask threshold.
+- "hf": equal to transformers in every pixel and row, for users who come from transformers or compare with it. It
+  passes through a fixed 384 x 384, resizes probabilities instead of logits, does not cut off padding, gives every pixel
+  to a query, and may give one id to several classes (transformers issue 23461).
 
-In both, queries are filtered by class score BEFORE any mask is enlarged, and masks are looked at one at a time, so the
-memory is a few planes [H, W] whatever the number of queries.
+In both modes, queries are filtered by class score BEFORE any mask is enlarged, and masks are processed one at a time,
+so memory is a few planes [H, W] whatever the number of queries.
 
 Legend: Q queries, K kept queries; h, w mask logits (stride 4 of the padded input); H, W original image; suffix 1 is
 "plus the no-object class", so pred_logits_QC1 has C + 1 columns, the last of which is "no object".
@@ -35,13 +35,13 @@ PanopticMode = Literal["reference", "hf"]
 
 @dataclass(frozen=True)
 class PanopticSettings:
-    """Thresholds of the two modes; `PanopticSettings.defaults` has each mode's own."""
+    """Thresholds; `PanopticSettings.defaults` gives each mode's own thresholds."""
 
     mode: PanopticMode
     score_threshold: float  # a query is kept if its class score is above this
-    overlap_threshold: float  # and becomes a segment if it wins at least (hf: more than) this share of its own mask
+    overlap_threshold: float  # a kept query is a segment if it wins at least (hf: more than) this share of its mask
     mask_threshold: float  # a pixel is inside a query's mask if its probability is at least this
-    fuse_class_ids: frozenset[int] = frozenset()  # classes ("stuff") whose segments are joined into one per image
+    fuse_class_ids: frozenset[int] = frozenset()  # classes ("stuff") whose segments are merged into one per image
 
     def __post_init__(self) -> None:
         if self.mode not in ("reference", "hf"):
@@ -54,15 +54,15 @@ class PanopticSettings:
 
     @classmethod
     def defaults(cls, mode: PanopticMode, fuse_class_ids: frozenset[int] = frozenset()) -> "PanopticSettings":
-        """The original's thresholds for COCO, or those of transformers."""
+        """The original's thresholds for COCO, or transformers' thresholds."""
         score_threshold = 0.5 if mode == "hf" else 0.8
         return cls(mode, score_threshold, overlap_threshold=0.8, mask_threshold=0.5, fuse_class_ids=fuse_class_ids)
 
     @classmethod
     def for_labels(cls, mode: PanopticMode, labels: LabelMap) -> "PanopticSettings":
-        """The defaults for a checkpoint's classes: its stuff is fused, thresholds are those of the original's configs.
+        """The defaults for a checkpoint's classes: stuff is fused, and thresholds come from the original's configs.
 
-        These keep every query on Mapillary Vistas (OBJECT_MASK_THRESHOLD in configs/mapillary-vistas/...).
+        For Mapillary Vistas these keep every query (OBJECT_MASK_THRESHOLD in configs/mapillary-vistas/...).
         """
         settings = cls.defaults(mode, labels.stuff_class_ids)
         if mode == "reference" and labels.has_classes_of("mapillary-panoptic"):
@@ -72,10 +72,10 @@ class PanopticSettings:
 
 @dataclass(frozen=True)
 class SegmentInfo:
-    """One row about the map. Ids count from 1 in the order of the queries; the score is the query's class score.
+    """One row for a segment of the map. Ids count from 1 in query order; the score is the query's class score.
 
-    A class that is fused has one row, with the score of the first query that made it (reference mode). In hf mode every
-    fused query has a row of its own, and ids may repeat, also among different classes.
+    In reference mode a fused class has one row with the score of its first query. In hf mode every fused query has its
+    own row, and ids may repeat, even among different classes.
     """
 
     segment_id: int
@@ -85,7 +85,7 @@ class SegmentInfo:
 
 @dataclass(frozen=True, eq=False)
 class PanopticResult:
-    """Segments of one image. The map holds segment ids, 0 where there is no segment."""
+    """Segments of one image. The map holds segment ids, and 0 for pixels without a segment."""
 
     label_map: RunMap
     infos: tuple[SegmentInfo, ...]
@@ -100,9 +100,9 @@ class PanopticResult:
 def panoptic_segments(
     pred_logits_QC1: torch.Tensor, pred_masks_Qhw: torch.Tensor, geometry: ImageGeometry, settings: PanopticSettings
 ) -> PanopticResult:
-    """Panoptic segmentation of one image from its decoder outputs, on the device where these are.
+    """Panoptic segmentation of one image from its decoder outputs, on the device of these outputs.
 
-    ValueError if the outputs are not finite: half precision can break a decoder, and thresholds would hide it.
+    ValueError if the outputs are not finite: half precision can break a decoder, and thresholds would hide this.
     """
     scores_Q, classes_Q = all_scores(pred_logits_QC1, pred_masks_Qhw).max(-1)
     no_object = pred_logits_QC1.shape[-1] - 1
@@ -121,7 +121,7 @@ def panoptic_segments(
 
 
 def warm_up(settings: PanopticSettings) -> None:
-    """Compile what `panoptic_segments` compiles on its first call (7 s without a cache), before images wait for it."""
+    """Compile now what `panoptic_segments` would compile on its first call (7 s without a cache)."""
     geometry = ImageGeometry(original_hw=(8, 8), resized_hw=(32, 32), padded_hw=(32, 32))
     sure_of_class_0, mask_everywhere = torch.tensor([[9.0, -9.0]]), torch.ones(1, 8, 8)
     panoptic_segments(sure_of_class_0, mask_everywhere, geometry, settings)
@@ -151,7 +151,7 @@ def find_winners_torch(
 ) -> Winners:
     """The winner of each pixel, one mask at a time, on any device and in either mode.
 
-    This is the plain statement of what `panoptic_kernel.find_winners` computes faster for reference mode on the CPU.
+    This is the plain version of `panoptic_kernel.find_winners`, which is faster for reference mode on the CPU.
     """
     hf = settings.mode == "hf"
     resize: Callable[[torch.Tensor, ImageGeometry], torch.Tensor] = (
@@ -169,13 +169,13 @@ def find_winners_torch(
         if hf:  # transformers weights the probabilities in place before it compares them with the threshold
             mine_HW = weighted_HW >= settings.mask_threshold
         original_areas.append(mine_HW.count_nonzero())
-        better_HW = weighted_HW > best_HW  # strictly: of equals the first query wins, as with argmax
+        better_HW = weighted_HW > best_HW  # strictly: among equals the first query wins, as with argmax
         torch.maximum(best_HW, weighted_HW, out=best_HW)
-        # A later query has a higher number, so the maximum replaces; torch.where takes ten times as long on a CPU.
+        # A later query has a higher number, so the maximum overwrites; torch.where is ten times slower on a CPU.
         torch.maximum(winner_HW, better_HW.to(winner_HW.dtype) * (k + 1), out=winner_HW)
         inside_HW = (better_HW & mine_HW) | (inside_HW & ~better_HW)
     mask_areas = winner_HW.flatten().bincount(minlength=num_kept + 1)[1:]
-    if not hf:  # transformers leaves every pixel to its winner, also where the mask is not
+    if not hf:  # transformers gives every pixel to its winner, even outside the mask
         winner_HW *= inside_HW
     final_areas = winner_HW.flatten().bincount(minlength=num_kept + 1)[1:]
     areas_3K = torch.stack((mask_areas, torch.stack(original_areas), final_areas)).cpu().numpy()
@@ -183,14 +183,14 @@ def find_winners_torch(
 
 
 def _reference_probabilities(mask_hw: torch.Tensor, geometry: ImageGeometry) -> torch.Tensor:
-    """Probabilities [H, W]: logits to the padded size, padding cut off, to the original size, then the sigmoid."""
+    """Probabilities [H, W]: resize logits to the padded size, cut off padding, resize to the image, sigmoid."""
     height, width = geometry.resized_hw
     padded = bilinear(mask_hw[None, None], geometry.padded_hw)
     return bilinear(padded[:, :, :height, :width], geometry.original_hw)[0, 0].sigmoid()
 
 
 def _hf_probabilities(mask_hw: torch.Tensor, geometry: ImageGeometry) -> torch.Tensor:
-    """Probabilities [H, W] as transformers computes them: sigmoid on its own grid, then resized, padding and all."""
+    """Probabilities [H, W] as transformers computes them: sigmoid on its own grid, then resized with the padding."""
     return bilinear(bilinear(mask_hw[None, None], HF_GRID_HW).sigmoid(), geometry.original_hw)[0, 0]
 
 
@@ -200,7 +200,7 @@ def _hf_probabilities(mask_hw: torch.Tensor, geometry: ImageGeometry) -> torch.T
 def _number_segments(
     found: Winners, scores: list[float], class_ids: list[int], settings: PanopticSettings
 ) -> tuple[NDArray[np.int64], tuple[SegmentInfo, ...]]:
-    """Which kept queries become segments: the id of each [1 + K] (0: none; entry 0 is for pixels nobody won), rows."""
+    """Number the segments: ids of kept queries [1 + K] (0: no segment; entry 0: pixels without winner), and rows."""
     ids = np.zeros(len(scores) + 1, np.int64)
     infos: list[SegmentInfo] = []
     fused_ids: dict[int, int] = {}  # class -> id of its first segment
@@ -210,7 +210,7 @@ def _number_segments(
             continue
         is_fused = class_id in fused_ids
         if settings.mode == "hf":
-            # The counter follows the fused id back, so the next new segment may take an id that is in use.
+            # The counter goes back to the fused id, so the next new segment may get an id that is in use.
             last_id = fused_ids[class_id] if is_fused else last_id + 1
             segment_id = last_id
         else:
@@ -224,7 +224,7 @@ def _number_segments(
 
 
 def _is_segment(found: Winners, k: int, settings: PanopticSettings) -> bool:
-    """Whether query k wins enough of its own mask; the equal case and the precision of the ratio follow each source."""
+    """Whether query k wins enough of its own mask; equality and the ratio's precision are as in each mode's source."""
     mask_area, original_area = found.mask_areas[k], found.original_areas[k]
     if mask_area == 0 or original_area == 0 or found.final_areas[k] == 0:
         return False

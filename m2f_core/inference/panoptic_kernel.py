@@ -1,17 +1,17 @@
 """Which query wins each pixel of one image, on the CPU, without a full-size mask per query.
 
-The plain way (`panoptic.find_winners_torch`) enlarges every mask to the padded and then to the original size. But both
-steps are bilinear, hence linear and separable, so a row of the output is a sum of at most four rows of the mask logits
-(`resize_taps.Taps`), and a column likewise. And the weights are not negative and add up to one, so inside a tile of the
-output a query never leaves the range of the logits that the tile reads. That decides most tiles at once:
+The plain version (`panoptic.find_winners_torch`) enlarges every mask to the padded and then to the original size. But
+both steps are bilinear, hence linear and separable, so a row of the output is a sum of at most four rows of the mask
+logits (`resize_taps.Taps`), and so is a column. The weights are non-negative and add up to one, so inside a tile of the
+output a query never leaves the range of the logits that the tile reads. This decides most tiles at once:
 
-- a query can win in a tile only if the top of its range scores at least what the best query's bottom scores;
-- a tile with one such query is its own, and is simply filled if the bottom of its range is over the mask threshold;
-- a query adds all, or none, of a tile to its area when its range is wholly over, or under, the mask threshold.
+- a query can win in a tile only if its score at the top of its range is at least the best query's score at the bottom;
+- a tile with one such query belongs to it, and is simply filled if the bottom of its range is over the mask threshold;
+- a query adds all, or none, of a tile to its area if its range is wholly over, or under, the mask threshold.
 
-Only what remains, mostly the borders between segments, is interpolated, tile by tile and query by query. The results
-differ from the plain way only where rounding decides (the sums are taken in another order); the tests hold this to
-pixels whose decision has a margin under 1e-5.
+Only the remaining tiles, mostly at borders between segments, are interpolated, tile by tile and query by query. The
+results differ from the plain version only where rounding decides (sums have another order); the tests check that this
+happens only at pixels whose decision has a margin under 1e-5.
 
 Legend: K kept queries; h, w mask logits; H, W original image; T = 4 taps; `_WH` is column-major.
 """
@@ -27,7 +27,7 @@ from m2f_core.jit import compiled
 from m2f_core.masks.run_map import RunMap
 
 _TILE = 16  # output pixels; one AVX-512 register of float32
-_SLACK = np.float32(1e-6)  # above the rounding of a score (about 1e-7), so that no possible winner is passed over
+_SLACK = np.float32(1e-6)  # above the rounding of a score (about 1e-7), so that no possible winner is missed
 
 _ONE = np.float32(1.0)
 _HALF = np.float32(0.5)
@@ -41,10 +41,10 @@ _E2, _E3, _E4, _E5, _E6 = (np.float32(1 / n) for n in (2, 6, 24, 120, 720))
 
 @dataclass(frozen=True, eq=False)
 class Winners:
-    """Who wins each pixel, and the three areas (in pixels, int64 [K]) that decide which queries become segments."""
+    """The winner of each pixel, and three areas (in pixels, int64 [K]) that decide which queries become segments."""
 
-    winners: RunMap  # 1 + index of the winning query, 0 where its probability is too low
-    mask_areas: NDArray[np.int64]  # pixels the query wins, whatever its probability there
+    winners: RunMap  # 1 + index of the winning query, or 0 if its probability is too low
+    mask_areas: NDArray[np.int64]  # pixels that the query wins, whatever its probability there
     original_areas: NDArray[np.int64]  # pixels where the query's probability is at least the mask threshold
     final_areas: NDArray[np.int64]  # pixels where both hold
 
@@ -94,7 +94,7 @@ def _fill_winners(  # type: ignore[no-untyped-def]
     original_areas = np.zeros(num_kept, np.int64)
     final_areas = np.zeros(num_kept, np.int64)
 
-    # Range of each query's logits over the rows that the present row of tiles reads, and then over the tile.
+    # Range of each query's logits over the rows that the current row of tiles reads, and then over the tile.
     strip_lows = np.empty((num_kept, w), np.float32)
     strip_highs = np.empty((num_kept, w), np.float32)
     lows = np.empty(num_kept, np.float32)
@@ -103,7 +103,7 @@ def _fill_winners(  # type: ignore[no-untyped-def]
     high_probs = np.empty(num_kept, np.float32)
     is_candidate = np.empty(num_kept, np.bool_)
 
-    # Scratch planes are whole tiles [x, y]; what lies beyond the image is computed but never counted or written.
+    # Scratch planes are whole tiles [x, y]; pixels beyond the image are computed but never counted or written.
     columns = np.zeros((w, _TILE), np.float32)
     logits = np.zeros(_TILE * _TILE, np.float32)
     probs = np.empty(_TILE * _TILE, np.float32)
@@ -165,7 +165,7 @@ def _fill_winners(  # type: ignore[no-untyped-def]
 
 @compiled
 def _tile_ranges(indices):  # type: ignore[no-untyped-def]
-    """First and last input, inclusive, that the outputs of each tile read along one axis."""
+    """First and last input (inclusive) that the outputs of each tile read along one axis."""
     num_tiles = (indices.shape[0] + _TILE - 1) // _TILE
     first, last = np.empty(num_tiles, np.int64), np.empty(num_tiles, np.int64)
     for tile in range(num_tiles):
@@ -199,7 +199,7 @@ def _range_of_columns(strip_lows, strip_highs, first_col, last_col):  # type: ig
 
 @compiled
 def _find_candidates(low_probs, high_probs, scores, is_candidate):  # type: ignore[no-untyped-def]
-    """Mark the queries that may win somewhere in the tile, at least one, and return their number."""
+    """Mark the queries that may win somewhere in the tile, which are at least one, and return their number."""
     best_low = low_probs[0] * scores[0]
     for k in range(1, scores.size):
         best_low = max(best_low, low_probs[k] * scores[k])
@@ -248,7 +248,7 @@ def _sigmoids(values, out, bits):  # type: ignore[no-untyped-def]
 
 @compiled
 def _keep_better(probs, score, logits, query, best_scores, best_logits, best_queries):  # type: ignore[no-untyped-def]
-    """Strictly better only: of equals the first query wins, as with argmax."""
+    """Replace the winner only if strictly better: among equals the first query wins, as with argmax."""
     for i in range(probs.size):
         value = probs[i] * score
         better = value > best_scores[i]
@@ -277,7 +277,7 @@ def _count_equal(best_queries, query, num_x, num_y):  # type: ignore[no-untyped-
 
 @compiled
 def _write_winners(best_logits, best_queries, threshold, winners, final_areas):  # type: ignore[no-untyped-def]
-    """Write the part [x, y] of a tile that lies in the image: 1 + query, or 0 where its probability is too low."""
+    """Write the part [x, y] of a tile that lies in the image: 1 + query, or 0 if its probability is too low."""
     for x in range(winners.shape[0]):
         for y in range(winners.shape[1]):
             query = best_queries[x * _TILE + y]

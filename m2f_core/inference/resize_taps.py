@@ -1,4 +1,4 @@
-"""The two resizings between mask logits and the original image, as a short weighted sum per output row or column.
+"""The two resizings from mask logits to the original image, as a short weighted sum per output row or column.
 
 Legend: n outputs along one axis; T = 4 taps.
 """
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from m2f_core.jit import compiled
 
-NUM_TAPS = 4  # two padded rows, each of two rows of logits
+NUM_TAPS = 4  # two padded rows, each from two rows of logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class Taps:
 
 
 def axis_taps(num_low: int, num_padded: int, num_resized: int, num_original: int) -> Taps:
-    """Taps of: bilinear from `num_low` to `num_padded`, cut to the first `num_resized`, bilinear to `num_original`."""
+    """Taps of these steps: bilinear `num_low` -> `num_padded`, cut to `num_resized`, bilinear -> `num_original`."""
     if not 1 <= num_resized <= num_padded:
         raise ValueError(f"resized size {num_resized} must be within padded size {num_padded}")
     return Taps(*_compose(*_bilinear_weights(num_low, num_padded), *_bilinear_weights(num_resized, num_original)))
@@ -33,10 +33,10 @@ def axis_taps(num_low: int, num_padded: int, num_resized: int, num_original: int
 def _bilinear_weights(num_in: int, num_out: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """First index i [num_out] and weights [num_out, 3] of the inputs i, i + 1, i + 2 in PyTorch's own interpolation.
 
-    The weights are asked from PyTorch rather than computed: it finds positions in float32, whose rounding at position
-    333 is 3e-5, and whether it does so with a fused multiply-add depends on how it was compiled. Three combs, each with
-    a one at every third input, show the weights exactly: the two inputs of an output lie within one of its nearest
-    input, so each comb meets at most one of them.
+    The weights are read from PyTorch instead of computed here: PyTorch finds positions in float32, whose rounding at
+    position 333 is 3e-5, and it depends on the build whether a fused multiply-add is used. Three combs, each with a one
+    at every third input, show the weights exactly: the two inputs of an output are at most one away from its nearest
+    input, so each comb meets at most one of the two.
     """
     combs = torch.arange(num_in)[None, :] % 3 == torch.arange(3)[:, None]
     size = (num_out, 1)

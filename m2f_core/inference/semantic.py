@@ -1,13 +1,13 @@
 """From the decoder outputs of one image to one class for each pixel, in the frame of the original image.
 
-The score of a class at a pixel is the sum over queries of class score x mask probability; the highest wins, of equals
-the lowest class. What is resized to the original size, and when, makes three variants:
+The score of a class at a pixel is the sum over queries of class score x mask probability; the highest wins, among
+equals the lowest class. There are three variants, which resize different values to the original size:
 
-- mode "reference", resize "masks": mask logits are resized, then scores are taken. So the original Mask2Former does
-  with its panoptic and instance checkpoints (all with PANOPTIC_ON or INSTANCE_ON in their configuration).
-- mode "reference", resize "scores": scores are taken at the padded size, the padding is cut off, and scores are
-  resized. So the original does with its semantic checkpoints (ADE20K, Cityscapes, Mapillary Vistas).
-- mode "hf": as transformers does, pixel for pixel: scores are taken at 384 x 384 and resized, padding and all.
+- mode "reference", resize "masks": mask logits are resized, then scores are computed. The original Mask2Former does
+  this with its panoptic and instance checkpoints (all with PANOPTIC_ON or INSTANCE_ON in their configuration).
+- mode "reference", resize "scores": scores are computed at the padded size, the padding is cut off, and the scores are
+  resized. The original does this with its semantic checkpoints (ADE20K, Cityscapes, Mapillary Vistas).
+- mode "hf": equal to transformers in every pixel: scores are computed at 384 x 384 and resized with the padding.
 
 No variant holds the scores of all classes at the original size.
 
@@ -32,15 +32,15 @@ from m2f_core.masks.run_map import RunMap
 SemanticMode = Literal["reference", "hf"]
 SemanticResize = Literal["masks", "scores"]
 
-_STRIP_FLOATS = 2**23  # of scores and probabilities in one strip of the plain way: 32 MiB
+_STRIP_FLOATS = 2**23  # scores and probabilities in one strip of the plain version: 32 MiB
 
 
 @dataclass(frozen=True)
 class SemanticSettings:
-    """Which way to decide; `SemanticSettings.defaults` has the usual one of each mode."""
+    """The variant; `SemanticSettings.defaults` gives the usual variant of each mode."""
 
     mode: SemanticMode
-    resize: SemanticResize  # what is resized to the original size
+    resize: SemanticResize  # the values that are resized to the original size
 
     def __post_init__(self) -> None:
         if self.mode not in ("reference", "hf"):
@@ -52,7 +52,7 @@ class SemanticSettings:
 
     @classmethod
     def defaults(cls, mode: SemanticMode, resize: SemanticResize = "masks") -> "SemanticSettings":
-        """Masks are resized, as the original's panoptic checkpoints have it; in hf mode scores, whatever is asked."""
+        """By default resize masks, as the original does for panoptic checkpoints; hf mode always resizes scores."""
         return cls(mode, "scores" if mode == "hf" else resize)
 
 
@@ -60,9 +60,9 @@ class SemanticSettings:
 class SemanticResult:
     """The classes of one image.
 
-    The map holds 1 + class id; 0 does not occur and stays free for void. There is one row for each class in the map,
-    by ascending class id; its segment id is the number in the map. Its score is the mean over its pixels of the class's
-    score there, where more than 1 (several queries of one class on one pixel) counts as 1. It is right to 1e-5.
+    The map holds 1 + class id; 0 does not occur and is reserved for void. There is one row for each class in the map,
+    by ascending class id, and its segment id is the number in the map. Its score is the mean of the class's scores at
+    its pixels; a score above 1 (several queries of one class on one pixel) counts as 1. It is accurate to 1e-5.
     """
 
     label_map: RunMap
@@ -77,7 +77,7 @@ class SemanticResult:
 def semantic_segments(
     pred_logits_QC1: torch.Tensor, pred_masks_Qhw: torch.Tensor, geometry: ImageGeometry, settings: SemanticSettings
 ) -> SemanticResult:
-    """Semantic segmentation of one image from its decoder outputs, on the device where these are.
+    """Semantic segmentation of one image from its decoder outputs, on the device of these outputs.
 
     ValueError if the outputs disagree or are not finite.
     """
@@ -98,7 +98,7 @@ def semantic_segments(
 
 
 def warm_up(settings: SemanticSettings) -> None:
-    """Compile what `semantic_segments` compiles on its first call, before images wait for it."""
+    """Compile now what `semantic_segments` would compile on its first call, so that no image waits for it."""
     geometry = ImageGeometry(original_hw=(8, 8), resized_hw=(32, 32), padded_hw=(32, 32))
     semantic_segments(torch.tensor([[9.0, -9.0]]), torch.ones(1, 8, 8), geometry, settings)
 
@@ -114,15 +114,15 @@ def to_hf(result: SemanticResult) -> torch.Tensor:
 def find_classes_torch(
     masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, geometry: ImageGeometry, resize_scores: bool
 ) -> ClassMap:
-    """The best class of each pixel, on any device, in strips of rows: masks resized, scores taken, scores resized.
+    """The best class of each pixel, on any device, in strips of rows: resize masks, compute and resize scores.
 
-    This is the plain statement of what `semantic_kernel.find_classes` computes faster on the CPU.
+    This is the plain version of `semantic_kernel.find_classes`, which is faster on the CPU.
     """
     (num_queries, h, w), num_classes = masks_Qhw.shape, scores_QC.shape[1]
     first_rows, last_rows = _two_steps(h, 0, geometry, resize_scores)
     first_cols, last_cols = _two_steps(w, 1, geometry, resize_scores)
     height, width = geometry.original_hw
-    # Every strip row needs so many rows of scores, or, where the image was enlarged for the network, a few more.
+    # Rows of scores per strip row; a few more are needed if the image was enlarged for the network.
     widest = max(width, geometry.resized_hw[1]) * -(-len(first_rows.indices) // height)
     num_rows = max(1, _STRIP_FLOATS // ((num_queries + num_classes) * widest))
     best_HW = masks_Qhw.new_empty(geometry.original_hw)
@@ -135,16 +135,16 @@ def find_classes_torch(
         probs_Qmv = _resize(_resize(masks_Qhw, first, 1), first_cols, 2).sigmoid_()
         scores_Cmv = torch.einsum("qc,qmv->cmv", scores_QC, probs_Qmv)
         scores_CnW = _resize(_resize(scores_Cmv, Taps(last.indices - r0, last.weights), 1), last_cols, 2)
-        best_HW[y0:y1], classes_nW = scores_CnW.max(0)  # of equals the first
+        best_HW[y0:y1], classes_nW = scores_CnW.max(0)  # the first among equals
         labels_HW[y0:y1] = classes_nW + 1
     return _class_map(labels_HW, best_HW, num_classes)
 
 
 def _two_steps(num_low: int, axis: int, geometry: ImageGeometry, resize_scores: bool) -> tuple[Taps, Taps]:
-    """Taps of the resizings before and after scores are taken, of which one has all the work, or each its part."""
+    """Taps of the resizings before and after the scores; one of them does all the work, or each does a part."""
     padded, resized, original = geometry.padded_hw[axis], geometry.resized_hw[axis], geometry.original_hw[axis]
     between = resized if resize_scores else original
-    # A resizing from a size to itself changes nothing.
+    # Resizing to the same size changes nothing.
     return axis_taps(num_low, padded, resized, between), axis_taps(between, between, between, original)
 
 
@@ -166,19 +166,19 @@ def _resize(planes_Cnm: torch.Tensor, taps: Taps, axis: int) -> torch.Tensor:
 
 
 def find_classes_hf(masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, geometry: ImageGeometry) -> ClassMap:
-    """The best class of each pixel as transformers finds it, but with the scores of one class at a time enlarged."""
+    """The best class of each pixel as in transformers, but enlarging the scores of one class at a time."""
     num_classes = scores_QC.shape[1]
     probs = bilinear(masks_Qhw[None], HF_GRID_HW).sigmoid_()
-    # In transformers' words, batch of one and all, because another product might add up in another order.
+    # The same einsum as in transformers, even with a batch of one, because others might add up in another order.
     scores = torch.einsum("bqc, bqhw -> bchw", scores_QC[None], probs)
     del probs
     best_HW = masks_Qhw.new_full(geometry.original_hw, -1.0)
     labels_HW = best_HW.new_zeros(geometry.original_hw, dtype=_label_type(num_classes))
     for c in _possible_classes(scores[0]):
         scores_HW = bilinear(scores[:, c : c + 1], geometry.original_hw)[0, 0]
-        better_HW = scores_HW > best_HW  # strictly: of equals the first class wins, as with argmax
+        better_HW = scores_HW > best_HW  # strictly: among equals the first class wins, as with argmax
         torch.maximum(best_HW, scores_HW, out=best_HW)
-        # A later class has a higher number, so the maximum replaces; torch.where takes ten times as long on a CPU.
+        # A later class has a higher number, so the maximum overwrites; torch.where is ten times slower on a CPU.
         torch.maximum(labels_HW, better_HW.to(labels_HW.dtype) * (c + 1), out=labels_HW)
     return _class_map(labels_HW, best_HW, num_classes)
 
@@ -186,10 +186,10 @@ def find_classes_hf(masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, geometry: 
 def _possible_classes(scores_Chw: torch.Tensor) -> list[int]:
     """Classes that may be the best at some pixel, once the scores are enlarged.
 
-    Of the four scores that a pixel is made of, one has a weight of at least 1/4. So the class that is the best there
-    has at least a quarter of that score at the pixel, and a class that has less everywhere is not the best anywhere.
+    A pixel's score is a weighted mean of four scores, one of which has a weight of at least 1/4. So the best class at a
+    pixel has at least a quarter of that score there, and a class that has less everywhere is the best nowhere.
     """
-    least = scores_Chw.amax(0).min() * 0.2499  # less than 1/4, for rounding
+    least = scores_Chw.amax(0).min() * 0.2499  # a little less than 1/4, to allow for rounding
     return (scores_Chw.amax((1, 2)) >= least).nonzero()[:, 0].tolist()
 
 

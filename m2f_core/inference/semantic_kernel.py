@@ -1,15 +1,15 @@
 """Which class has the highest score at each pixel of one image, on the CPU, without a full-size map per query or class.
 
 The score of class c is the sum over queries q of class score x mask probability, P[q, c] p[q]. As in `panoptic_kernel`
-the resizings have weights that are not negative and add up to one, so inside a tile of the output p[q] stays in a range
-m[q] - d[q] .. m[q] + d[q], which the logits that the tile reads decide. There the lead of class c over class b is
+the resizings have non-negative weights that add up to one, so inside a tile of the output p[q] stays in a range
+m[q] - d[q] .. m[q] + d[q], which follows from the logits that the tile reads. The lead of class c over class b is then
 
     sum over q of (P[q, c] - P[q, b]) p[q]  <=  sum over q of (P[q, c] - P[q, b]) m[q] + |P[q, c] - P[q, b]| d[q].
 
-So with b as the best class in the middle of the ranges, every class for which the right side is below 0 is out of the
-question in the whole tile. Mostly only b remains, and the tile is filled. Else the scores of what remains are added up
-pixel by pixel, over all queries. The results differ from the plain way (`semantic.find_classes_torch`) only where
-rounding decides; the tests hold this to pixels where the best two scores differ by less than 1e-5.
+Let b be the best class in the middle of the ranges: then every class for which the right side is below 0 is impossible
+in the whole tile. Mostly only b remains, and the tile is filled. Otherwise the scores of the remaining classes are
+added up pixel by pixel over all queries. The results differ from the plain version (`semantic.find_classes_torch`) only
+where rounding decides; the tests check that this happens only where the best two scores differ by less than 1e-5.
 
 Legend: Q queries; C classes; h, w mask logits; H, W original image; T = 4 taps; `_WH` is column-major.
 """
@@ -33,32 +33,33 @@ from m2f_core.inference.resize_taps import NUM_TAPS, axis_taps
 from m2f_core.jit import compiled
 from m2f_core.masks.run_map import RunMap
 
-_POINTS = 2 * _TILE  # of the resized image along one axis: an output pixel lies between two of them
+_POINTS = 2 * _TILE  # pixels of the resized image along one axis; an output pixel lies between two of them
 _HALF = np.float32(0.5)
 _ONE = np.float32(1.0)
-# A float32 sum of Q terms is wrong by at most Q / 2**24 of the sum of their sizes, which is at most 4 times the best
-# score for a lead; a probability by 3e-6 of itself. So much of the best score, for each query and 20 times more.
+# The error of a float32 sum of Q terms is at most Q / 2**24 of the sum of their sizes, which for a lead is at most 4
+# times the best score; the error of a probability is 3e-6 of itself. The slack is
+# this share of the best score for each query, with a factor of 20 to spare.
 _SLACK = np.float32(3e-7)
-# Where the class is certain, the queries whose ranges move its score by no more than this, all of them together, count
-# with the middle of their range.
+# If the class is certain, queries whose ranges together move its score by no more than this count with the middle of
+# their range.
 _SCORE_ERROR = np.float32(1e-5)
 
 
 @dataclass(frozen=True, eq=False)
 class ClassMap:
-    """The best class of each pixel, and for each class the pixels it has and their scores."""
+    """The best class of each pixel, and for each class the number of its pixels and the sum of their scores."""
 
     labels: RunMap  # 1 + class
     areas_C: NDArray[np.int64]  # noqa: N815
-    score_sums_C: NDArray[np.float64]  # noqa: N815 - of the class's score, at most 1 for each pixel, over its pixels
+    score_sums_C: NDArray[np.float64]  # noqa: N815 - sum of the class's scores at its pixels, each at most 1
 
 
 class _Axis(NamedTuple):
-    """One axis of the output. Points are pixels of the resized image, where probabilities are taken before they are
-    resized; masks that are resized as logits need none.
+    """One axis of the output. Points are pixels of the resized image, where probabilities are computed before they are
+    resized; if logits are resized, no points are needed.
     """
 
-    indices: NDArray[np.int64]  # [n, T] mask logits that each output pixel depends on, and, where logits are resized,
+    indices: NDArray[np.int64]  # [n, T] mask logits that each output pixel depends on, and, if logits are resized,
     weights: NDArray[np.float32]  # [n, T] their weights
     num_points: NDArray[np.int64]  # [tiles] at most _POINTS
     point_indices: NDArray[np.int64]  # [tiles, _POINTS, T] mask logits of each point
@@ -70,9 +71,9 @@ class _Axis(NamedTuple):
 def find_classes(
     masks_Qhw: NDArray[np.float32], scores_QC: NDArray[np.float32], geometry: ImageGeometry, resize_scores: bool
 ) -> ClassMap:
-    """The best class of each pixel of the original image; of equals the lowest.
+    """The best class of each pixel of the original image; among equals the lowest.
 
-    `resize_scores`: class scores are taken at the resized size, then resized. Else mask logits are resized.
+    `resize_scores`: compute class scores at the resized size, then resize them. Otherwise resize mask logits.
     """
     _, h, w = masks_Qhw.shape
     height, width = geometry.original_hw
@@ -94,7 +95,7 @@ def _axis(num_low: int, num_padded: int, num_resized: int, num_original: int, wi
     near = np.zeros((num_original, 2), np.int64)
     near_weights = np.zeros((num_original, 2), np.float32)
     if with_points:
-        # Either step by itself: the other one goes from a size to the same size.
+        # Each step alone: the other step keeps the size.
         to_resized = axis_taps(num_low, num_padded, num_resized, num_resized)
         to_original = axis_taps(num_resized, num_resized, num_resized, num_original)
         near_weights[:] = to_original.weights[:, :2]
@@ -120,7 +121,7 @@ def _fill_classes(masks, scores, rows, cols, resize_scores, labels_WH, areas, sc
     first_rows, last_rows = _tile_ranges(rows.indices)
     first_cols, last_cols = _tile_ranges(cols.indices)
 
-    # Range of each query over the rows that the present row of tiles reads, and then over the tile.
+    # Range of each query over the rows that the current row of tiles reads, and then over the tile.
     strip_lows = np.empty((num_queries, w), np.float32)
     strip_highs = np.empty((num_queries, w), np.float32)
     lows = np.empty(num_queries, np.float32)
@@ -131,7 +132,7 @@ def _fill_classes(masks, scores, rows, cols, resize_scores, labels_WH, areas, sc
     leads = np.empty(num_classes, np.float32)
     candidates = np.empty(num_classes, np.int32)
 
-    # Scratch planes are whole tiles [x, y]; what lies beyond the image is computed but never counted or written.
+    # Scratch planes are whole tiles [x, y]; pixels beyond the image are computed but never counted or written.
     columns = np.zeros((w, _POINTS), np.float32)
     points = np.zeros(_POINTS * _POINTS, np.float32)
     point_probs = np.zeros(_POINTS * _POINTS, np.float32)
@@ -161,7 +162,7 @@ def _fill_classes(masks, scores, rows, cols, resize_scores, labels_WH, areas, sc
             totals[:num_candidates] = 0
             error_left = _SCORE_ERROR
             for q in range(num_queries):
-                if num_candidates == 1:  # only its score is asked for
+                if num_candidates == 1:  # only its score is needed
                     error = scores[q, candidates[0]] * spreads[q]
                     if error <= error_left * _HALF:
                         error_left -= error
@@ -221,7 +222,7 @@ def _add_differences(leads, values, value, factor):  # type: ignore[no-untyped-d
 def _tile_probs(  # type: ignore[no-untyped-def]
     mask, rows, cols, tile_y, tile_x, y0, y1, x0, x1, first_col, last_col, columns, points, point_probs, probs, bits
 ):
-    """Probabilities of one query, taken at the points of a tile and resized, into `probs` [x, y] of the whole tile."""
+    """Probabilities of one query, computed at the points of a tile and resized, into `probs` [x, y] of the tile."""
     num_y, num_x = rows.num_points[tile_y], cols.num_points[tile_x]
     stride = _TILE if num_y <= _TILE else _POINTS  # a whole number of vector registers
     for y in range(num_y):
@@ -261,7 +262,7 @@ def _four(values):  # type: ignore[no-untyped-def]
 
 @compiled
 def _keep_best(totals, candidates, num_candidates, best_classes):  # type: ignore[no-untyped-def]
-    """The best class of each pixel of the tile, its score into `totals[0]`; of equals the first, as with argmax."""
+    """The best class of each pixel of the tile, its score into `totals[0]`; among equals the first, as with argmax."""
     best_scores = totals[0]
     best_classes[:] = candidates[0]
     for n in range(1, num_candidates):

@@ -1,14 +1,14 @@
-"""Multi-scale deformable attention: each query reads a few points of each feature map, where it chooses to look.
+"""Multi-scale deformable attention: each query reads a few points of each feature map, at places that it chooses.
 
-Zhu et al., "Deformable DETR" (2021). There are four ways to compute the same sum, and a test holds all of them against
+Zhu et al., "Deformable DETR" (2021). There are four ways to compute the same sum, and a test compares all of them with
 plain loops:
 
-- `attend_by_grid_sample`: one `F.grid_sample` per level. Autograd knows its gradient well, so training uses it.
+- `attend_by_grid_sample`: one `F.grid_sample` per level. Autograd handles its gradient well, so training uses it.
 - `attend_by_embedding_bag`: a bilinear read of four cells is a weighted sum of four rows of a table, and so is the sum
-  over points and levels. `F.embedding_bag` does all of it in one pass and never stores the sampled values; on a CPU it
-  is several times as fast. Inference uses it where no kernel is open: on other devices, with gradients, in exported
+  over points and levels. `F.embedding_bag` computes this in one pass and never stores the sampled values; on a CPU it
+  is several times as fast. Inference uses it where no kernel can be used: on other devices, with gradients, in exported
   programs.
-- `deformable_attention_kernel.attend_by_kernel`: the sum in plain loops, compiled; for inference on a CPU.
+- `deformable_attention_kernel.attend_by_kernel`: the sum in compiled plain loops; for inference on a CPU.
 - `deformable_attention_triton.attend_by_triton`: the same for CUDA devices.
 
 Legend: B batch, Q query, M heads, D channels per head, L levels, P points per level, S = sum of h*w over the levels,
@@ -36,7 +36,7 @@ def attend_by_grid_sample(
     """Weighted sum of bilinear samples, [B, Q, M*D].
 
     Locations are in [0, 1] from the left/top edge to the right/bottom edge of each level (a cell's centre is at half a
-    cell); outside of the map everything is zero.
+    cell); outside the map all values are zero.
     """
     batch, _, heads, dim = value_BSMD.shape
     queries = locations_BQMLP2.shape[1]
@@ -56,11 +56,11 @@ def attend_by_grid_sample(
 def attend_by_embedding_bag(
     value_BSMD: Tensor, level_hw: Sequence[tuple[int, int]], locations_BQMLP2: Tensor, weights_BQMLP: Tensor
 ) -> Tensor:
-    """As `attend_by_grid_sample`: the same arguments, the same result up to rounding."""
+    """Like `attend_by_grid_sample`: the same arguments, the same result up to rounding."""
     batch, cells, heads, dim = value_BSMD.shape
     queries = locations_BQMLP2.shape[1]
-    # Row ((b * S + cell) * M + m) of the table is what head m sees in that cell of image b. 32 bits are enough (2^31
-    # rows would be 256 GiB of values) and halve the traffic.
+    # Row ((b * S + cell) * M + m) of the table holds head m's values in that cell of image b. 32 bits are enough (2^31
+    # rows would be 256 GiB of values) and halve the memory traffic.
     image_start = torch.arange(batch, dtype=torch.int32, device=value_BSMD.device) * (cells * heads)
     first_row_B1M1 = image_start.view(-1, 1, 1, 1) + torch.arange(
         heads, dtype=torch.int32, device=value_BSMD.device
@@ -88,11 +88,11 @@ def attend_by_embedding_bag(
 
 
 def _two_neighbours(locations: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
-    """The two cells along one axis between whose centres each location lies, with their linear shares.
+    """Along one axis, the two cells between whose centres each location lies, with their linear shares.
 
-    A cell outside of 0..length-1 has share 0, and stands at the border so that it can be read.
+    A cell outside 0..length-1 has share 0, and its index is moved to the border so that it can be read.
     """
-    position = locations * length - 0.5  # in cells; 0 is the centre of the first one
+    position = locations * length - 0.5  # in cells; 0 is the centre of the first cell
     before = position.floor()
     share_after = position - before
     cell = before.int()
@@ -103,24 +103,24 @@ def _two_neighbours(locations: Tensor, length: int) -> list[tuple[Tensor, Tensor
 
 
 class TokenPlaces(NamedTuple):
-    """Where the tokens of several feature maps are. They stand row by row, one level after the other; all float32."""
+    """The places of the tokens of several feature maps, row by row, one level after the other; all float32."""
 
     level_hw: Sequence[tuple[int, int]]
-    code: Tensor  # [1, S, C] added to the tokens where they ask, not where they are read
-    centre: Tensor  # [S, 2] of the token's cell, (x, y) in [0, 1] of the image
-    cell_size: Tensor  # [L, 2] of each level's cells, in the same unit
+    code: Tensor  # [1, S, C] added to the tokens as queries, not as values
+    centre: Tensor  # [S, 2] centre of the token's cell, (x, y) in [0, 1] of the image
+    cell_size: Tensor  # [L, 2] size of each level's cells, in the same unit
 
 
 def locate_and_weigh(
     cell_size_L2: Tensor, centre_Q2: Tensor, offsets_BQMLP2: Tensor, logits_BQMLP: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Where the points of each query lie, in [0, 1] of the image, and how much each weighs."""
+    """The points of each query, in [0, 1] of the image, and their weights."""
     locations_BQMLP2 = centre_Q2[:, None, None, None] + offsets_BQMLP2 * cell_size_L2[:, None]
     return locations_BQMLP2, logits_BQMLP.flatten(3).softmax(-1).view_as(logits_BQMLP)
 
 
 def fused_way(*inputs: Tensor) -> Callable[..., Tensor] | None:
-    """The kernel that these inputs may go into, if any: kernels know no gradient, exported programs know no kernel."""
+    """The kernel for these inputs, if any: kernels have no gradient, and exported programs cannot call a kernel."""
     has_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     if torch.compiler.is_compiling() or has_gradient or len({x.device for x in inputs}) > 1:
         return None
@@ -131,8 +131,8 @@ def fused_way(*inputs: Tensor) -> Callable[..., Tensor] | None:
 
 @cache
 def _triton_way(device: torch.device) -> Callable[..., Tensor] | None:
-    """The Triton kernel, if it can be had and works on this device: torch for a CPU comes without Triton, and a
-    container without a C compiler cannot start its kernels. What would fail every image is tried here, once.
+    """The Triton kernel, if it is available and works on this device: torch for a CPU comes without Triton, and a
+    container without a C compiler cannot start Triton's kernels. Try it once here, before it fails for every image.
     """
     try:
         from m2f_core.layers.deformable_attention_triton import attend_by_triton
@@ -140,7 +140,7 @@ def _triton_way(device: torch.device) -> Callable[..., Tensor] | None:
         check_kernel(attend_by_triton, device)
     except Exception as error:
         logger.warning(
-            f"deformable attention is slow here, its Triton kernel cannot be used on {device}: "
+            f"deformable attention is slow, because its Triton kernel cannot be used on {device}: "
             f"{type(error).__name__}: {error}"
         )
         return None
@@ -148,7 +148,7 @@ def _triton_way(device: torch.device) -> Callable[..., Tensor] | None:
 
 
 def check_kernel(attend: Callable[..., Tensor], device: torch.device) -> None:
-    """Raise ArithmeticError where `attend` does not give what torch's operations give, or whatever it raises itself."""
+    """Raise ArithmeticError if `attend` differs from torch's operations; exceptions of `attend` itself pass through."""
     generator = torch.Generator().manual_seed(0)
     level_hw, reads = [(2, 3), (5, 4)], (2, 40, 2, 2, 4)
     value, centre, offsets, logits = (
@@ -160,14 +160,14 @@ def check_kernel(attend: Callable[..., Tensor], device: torch.device) -> None:
     expected = attend_by_embedding_bag(value, level_hw, *locate_and_weigh(cell_size, centre, offsets, logits))
     error = (out - expected).abs().max().item()
     if not error <= 1e-4:
-        raise ArithmeticError(f"it is off by {error:.1e}")
+        raise ArithmeticError(f"the result is off by {error:.1e}")
 
 
 class DeformableAttention(nn.Module):
     """Multi-head deformable attention of the tokens of several feature maps among themselves.
 
-    Where to look and how much to weigh is computed in float32 whatever autocast says: in bfloat16 a location would be
-    rounded to 1/256 of the image, which is most of a cell.
+    Locations and weights are computed in float32 even under autocast: in bfloat16 a location would be rounded to 1/256
+    of the image, which is most of a cell.
     """
 
     def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
@@ -186,7 +186,7 @@ class DeformableAttention(nn.Module):
         value_BSMD = self.value_proj(x_BSC).view(batch, tokens, self.num_heads, channels // self.num_heads)
         with torch.autocast(x_BSC.device.type, enabled=False):
             query_BSC = x_BSC + places.code
-            # Offsets count cells of the level that is looked at.
+            # Offsets are in cells of the level that is read.
             offsets_BSMLP2 = self.sampling_offsets(query_BSC).view(*points_shape, 2)
             logits_BSMLP = self.attention_weights(query_BSC).view(points_shape)
             inputs = (places.centre, offsets_BSMLP2, logits_BSMLP)

@@ -1,9 +1,9 @@
-"""Multi-scale deformable attention on a CPU: one pass over queries, nothing stored but the sum.
+"""Multi-scale deformable attention on a CPU: one pass over queries that stores only the sum.
 
-The same sum as in `deformable_attention`. For each query two loops: where all of its points lie, which cells they read
-and with what weights, without a branch, so that the compiler computes sixteen at a time; then the weighted sum of these
-cells, the channels of a head next to each other in memory. Compiled by numba for each number of channels, so that the
-inner loop is straight code.
+The same sum as in `deformable_attention`. Each query has two loops. The first finds its points, the cells that they
+read and the weights, without a branch, so that the compiler computes sixteen at a time. The second adds up these cells
+with their weights; the channels of a head are next to each other in memory. numba compiles the code for each number of
+channels, so that the inner loop is straight code.
 
 Names are those of `deformable_attention`: B batch, Q query, M heads, D channels per head, L levels, P points.
 """
@@ -30,12 +30,12 @@ def attend_by_kernel(
     """Weighted sum of bilinear samples, float32 [B, Q, M*D]; on a CPU, no gradient, as many threads as torch has.
 
     A query's points lie `offsets` cells of their level (x, y) away from its centre, which is in [0, 1] of the image.
-    They weigh as the softmax of `logits` over levels and points says.
+    Their weights are the softmax of `logits` over levels and points.
     """
     batch, cells, heads, dim = value_BSMD.shape
     queries = len(centre_Q2)
     logits_BQMA = logits_BQMLP.flatten(3)
-    # Their sum over a head's points divides the result; two fast passes where softmax over so few is a slow one.
+    # The result is divided by their sum over a head's points: two fast passes, as softmax over few points is slow.
     shares_BQMA = (logits_BQMA - logits_BQMA.amax(-1, keepdim=True)).exp_()
     out = np.empty((batch * queries * heads, dim), np.float32)
     arrays = (
@@ -61,7 +61,7 @@ def attend_by_kernel(
 def _points(level_hw: Sequence[tuple[int, int]], heads: int, points: int) -> tuple[np.ndarray, np.ndarray]:
     """By head, level and point of a query: (height, width) of the level, and the row of its first cell and this head.
 
-    Row (cell * M + m) of an image's values is what head m sees in that cell.
+    Row (cell * M + m) of an image's values holds head m's values in that cell.
     """
     sizes_L2 = np.array(level_hw, np.int32)
     ends_L = sizes_L2.prod(axis=1).cumsum()
@@ -76,7 +76,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _clamp(cell: np.float32, last: np.float32) -> np.float32:
-    """`cell` within 0 .. last, and 0 where it is not a number: this becomes an address."""
+    """`cell` limited to 0 .. last, and 0 for NaN, because the result is used as an address."""
     cell = cell if cell > np.float32(0) else np.float32(0)
     return cell if cell < last else last
 
@@ -93,10 +93,10 @@ def _kernel(dim: int) -> Callable[..., Any]:
     ):
         """Queries `first` to `end` of all images. value: [B*S*M, D]; offsets, shares: [B*Q, ...]; out: [B*Q*M, D]."""
         queries = len(centres)
-        num_points = len(first_rows)  # of a query, all heads
+        num_points = len(first_rows)  # points of a query, all heads
         points_of_head = num_points // heads
         heights, widths = sizes[:, 0].astype(np.float32), sizes[:, 1].astype(np.float32)
-        # Unsigned, lest numba allow for indices from the end.
+        # Unsigned, so that numba does not add code for negative indices.
         rows, weights = np.empty((4, num_points), np.uint32), np.empty((4, num_points), np.float32)
         total = np.empty(dim, np.float32)
         step = np.int32(heads)  # rows from one cell to the next
@@ -105,20 +105,20 @@ def _kernel(dim: int) -> Callable[..., Any]:
             for q in range(first, end):
                 at = b * queries + q
                 for i in range(num_points):
-                    # In cells; 0 is the centre of the first one.
+                    # In cells; 0 is the centre of the first cell.
                     height, width = heights[i], widths[i]
                     x = centres[q, 0] * width - half + offsets[at, 2 * i]
                     y = centres[q, 1] * height - half + offsets[at, 2 * i + 1]
                     left, top = np.float32(np.floor(x)), np.float32(np.floor(y))
                     right_share, bottom_share = x - left, y - top
-                    # A cell outside of the map has no share, and one at the border is read in its place.
+                    # A cell outside the map has share 0, and the border cell is read instead.
                     left_share = one - right_share if (left >= nothing) & (left < width) else nothing
                     right_share = right_share if (left >= -one) & (left < width - one) else nothing
                     top_share = one - bottom_share if (top >= nothing) & (top < height) else nothing
                     bottom_share = bottom_share if (top >= -one) & (top < height - one) else nothing
                     left, right = _within(left, width - one), _within(left + one, width - one)
                     top, bottom = _within(top, height - one), _within(top + one, height - one)
-                    # x - x is 0, and NaN where x is not finite: what is broken must show.
+                    # x - x is 0, or NaN if x is not finite: broken values must stay visible.
                     share = shares[at, i] + ((x - x) + (y - y))
                     first_row = image + first_rows[i]
                     upper, lower = np.int32(top) * sizes[i, 1], np.int32(bottom) * sizes[i, 1]
@@ -147,5 +147,5 @@ def _kernel(dim: int) -> Callable[..., Any]:
                     for d in range(dim):
                         out[at * heads + m, d] = total[d] / sum_of_shares
 
-    # Contraction: a multiplication and an addition in one, rounded once.
+    # Contraction: a multiplication and an addition in one step, rounded once.
     return compiled(attend, fastmath={"contract"})

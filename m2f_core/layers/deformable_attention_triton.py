@@ -1,11 +1,11 @@
-"""Multi-scale deformable attention on a CUDA device: one Triton kernel, nothing stored but the sum.
+"""Multi-scale deformable attention on a CUDA device: one Triton kernel that stores only the sum.
 
-The same sum as in `deformable_attention`, with the arguments of `deformable_attention_kernel`. A program does some
-queries of one head of one image: softmax, places and bilinear weights in registers, the four cells around each point
-read as rows of D neighbouring channels. Arithmetic is float32 whatever the values are stored in.
+The same sum as in `deformable_attention`, with the arguments of `deformable_attention_kernel`. A program computes some
+queries of one head of one image: softmax, places and bilinear weights are in registers, and the four cells around each
+point are read as rows of D neighbouring channels. Arithmetic is float32 whatever the type of the stored values.
 
-Without a device it runs in Triton's interpreter (TRITON_INTERPRET=1, set before this file is imported): that is how the
-tests hold it against the other ways. It has not been timed on a GPU.
+Without a device the kernel runs in Triton's interpreter (TRITON_INTERPRET=1, set before this file is imported); this is
+how the tests compare it with the other ways. It has not been timed on a GPU.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def attend_by_triton(
     offsets_BQMLP2: Tensor,
     logits_BQMLP: Tensor,
 ) -> Tensor:
-    """As `deformable_attention_kernel.attend_by_kernel`; the result, [B, Q, M*D], has the type of the values."""
+    """Like `deformable_attention_kernel.attend_by_kernel`; the result, [B, Q, M*D], has the type of the values."""
     batch, cells, heads, dim = value_BSMD.shape
     queries, (levels, points) = len(centre_Q2), logits_BQMLP.shape[3:]
     out_BQMD = torch.empty((batch, queries, heads, dim), dtype=value_BSMD.dtype, device=value_BSMD.device)
@@ -51,7 +51,7 @@ def attend_by_triton(
     return out_BQMD.flatten(2)
 
 
-@lru_cache(maxsize=256)  # also because nothing may be copied from the host while a CUDA graph is recorded
+@lru_cache(maxsize=256)  # cached also because nothing may be copied from the host while a CUDA graph is recorded
 def _level_table(level_hw: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     """(height, width, first cell) of each level, int32 [L, 3]."""
     starts = torch.tensor([0, *(h * w for h, w in level_hw)]).cumsum(0)[:-1]
@@ -78,7 +78,7 @@ def _attend(  # type: ignore[no-untyped-def]
 ):
     head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    query = tl.minimum(place, queries - 1)  # programs at the end do the last one again, and do not store it
+    query = tl.minimum(place, queries - 1)  # programs at the end repeat the last query, and do not store it
     at = (image * queries + query) * HEADS + head
     channel = tl.arange(0, DIM_POWER)
     is_channel = channel < DIM
@@ -101,7 +101,7 @@ def _attend(  # type: ignore[no-untyped-def]
         for point in tl.static_range(POINTS):
             one = at * (LEVELS * POINTS) + level * POINTS + point
             share = tl.exp(tl.load(logits + one).to(tl.float32) - most) / sum_of_shares
-            # In cells; 0 is the centre of the first one.
+            # In cells; 0 is the centre of the first cell.
             x = centre_x * width - 0.5 + tl.load(offsets + 2 * one).to(tl.float32)
             y = centre_y * height - 0.5 + tl.load(offsets + 2 * one + 1).to(tl.float32)
             left, top = tl.floor(x), tl.floor(y)
@@ -109,7 +109,7 @@ def _attend(  # type: ignore[no-untyped-def]
                 for right in tl.static_range(2):
                     column, row = left + right, top + below
                     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-                    # Linear in the distance: 1 at the cell's centre, 0 one cell away. Not a number stays one.
+                    # Linear in the distance: 1 at the cell's centre, 0 one cell away. NaN stays NaN.
                     weight = share * (1 - tl.abs(x - column)) * (1 - tl.abs(y - row))
                     cell = first_cell + tl.where(inside, row * width + column, 0.0).to(tl.int32)
                     first = ((image * cells + cell) * HEADS + head) * DIM

@@ -1,8 +1,8 @@
-"""Linear layers with something special: an activation, a precision of their own, weights laid out for the CPU.
+"""Linear layers with an activation, with their own precision, or with weights laid out for the CPU.
 
-torch multiplies float32 matrices with MKL, which on some processors reaches half of what oneDNN does with weights in a
-layout of its own; laying them out anew at each call would cost what that gains. So it is done once, when the model is
-loaded. For inference: a packed layer has no gradient, and its model no state dict to save.
+torch multiplies float32 matrices with MKL, which on some processors has half the speed of oneDNN with weights in its
+own layout. To convert the layout at each call would cost as much as this gains, so the weights are converted once,
+when the model is loaded. This is for inference: a packed layer has no gradient, and its model cannot be saved.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from m2f_core.layers import mkldnn
 
-# What oneDNN computes while the result is in its registers: its name and that of the formula.
+# Activations that oneDNN computes while the result is in its registers: name of the activation and of its formula.
 _FUSED: dict[Any, tuple[str, str]] = {None: ("none", ""), F.relu: ("relu", ""), F.gelu: ("gelu", "none")}
 
 
@@ -30,7 +30,7 @@ class ActivatedLinear(nn.Linear):
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer in float32, whatever autocast says and whatever type its weights have."""
+    """A linear layer that always computes in float32, even under autocast and with weights of another type."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -38,13 +38,13 @@ class Float32Linear(nn.Linear):
 
 
 class PackedLinear(nn.Module):
-    """`linear` (or a convolution of 1x1), computed in `dtype` whatever comes in; the result is of that type."""
+    """`linear` (or a convolution of 1x1), computed in `dtype` for any input type; the result has that type."""
 
     def __init__(self, linear: nn.Linear | nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
         self._activation, self._formula = _FUSED[getattr(linear, "activation", None)]
-        # Plain attributes: opaque tensors cannot be moved, compared or saved as parameters are.
+        # Plain attributes, because opaque tensors cannot be moved, compared or saved like parameters.
         weight = linear.weight.detach().flatten(1).to(dtype)
         self._weight: Any = mkldnn.lay_out_weight(weight)
         self._bias = None if linear.bias is None else linear.bias.detach().to(dtype)
@@ -55,16 +55,16 @@ class PackedLinear(nn.Module):
 
 
 class PackedPointwise(PackedLinear):
-    """A convolution of 1x1 as the linear layer that it is: [B, C, h, w] in and out, its channels last in memory."""
+    """A 1x1 convolution computed as a linear layer: [B, C, h, w] in and out, with channels last in memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def pack_linear_layers(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Replace every linear layer of `model` in place. Does nothing where torch was built without oneDNN.
+    """Replace every linear layer of `model` in place. Does nothing if torch was built without oneDNN.
 
-    It is not timed whether that pays: a choice by stopwatch would let two workers differ in the last bits.
+    The gain is not timed first: if timing decided, two workers could choose differently and differ in the last bits.
     """
     for module, name, child in _children(model):
         if isinstance(child, nn.Linear):
@@ -74,7 +74,7 @@ def pack_linear_layers(model: nn.Module, dtype: torch.dtype = torch.float32) -> 
 
 
 def pack_pointwise_convolutions(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The same for convolutions of 1x1. It pays where maps come with their channels last in memory."""
+    """The same for 1x1 convolutions. This is faster if maps have their channels last in memory."""
     for module, name, child in _children(model):
         if isinstance(child, nn.Conv2d) and child.kernel_size == child.stride == (1, 1):
             setattr(module, name, PackedPointwise(child, dtype))
@@ -82,7 +82,7 @@ def pack_pointwise_convolutions(model: nn.Module, dtype: torch.dtype = torch.flo
 
 
 def _children(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """(module, name, child) of all there are below `model`; none where there is nothing to pack them with."""
+    """(module, name, child) of everything below `model`; empty if torch cannot pack layers."""
     if not torch.backends.mkldnn.is_available():
         return []
     return [(module, name, child) for module in model.modules() for name, child in module.named_children()]

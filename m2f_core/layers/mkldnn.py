@@ -1,7 +1,7 @@
-"""Every private name of torch's oneDNN (MKL-DNN) operators that the layers use, written for torch 2.13.
+"""All private names of torch's oneDNN (MKL-DNN) operators that the layers use, written for torch 2.13.
 
-torch offers these operators to its own compiler only. tests/test_private_names.py names what a later version has taken
-away.
+torch offers these operators only to its own compiler. tests/test_private_names.py names those that a later version has
+removed.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def lay_out_weight(weight: Tensor) -> Tensor:
-    """`weight` [out, in] in oneDNN's layout for this CPU: an opaque tensor, for `linear` only."""
+    """`weight` [out, in] in oneDNN's layout for this CPU: an opaque tensor that only `linear` accepts."""
     laid_out: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, None)
     return laid_out
 

@@ -1,7 +1,7 @@
-"""A forward pass recorded once for each shape of its input, and played back: no time goes into starting kernels.
+"""Record a forward pass once for each input shape and play it back, which saves the time to start kernels.
 
-A graph holds for one shape only, so images are batched by padded size and most batches of a run have a few shapes.
-It has not run on a GPU yet; where recording fails, a warning says so and the model goes on as usual.
+A CUDA graph fits one shape only; images are batched by padded size, so most batches of a run have one of a few shapes.
+This has not run on a GPU yet. If recording fails, a warning says so and the model runs as usual.
 """
 
 import logging
@@ -15,16 +15,16 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 Forward = Callable[[Tensor], Any]
-# A recording costs about three forward passes and the memory of its results; a shape that is rare does not pay.
+# A recording costs about three forward passes and the memory of its results, so rare shapes are not recorded.
 _SEEN_BEFORE = 2
 _MOST_GRAPHS = 64
 
 
 class GraphedForward:
-    """`forward` with the same results, which stand until the next call: whoever needs them longer copies them."""
+    """`forward` with the same results; the next call overwrites them, so copy results that are needed longer."""
 
     def __init__(self, forward: Forward, record: "Callable[[Forward, Tensor], Forward] | None" = None):
-        """`record` gives a function that plays back `forward` for inputs of the shape of its example."""
+        """`record` returns a function that plays back `forward` for inputs with the shape of its example."""
         self.forward = forward
         self.record = record or CudaRecorder()
         self.seen: Counter[torch.Size] = Counter()
@@ -38,11 +38,11 @@ class GraphedForward:
             try:
                 self.recorded[shape] = self.record(self.forward, pixels_B3HW)
             except torch.OutOfMemoryError:
-                self.too_large.add(shape)  # a graph holds memory of its own: without one the batch may well fit
-                logger.warning(f"no memory to record a CUDA graph for {tuple(shape)}: started kernel by kernel")
+                self.too_large.add(shape)  # a graph needs its own memory; without a graph the batch may fit
+                logger.warning(f"too little memory to record a CUDA graph for {tuple(shape)}; running without")
             except Exception as error:
                 self.works = False
-                logger.warning(f"batches are started kernel by kernel, a CUDA graph cannot be recorded: {error}")
+                logger.warning(f"a CUDA graph cannot be recorded, so batches run without graphs: {error}")
         return self.recorded.get(shape, self.forward)(pixels_B3HW)
 
     def _pays(self, shape: torch.Size) -> bool:
@@ -51,14 +51,14 @@ class GraphedForward:
         return self.works and is_frequent and len(self.recorded) < _MOST_GRAPHS
 
     def forget(self) -> None:
-        """Give the memory of all recordings back."""
+        """Free the memory of all recordings."""
         self.recorded.clear()
         self.seen.clear()
         self.too_large.clear()
 
 
 class CudaRecorder:
-    """Records on the current CUDA device. All graphs share one pool of memory, as only one is played at a time."""
+    """Records on the current CUDA device. All graphs share one memory pool, because only one is played at a time."""
 
     def __init__(self) -> None:
         self.pool: Any = None
@@ -73,7 +73,7 @@ class CudaRecorder:
         torch.cuda.current_stream(example.device).wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
         self.pool = self.pool or torch.cuda.graph_pool_handle()
-        # Meanwhile other threads pin memory for decoded images, which a capture would forbid them too by default.
+        # Meanwhile other threads pin memory for decoded images; by default, a capture would forbid that.
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             output = forward(still)
 

@@ -1,4 +1,4 @@
-"""A loaded model made ready to answer, and nothing else: faster, and no longer trainable or savable."""
+"""Prepare a loaded model for inference only: it gets faster, but can no longer be trained or saved."""
 
 import torch
 
@@ -8,10 +8,10 @@ from m2f_core.model.mask2former import Mask2Former
 
 
 def prepare_for_inference(model: Mask2Former, device: torch.device, precision: str) -> Mask2Former:
-    """Move `model` to `device`, and on a CPU lay out its weights for it, in place. `precision`: "fp32" or "bf16".
+    """Move `model` to `device` in place, and on a CPU lay out its weights for that CPU. `precision`: "fp32" or "bf16".
 
-    Under "bf16" call it within `torch.autocast(device.type, torch.bfloat16)`, as on any device. ValueError under "bf16"
-    on a CPU where bfloat16 is slower than float32.
+    For "bf16", call the model within `torch.autocast(device.type, torch.bfloat16)`, as on any device. ValueError for
+    "bf16" on a CPU where bfloat16 is slower than float32.
     """
     if device.type == "cpu" and precision == "bf16" and (refusal := bf16_refusal()) is not None:
         raise ValueError(refusal)
@@ -19,7 +19,7 @@ def prepare_for_inference(model: Mask2Former, device: torch.device, precision: s
     if device.type == "cpu":
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         pack_linear_layers(model, dtype)
-        # Not those of a ResNet: its maps have their rows last, and oneDNN's own convolution is as good there.
+        # Not a ResNet's: its maps have their rows last in memory, and oneDNN's own convolution is as fast for them.
         pack_pointwise_convolutions(model.pixel_decoder, dtype)
         pack_pointwise_convolutions(model.transformer_decoder, dtype)
     return model

@@ -1,4 +1,4 @@
-"""Mask2Former: the page that spells the flow, and the builder that spells every number.
+"""Mask2Former: the flow through its parts, and the builder that passes every number to them.
 
 Legend: B batch, Q query, K classes, H W pixels of the normalised (and padded) image, h w cells at stride 4:
 h = ceil(H / 4), w = ceil(W / 4).
@@ -26,14 +26,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.
 
 @dataclass
 class Mask2FormerOutput:
-    """What the model says, under transformers' names. Logits and losses are float32, also under autocast.
+    """The model's output, under transformers' names. Logits and losses are float32, also under autocast.
 
     class_queries_logits: [B, Q, K+1], the last one for "no object".
-    masks_queries_logits: [B, Q, h, w] over the padded image; a cell is on where its logit is at least 0.
-    loss: the sum of `losses`; both where there are labels. See `m2f_core.losses.loss.Criterion`.
-    auxiliary_logits: what the decoder predicted before, from first to last: a dict with the two names above for each.
+    masks_queries_logits: [B, Q, h, w] over the padded image; a cell is on if its logit is at least 0.
+    loss: the sum of `losses`; both are present if labels are given. See `m2f_core.losses.loss.Criterion`.
+    auxiliary_logits: the decoder's earlier predictions, from first to last: a dict with the two names above for each.
 
-    Hidden states, where asked for (in transformers the last ones are always there):
+    Hidden states, on request (transformers always returns the last ones):
     encoder_hidden_states: the backbone's four maps, highest resolution first, [B, C, h, w] each at its stride.
     pixel_decoder_hidden_states: the refined maps, strides 32, 16 and 8; pixel_decoder_last_hidden_state: the mask
     features, [B, C, h, w].
@@ -54,15 +54,15 @@ class Mask2FormerOutput:
     transformer_decoder_hidden_states: tuple[Tensor, ...] | None = None
 
 
-# So that torch.export can take the model apart and put its output together again, also after a round through a file.
+# With this, torch.export can flatten and rebuild the model's output, also after saving to a file.
 torch.export.register_dataclass(Mask2FormerOutput, serialized_type_name="m2f_core.model.Mask2FormerOutput")
 
 
 class Mask2Former(nn.Module):
     """Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation" (2022).
 
-    The parts are handed in, `build_model` makes them. `config` says what they were made from; of it, forward reads only
-    which predictions are wanted.
+    `build_model` makes the parts and passes them in. `config` is the configuration they were made from; `forward` reads
+    from it only which predictions are wanted.
     """
 
     def __init__(
@@ -92,14 +92,14 @@ class Mask2Former(nn.Module):
     ) -> Mask2FormerOutput:
         """pixel_values_B3HW: RGB, normalised, float32, padded at the right and bottom; any height and width.
 
-        Padding is not masked inside of the network: the same image padded to another size gives another answer.
+        Padding is not masked inside the network: the same image padded to another size gives another result.
 
-        With `mask_labels` (bool [N, H, W] for each image) and `class_labels` (int64 [N]) there is a loss: of every
-        prediction of the decoder, or of the last one where the configuration says `use_auxiliary_loss` = false.
-        `output_auxiliary_logits` is the configuration's where it is None.
+        With `mask_labels` (bool [N, H, W] for each image) and `class_labels` (int64 [N]) the output has a loss: of
+        every prediction of the decoder, or of the last one if the configuration has `use_auxiliary_loss` = false.
+        `output_auxiliary_logits` = None means the configuration's value.
         """
         if (mask_labels is None) != (class_labels is None):
-            raise ValueError("mask_labels and class_labels are given together or not at all")
+            raise ValueError("mask_labels and class_labels must be given together or not at all")
         if output_auxiliary_logits is None:
             output_auxiliary_logits = bool(self.config.output_auxiliary_logits)
         deep_supervision = mask_labels is not None and self.config.use_auxiliary_loss

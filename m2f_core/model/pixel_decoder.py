@@ -18,12 +18,12 @@ from m2f_core.config.mask2former import GROUP_NORM_GROUPS
 from m2f_core.layers.deformable_attention import DeformableAttention, TokenPlaces
 from m2f_core.layers.linear import ActivatedLinear
 
-NUM_LEVELS = 3  # of the deformable encoder, and of the transformer decoder that reads its output
-NUM_POINTS = 4  # that a query reads per head and level
+NUM_LEVELS = 3  # in the deformable encoder and in the transformer decoder, which reads the encoder's output
+NUM_POINTS = 4  # points that a query reads per head and level
 
 
 def sine_position_encoding(height: int, width: int, channels: int, device: torch.device) -> Tensor:
-    """Where each cell is: [1, height * width, channels] float32, the first half of the channels for y, the rest for x.
+    """The code of each cell's position: [1, height * width, channels] float32; first half of the channels y, then x.
 
     Sines and cosines of wavelengths from 1 to 10,000 turns, of positions scaled to (0, 2 pi] (as in DETR).
     """
@@ -33,7 +33,7 @@ def sine_position_encoding(height: int, width: int, channels: int, device: torch
     def encode(length: int) -> Tensor:
         position = torch.arange(1, length + 1, device=device, dtype=torch.float32) / (length + 1e-6) * (2 * math.pi)
         angle = position[:, None] / wavelength
-        return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)  # sine and cosine take turns
+        return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)  # sines and cosines alternate
 
     y_hwC = encode(height)[:, None].expand(height, width, half)
     x_hwC = encode(width)[None].expand(height, width, half)
@@ -48,7 +48,7 @@ def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
 
 
 class ConvNorm(nn.Module):
-    """Convolution that keeps the size, and GroupNorm."""
+    """A convolution that keeps the size, followed by GroupNorm."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool) -> None:
         super().__init__()
@@ -109,13 +109,13 @@ class PixelDecoder(nn.Module):
         projected = [project(x) for project, x in zip(self.input_projections, reversed(coarser), strict=True)]
         level_hw = [(x.shape[2], x.shape[3]) for x in projected]
 
-        # One sequence of tokens out of all levels, each knowing its place and its level
+        # One sequence of tokens from all levels; each token's code holds its position and its level
         tokens_BSC = torch.cat([x.flatten(2).transpose(1, 2) for x in projected], dim=1)
         places = self.token_places(level_hw, tokens_BSC.device)
         for layer in self.layers:
             tokens_BSC = layer(tokens_BSC, places)
 
-        # Back to maps, and one step of a feature pyramid to the finest resolution
+        # Back to maps, then one step of a feature pyramid to the finest resolution
         levels = tokens_BSC.split([h * w for h, w in level_hw], dim=1)
         maps = [x.transpose(1, 2).unflatten(2, hw) for x, hw in zip(levels, level_hw, strict=True)]
         upsampled = F.interpolate(maps[-1], size=finest_BChw.shape[2:], mode="bilinear", align_corners=False)
@@ -123,7 +123,7 @@ class PixelDecoder(nn.Module):
         return self.mask_projection(fine_BChw), maps
 
     def token_places(self, level_hw: Sequence[tuple[int, int]], device: torch.device) -> TokenPlaces:
-        """The places of all tokens; their code says position and level."""
+        """The places of all tokens; the code holds position and level."""
         channels = self.level_embed.shape[1]
         codes = [sine_position_encoding(h, w, channels, device) for h, w in level_hw]
         centres = [cell_centres(h, w, device) for h, w in level_hw]
@@ -131,5 +131,5 @@ class PixelDecoder(nn.Module):
             level_hw=level_hw,
             code=torch.cat([code + embed for code, embed in zip(codes, self.level_embed, strict=True)], dim=1),
             centre=torch.cat(centres),
-            cell_size=torch.stack([2 * centre[0] for centre in centres]),  # made on the device, without a copy to it
+            cell_size=torch.stack([2 * centre[0] for centre in centres]),  # made on the device: nothing is copied there
         )

@@ -1,7 +1,7 @@
 """ResNet, the other backbone: an image in, four feature maps out.
 
 He et al., "Deep Residual Learning for Image Recognition" (2016), with bottleneck blocks. As in detectron2, the batch
-norms are frozen: statistics, scale and shift come from a checkpoint and stay as they are, also in training.
+norms are frozen: statistics, scale and shift come from a checkpoint and do not change, even in training.
 
 Legend: B batch, H W pixels of the image, h w cells of the feature map at hand, C channels of that map.
 """
@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from m2f_core.config.backbones import BOTTLENECK_REDUCTION
 
-BATCH_NORM_EPS = 1e-5  # of detectron2 and transformers alike; no field of either's configuration
+BATCH_NORM_EPS = 1e-5  # the same in detectron2 and transformers, and not a field of their configurations
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm with given statistics. All of it is buffers, so no optimizer sees it and train() changes nothing.
+    """Batch norm with given statistics. All values are buffers: optimizers do not see them, train() has no effect.
 
-    `num_batches_tracked` is not computed with: transformers' files have it, and get back what they had.
+    `num_batches_tracked` is not used: transformers' files contain it, so it is loaded and saved unchanged.
     """
 
     def __init__(self, channels: int) -> None:
@@ -55,7 +55,7 @@ class ConvNorm(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3x3 convolution between two 1x1, which make the map thinner and thicker again; residual."""
+    """A 3x3 convolution between two 1x1 ones, which reduce and restore the number of channels; residual."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ def _stage(
     downsample_in_bottleneck: bool,
     activation: Callable[[Tensor], Tensor],
 ) -> nn.Sequential:
-    """Blocks in a row; the first of them changes the width and, by `stride`, the resolution."""
+    """A sequence of blocks; the first block changes the width and, by `stride`, the resolution."""
     first = Bottleneck(in_channels, out_channels, stride, downsample_in_bottleneck, activation)
     others = (Bottleneck(out_channels, out_channels, 1, downsample_in_bottleneck, activation) for _ in range(depth - 1))
     return nn.Sequential(first, *others)

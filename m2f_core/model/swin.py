@@ -1,7 +1,7 @@
 """Swin Transformer, the backbone: an image in, four feature maps out.
 
-Liu et al., "Swin Transformer" (2021), in the form that Mask2Former uses: windows are never shrunk to a small input,
-features are taken before downsampling, and each output has a LayerNorm of its own.
+Liu et al., "Swin Transformer" (2021), in the form that Mask2Former uses: windows are not shrunk for a small input,
+features are taken before downsampling, and each output has its own LayerNorm.
 
 Legend: B batch, H W cells of the feature map at hand (pixels for the image), C channels of that stage,
 N = window_size^2 cells of a window, V windows of an image, M heads, D channels per head.
@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 from m2f_core.layers.linear import ActivatedLinear
 
-# Added to the attention logit of two cells that the cyclic shift has put into one window though they are not
-# neighbours. Weights were trained with this value, and not with -inf: a cell may still attend to such a stranger.
+# Added to the attention logit of two cells that the cyclic shift puts into one window although they are not neighbours
+# ("strangers"). Weights were trained with this value, not with -inf, so a cell may still attend to a stranger.
 STRANGER_LOGIT = -100.0
 
 
 def pad_to_multiple(x_BHWC: Tensor, multiple: int) -> Tensor:
-    """Zeros at the right and the bottom, so that H and W are multiples of `multiple`."""
+    """Pad with zeros at the right and the bottom, so that H and W are multiples of `multiple`."""
     _, height, width, _ = x_BHWC.shape
     pad_bottom, pad_right = -height % multiple, -width % multiple
     return F.pad(x_BHWC, (0, 0, 0, pad_right, 0, pad_bottom)) if pad_bottom or pad_right else x_BHWC
@@ -44,8 +44,8 @@ def join_windows(windows_XNC: Tensor, size: int, height: int, width: int) -> Ten
 def stranger_mask(height: int, width: int, size: int, shift: int, device: torch.device) -> Tensor:
     """Additive attention mask [V, 1, N, N] for the windows of a map that was rolled by `shift`.
 
-    Rolling brings the first rows to the end: the last window holds rows of both ends of the image. Rows and columns
-    are numbered by the strip they come from, and cells of different strips are strangers.
+    Rolling moves the first rows to the end, so the last window holds rows from both ends of the image. Rows and columns
+    are numbered by the strip that they come from, and cells of different strips are strangers.
     """
 
     def strips(length: int) -> Tensor:
@@ -67,7 +67,7 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.out_proj = nn.Linear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
-        # "cpu" is said aloud so that the index has values also in a model whose weights are built on "meta".
+        # Explicitly on "cpu", so that the index has values even in a model that is built on "meta".
         axis = torch.arange(window_size, device="cpu")
         row, column = (grid.flatten() for grid in torch.meshgrid(axis, axis, indexing="ij"))
         row_step = row[:, None] - row[None, :] + window_size - 1
@@ -104,7 +104,7 @@ class FeedForward(nn.Module):
 class DropPath(nn.Module):
     """Stochastic depth (Huang et al., 2016): in training, a branch is zero for a share `rate` of the images.
 
-    What is kept is scaled up, so that the mean over many draws is the branch itself. Does nothing in eval mode.
+    Kept branches are scaled up, so that the mean over many draws equals the branch. Does nothing in eval mode.
     """
 
     def __init__(self, rate: float) -> None:
@@ -122,7 +122,7 @@ class DropPath(nn.Module):
 class SwinBlock(nn.Module):
     """Window attention and a feed-forward network, both residual and pre-normalised.
 
-    `drop_path_rate` holds for both, as in the original; transformers drops the attention only.
+    `drop_path_rate` applies to both, as in the original; transformers drops only the attention.
     """
 
     def __init__(
@@ -147,9 +147,9 @@ class SwinBlock(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x_BHWC: Tensor, mask_V1NN: Tensor | None) -> Tensor:
-        """mask_V1NN: the mask for this map's size, needed by a block with a shift only."""
+        """mask_V1NN: the mask for this map's size; only a block with a shift needs it."""
         height, width = x_BHWC.shape[1:3]
-        # Padding comes after the norm, so the padding cells are zeros when the others attend to them.
+        # Padding comes after the norm, so other cells attend to padding cells that are zero.
         y_BHWC = pad_to_multiple(self.attention_norm(x_BHWC), self.window_size)
         padded_height, padded_width = y_BHWC.shape[1:3]
         if self.shift:
@@ -228,10 +228,10 @@ class SwinStage(nn.Module):
         self.downsample = PatchMerging(dim) if downsample else nn.Identity()
 
     def forward(self, x_BHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """The features of this stage, and the same downsampled for the next one."""
+        """The features of this stage, and the same features downsampled for the next stage."""
         mask_V1NN = None
         if self.half_window and len(self.blocks) > 1:
-            # Made anew for every image and shared by the blocks: sizes vary too much to keep them.
+            # Made anew for every image and shared by the blocks, because sizes vary too much for a cache.
             height, width = (length + -length % self.window_size for length in x_BHWC.shape[1:3])
             mask_V1NN = stranger_mask(height, width, self.window_size, self.half_window, x_BHWC.device)
         for block in self.blocks:
@@ -258,7 +258,7 @@ class SwinTransformer(nn.Module):
         super().__init__()
         num_stages = len(depths)
         last = max(sum(depths) - 1, 1)
-        # The deeper a block, the likelier it is dropped.
+        # Deeper blocks are dropped more often.
         rates = [drop_path_rate * index / last for index in range(sum(depths))]
         self.patch_embedding = PatchEmbedding(patch_size, embed_dim)
         self.stages = nn.ModuleList(

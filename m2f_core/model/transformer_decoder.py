@@ -1,11 +1,11 @@
 """Transformer decoder with masked attention: learned queries in, one mask and one class embedding per query out.
 
 Cheng et al., "Masked-attention Mask Transformer" (2022). Before every layer the decoder predicts a mask for each query,
-and the layer's cross-attention reads only the cells where that mask is on. Layers take turns on three feature maps,
+and the layer's cross-attention reads only the cells where that mask is on. The layers cycle through three feature maps,
 from coarse to fine.
 
 Legend: B batch, Q query, C mask channels, D width of the decoder, M heads, E channels per head, h w cells at the mask
-features' resolution (stride 4), S cells of one level, T S or Q (what is attended to).
+features' resolution (stride 4), S cells of one level, T S or Q (the cells or queries that are attended to).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +20,10 @@ from m2f_core.model.pixel_decoder import NUM_LEVELS, sine_position_encoding
 
 
 class QueryPrediction(NamedTuple):
-    """What the queries say after some layer."""
+    """The prediction of the queries after a layer."""
 
-    states: Tensor  # [B, Q, D] what the layer gave
-    queries: Tensor  # [B, Q, D] the same normalised, for the class head
+    states: Tensor  # [B, Q, D] the layer's output
+    queries: Tensor  # [B, Q, D] the normalised states, for the class head
     mask_logits: Tensor  # [B, Q, h, w]
 
 
@@ -39,7 +39,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, q_BQD: Tensor, k_BTD: Tensor, v_BTD: Tensor, may_attend_B1QT: Tensor | None = None) -> Tensor:
-        """may_attend_B1QT: true where a query may read a key. A row without any gives NaN; see `open_empty_rows`."""
+        """may_attend_B1QT: true if a query may read a key. A row without true gives NaN; see `open_empty_rows`."""
 
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
@@ -50,14 +50,14 @@ class Attention(nn.Module):
 
 
 def open_empty_rows(may_attend_BQS: Tensor) -> Tensor:
-    """Let a query that may read nothing read everything, as the original does."""
+    """Let a query read all cells if it could read none, as in the original."""
     return may_attend_BQS | ~may_attend_BQS.any(dim=-1, keepdim=True)
 
 
 class DecoderLayer(nn.Module):
     """Masked cross-attention, self-attention and a feed-forward network, each residual.
 
-    `pre_norm` puts the LayerNorm of each part before it instead of after its sum.
+    With `pre_norm`, the LayerNorm of each part comes before the part instead of after the sum.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x_BQD: Tensor, position_1QD: Tensor, keys_BSD: Tensor, values_BSD: Tensor, may_attend_BQS: Tensor
     ) -> Tensor:
-        """keys_BSD: the tokens of one level with their positions; values_BSD: the same without."""
+        """keys_BSD: the tokens of one level with their positions; values_BSD: the tokens without positions."""
 
         def read_image(y: Tensor) -> Tensor:
             return self.cross_attention(y + position_1QD, keys_BSD, values_BSD, may_attend_BQS.unsqueeze(1))
@@ -147,11 +147,11 @@ class TransformerDecoder(nn.Module):
     def forward(
         self, mask_features_BChw: Tensor, maps: Sequence[Tensor], every_prediction: bool = False
     ) -> list[QueryPrediction]:
-        """The last prediction, or all of them from first to last; `maps` are the pixel decoder's, coarse to fine.
+        """The last prediction, or all predictions from first to last; `maps` are the pixel decoder's, coarse to fine.
 
-        Between layers the masks are needed only at the size of the level that the next layer reads. Both bilinear
-        resizing and the product with the query are linear, so the mask features are resized, once per level, instead
-        of every mask.
+        Between layers, masks are needed only at the size of the level that the next layer reads. Bilinear resizing and
+        the product with the query are both linear, so the mask features are resized once per level instead of every
+        mask.
         """
         keys, values, mask_features_BCS = [], [], []
         for feature_map, project, level_embed in zip(maps, self.input_projections, self.level_embed, strict=True):
@@ -161,7 +161,7 @@ class TransformerDecoder(nn.Module):
             values.append(tokens_BSD)
             keys.append(tokens_BSD + position_1SD)
             resized = F.interpolate(mask_features_BChw, size=(height, width), mode="bilinear", align_corners=False)
-            # No gradient flows through the choice of what to attend to.
+            # No gradient flows through the choice of attended cells.
             mask_features_BCS.append(resized.flatten(2).detach())
 
         batch = mask_features_BChw.shape[0]

@@ -31,7 +31,7 @@ from pipeline.tables.compare import Rows, check_books, compare, read_rows
 _LONGEST_SECONDS = 1800.0  # for a driver; a driver that does not end is a finding too
 _MOST_DRIVERS = 8  # one after the other on one output
 _WORST_POINT = "between segments and images published"
-_STEP_SECONDS = 20.0  # --step-timeout of the drill at most: the time that an image that hangs costs
+_STEP_SECONDS = 20.0  # highest --step-timeout in a drill: the time that an image that hangs costs
 # Temporary faults: clients and pipeline must recover from them without a trace in the tables.
 _STORM = (
     Rule(".", "slow_down", probability=0.1, times=40),

@@ -237,7 +237,7 @@ class _PendingBatch:
         return [image.result() for image in self.images]
 
     def cancel(self) -> bool:
-        cancelled = [image.cancel() for image in self.images]  # all of them, even if the first cannot be
+        cancelled = [image.cancel() for image in self.images]  # cancel all, even if the first cannot be
         return all(cancelled)
 
 

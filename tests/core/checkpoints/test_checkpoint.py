@@ -201,7 +201,7 @@ def test_a_missing_config_is_refused(folder: Path) -> None:
 def test_a_truncated_file_is_refused(folder: Path, length: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:length])
-    assert "model.safetensors: not a whole safetensors file" in refusal(folder)
+    assert "model.safetensors: is not a complete safetensors file" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model_final_9fd0ae.pkl"])

@@ -227,7 +227,7 @@ def test_the_hash_is_that_of_the_file(path: Path) -> None:
 
 def test_two_pickles_in_a_folder_are_one_too_many(path: Path) -> None:
     (path.parent / "model_final_zzzzzz.pkl").write_bytes(path.read_bytes())
-    assert "holds several checkpoints, model_final_0a1b2c.pkl, model_final_zzzzzz.pkl" in refusal(path.parent)
+    assert "holds several checkpoints (model_final_0a1b2c.pkl, model_final_zzzzzz.pkl)" in refusal(path.parent)
     Checkpoint(path).check()
 
 
@@ -285,8 +285,8 @@ def test_tensors_of_torch_are_refused_by_name(tmp_path: Path) -> None:
         (pickle.dumps([1, 2]), 'has no entry "model"'),
         (pickle.dumps({"model": {}}), 'has no entry "model"'),
         (pickle.dumps({"model": [np.ones(1)]}), 'has no entry "model"'),
-        (pickle.dumps({"model": {1: np.ones(1)}}), "whose name is no text"),
-        (pickle.dumps({"model": {"a\nb": np.ones(1)}}), "whose name is no text"),
+        (pickle.dumps({"model": {1: np.ones(1)}}), "whose name is not printable text"),
+        (pickle.dumps({"model": {"a\nb": np.ones(1)}}), "whose name is not printable text"),
         (pickle.dumps({"model": {"a": [1.0]}}), "has a list as a, not an array"),
         (pickle.dumps({"model": {"a": np.array([{}], object)}}), "refuses arrays of dtype O8"),
         (pickle.dumps({"model": {"a": np.zeros(2, "f4,i4")}}), "refuses arrays of dtype V8"),
@@ -328,14 +328,14 @@ QUERIES = PREDICTOR + "query_feat.weight"
             f"{PREDICTOR}decoder_norm.bias (is [63], the model they describe says",
         ),
         ({"backbone.layers.1.blocks.7.norm1.weight": (64,)}, "missing: backbone.layers.1.blocks.2."),
-        ({TABLE: (170, 2)}, "170 rows, which no window has"),
-        ({TABLE: (51 * 51, 2)}, "2601 rows, which no window has"),
+        ({TABLE: (170, 2)}, "170 rows, which fits no window size"),
+        ({TABLE: (51 * 51, 2)}, "2601 rows, which fits no window size"),
         ({TABLE: (169,)}, f"{TABLE} has the shape [169]"),
         ({TABLE: (169, 0)}, f"{TABLE} has the shape [169, 0]"),
         ({TABLE: (169, 3)}, "Swin stage 1 must be divisible by its entry of num_heads"),
         ({PREDICTOR + "class_embed.weight": (1, 64)}, "id2label"),
         ({PREDICTOR + "class_embed.weight": (10**12, 0)}, "class_embed.weight has the shape [1000000000000, 0]"),
-        ({PREDICTOR + "class_embed.weight": (100_002, 1)}, "is for 100001 classes"),
+        ({PREDICTOR + "class_embed.weight": (100_002, 1)}, "has 100001 classes"),
         ({"backbone.layers.0.blocks.998.x": (1,)}, "has layers up to backbone.layers.0.blocks.998"),
         ({PREDICTOR + "static_query.weight": (20, 64)}, f"has {QUERIES} twice"),
     ],

@@ -260,7 +260,7 @@ def program(*parts: bytes | str) -> bytes:
         (program("}(Nu"), "has a key without a value"),
         (program("NNa"), "expects a list on its stack"),
         (program("cnumpy"), "has a name without an end"),
-        (program(b"\x8c\x01\xff"), "has a string that is no text"),
+        (program(b"\x8c\x01\xff"), "has a string that cannot be decoded"),
     ],
 )
 def test_hostile_programs_are_refused(data: bytes, refused: str) -> None:

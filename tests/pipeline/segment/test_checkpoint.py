@@ -153,7 +153,10 @@ def test_a_run_says_which_licence_its_model_has(settings, tmp_path, tiny_checkpo
     unknown = check_model(dataclasses.replace(settings, model=str(tmp_path / "model_final.pkl"), task="instance"))
     assert unknown.license == "unknown"
     assert len(unknown.warnings) == 1
-    assert "model_final.pkl holds no names of classes: its 8 are taken to be person, rider, ...," in unknown.warnings[0]
+    assert (
+        "model_final.pkl holds no class names; its 8 classes are assumed to be person, rider, ...,"
+        in unknown.warnings[0]
+    )
     training = FinetuneSettings("images", "out", panoptic_gt="panoptic.json", model=str(tmp_path / "model_final.pkl"))
     assert start_warnings(training) == list(unknown.warnings)
     assert start_warnings(dataclasses.replace(training, model=settings.model)) == []
