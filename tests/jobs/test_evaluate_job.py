@@ -390,7 +390,7 @@ def json_of_size(height: object) -> bytes:
         (b"", "is not JSON"),
         (b"{", "is not JSON"),
         (b"\xff\xfe\x00", "is not JSON"),
-        (b"[]", "holds a list"),
+        (b"[]", "must hold a JSON object, not a list"),
         (b"{}", "images is not a list; is it the right kind of COCO file?"),
         (b'{"images": [], "annotations": [], "categories": []}', "has no images"),
         (b'{"images": [{"id": 1}], "annotations": [], "categories": []}', "images[0] has no 'file_name'"),
