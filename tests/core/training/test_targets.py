@@ -201,7 +201,7 @@ def test_memory_order_and_type_of_a_map_do_not_matter() -> None:
         (2, [bands(8, 8, [1])], None, "2 images, 1 maps"),
         (1, [bands(8, 8, [1])] * 2, None, "1 images, 2 maps"),
         (2, [bands(8, 8, [1])] * 2, [{1: 1}], "1 mappings"),
-        (2, [bands(8, 8, [1]), bands(8, 9, [1])], None, "segmentation map 1: it has"),
+        (2, [bands(8, 8, [1]), bands(8, 9, [1])], None, "segmentation map 1: the map has"),
         (1, [bands(8, 8, [1])], {2: 0}, "segmentation map 0: instance 1"),
         (1, [np.zeros((8, 8))], None, "segmentation map 0: .*integers"),
     ],
