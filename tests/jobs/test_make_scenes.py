@@ -94,7 +94,7 @@ def test_a_folder_and_a_bucket_get_the_same_data_set(s3, tmp_path, capsys):
         ([], "--output"),
         (["--output", "scenes", "--number", "x"], "--number"),
         (["--output", "scenes", "--number", "0"], "--number is 0"),
-        (["--output", "scenes", "--height", "32", "--width", "500"], "not 32 x 500"),
+        (["--output", "scenes", "--height", "32", "--width", "500"], "got 32 x 500"),
         (["--output", "nonsense://scenes"], "cannot open nonsense://scenes"),
     ],
 )
