@@ -148,7 +148,7 @@ def test_other_seeds_and_indices_give_other_scenes(one, other):
 
 @pytest.mark.parametrize(("seed", "index", "size_hw"), [(-1, 0, (64, 64)), (0, -1, (64, 64))])
 def test_numbers_below_zero_are_refused(seed, index, size_hw):
-    with pytest.raises(ValueError, match="count from 0"):
+    with pytest.raises(ValueError, match="at least 0"):
         draw_scene(seed, index, *size_hw)
 
 

@@ -192,7 +192,7 @@ def test_pictures_come_first_and_panoptic_json_last(settings, tmp_path, monkeypa
 
 def test_a_data_set_is_not_written_over_another(settings, root):
     before = files(root)
-    with pytest.raises(RunError, match=r"holds a panoptic\.json already"):
+    with pytest.raises(RunError, match=r"already holds a panoptic\.json"):
         write_scenes(replace(settings, seed=SEED + 1))
     assert files(root) == before
 
