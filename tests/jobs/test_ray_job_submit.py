@@ -111,6 +111,8 @@ def head() -> Iterator[Head]:
     head = Head(f"http://127.0.0.1:{ports['dashboard-port']}", environment)
     try:
         wait_until_ready(head, process, log)
+        # The API answers before the node's agent does, and until then a submission is refused.
+        wait_until(lambda: head.ray_job("submit", "--no-wait", "--", "true").returncode == 0, "for the node's agent")
         assert len(processes_of(process.pid, folder)) >= 3, "the search for processes finds none"
         yield head
     finally:
