@@ -47,7 +47,7 @@ def run_job(prog: str, work: Callable[[], int], *, kept: str | Callable[[], str]
         last_line(prog, f"interrupted{after()}", level=logging.WARNING)
         return _INTERRUPTED
     except SystemExit as stop:
-        # Ray replaces our handler by its own, which exits with the signal's number.
+        # While ray.init runs, Ray's own handler is in place, which exits with the signal's number.
         if stop.code not in (_TERMINATED, signal.SIGTERM):
             raise
         last_line(prog, f"stopped by SIGTERM{after()}", level=logging.WARNING)

@@ -8,13 +8,10 @@ import contextlib
 import logging
 import math
 import re
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from types import FrameType
 from typing import Any
 
 import pyarrow as pa
@@ -65,7 +62,10 @@ _IMAGES_ELSEWHERE = 8
 
 
 def segment_bucket(settings: Settings, progress: Progress) -> Report | None:
-    """Run the whole job. Return None if there is nothing to do. Raise RunError if the job cannot start."""
+    """Run the whole job. Return None if there is nothing to do. Raise RunError if the job cannot start.
+
+    A caller that wants finished work committed on SIGTERM raises an exception in its handler, as jobs/ends.py does.
+    """
     progress.phase("checking the settings, the checkpoint and the output")
     checked = check(settings)
     for warning in checked.model.warnings:
@@ -80,7 +80,6 @@ def segment_bucket(settings: Settings, progress: Progress) -> Report | None:
     if find_run(checked) is None:
         refuse_empty(checked.settings.input)
     with contextlib.ExitStack() as held:
-        held.enter_context(_stop_on_sigterm())
         with checked.output.errors():
             place = checked.output.filesystem, checked.output.lease_json
             lease = held.enter_context(Lease(*place, settings.lease_seconds, _thread.interrupt_main))
@@ -97,8 +96,7 @@ def _find_and_execute(checked: Checked, lease: Lease, progress: Progress) -> Rep
     if record is not None:
         progress.phase("starting Ray")
         allotment = allot(settings, connect())
-        with _stop_on_sigterm():
-            return execute(_take_up(checked, record, lease), allotment, lease, progress)
+        return execute(_take_up(checked, record, lease), allotment, lease, progress)
     progress.phase("listing the input")
     with changes_of(checked) as changes:
         if not changes.num_planned:
@@ -108,10 +106,8 @@ def _find_and_execute(checked: Checked, lease: Lease, progress: Progress) -> Rep
         allotment = allot(settings, connect())
         logger.info("compared the input with version %s of the table: %s", changes.version, describe(changes.counts))
         per_shard = settings.images_per_shard or (SHARD_IMAGES_GPU if allotment.device == "cuda" else SHARD_IMAGES_CPU)
-        with _stop_on_sigterm():
-            record = plan_run(checked, changes.images(), changes.counts, per_shard, allotment.computed_on, lease.check)
-    with _stop_on_sigterm():
-        return execute(_take_up(checked, record, lease), allotment, lease, progress)
+        record = plan_run(checked, changes.images(), changes.counts, per_shard, allotment.computed_on, lease.check)
+    return execute(_take_up(checked, record, lease), allotment, lease, progress)
 
 
 def _take_up(checked: Checked, record: RunRecord, lease: Lease) -> Run:
@@ -312,23 +308,3 @@ def _set_ray_data_options() -> None:
 def _store_errors(run: Run) -> Iterator[None]:
     with store_errors_as(BrokenRunError, f"run {run.run_id} broke: --output cannot be written"):
         yield
-
-
-@contextlib.contextmanager
-def _stop_on_sigterm() -> Iterator[None]:
-    """On SIGTERM (from `ray job stop` or a leaving node), exit through the `with` blocks, which commit finished work.
-
-    Enter this after ray.init, which installs a handler of its own. Outside the main thread the caller handles signals.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,8 +1,5 @@
 """What a broken run says, and rounds of shards, as plain functions; the run itself is tested in tests/jobs."""
 
-import contextlib
-import os
-import signal
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +9,6 @@ from hypothesis import strategies as st
 from pipeline import run
 from pipeline.commit.run_record import PlanFile
 from pipeline.errors import BrokenRunError
-from pipeline.report.progress import Progress
 
 
 @pytest.mark.parametrize(
@@ -42,32 +38,6 @@ def test_rounds_hold_every_shard_that_is_not_done_once(sizes, done, most):
     shards = [shard for each in rounds for _, pending in each for shard in pending]
     assert shards == [shard for shard in range(first) if shard not in done]
     assert all(sum(len(pending) for _, pending in each) <= max(most, 5) for each in rounds)
-
-
-@pytest.mark.parametrize("when", ["planning", "taking up"])
-def test_sigterm_has_its_exit_code_from_the_moment_that_ray_runs(monkeypatch, when):
-    """ray.init sets a handler of its own, which would exit with 15."""
-
-    def connect():
-        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(number))
-
-    def ends(*args):
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    changes = SimpleNamespace(num_planned=1, counts={}, version=None, images=lambda: iter(()))
-    settings = SimpleNamespace(images_per_shard=1)
-    monkeypatch.setattr(run, "find_run", lambda checked, **_: None if when == "planning" else {})
-    monkeypatch.setattr(run, "changes_of", lambda checked: contextlib.nullcontext(changes))
-    monkeypatch.setattr(run, "connect", connect)
-    monkeypatch.setattr(run, "allot", lambda *_: SimpleNamespace(device="cpu", computed_on={}))
-    monkeypatch.setattr(run, "plan_run" if when == "planning" else "take_up", ends)
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as stop:
-            run._find_and_execute(SimpleNamespace(settings=settings), SimpleNamespace(check=lambda: None), Progress(10))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert stop.value.code == 143
 
 
 def test_a_driver_that_has_lost_its_lease_fences_nobody_off(monkeypatch):
