@@ -57,7 +57,8 @@ class RunRecord:
     plan: PlanSummary
     counts: dict[str, int]  # images by reason, including images that are not in the plan: see changes.Changes
     versions: dict[str, str]  # of Python and of the packages that results depend on
-    # Device, precision and CPU instructions of the first attempt; report.json has the values of the last attempt.
+    # Device, precision and CPU instructions of the first attempt; report.json has the values of the last attempt. Added
+    # without a new schema version: older runs have none.
     computed_on: dict[str, str | None] = field(default_factory=dict)
 
     def write(self, folder: RunFolder) -> None:
@@ -75,10 +76,9 @@ def read_run_record(output: Output, folder: RunFolder) -> RunRecord | None:
             f"version {SCHEMA_VERSION}"
         )
     try:
-        # `computed_on` was added without a new schema version. Unknown names come from later programs.
-        known = {f.name: content[f.name] for f in fields(RunRecord) if f.name in content or f.name != "computed_on"}
-        plan = dict(known["plan"])
-        plan["files"] = tuple(PlanFile(**file) for file in plan["files"])
+        names = {field.name for field in fields(RunRecord)}
+        known = {name: value for name, value in content.items() if name in names}  # others come from later programs
+        plan = {**known["plan"], "files": tuple(PlanFile(**file) for file in known["plan"]["files"])}
         return RunRecord(**{**known, "model": ModelRecord(**known["model"]), "plan": PlanSummary(**plan)})
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
