@@ -192,6 +192,14 @@ def test_the_model_room_runs_without_ray_and_storage():
     assert "torch" in loaded
 
 
+def test_a_checkpoint_is_opened_without_sympy(tiny_checkpoint):
+    """PyTorch loads SymPy for some operations on the meta device, which takes every process a second."""
+    code = f"from m2f_core.checkpoints.checkpoint import Checkpoint; Checkpoint({str(tiny_checkpoint)!r}).load()"
+    loaded = modules_after(code)
+    assert "sympy" not in loaded
+    assert "torch" in loaded
+
+
 @pytest.mark.parametrize("stage", ["pipeline.inputs.fetch", "pipeline.plan.source", "pipeline.commit.write"])
 def test_stages_beside_the_model_do_not_load_torch(stage):
     """It would cost each of their processes 2 s and 300 MB. What Ray starts imports the module of the class."""

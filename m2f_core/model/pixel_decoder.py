@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from m2f_core.config.mask2former import GROUP_NORM_GROUPS
 from m2f_core.layers.deformable_attention import DeformableAttention, TokenPlaces
+from m2f_core.layers.initial_values import standard_normal
 from m2f_core.layers.linear import ActivatedLinear
 
 NUM_LEVELS = 3  # in the deformable encoder and in the transformer decoder, which reads the encoder's output
@@ -92,7 +93,7 @@ class PixelDecoder(nn.Module):
         self.input_projections = nn.ModuleList(
             ConvNorm(channels, feature_size, kernel_size=1, bias=True) for channels in reversed(level_channels)
         )
-        self.level_embed = nn.Parameter(torch.randn(NUM_LEVELS, feature_size))
+        self.level_embed = nn.Parameter(standard_normal(NUM_LEVELS, feature_size))
         self.layers = nn.ModuleList(
             DeformableEncoderLayer(feature_size, num_heads, feedforward_dim) for _ in range(num_layers)
         )

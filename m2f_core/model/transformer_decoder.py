@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from m2f_core.layers.initial_values import standard_normal
 from m2f_core.layers.linear import ActivatedLinear
 from m2f_core.model.pixel_decoder import NUM_LEVELS, sine_position_encoding
 
@@ -131,9 +132,9 @@ class TransformerDecoder(nn.Module):
         enforce_input_projection: bool,
     ) -> None:
         super().__init__()
-        self.query_features = nn.Parameter(torch.randn(num_queries, hidden_dim))
-        self.query_positions = nn.Parameter(torch.randn(num_queries, hidden_dim))
-        self.level_embed = nn.Parameter(torch.randn(NUM_LEVELS, hidden_dim))
+        self.query_features = nn.Parameter(standard_normal(num_queries, hidden_dim))
+        self.query_positions = nn.Parameter(standard_normal(num_queries, hidden_dim))
+        self.level_embed = nn.Parameter(standard_normal(NUM_LEVELS, hidden_dim))
         project = enforce_input_projection or feature_size != hidden_dim
         self.input_projections = nn.ModuleList(
             nn.Conv2d(feature_size, hidden_dim, kernel_size=1) if project else nn.Identity() for _ in range(NUM_LEVELS)
