@@ -16,7 +16,7 @@ from typing import Any
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from m2f_core.checkpoints.pickled_arrays import DTYPES, PickledArray, PlainPickleError
@@ -83,7 +83,11 @@ def assert_same(mine: Any, theirs: Any) -> None:
 def test_reads_what_python_writes(value: Any, protocol: int, in_python: bool) -> None:
     """Both of Python's own picklers, in each protocol; pickle.loads is the oracle."""
     file = io.BytesIO()
-    (pickle._Pickler if in_python else pickle.Pickler)(file, protocol).dump(value)
+    try:
+        (pickle._Pickler if in_python else pickle.Pickler)(file, protocol).dump(value)
+    except AssertionError:  # the one in Python fails at b"" beside an empty array: there is one b"" in the process
+        assert in_python and protocol == 5
+        reject()
     assert_same(read_plain_pickle(file.getvalue()), pickle.loads(file.getvalue()))
 
 
