@@ -10,6 +10,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.ready-demo  ## set up, segment held-out scenes with the checkpoint of the package
 	$(BIN)/python jobs/demo.py
 
+# Tests start hundreds of Python processes. Where this variable is set, each would compile this checkout again.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.ready-test lint  ## set up, lint, type-check; core, parity, pipeline, one test of each promise of a job
