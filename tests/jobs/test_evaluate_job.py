@@ -34,6 +34,7 @@ from tests.support.evaluation_runs import (
     write_run,
 )
 from tests.support.places import ROOT
+from tests.support.tables import read_report
 
 FLAGS = (
     "--instances-gt",
@@ -261,7 +262,9 @@ def test_a_run_of_segment_bucket_is_scored(photographs, tiny_checkpoint, tmp_pat
         shutil.copy(photographs / Path(name).name, folder / name)
     (folder / "notes.jpg").write_text("no image")
     flags = ["--input", folder, "--output", output, "--model", tiny_checkpoint, "--image-size", "160:267"]
-    assert segment_bucket.main([*map(str, flags), "--images-per-shard", "2", "--max-failure-rate", "1"]) == 0
+    code = segment_bucket.main([*map(str, flags), "--images-per-shard", "2", "--max-failure-rate", "0.2"])
+    assert code == 1, "one image of four failed, and the tables are published all the same"
+    assert read_report(output)["failed_by_code"] == {"unsupported": 1}
 
     categories, made = found_by_run(output, folder)
     place = Place(str(tmp_path), categories=categories)

@@ -6,8 +6,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +21,8 @@ from pipeline.drill.processes import processes_below
 from tests.support.coco_folders import CATEGORIES, CocoFolder, write_coco_folder
 from tests.support.drivers import Driver
 from tests.support.last_line import last_line
-from tests.support.places import ROOT
 
-STEPS = 96
+STEPS = 64
 SAVE_EVERY = 8
 
 
@@ -66,7 +63,7 @@ def flags_of(folder: CocoFolder, output: Path, **others) -> list[str]:
 QUICK_REPORTS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}  # else Ray Train takes 2 s for each
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def job(drivers) -> Callable[[list[str]], Driver]:
     return lambda flags: drivers.start(*flags, program="finetune", **QUICK_REPORTS)
 
@@ -93,20 +90,11 @@ def iteration_of(place: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder, architecture, tmp_path_factory) -> Path:
-    """The output of the program as a user starts it."""
+def undisturbed(job, folder, architecture, tmp_path_factory) -> Path:
+    """The output of a training that nothing disturbs."""
     output = tmp_path_factory.mktemp("undisturbed") / "out"
-    flags = flags_of(folder, output, architecture=architecture, **validation(folder))
-    done = subprocess.run(
-        [sys.executable, "jobs/finetune.py", *flags],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **QUICK_REPORTS},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
-    assert f"{STEPS}/{STEPS}  loss" in done.stdout and "PQ" in done.stdout
+    said = finish(job(flags_of(folder, output, architecture=architecture, **validation(folder))))
+    assert f"{STEPS}/{STEPS}  loss" in said and "PQ" in said
     return output
 
 

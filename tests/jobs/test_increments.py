@@ -9,6 +9,7 @@ import pytest
 
 from jobs import plan_bucket, segment_bucket
 from pipeline.tables.current_view import current_images, current_segments
+from pipeline.telemetry.log_lines import show_log_lines
 from tests.jobs.test_segment_bucket import SMALL
 from tests.support.tables import latest_run, read_report, read_table
 
@@ -60,8 +61,16 @@ def test_nights_of_a_bucket(nights, capsys, tmp_path):
 
     capsys.readouterr()
     before = sorted(path for path in nights.output.rglob("*") if path.is_file())
-    assert nights.run() == {}, "nothing had changed"
+    try:
+        assert nights.run() == {}, "nothing had changed"
+        assert nights.run("--run-id", first) == {}, "this run is finished"
+    finally:
+        show_log_lines()  # main() lets the log write to the stderr of this test
     assert sorted(path for path in nights.output.rglob("*") if path.is_file()) == before
+    said = capsys.readouterr().err
+    assert f"INFO: nothing to do: {len(names)} unchanged" in said
+    assert f"INFO: run {first} is already finished. " in said
+    assert "WARNING" not in said and "ERROR" not in said, "a quiet night alarms nobody"
 
     os.utime(nights.bucket / names[3], (1, 1))
     shutil.copy(nights.bucket / names[0], nights.bucket / "newcomer.png")

@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from jobs import segment_bucket
-from pipeline.telemetry.log_lines import show_log_lines
 from tests.support.tables import read_report
 from tests.support.terminal import CTRL_C, Terminal
 
@@ -55,20 +54,3 @@ def test_a_terminal_has_one_live_line_and_ctrl_c_keeps_what_is_done_then_json_fi
     counted = [line["progress"] for line in said if "progress" in line]
     assert counted and counted[-1]["images"] == 11 and counted[-1]["failed"] == 0
     assert {line["level"] for line in said} == {"INFO"}
-
-
-def test_a_night_with_nothing_to_do_and_a_finished_run_are_no_warnings(
-    ray_session, photographs, tiny_checkpoint, tmp_path, capsys
-):
-    flags = ["--input", str(photographs), "--output", str(tmp_path), "--model", str(tiny_checkpoint), "--limit", "2"]
-    flags += ["--image-size", "96:160"]
-    try:
-        assert segment_bucket.main([*flags, "--run-id", "night-1"]) == 0
-        assert segment_bucket.main(flags) == 0
-        assert segment_bucket.main([*flags, "--run-id", "night-1"]) == 0
-    finally:
-        show_log_lines()
-    said = capsys.readouterr().err
-    assert "INFO: nothing to do: 2 unchanged" in said
-    assert "INFO: run night-1 is already finished. " in said
-    assert "WARNING" not in said and "ERROR" not in said

@@ -4,8 +4,6 @@ import hashlib
 import io
 import json
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +28,7 @@ from pipeline.inputs.listing import list_images
 from pipeline.schema import TABLES
 from pipeline.segment.checkpoint import stage_model
 from pipeline.store.filesystem import open_filesystem, path_of, uri_of
-from tests.support.places import ROOT
+from tests.support.drivers import Drivers
 from tests.support.planning import planned
 from tests.support.s3_server import ACCESS_KEY, SECRET_KEY
 
@@ -65,8 +63,7 @@ class Job:
     objects: dict[str, bytes]  # by key
     output: str
     run_id: str
-    stdout: str
-    stderr: str
+    said: str
 
     def files(self, table: str) -> str:
         return f"{self.output}/{table}/run={self.run_id}/*.parquet"
@@ -112,17 +109,12 @@ def body(s3, key: str) -> bytes:
     return s3.client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
 
 
-def segment_bucket(*args: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """`python jobs/segment_bucket.py` as a user runs it, on small images."""
-    run = subprocess.run(
-        [sys.executable, "jobs/segment_bucket.py", *args, "--image-size", "96:160", "--device", "cpu"],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run
+def segment_bucket(drivers: Drivers, *args: str, **environment: str) -> str:
+    """What `segment_bucket.py` says, as a process of its own with a Ray of its own, on small images."""
+    driver = drivers.start(*args, "--image-size", "96:160", "--device", "cpu", **environment)
+    said = driver.finish()
+    assert driver.returncode == 0, said
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -138,19 +130,20 @@ def cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def job(bucket, small_photographs, model_uri, cache) -> Job:
+def job(bucket, drivers, small_photographs, model_uri, cache) -> Job:
     """Photographs under odd keys and one object that is no image, from S3 to S3, with a model from S3."""
     objects = {key: small_photographs[i % len(small_photographs)] for i, key in enumerate(ODD_KEYS)}
     objects["notes.txt"] = b"not an image"
     source = upload(bucket, "photos", {**objects, "nested/": b""})
     upload(bucket, "photos-old", {"not-below-the-prefix.png": small_photographs[0]})
     output = f"s3://{BUCKET}/tables"
-    run = segment_bucket(
+    said = segment_bucket(
+        drivers,
         *("--input", source, "--output", output, "--model", model_uri),
         *("--run-id", "nightly", "--images-per-shard", "5", "--max-failure-rate", "0.1"),
         XDG_CACHE_HOME=str(cache),
     )
-    return Job(objects, output, "nightly", run.stdout, run.stderr)
+    return Job(objects, output, "nightly", said)
 
 
 # --- reading the tables back ------------------------------------------------------------------------------------------
@@ -263,7 +256,7 @@ def test_the_output_holds_what_is_documented_and_nothing_else(bucket, job):
 
 def test_credentials_appear_nowhere(bucket, job):
     """Not in what the job says, and not in any byte that it writes, also not inside compressed columns."""
-    said = {"stdout": job.stdout, "stderr": job.stderr}
+    said = {"stdout and stderr": job.said}
     for key in keys_below(bucket, "tables"):
         content = body(bucket, key)
         said[key] = content.decode("latin-1")
@@ -311,7 +304,7 @@ def test_a_replaced_model_is_fetched_anew(bucket, tiny_checkpoint, tmp_path, mon
 
 
 @pytest.mark.thorough
-def test_objects_that_changed_or_went_after_the_plan_are_rows(bucket, small_photographs, tiny_checkpoint):
+def test_objects_that_changed_or_went_after_the_plan_are_rows(bucket, drivers, small_photographs, tiny_checkpoint):
     """Planned here, changed, then taken up by the job: the same as a bucket that changes while a long run goes on."""
     first, second = small_photographs[:2]
     names = ("same.png", "replaced.png", "same_size.png", "deleted.png")
@@ -332,11 +325,10 @@ def test_objects_that_changed_or_went_after_the_plan_are_rows(bucket, small_phot
     upload(bucket, "changing", {"replaced.png": second, "same_size.png": first[::-1], "came_later.png": first})
     bucket.client.upload_fileobj(io.BytesIO(large[::-1]), BUCKET, "changing/multipart_same_size.png", Config=parts)
     bucket.client.delete_object(Bucket=BUCKET, Key="changing/deleted.png")
-    run = segment_bucket(
-        *("--input", source, "--output", output, "--model", str(tiny_checkpoint), "--max-failure-rate", "1")
-    )
+    places = ("--input", source, "--output", output, "--model", str(tiny_checkpoint))
+    said = segment_bucket(drivers, *places, "--max-failure-rate", "1")
 
-    images = rows("images", with_pyarrow(bucket, Job({}, output, run_id, run.stdout, run.stderr), "images"))
+    images = rows("images", with_pyarrow(bucket, Job({}, output, run_id, said), "images"))
     by_name = {row["image_key"].rpartition("/")[2]: row for row in images}
     assert {name: row["error_code"] for name, row in by_name.items()} == {
         "same.png": None,

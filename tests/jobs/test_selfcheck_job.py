@@ -43,6 +43,7 @@ def test_differences_that_rounding_does_not_explain_are_exit_code_1(
     assert "MORE THAN ROUNDING" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("ray_session")
 def test_input_that_holds_no_image_is_one_line(tiny_checkpoint, tmp_path, capsys):
     folder = tmp_path / "input"

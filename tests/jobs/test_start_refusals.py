@@ -27,6 +27,7 @@ def refused(*args: object, **environment: str) -> str:
     return process.stderr.splitlines()[-1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("job", ["segment_bucket.py", "selfcheck.py"])
 def test_bf16_on_a_cpu_without_amx(photographs, tiny_checkpoint, tmp_path, job):
     flags = ["--input", photographs, "--output", tmp_path, "--model", tiny_checkpoint, "--precision", "bf16"]

@@ -25,6 +25,8 @@ from tests.support.evaluation_runs import (
 )
 from tests.support.tables import read_table
 
+pytestmark = pytest.mark.thorough
+
 THINGS, STUFF = range(1, 6), range(6, 9)  # category ids of the tiny checkpoint
 
 
@@ -72,7 +74,6 @@ def semantic_run(ray_session, photographs, tiny_checkpoint, tmp_path_factory) ->
     return finished("semantic", photographs, tiny_checkpoint, tmp_path_factory.mktemp("semantic"))
 
 
-@pytest.mark.thorough
 def test_instances_are_things_numbered_by_score_and_may_overlap(instance_run):
     overlaps = 0
     for rows in instance_run.rows():
@@ -101,7 +102,6 @@ def test_an_instance_run_is_scored(instance_run):
         assert report["segm"]["AP"] == 1 if truth is images else 0 < report["segm"]["AP"] < 1
 
 
-@pytest.mark.thorough
 def test_a_semantic_map_has_a_class_for_every_pixel(semantic_run):
     for rows in semantic_run.rows():
         height, width = rows[0]["segmentation"]["size"]

@@ -34,7 +34,7 @@ def torch_operations_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deformable_attention, "fused_way", lambda *inputs: None)
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=["swin", pytest.param("resnet", marks=pytest.mark.thorough)])
 def model(request: pytest.FixtureRequest) -> Mask2Former:
     return seeded_model(CONFIGS[request.param], seed=0).eval()
 

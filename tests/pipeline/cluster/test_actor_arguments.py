@@ -47,6 +47,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.thorough  # in `make test`, tests/jobs/test_process_killers.py looks for the line
 @pytest.mark.parametrize(("how", "printed"), [("by value", False), ("by reference", True)])
 def test_an_actor_restarts_and_ray_has_nothing_to_say_about_its_arguments(tmp_path, how, printed):
     """`by reference` is Ray's own way; once its line is gone there too, this file is no longer needed."""

@@ -34,6 +34,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.thorough  # in `make test`, tests/jobs/test_process_killers.py looks at such lines as text
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_lines_of_workers_are_lines_of_the_driver(tmp_path, log_format):
     job = tmp_path / "job.py"

@@ -233,7 +233,7 @@ def test_a_driver_without_its_lease_publishes_nothing(output):
     assert rows(output, "segments") == []
 
 
-def test_a_table_that_cannot_be_written_ends_the_run_with_its_name(tmp_path):
+def test_a_table_that_cannot_be_written_ends_the_run_with_its_name(tmp_path, no_pauses):
     (tmp_path / "segments").write_text("in the way")
     journal = Journal(RunFolder(fsspec.filesystem("file"), str(tmp_path / "_runs" / "r1")), 1)
     with pytest.raises(BrokenRunError, match="the table segments cannot be published"):
