@@ -252,7 +252,7 @@ def test_a_run_that_breaks_says_why_and_goes_on_later(drivers, photographs, tiny
     assert broken.returncode == 1
     [line] = [line for line in broken.stderr.splitlines() if line.startswith("segment_bucket.py: error: run ")]
     cause, _, traceback_file = line.removesuffix(")").partition(
-        "; no image was started; run the same command again to continue (traceback: "
+        "; 0 of 2 images are done and kept; run the same command again to continue (traceback: "
     )
     assert "give every node the same checkpoint" in cause
     assert "BrokenRunError" not in broken.stderr and "BrokenRunError" in Path(traceback_file).read_text()
