@@ -180,7 +180,10 @@ def test_an_outline_encloses_the_area_that_geometry_gives_it(name):
 @given(names, st.floats(20, 60), st.floats(0, 7), st.floats(1, 1.15), st.floats(0, 1), st.floats(0, 1))
 def test_an_outline_has_its_area_however_it_is_turned_and_stretched(name, radius, angle, stretch, y, x):
     patch = drawing._patch_of(drawing._Pose(name, 100 + y, 100 + x, radius, angle, stretch), (200, 200))
-    assert patch.num_whole == pytest.approx(AREAS[name] * radius**2, rel=0.05)
+    # Edges may run through the centres of a whole row of pixels: such centres count half.
+    inside, near = (np.count_nonzero(which) for which in (patch.distances_hw < -1e-3, abs(patch.distances_hw) <= 1e-3))
+    assert inside + near / 2 == pytest.approx(AREAS[name] * radius**2, rel=0.05)
+    assert inside <= patch.num_whole <= inside + near
     assert np.count_nonzero(patch.distances_hw < 0) == patch.num_whole, "nothing lies beyond the patch"
 
 
