@@ -26,7 +26,10 @@ def main() -> int:
     scenes, output = FOLDER / "scenes", FOLDER / "output"
     steps = (
         (make_scenes.main, ["--output", str(scenes), "--number", str(NUM_SCENES), "--seed", str(HELD_OUT_SEED)]),
-        (segment_bucket.main, ["--input", str(scenes / "images"), "--output", str(output)]),
+        (
+            segment_bucket.main,
+            ["--input", str(scenes / "images"), "--output", str(output), "--progress-seconds", "5"],
+        ),
         (evaluate.main, ["--tables", str(output), "--panoptic-gt", str(scenes / "panoptic.json")]),
     )
     for step, args in steps:
