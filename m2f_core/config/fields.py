@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-ACTIVATIONS = ("relu", "gelu")
+# Names of transformers' activation functions, without prelu and xielu, which have weights of their own.
+_GELUS = ("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh")
+_RELUS = ("leaky_relu", "relu", "relu2", "relu6")
+_OTHERS = ("hardswish", "laplace", "linear", "mish", "quick_gelu", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh")
+ACTIVATIONS = (*_GELUS, "gelu_pytorch_tanh", *_RELUS, *_OTHERS)
 
 
 class ConfigError(ValueError):

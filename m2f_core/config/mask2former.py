@@ -47,20 +47,56 @@ def _numbered_labels(num_labels: int) -> dict[int, str]:
 
 
 def read_id2label(json_dict: Mapping[str, Any]) -> dict[int, str]:
-    """Class names of a config.json by class_id. As in transformers, `num_labels` alone gives LABEL_0, LABEL_1, ..."""
+    """Class names of a config.json by class_id 0, 1, 2, ...
+
+    As in transformers, the number of entries is the number of classes, whatever their keys, and another `num_labels`
+    replaces them all by LABEL_0, LABEL_1, ... A class without an entry is LABEL_n; `label_warnings` names the entries
+    that belong to no class.
+    """
+    by_id = _given_labels(json_dict)
+    num_labels = json_dict.get("num_labels")
+    if num_labels is None:
+        num_labels = 2 if by_id is None else len(by_id)  # transformers' default
+    if not is_count(num_labels):
+        name = "num_labels" if "num_labels" in json_dict else "id2label"
+        raise ConfigError(f"{name} must give at least one class, not {json_dict[name]!r}")
+    if by_id is None or len(by_id) != num_labels:
+        return _numbered_labels(num_labels)
+    return {class_id: by_id.get(class_id, label) for class_id, label in _numbered_labels(num_labels).items()}
+
+
+def label_warnings(json_dict: Mapping[str, Any]) -> list[str]:
+    """What `read_id2label` does not take from the file."""
+    by_id, read = _given_labels(json_dict) or {}, read_id2label(json_dict)
+    if by_id and len(by_id) != len(read):
+        return [
+            f"config.json has num_labels {len(read)}, but id2label has {len(by_id)} entries; as in transformers, the "
+            f"classes are named LABEL_0 .. LABEL_{len(read) - 1}"
+        ]
+    left_out = sorted(by_id.keys() - read.keys())
+    if not left_out:
+        return []
+    nameless = sorted(read.keys() - by_id.keys())
+    return [
+        f"id2label in config.json has {len(by_id)} entries, so the model's classes are 0 .. {len(by_id) - 1}: the "
+        f"entries {_few(left_out)} name no class, and the classes {_few(nameless)} are called LABEL_n"
+    ]
+
+
+def _few(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers if len(numbers) <= 5 else [*numbers[:4], "..."]))
+
+
+def _given_labels(json_dict: Mapping[str, Any]) -> dict[int, str] | None:
     raw = json_dict.get("id2label")
     if raw is None:
-        num_labels = json_dict.get("num_labels", 2)  # transformers' default
-        if not is_count(num_labels):
-            raise ConfigError(f"num_labels must be a whole number of at least 1, not {num_labels!r}")
-        return _numbered_labels(num_labels)
+        return None
     if not isinstance(raw, Mapping):
         raise ConfigError(f"id2label must map class ids to names, not be a {type(raw).__name__}")
     try:
-        by_id = {int(class_id): str(name) for class_id, name in raw.items()}
-    except ValueError:
+        return {int(class_id): str(name) for class_id, name in raw.items()}
+    except (TypeError, ValueError):
         raise ConfigError(f"id2label must have whole numbers as keys, not {list(raw)[:3]!r}") from None
-    return dict(sorted(by_id.items()))
 
 
 @dataclass(frozen=True)
@@ -142,9 +178,6 @@ class Mask2FormerConfig:
         check_numbers(self, ("importance_sample_ratio", "dropout"), most=1)
         if not any(getattr(self, name) for name in LOSS_WEIGHTS):
             raise ConfigError(f"{', '.join(LOSS_WEIGHTS)} must not all be 0, because the loss would be 0")
-        # For an image without objects, the mean divides by this weight.
-        if self.no_object_weight == 0:
-            raise ConfigError("no_object_weight must be above 0")
 
     @property
     def num_labels(self) -> int:

@@ -114,6 +114,8 @@ class Criterion:
         sums_2 = torch.tensor([num_masks, class_weights], dtype=torch.float32, device=device)
         torch.distributed.all_reduce(sums_2)
         num_masks_of_all, class_weights_of_all = sums_2
+        # A sum of weights is 0 only if `no_object_weight` is 0 and the batch has no object; the loss is 0 as well then.
+        class_weights_of_all = torch.where(class_weights_of_all == 0, 1.0, class_weights_of_all)
         return _Normalizers(num_masks_of_all.clamp(min=1) / num_workers, class_weights_of_all / num_workers)
 
     def _class_loss(
@@ -131,9 +133,11 @@ class Criterion:
         weights_K1 = torch.ones(no_object + 1, device=class_logits_BQK1.device)
         weights_K1[no_object] = self.no_object_weight
         logits_BK1Q = class_logits_BQK1.transpose(1, 2)
-        if summed_weights is None:
+        if summed_weights is None and (self.no_object_weight or any(map(len, class_labels))):
             return F.cross_entropy(logits_BK1Q, wanted_BQ, weights_K1)
-        return F.cross_entropy(logits_BK1Q, wanted_BQ, weights_K1, reduction="sum") / summed_weights
+        sum_of_all = F.cross_entropy(logits_BK1Q, wanted_BQ, weights_K1, reduction="sum")
+        # With `no_object_weight` 0, a batch without objects has no term: 0, where transformers computes 0 / 0.
+        return sum_of_all if summed_weights is None else sum_of_all / summed_weights
 
     def _mask_losses(
         self, mask_logits_BQhw: Tensor, padded_masks: Sequence[Tensor], matches: Sequence[Match], num_masks: Tensor

@@ -4,15 +4,15 @@ Legend: B batch, Q query, K classes, H W pixels of the normalised (and padded) i
 h = ceil(H / 4), w = ceil(W / 4).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from m2f_core.config.backbones import BackboneConfig, ResNetConfig
 from m2f_core.config.mask2former import Mask2FormerConfig
+from m2f_core.layers.activations import ACTIVATIONS
 from m2f_core.losses.loss import Criterion
 from m2f_core.losses.matcher import LossWeights
 from m2f_core.losses.points import Rand
@@ -20,8 +20,6 @@ from m2f_core.model.pixel_decoder import PixelDecoder
 from m2f_core.model.resnet import ResNet
 from m2f_core.model.swin import SwinTransformer
 from m2f_core.model.transformer_decoder import QueryPrediction, TransformerDecoder
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import Any
 from m2f_core.checkpoints.licenses import model_license
 from m2f_core.checkpoints.zoo import guessed_names_warning, trained_task
 from m2f_core.config.labels import LabelMap
+from m2f_core.config.mask2former import label_warnings
 from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.images.image_size import ImageSize
 from pipeline.config import Settings, fingerprint
@@ -69,6 +70,7 @@ def check_model(settings: Settings) -> Model:
         *_scenes_warning(settings.model),
         *processor.warnings(),
         *guessed_names_warning(checkpoint),
+        *(f"--model {settings.model}: {warning}" for warning in label_warnings(checkpoint.config_dict)),
         *task_warnings(settings, labels, trained_for),
     ]
     labels = with_given_stuff(settings, labels)

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from m2f_core.config.mask2former import ConfigError, Mask2FormerConfig, ResNetConfig, SwinConfig
+from m2f_core.config.fields import ACTIVATIONS
+from m2f_core.config.mask2former import ConfigError, Mask2FormerConfig, ResNetConfig, SwinConfig, label_warnings
 
 VARIANTS = ["swin_tiny", "swin_small", "swin_base", "swin_large", "resnet50", "resnet101", "tiny"]
 
@@ -92,6 +93,43 @@ def test_classes_are_ordered_by_number_not_by_text() -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "names", "warned"),
+    [
+        (
+            {"id2label": {"1": "a", "2": "b"}},
+            ["LABEL_0", "a"],
+            ["entries 2 name no class", "classes 0 are"],
+        ),
+        ({"id2label": {"0": "a", "255": "void"}}, ["a", "LABEL_1"], ["entries 255 name", "classes 1 are"]),
+        (
+            {"id2label": {str(i): f"n{i}" for i in range(3, 12)}},
+            None,
+            ["entries 9, 10, 11 name", "0, 1, 2 are"],
+        ),
+        ({"id2label": {str(i + 100): "x" for i in range(9)}}, None, ["entries 100, 101, 102, 103, ... name"]),
+        ({"id2label": {"0": "a"}, "num_labels": 3}, ["LABEL_0", "LABEL_1", "LABEL_2"], ["num_labels 3", "1 entries"]),
+        ({"id2label": {"0": "a", "1": "b"}, "num_labels": 2}, ["a", "b"], []),
+        ({"num_labels": 1}, ["LABEL_0"], []),
+        ({}, ["LABEL_0", "LABEL_1"], []),
+        ({"id2label": None}, ["LABEL_0", "LABEL_1"], []),
+    ],
+)
+def test_labels_are_counted(content: dict, names: list[str] | None, warned: list[str]) -> None:
+    read = Mask2FormerConfig.from_dict({"model_type": "mask2former", **content}).id2label
+    assert list(read) == list(range(len(read)))
+    assert names is None or list(read.values()) == names
+    warnings = label_warnings(content)
+    assert len(warnings) == bool(warned)
+    assert all(words in warnings[0] for words in warned), warnings
+
+
+def test_activations_are_the_names_of_the_config() -> None:
+    from m2f_core.layers import activations
+
+    assert sorted(ACTIVATIONS) == sorted(activations.ACTIVATIONS)
+
+
+@pytest.mark.parametrize(
     ("change", "field"),
     [
         ({"model_type": "maskformer"}, "model_type"),
@@ -108,7 +146,7 @@ def test_classes_are_ordered_by_number_not_by_text() -> None:
         ({"backbone_config": {"model_type": "swin", "num_channels": 4}}, "num_channels"),
         ({"backbone_config": {"model_type": "swin", "patch_size": [4, 2]}}, "patch_size"),
         ({"backbone_config": {"model_type": "swin", "patch_size": 8}}, "feature_strides"),
-        ({"backbone_config": {"model_type": "swin", "hidden_act": "mish"}}, "hidden_act"),
+        ({"backbone_config": {"model_type": "swin", "hidden_act": "xielu"}}, "hidden_act"),
         ({"backbone_config": {"model_type": "swin", "mlp_ratio": -1}}, "mlp_ratio"),
         ({"backbone_config": {"model_type": "swin", "qkv_bias": "yes"}}, "qkv_bias"),
         ({"backbone_config": {"model_type": "swin", "drop_path_rate": 1}}, "drop_path_rate"),
@@ -120,7 +158,7 @@ def test_classes_are_ordered_by_number_not_by_text() -> None:
         ({"backbone_config": {"model_type": "resnet", "hidden_sizes": [256, 512, 1024, 2047]}}, "ResNet stage 4"),
         ({"backbone_config": {"model_type": "resnet", "embedding_size": 0}}, "embedding_size"),
         ({"backbone_config": {"model_type": "resnet", "num_channels": 1}}, "num_channels"),
-        ({"backbone_config": {"model_type": "resnet", "hidden_act": "silu"}}, "hidden_act"),
+        ({"backbone_config": {"model_type": "resnet", "hidden_act": "prelu"}}, "hidden_act"),
         ({"backbone_config": {"model_type": "resnet", "out_features": ["stage4"]}}, "out_features"),
         ({"num_queries": 0}, "num_queries"),
         ({"num_queries": True}, "num_queries"),
@@ -131,14 +169,15 @@ def test_classes_are_ordered_by_number_not_by_text() -> None:
         ({"pre_norm": "no"}, "pre_norm"),
         ({"common_stride": 8}, "common_stride"),
         ({"feature_strides": [4, 8, 16]}, "feature_strides"),
-        ({"activation_function": "swish"}, "activation_function"),
+        ({"activation_function": "prelu"}, "activation_function"),
+        ({"activation_function": ["relu"]}, "activation_function"),
         ({"train_num_points": 0}, "train_num_points"),
         ({"train_num_points": 112.5}, "train_num_points"),
         ({"class_weight": -1}, "class_weight"),
         ({"mask_weight": "5"}, "mask_weight"),
         ({"dice_weight": float("nan")}, "dice_weight"),
         ({"class_weight": 0, "mask_weight": 0, "dice_weight": 0}, "class_weight, mask_weight, dice_weight"),
-        ({"no_object_weight": 0}, "no_object_weight"),
+        ({"no_object_weight": -0.1}, "no_object_weight"),
         ({"oversample_ratio": 0.5}, "oversample_ratio"),
         ({"oversample_ratio": float("inf")}, "oversample_ratio"),
         ({"importance_sample_ratio": 1.5}, "importance_sample_ratio"),
@@ -149,11 +188,12 @@ def test_classes_are_ordered_by_number_not_by_text() -> None:
         ({"ignore_value": 0.5}, "ignore_value"),
         ({"use_auxiliary_loss": 1}, "use_auxiliary_loss"),
         ({"output_auxiliary_logits": "no"}, "output_auxiliary_logits"),
-        ({"id2label": {"0": "a", "2": "b"}}, "id2label"),
         ({"id2label": {"a": "0"}}, "id2label"),
         ({"id2label": {}}, "id2label"),
         ({"id2label": ["a"]}, "id2label"),
+        ({"id2label": {"0": "a", None: "b"}}, "id2label"),
         ({"num_labels": -1}, "num_labels"),
+        ({"num_labels": "3", "id2label": {"0": "a"}}, "num_labels"),
     ],
     ids=str,
 )
