@@ -78,6 +78,8 @@ RULES = (
         Rule(f"backbone.{ours}.{part}", (f"{_ENCODER}{theirs}.{their_part}",))
         for ours, theirs in (
             ("stem", "embedder.embedder"),
+            ("stages.#.#.first", "encoder.stages.#.layers.#.layer.0"),
+            ("stages.#.#.second", "encoder.stages.#.layers.#.layer.1"),
             ("stages.#.#.reduce", "encoder.stages.#.layers.#.layer.0"),
             ("stages.#.#.spatial", "encoder.stages.#.layers.#.layer.1"),
             ("stages.#.#.expand", "encoder.stages.#.layers.#.layer.2"),

@@ -91,11 +91,12 @@ class SwinConfig:
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """A ResNet of bottleneck blocks: a 7x7 stem at stride 4 and four stages, each of which is an output.
+    """A ResNet: a 7x7 stem at stride 4 and four stages, each of which is an output.
 
-    `hidden_sizes` are the widths of the stages. If a stage halves the resolution, its first 3x3 convolution does this,
-    or with `downsample_in_bottleneck` the 1x1 convolution before it. `hidden_act` follows the stem and each block's
-    sum; inside a block the activation is always relu, as in transformers.
+    `hidden_sizes` are the widths of the stages. `layer_type` is "bottleneck" (ResNet-50 and deeper) or "basic"
+    (ResNet-18, ResNet-34). If a stage halves the resolution, its first 3x3 convolution does this, or with
+    `downsample_in_bottleneck` the 1x1 convolution before it. `hidden_act` follows the stem and each block's sum; inside
+    a block the activation is always relu, as in transformers.
     """
 
     embedding_size: int = 64
@@ -112,12 +113,12 @@ class ResNetConfig:
         check_count_tuple(self, "hidden_sizes", 4)
         check_count_tuple(self, "depths", 4)
         check_booleans(self, ("downsample_in_first_stage", "downsample_in_bottleneck"))
-        for stage, width in enumerate(self.hidden_sizes, start=1):
+        if self.layer_type not in ("basic", "bottleneck"):
+            raise ConfigError(f'layer_type must be "basic" or "bottleneck", not {self.layer_type!r}')
+        for stage, width in enumerate(self.hidden_sizes if self.layer_type == "bottleneck" else (), start=1):
             check_divisible(f"the width of ResNet stage {stage}", width, "its reduction", BOTTLENECK_REDUCTION)
         _check_rgb(self.num_channels)
         check_activation(self, "hidden_act")
-        if self.layer_type != "bottleneck":
-            raise ConfigError(f'layer_type must be "bottleneck" (ResNet-50 and deeper), not {self.layer_type!r}')
         if self.downsample_in_first_stage:
             raise ConfigError("downsample_in_first_stage=true is not supported: Mask2Former reads strides 4, 8, 16, 32")
 

@@ -146,6 +146,7 @@ def build_backbone(config: BackboneConfig) -> SwinTransformer | ResNet:
             embedding_size=config.embedding_size,
             hidden_sizes=config.hidden_sizes,
             depths=config.depths,
+            layer_type=config.layer_type,
             downsample_in_bottleneck=config.downsample_in_bottleneck,
             activation=ACTIVATIONS[config.hidden_act],
         )

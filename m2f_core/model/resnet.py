@@ -1,12 +1,14 @@
 """ResNet, the other backbone: an image in, four feature maps out.
 
-He et al., "Deep Residual Learning for Image Recognition" (2016), with bottleneck blocks. As in detectron2, the batch
-norms are frozen: statistics, scale and shift come from a checkpoint and do not change, even in training.
+He et al., "Deep Residual Learning for Image Recognition" (2016), with bottleneck blocks (ResNet-50 and deeper) or basic
+ones (ResNet-18, ResNet-34). As in detectron2, the batch norms are frozen: statistics, scale and shift come from a
+checkpoint and do not change, even in training.
 
 Legend: B batch, H W pixels of the image, h w cells of the feature map at hand, C channels of that map.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +56,33 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(x_BChw))
 
 
+def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    same_shape = in_channels == out_channels and stride == 1
+    return nn.Identity() if same_shape else ConvNorm(in_channels, out_channels, kernel_size=1, stride=stride)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions; residual."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, *, activation: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.first = ConvNorm(in_channels, out_channels, kernel_size=3, stride=stride)
+        self.second = ConvNorm(out_channels, out_channels, kernel_size=3)
+        self.shortcut = _shortcut(in_channels, out_channels, stride)
+        self.activation = activation
+
+    @property
+    def last(self) -> ConvNorm:
+        """What the shortcut is added to."""
+        return self.second
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        y_BChw = self.second(F.relu(self.first(x_BChw)))
+        return self.activation(y_BChw + self.shortcut(x_BChw))
+
+
 class Bottleneck(nn.Module):
     """A 3x3 convolution between two 1x1 ones, which reduce and restore the number of channels; residual."""
 
@@ -62,6 +91,7 @@ class Bottleneck(nn.Module):
         in_channels: int,
         out_channels: int,
         stride: int,
+        *,
         downsample_in_bottleneck: bool,
         activation: Callable[[Tensor], Tensor],
     ) -> None:
@@ -71,9 +101,13 @@ class Bottleneck(nn.Module):
         self.reduce = ConvNorm(in_channels, thin, kernel_size=1, stride=reduce_stride)
         self.spatial = ConvNorm(thin, thin, kernel_size=3, stride=spatial_stride)
         self.expand = ConvNorm(thin, out_channels, kernel_size=1)
-        same_shape = in_channels == out_channels and stride == 1
-        self.shortcut = nn.Identity() if same_shape else ConvNorm(in_channels, out_channels, 1, stride=stride)
+        self.shortcut = _shortcut(in_channels, out_channels, stride)
         self.activation = activation
+
+    @property
+    def last(self) -> ConvNorm:
+        """What the shortcut is added to."""
+        return self.expand
 
     def forward(self, x_BChw: Tensor) -> Tensor:
         y_BChw = self.expand(F.relu(self.spatial(F.relu(self.reduce(x_BChw)))))
@@ -81,17 +115,11 @@ class Bottleneck(nn.Module):
 
 
 def _stage(
-    in_channels: int,
-    out_channels: int,
-    depth: int,
-    stride: int,
-    downsample_in_bottleneck: bool,
-    activation: Callable[[Tensor], Tensor],
+    block: Callable[[int, int, int], nn.Module], in_channels: int, out_channels: int, depth: int, stride: int
 ) -> nn.Sequential:
     """A sequence of blocks; the first block changes the width and, by `stride`, the resolution."""
-    first = Bottleneck(in_channels, out_channels, stride, downsample_in_bottleneck, activation)
-    others = (Bottleneck(out_channels, out_channels, 1, downsample_in_bottleneck, activation) for _ in range(depth - 1))
-    return nn.Sequential(first, *others)
+    others = (block(out_channels, out_channels, 1) for _ in range(depth - 1))
+    return nn.Sequential(block(in_channels, out_channels, stride), *others)
 
 
 class ResNet(nn.Module):
@@ -102,15 +130,21 @@ class ResNet(nn.Module):
         embedding_size: int,
         hidden_sizes: tuple[int, ...],
         depths: tuple[int, ...],
+        layer_type: str,
         downsample_in_bottleneck: bool,
         activation: Callable[[Tensor], Tensor],
     ) -> None:
+        """`layer_type`: "basic" or "bottleneck"; only the latter reads `downsample_in_bottleneck`."""
         super().__init__()
         self.activation = activation
+        if layer_type == "basic":
+            block: Callable[[int, int, int], nn.Module] = partial(BasicBlock, activation=activation)
+        else:
+            block = partial(Bottleneck, downsample_in_bottleneck=downsample_in_bottleneck, activation=activation)
         self.stem = ConvNorm(3, embedding_size, kernel_size=7, stride=2)
         widths = zip((embedding_size, *hidden_sizes), hidden_sizes, strict=False)
         self.stages = nn.ModuleList(
-            _stage(in_channels, out_channels, depth, 2 if index else 1, downsample_in_bottleneck, activation)
+            _stage(block, in_channels, out_channels, depth, stride=2 if index else 1)
             for index, ((in_channels, out_channels), depth) in enumerate(zip(widths, depths, strict=True))
         )
 

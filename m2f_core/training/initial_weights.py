@@ -16,7 +16,7 @@ from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.layers.deformable_attention import DeformableAttention
 from m2f_core.model.mask2former import Mask2Former, build_model
 from m2f_core.model.pixel_decoder import PixelDecoder
-from m2f_core.model.resnet import Bottleneck, ResNet
+from m2f_core.model.resnet import BasicBlock, Bottleneck, ResNet
 from m2f_core.model.swin import SwinTransformer, WindowAttention
 from m2f_core.model.transformer_decoder import TransformerDecoder
 
@@ -79,12 +79,12 @@ def _start_resnet(backbone: ResNet) -> None:
     """He's initialisation. A block's output is scaled down, because a frozen norm does not scale; the sum of L blocks
     stays as large as one block (Zhang et al. 2019, "Fixup Initialization").
     """
-    blocks = [module for module in backbone.modules() if isinstance(module, Bottleneck)]
+    blocks = [module for module in backbone.modules() if isinstance(module, BasicBlock | Bottleneck)]
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     for block in blocks:
-        block.expand.conv.weight.mul_(len(blocks) ** -0.5)
+        block.last.conv.weight.mul_(len(blocks) ** -0.5)
 
 
 def _start_pixel_decoder(decoder: PixelDecoder) -> None:

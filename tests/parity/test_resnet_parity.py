@@ -68,7 +68,19 @@ def test_modules_and_model_agree(oracle: Oracle, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (33, 65), (70, 90), (161, 203)], ids=str)
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"downsample_in_bottleneck": True}, {"hidden_act": "gelu"}, {"depths": [2, 1, 1, 3], "embedding_size": 32}],
+    [
+        {},
+        {"downsample_in_bottleneck": True},
+        {"hidden_act": "gelu"},
+        {"depths": [2, 1, 1, 3], "embedding_size": 32},
+        {"layer_type": "basic"},
+        {
+            "layer_type": "basic",
+            "embedding_size": 32,
+            "downsample_in_bottleneck": True,
+            "hidden_sizes": [33, 34, 47, 6],
+        },
+    ],
     ids=str,
 )
 def test_every_field_agrees(tmp_path: Path, fields: dict, size: tuple[int, int]) -> None:

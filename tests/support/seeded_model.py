@@ -71,7 +71,7 @@ def _arrange(weights: dict[str, Tensor]) -> None:
             weight *= LATERAL_SCALE
         elif re.fullmatch(r"transformer_decoder\.layers\.\d+\.(\w+\.out_proj|fc2)\.weight", name):
             weight *= BRANCH_SCALE
-        elif re.fullmatch(r"backbone\.stages\.\d+\.\d+\.expand\.norm\.weight", name):
+        elif re.fullmatch(r"backbone\.stages\.\d+\.\d+\.(expand|second)\.norm\.weight", name):
             weight *= BLOCK_SCALE
 
     # Behind a ReLU all inputs are positive; with weights that add up to zero their mean does not reach the masks, where

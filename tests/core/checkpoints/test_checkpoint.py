@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from m2f_core.checkpoints.checkpoint import (
 )
 from m2f_core.checkpoints.stored_weights import Source
 from m2f_core.checkpoints.weight_names import detectron2_names, hugging_face_names
+from m2f_core.config.backbones import BackboneConfig
 from m2f_core.config.labels import LabelMap
 from m2f_core.config.mask2former import Mask2FormerConfig, ResNetConfig, SwinConfig
 from m2f_core.model.for_inference import prepare_for_inference
@@ -85,25 +86,35 @@ def test_weights_outlive_their_file(folder: Path) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in again.state_dict().items())
 
 
-def names_of_every_part() -> list[str]:
-    """Our names of the weights of models with every optional part, with either backbone."""
-    configs = [
-        Mask2FormerConfig(backbone_config=b, enforce_input_projection=True) for b in (SwinConfig(), ResNetConfig())
-    ]
+BACKBONES = (SwinConfig(), ResNetConfig(), ResNetConfig(layer_type="basic"))
+
+
+def names_of_every_part(backbone: BackboneConfig) -> list[str]:
+    """Our names of the weights of a model with every optional part."""
     with torch.device("meta"):
-        return sorted({name for config in configs for name in build_model(config).state_dict()})
+        model = build_model(Mask2FormerConfig(backbone_config=backbone, enforce_input_projection=True))
+    return list(model.state_dict())
 
 
-@pytest.mark.parametrize(("table", "look_up"), [("RULES", hugging_face_names), ("DETECTRON2_RULES", detectron2_names)])
+@pytest.mark.parametrize(
+    ("table", "look_up", "backbones"),
+    [
+        ("RULES", hugging_face_names, BACKBONES),
+        ("DETECTRON2_RULES", detectron2_names, BACKBONES[:2]),  # no published file has basic blocks
+    ],
+)
 def test_every_name_is_used_once_and_every_rule_is_needed(
-    monkeypatch: pytest.MonkeyPatch, table: str, look_up: Callable
+    monkeypatch: pytest.MonkeyPatch, table: str, look_up: Callable, backbones: Sequence[BackboneConfig]
 ) -> None:
     """In every spelling."""
-    names = names_of_every_part()
+    models = [names_of_every_part(backbone) for backbone in backbones]
+    for names in models:
+        sources = [look_up(our_name) for our_name in names]
+        for spelling in zip(*sources, strict=True) if table == "RULES" else [sources]:
+            theirs = [(name, source.third) for source in spelling for name in source.names]
+            assert len(theirs) == len(set(theirs))
+    names = sorted({name for model in models for name in model})
     expected = [look_up(our_name) for our_name in names]
-    for spelling in zip(*expected, strict=True) if table == "RULES" else [expected]:
-        theirs = [(name, source.third) for source in spelling for name in source.names]
-        assert len(theirs) == len(set(theirs))
     rules = getattr(weight_names, table)
     for rule in rules:
         monkeypatch.setattr(weight_names, table, [other for other in rules if other is not rule])

@@ -151,7 +151,7 @@ def test_activations_are_the_names_of_the_config() -> None:
         ({"backbone_config": {"model_type": "swin", "qkv_bias": "yes"}}, "qkv_bias"),
         ({"backbone_config": {"model_type": "swin", "drop_path_rate": 1}}, "drop_path_rate"),
         ({"backbone_config": {"model_type": "swin", "drop_path_rate": "0.1"}}, "drop_path_rate"),
-        ({"backbone_config": {"model_type": "resnet", "layer_type": "basic"}}, "layer_type"),
+        ({"backbone_config": {"model_type": "resnet", "layer_type": "wide"}}, "layer_type"),
         ({"backbone_config": {"model_type": "resnet", "downsample_in_first_stage": True}}, "downsample_in_first_stage"),
         ({"backbone_config": {"model_type": "resnet", "downsample_in_bottleneck": 1}}, "downsample_in_bottleneck"),
         ({"backbone_config": {"model_type": "resnet", "depths": [3, 4, 6]}}, "depths"),

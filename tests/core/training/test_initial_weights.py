@@ -43,8 +43,11 @@ def test_swin_is_drawn_with_a_small_spread():
     assert model.backbone.stages[0].blocks[0].attention.qkv.bias.abs().max() == 0
 
 
-def test_a_resnet_starts_too():
-    backbone = ResNetConfig(embedding_size=8, hidden_sizes=(32, 64, 96, 128), depths=(1, 1, 1, 1))
+@pytest.mark.parametrize("layer_type", ["basic", "bottleneck"])
+def test_a_resnet_starts_too(layer_type):
+    backbone = ResNetConfig(
+        embedding_size=8, hidden_sizes=(32, 64, 96, 128), depths=(1, 1, 1, 2), layer_type=layer_type
+    )
     model = initial_model(Mask2FormerConfig(backbone_config=backbone, decoder_layers=2, encoder_layers=1), 0)
     assert model(torch.zeros(1, 3, 64, 64)).class_queries_logits.isfinite().all()
 
