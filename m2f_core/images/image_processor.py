@@ -32,7 +32,7 @@ from m2f_core.images.pixel_table import look_up
 from m2f_core.images.resize import RESAMPLES, resize_by_kernel, resize_by_torch
 
 MODES = ("reference", "hf")
-NETWORK_STRIDE = 32  # the coarsest feature map; padded sizes must be multiples of it
+NETWORK_STRIDE = 32  # of the coarsest feature map; the authors pad to multiples of it
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _NOT_NORMALIZED = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # mean and deviation
@@ -43,7 +43,8 @@ class ImageProcessor:
     """How images are resized, normalised and padded. It holds only plain numbers, so it can be compared and pickled.
 
     `mean` and `std` are on the scale of `pixel * rescale_factor`, in the order red, green, blue. `resample` is the
-    number of a Pillow filter (2 is bilinear). `size_source` says where `size` comes from.
+    number of a Pillow filter (2 is bilinear). `size_divisor` is transformers': 0 rounds nothing; `reference` raises it
+    to a multiple of 32. `size_source` says where `size` comes from.
     """
 
     mode: str
@@ -126,7 +127,19 @@ class ImageProcessor:
                 "deviation are 0 and 1); this is right only for a model that was trained with such pixels, and no "
                 "published model was"
             )
+        if self._divisor != self.size_divisor and self.mode == "reference":
+            warnings.append(
+                f"preprocessor_config.json has size_divisor {self.size_divisor}; images are padded to multiples of "
+                f"{self._divisor} instead, as in the original code"
+            )
         return warnings
+
+    @property
+    def _divisor(self) -> int:
+        """What divides the sides of a padded image."""
+        if self.mode == "reference":
+            return max(NETWORK_STRIDE, _round_up(self.size_divisor, NETWORK_STRIDE))
+        return self.size_divisor or 1
 
     def geometry(self, height: int, width: int) -> ImageGeometry:
         """The sizes of an image of `height` x `width` pixels after resizing and after padding."""
@@ -137,7 +150,7 @@ class ImageProcessor:
         else:
             scale_edges = _rounded_edges if self.mode == "reference" else _truncated_edges
             resized_hw = scale_edges(height, width, *self.size.edges)
-        padded_hw = (_round_up(resized_hw[0], self.size_divisor), _round_up(resized_hw[1], self.size_divisor))
+        padded_hw = (_round_up(resized_hw[0], self._divisor), _round_up(resized_hw[1], self._divisor))
         if self.mode == "hf":
             resized_hw = padded_hw  # stretched instead of padded
         return ImageGeometry((height, width), resized_hw, padded_hw)
@@ -308,6 +321,8 @@ def _size_divisor(config: Mapping[str, Any]) -> int:
     value = config.get("size_divisor")
     if value is None:
         return NETWORK_STRIDE
-    if not _is_pixels(value) or value % NETWORK_STRIDE:
-        raise _field_error("size_divisor", value, f"the network needs a multiple of {NETWORK_STRIDE}")
+    if value == 0 and not isinstance(value, bool):
+        return 0
+    if not _is_pixels(value):
+        raise _field_error("size_divisor", value, "expected a whole number of pixels, or 0 to round nothing")
     return int(value)

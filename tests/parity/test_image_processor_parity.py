@@ -40,6 +40,8 @@ CONFIGS = {
     "not a multiple of 32": {"size": {"height": 100, "width": 150}},
     "bicubic": {"size": {"shortest_edge": 100, "longest_edge": 160}, "resample": 3},
     "coarser": {"size": {"shortest_edge": 100, "longest_edge": 160}, "size_divisor": 64},
+    "finer": {"size": {"shortest_edge": 100, "longest_edge": 160}, "size_divisor": 8},
+    "as it comes": {"size": {"shortest_edge": 50, "longest_edge": 90}, "size_divisor": 0},
     "other numbers": {"size": [96, 96], "image_mean": 0.5, "image_std": [0.5, 0.25, 0.1], "rescale_factor": 1 / 256},
     "no normalising": {"size": [96, 96], "do_normalize": False},
     "no rescaling": {"size": [96, 96], "do_rescale": False, "image_mean": [100, 110, 120], "image_std": [50, 60, 70]},

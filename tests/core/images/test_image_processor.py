@@ -268,6 +268,26 @@ def test_pixels_that_are_not_normalised_are_worth_a_warning(off: dict[str, objec
     assert "do_rescale or do_normalize" in warning
 
 
+@pytest.mark.parametrize(("divisor", "padded"), [(0, 32), (8, 32), (16, 32), (32, 32), (33, 64), (48, 64), (64, 64)])
+def test_the_reference_pads_to_multiples_of_32(divisor: int, padded: int) -> None:
+    """The file's number is kept, for whoever writes the file again."""
+    processor = ImageProcessor.from_preprocessor_config({"size_divisor": divisor, "size": 50}, "reference", None)
+    height, width = processor.geometry(70, 100).padded_hw
+    assert height % padded == width % padded == 0 and height - 50 < padded
+    assert processor.to_preprocessor_config()["size_divisor"] == divisor
+    warnings = processor.warnings()
+    assert len(warnings) == (divisor != padded)
+    assert all(f"size_divisor {divisor};" in warning and f"multiples of {padded} " in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("divisor", [0, 1, 8, 48])
+def test_transformers_stretches_to_the_files_divisor(divisor: int) -> None:
+    processor = ImageProcessor.from_preprocessor_config({"size_divisor": divisor, "size": 50}, "hf", None)
+    expected = tuple(-(-length // max(divisor, 1)) * max(divisor, 1) for length in (50, 71))
+    assert processor.geometry(70, 100).padded_hw == processor.geometry(70, 100).resized_hw == expected
+    assert processor.warnings() == []
+
+
 def test_a_file_that_does_not_resize_needs_a_size() -> None:
     size = ImageSize.parse("640:2560")
     assert ImageProcessor.from_preprocessor_config({"do_resize": False}, "hf", size) == ImageProcessor(
@@ -293,8 +313,9 @@ def test_a_file_that_does_not_resize_needs_a_size() -> None:
         ("rescale_factor", {"rescale_factor": 0}),
         ("resample", {"resample": 17}),
         ("resample", {"resample": "bilinear"}),
-        ("size_divisor", {"size_divisor": 0}),
-        ("size_divisor", {"size_divisor": 16}),
+        ("size_divisor", {"size_divisor": -32}),
+        ("size_divisor", {"size_divisor": 16.0}),
+        ("size_divisor", {"size_divisor": False}),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(field: str, config: dict[str, object]) -> None:
