@@ -43,7 +43,9 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear | nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        self._activation, self._formula = _FUSED[getattr(linear, "activation", None)]
+        activation = getattr(linear, "activation", None)
+        self._activation, self._formula = _FUSED.get(activation, _FUSED[None])
+        self._afterwards = None if activation in _FUSED else activation  # one that oneDNN does not compute
         # Plain attributes, because opaque tensors cannot be moved, compared or saved like parameters.
         weight = linear.weight.detach().flatten(1).to(dtype)
         self._weight: Any = mkldnn.lay_out_weight(weight)
@@ -51,7 +53,8 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        return mkldnn.linear(x.to(self.dtype), self._weight, self._bias, self._activation, self._formula)
+        y = mkldnn.linear(x.to(self.dtype), self._weight, self._bias, self._activation, self._formula)
+        return y if self._afterwards is None else self._afterwards(y)
 
 
 class PackedPointwise(PackedLinear):

@@ -16,6 +16,7 @@ from transformers.activations import ACT2FN
 from m2f_core.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.layers.activations import ACTIVATIONS
+from m2f_core.model.for_inference import prepare_for_inference
 from tests.support.seeded_model import seeded_model
 
 WITH_WEIGHTS = {"prelu", "xielu"}
@@ -56,11 +57,15 @@ def test_activations_have_their_values(name: str) -> None:
     torch.testing.assert_close(ACTIVATIONS[name](x), ACT2FN[name](x), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("prepared", [False, True])
 @pytest.mark.parametrize("name", ["silu", "gelu_new", "relu2"])
-def test_a_decoder_with_another_activation(name: str, tmp_path: Path) -> None:
+def test_a_decoder_with_another_activation(name: str, prepared: bool, tmp_path: Path) -> None:
+    """Also as the job runs it, with packed layers."""
     config = Mask2FormerConfig.tiny(activation_function=name)
     save_checkpoint(seeded_model(config, seed=3), tmp_path)
     ours, theirs = load_checkpoint(tmp_path), Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path).eval()
+    if prepared:
+        prepare_for_inference(ours, torch.device("cpu"), "fp32")
     pixels = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         found, expected = ours(pixels), theirs(pixels)

@@ -83,9 +83,10 @@ def test_modules_and_model_agree(oracle: Oracle, size: tuple[int, int]) -> None:
     ],
     ids=str,
 )
-def test_every_field_agrees(tmp_path: Path, fields: dict, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("prepared", [False, True])
+def test_every_field_agrees(tmp_path: Path, fields: dict, size: tuple[int, int], prepared: bool) -> None:
     """An embedding as wide as the first stage needs no shortcut there."""
-    oracle = Oracle(small_model(**fields), tmp_path)
+    oracle = Oracle(small_model(**fields), tmp_path, prepared)
     pixel_values = image_batch(*size, batch=2)
     expected, calls = oracle.run(pixel_values)
     check_backbone(oracle.ours, pixel_values, calls)

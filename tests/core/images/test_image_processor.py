@@ -270,7 +270,7 @@ def test_pixels_that_are_not_normalised_are_worth_a_warning(off: dict[str, objec
 
 @pytest.mark.parametrize(("divisor", "padded"), [(0, 32), (8, 32), (16, 32), (32, 32), (33, 64), (48, 64), (64, 64)])
 def test_the_reference_pads_to_multiples_of_32(divisor: int, padded: int) -> None:
-    """The file's number is kept, for whoever writes the file again."""
+    """The processor keeps the number of the file, and writes that number into a new file."""
     processor = ImageProcessor.from_preprocessor_config({"size_divisor": divisor, "size": 50}, "reference", None)
     height, width = processor.geometry(70, 100).padded_hw
     assert height % padded == width % padded == 0 and height - 50 < padded
