@@ -35,6 +35,10 @@ PRIVATE_NAMES = {
         ("fsspec.asyn", "AsyncFileSystem._cat_file"),
         ("fsspec", "AbstractFileSystem._strip_protocol"),
     ],
+    "m2f_core/jit.py": [
+        ("numba.core.caching", "_CacheLocator.ensure_cache_path"),
+        ("numba.core.caching", "CacheImpl._locator_classes"),
+    ],
     "m2f_core/layers/mkldnn.py": [
         ("torch", "ops.mkldnn._reorder_linear_weight"),
         ("torch", "ops.mkldnn._linear_pointwise"),

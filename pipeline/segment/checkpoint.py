@@ -1,7 +1,6 @@
 """A checkpoint's name -> its path on this machine, fetched at most once per node and checked by hash."""
 
 import hashlib
-import os
 import re
 import socket
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from filelock import FileLock
 
 from m2f_core.checkpoints.checkpoint import OTHER_PICKLES, PICKLES, REFUSES_PICKLES, WEIGHTS_FILE, Checkpoint
+from m2f_core.user_cache import user_cache
 from m2f_core.whole_files import written_whole
 from pipeline.errors import RunError, StoreUnavailableError
 from pipeline.store.filesystem import one_line, open_filesystem, store_errors_as
@@ -124,8 +124,7 @@ def _fetch_from_hub(hub_id: str) -> Path:
 
 
 def _cache_root() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root = base / "m2f-pipeline" / "models"
+    root = user_cache() / "models"
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
