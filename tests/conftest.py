@@ -23,7 +23,14 @@ if not torch.cuda.is_available():
 
 # Shared machines are noisy: a deadline per example would test them, not us.
 hypothesis.settings.register_profile("m2f", deadline=None, max_examples=60)
+hypothesis.settings.register_profile("short", deadline=None, max_examples=20)
 hypothesis.settings.load_profile("m2f")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fewer examples in `make test` than in `make test-all`, before tests with numbers of their own are read."""
+    if "not thorough" in config.getoption("markexpr"):
+        hypothesis.settings.load_profile("short")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

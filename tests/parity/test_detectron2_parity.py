@@ -36,7 +36,7 @@ BACKBONES = {
 
 
 @pytest.mark.parametrize("older_code", [False, True], ids=["today's names", "older names"])
-@pytest.mark.parametrize("num_queries", [100, 200])
+@pytest.mark.parametrize("num_queries", [200, pytest.param(100, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_pickle_is_the_folder(tmp_path: Path, backbone: str, num_queries: int, older_code: bool) -> None:
     theirs = jittered(BACKBONES[backbone], **{**SMALL, "num_queries": num_queries})

@@ -136,7 +136,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[nn
     return functools.cache(lambda swin: (jittered_model(SWIN[swin]), tmp_path_factory.mktemp(swin)))
 
 
-@pytest.fixture(scope="module", params=[(swin, prepared) for swin in SWIN for prepared in (False, True)], ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[
+        *(pytest.param(("swin_tiny", prepared), id=f"swin_tiny {prepared}") for prepared in (False, True)),
+        *(
+            pytest.param(("swin_base", prepared), id=f"swin_base {prepared}", marks=pytest.mark.thorough)
+            for prepared in (False, True)
+        ),
+    ],
+)
 def oracle(request: pytest.FixtureRequest, models: Callable[[str], tuple[nn.Module, Path]]) -> Oracle:
     swin, prepared = request.param
     return Oracle(*models(swin), prepared)

@@ -65,7 +65,11 @@ def test_modules_and_model_agree(oracle: Oracle, size: tuple[int, int]) -> None:
     assert_close(ours.masks_queries_logits, theirs.masks_queries_logits, END_TO_END_TOLERANCE, "end to end, masks")
 
 
-@pytest.mark.parametrize("size", [(1, 1), (33, 65), (70, 90), (161, 203)], ids=str)
+@pytest.mark.parametrize(
+    "size",
+    [(33, 65), (161, 203), *(pytest.param(size, marks=pytest.mark.thorough) for size in ((1, 1), (70, 90)))],
+    ids=str,
+)
 @pytest.mark.parametrize(
     "fields",
     [

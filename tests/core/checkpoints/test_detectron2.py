@@ -116,8 +116,15 @@ def refusal(path: Path) -> str:
     return messages.pop()
 
 
-@pytest.mark.parametrize("static_query", [False, True], ids=["query_feat", "static_query"])
-@pytest.mark.parametrize("old_head", [False, True], ids=["pixel_decoder", "old head"])
+@pytest.mark.parametrize(
+    ("static_query", "old_head"),
+    [
+        pytest.param(False, False, id="today's names"),
+        pytest.param(True, True, id="older names"),
+        pytest.param(False, True, id="old head", marks=pytest.mark.thorough),
+        pytest.param(True, False, id="static_query", marks=pytest.mark.thorough),
+    ],
+)
 @pytest.mark.parametrize("variant", CONFIGS)
 def test_the_weights_are_those_it_was_made_of(tmp_path: Path, variant: str, static_query: bool, old_head: bool) -> None:
     source = seeded_model(CONFIGS[variant], seed=1)
@@ -157,7 +164,17 @@ def test_other_kinds_of_float_and_layouts_in_memory(
     assert_same_weights(load_checkpoint(write_pickle(tmp_path / "m.pkl", changed)), model)
 
 
-@pytest.mark.parametrize("variant", ["swin_tiny", "swin_small", "swin_base", "swin_large", "resnet50", "resnet101"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "swin_tiny",
+        "resnet50",
+        *(
+            pytest.param(variant, marks=pytest.mark.thorough)
+            for variant in ("swin_small", "swin_base", "swin_large", "resnet101")
+        ),
+    ],
+)
 def test_published_variants_are_recognised_by_their_shapes(variant: str) -> None:
     for num_labels in (133, 80, 150, 19):
         label_map = LabelMap.of_num_labels(num_labels)

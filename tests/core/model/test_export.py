@@ -59,6 +59,7 @@ def assert_same_answer(program: torch.export.ExportedProgram, model: Mask2Former
 
 
 @pytest.mark.usefixtures("torch_operations_only")
+@pytest.mark.thorough
 def test_one_size(model: Mask2Former, tmp_path: Path) -> None:
     """Also after a round through a file."""
     program = export(model, random_images(2))

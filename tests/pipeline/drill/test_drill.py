@@ -94,12 +94,12 @@ def test_a_program_without_faults_passes_and_nothing_is_left(source):
     ("fault", "words"),
     [
         ("undisturbed loses", "1 images have no row"),
-        ("undisturbed never ends well", "exit code 1: disk full"),
+        pytest.param("undisturbed never ends well", "exit code 1: disk full", marks=pytest.mark.thorough),
         ("killed loses", "1 lost"),
-        ("killed duplicates", "1 duplicated"),
-        ("killed differs", "1 differing"),
+        pytest.param("killed duplicates", "1 duplicated", marks=pytest.mark.thorough),
+        pytest.param("killed differs", "1 differing", marks=pytest.mark.thorough),
         ("killed ends with 1", "exit codes 1, 1, 1"),
-        ("harmful takes poison for an image", "ok; expected crashed_worker"),
+        pytest.param("harmful takes poison for an image", "ok; expected crashed_worker", marks=pytest.mark.thorough),
     ],
 )
 def test_what_is_wrong_is_found(source, fault, words, monkeypatch):

@@ -66,6 +66,7 @@ def test_each_way_to_die_is_a_row_and_all_others_are_as_they_would_be(tiny_check
     assert all(child.poll() is not None for child in children)
 
 
+@pytest.mark.thorough
 def test_a_child_that_grows_without_end_is_ended_by_its_parent(tiny_checkpoint):
     spec = small_spec(tiny_checkpoint, planted_faults=True, max_image_pixels=100_000)
     first, second = segment_one_by_one(spec, [jpeg(0, marker("allocate")), jpeg(1)])
