@@ -107,8 +107,10 @@ class Mask2FormerConfig:
     `use_auxiliary_loss` turns on the loss of all predictions; `output_auxiliary_logits` adds the earlier predictions to
     the model's output.
 
-    `dropout`, `ignore_value`, `init_std` and `init_xavier_std` are kept for transformers; this code does not read them.
-    The original has no dropout, and transformers itself does not read `ignore_value`.
+    `dropout` is the share of activations and attention weights that training drops in the layers of both decoders (0 in
+    the original). `init_xavier_std` scales the initial weights of the transformer decoder's layers and input
+    projections. `ignore_value` and `init_std` are kept for transformers, which does not read the first; the second sets
+    the initial scale of batch norms, which are frozen here.
     """
 
     backbone_config: BackboneConfig = field(

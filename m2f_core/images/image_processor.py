@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 
 from m2f_core.images.geometry import ImageGeometry
+from m2f_core.images.hf_values import hf_values
 from m2f_core.images.image_size import PAPER_EDGES, PAPER_SIZE, ImageSize
 from m2f_core.images.pixel_table import look_up
 from m2f_core.images.resize import RESAMPLES, resize_by_kernel, resize_by_torch
@@ -44,7 +45,8 @@ class ImageProcessor:
 
     `mean` and `std` are on the scale of `pixel * rescale_factor`, in the order red, green, blue. `resample` is the
     number of a Pillow filter (2 is bilinear). `size_divisor` is transformers': 0 rounds nothing; `reference` raises it
-    to a multiple of 32. `size_source` says where `size` comes from.
+    to a multiple of 32. `pad_hw` is transformers' `pad_size`: `hf` pads every image up to it, `reference` does not,
+    because padding changes the result. `size_source` says where `size` comes from.
     """
 
     mode: str
@@ -54,11 +56,22 @@ class ImageProcessor:
     rescale_factor: float = 1 / 255
     resample: int = int(Image.Resampling.BILINEAR)
     size_divisor: int = NETWORK_STRIDE
+    pad_hw: tuple[int, int] | None = None
     size_source: Literal["default", "file", "argument"] = "default"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"image processor mode {self.mode!r} is neither 'reference' nor 'hf'")
+        largest_hw = self.size.largest_hw
+        if self.pad_hw is not None and self.mode == "hf" and largest_hw is not None:
+            # The longer edge may be either side of an image.
+            most_hw = largest_hw if self.size.edges is None else (largest_hw[1], largest_hw[1])
+            most_hw = (_round_up(most_hw[0], self._divisor), _round_up(most_hw[1], self._divisor))
+            if most_hw[0] > self.pad_hw[0] or most_hw[1] > self.pad_hw[1]:
+                raise ValueError(
+                    f"pad_size {self.pad_hw[0]}x{self.pad_hw[1]} is smaller than a resized image, which may have "
+                    f"{most_hw[0]}x{most_hw[1]} pixels"
+                )
 
     @classmethod
     def from_preprocessor_config(
@@ -66,17 +79,13 @@ class ImageProcessor:
     ) -> "ImageProcessor":
         """Read the content of a `preprocessor_config.json`; None means the paper's setting.
 
-        `image_size` replaces the file's size. `do_normalize: false` and `do_rescale: false` are obeyed. `pad_size`, and
-        `do_resize: false` without `image_size`, are refused, since every image needs a target size. Keys that do not
-        change an image's pixels are ignored. Every ValueError names the wrong field.
+        `image_size` replaces the file's size, also where the file says `do_resize: false`. `do_normalize: false` and
+        `do_rescale: false` are obeyed. Keys that do not change an image's pixels are ignored. Every ValueError names
+        the wrong field.
         """
         if config is None:
             return cls(mode, image_size or PAPER_SIZE, size_source="argument" if image_size else "default")
-        if config.get("do_resize") is False and image_size is None:
-            raise _field_error("do_resize", False, "the network needs resized images; give an image size")
-        if config.get("pad_size") is not None:
-            raise _field_error("pad_size", config["pad_size"], "padding to a fixed size is not supported; remove it")
-        file_size = None if image_size else _file_size(config)
+        file_size = None if image_size else ImageSize() if config.get("do_resize") is False else _file_size(config)
         normalizes = config.get("do_normalize") is not False
         rescales = config.get("do_rescale") is not False
         return cls(
@@ -87,20 +96,16 @@ class ImageProcessor:
             rescale_factor=_rescale_factor(config) if rescales else 1.0,
             resample=_resample(config),
             size_divisor=_size_divisor(config),
+            pad_hw=read_pad_size(config),
             size_source="argument" if image_size else "file" if file_size else "default",
         )
 
     def to_preprocessor_config(self) -> dict[str, Any]:
         """A `preprocessor_config.json` for transformers, from which `from_preprocessor_config` restores this object."""
-        if self.size.edges is not None:
-            size = {"shortest_edge": self.size.edges[0], "longest_edge": self.size.edges[1]}
-        else:
-            assert self.size.fixed_hw is not None
-            size = {"height": self.size.fixed_hw[0], "width": self.size.fixed_hw[1]}
-        return {
+        config: dict[str, Any] = {
             "image_processor_type": "Mask2FormerImageProcessor",
-            "do_resize": True,
-            "size": size,
+            "do_resize": self.size.largest_hw is not None,
+            "size": _size_dict(self.size if self.size.largest_hw is not None else PAPER_SIZE),
             "size_divisor": self.size_divisor,
             "resample": self.resample,
             "do_rescale": True,
@@ -111,6 +116,9 @@ class ImageProcessor:
             "ignore_index": 255,
             "do_reduce_labels": False,
         }
+        if self.pad_hw is not None:
+            config["pad_size"] = {"height": self.pad_hw[0], "width": self.pad_hw[1]}
+        return config
 
     def warnings(self) -> list[str]:
         """Warnings for the user about these settings, one sentence each."""
@@ -121,11 +129,24 @@ class ImageProcessor:
                 "this distorts images, and the models were evaluated at another size "
                 f"({PAPER_SIZE} = shortest:longest edge for COCO); pass an image size to override it"
             )
-        if self.rescale_factor == 1.0 or (self.mean, self.std) == _NOT_NORMALIZED:
+        if self.size_source == "file" and self.size.largest_hw is None:
+            warnings.append(
+                "preprocessor_config.json says do_resize: false, so every image enters the network at its own size, "
+                "and an image of many megapixels needs much memory; pass an image size to override it"
+            )
+        if self.pad_hw is not None and self.mode == "reference":
+            warnings.append(
+                f"preprocessor_config.json has pad_size {self.pad_hw[0]}x{self.pad_hw[1]}; images are padded only to "
+                f"multiples of {self._divisor} instead, as in the original code"
+            )
+        spread = (
+            255 * self.rescale_factor / min(self.std)
+        )  # between black and white; 4.4 to 4.5 with ImageNet's numbers
+        if (self.mean, self.std) == _NOT_NORMALIZED or not 0.4 < spread < 40:
             warnings.append(
                 "preprocessor_config.json does not normalise pixels (do_rescale or do_normalize is off, or mean and "
-                "deviation are 0 and 1); this is right only for a model that was trained with such pixels, and no "
-                "published model was"
+                f"deviation are of another scale: black and white are {spread:.3g} apart, in published models 4.5); "
+                "this is right only for a model that was trained with such pixels, and no published model was"
             )
         if self._divisor != self.size_divisor and self.mode == "reference":
             warnings.append(
@@ -144,16 +165,30 @@ class ImageProcessor:
     def geometry(self, height: int, width: int) -> ImageGeometry:
         """The sizes of an image of `height` x `width` pixels after resizing and after padding."""
         assert height > 0 and width > 0
-        if self.size.edges is None:
-            assert self.size.fixed_hw is not None
-            resized_hw = self.size.fixed_hw
-        else:
+        if self.size.largest_hw is None:
+            resized_hw = height, width
+        elif self.size.edges is not None:
             scale_edges = _rounded_edges if self.mode == "reference" else _truncated_edges
             resized_hw = scale_edges(height, width, *self.size.edges)
+        elif self.size.within_hw is not None:
+            resized_hw = _truncated_within(height, width, *self.size.within_hw)
+        else:
+            assert self.size.fixed_hw is not None
+            resized_hw = self.size.fixed_hw
         padded_hw = (_round_up(resized_hw[0], self._divisor), _round_up(resized_hw[1], self._divisor))
         if self.mode == "hf":
-            resized_hw = padded_hw  # stretched instead of padded
+            # Stretched instead of padded; an image that is not resized is not stretched either.
+            resized_hw = resized_hw if self.size.largest_hw is None else padded_hw
+            padded_hw = self._padded(resized_hw)
         return ImageGeometry((height, width), resized_hw, padded_hw)
+
+    def _padded(self, resized_hw: tuple[int, int]) -> tuple[int, int]:
+        """`pad_hw`, if there is one."""
+        if self.pad_hw is None:
+            return resized_hw
+        if resized_hw[0] > self.pad_hw[0] or resized_hw[1] > self.pad_hw[1]:
+            raise ValueError(f"pad_size {self.pad_hw} (height, width) is smaller than an image of {resized_hw} pixels")
+        return self.pad_hw
 
     def resize(self, image: Image.Image, resized_hw: tuple[int, int] | None = None) -> np.ndarray:
         """Resize an RGB image; returns uint8 [h, w, 3] of `resized_hw`, by default the size of its own `geometry`.
@@ -202,16 +237,11 @@ class ImageProcessor:
 
     def _normalized_values(self) -> np.ndarray:
         """float32 [3, 256]: the normalised value of each uint8, computed in the mode's own order of operations."""
-        mean_C1 = np.array(self.mean)[:, None]
-        std_C1 = np.array(self.std)[:, None]
-        values_V = np.arange(256, dtype=np.float64)
-        if self.mode == "reference":
-            # detectron2 subtracts and divides in float32 on the scale of the pixels (123.675 = 0.485 * 255, ...)
-            values_V = values_V.astype(np.float32)
-            mean_C1, std_C1 = mean_C1 / self.rescale_factor, std_C1 / self.rescale_factor
-        else:
-            # transformers rescales in float64, rounds to float32, then subtracts and divides in float32
-            values_V = (values_V * self.rescale_factor).astype(np.float32)
+        values_V = np.arange(256, dtype=np.float32)
+        if self.mode == "hf":
+            return hf_values(np.tile(values_V, (3, 1)), self.rescale_factor, self.mean, self.std)
+        # detectron2 subtracts and divides in float32 on the scale of the pixels (123.675 = 0.485 * 255, ...)
+        mean_C1, std_C1 = (np.array(x)[:, None] / self.rescale_factor for x in (self.mean, self.std))
         return (values_V - mean_C1.astype(np.float32)) / std_C1.astype(np.float32)
 
 
@@ -241,6 +271,12 @@ def _truncated_edges(height: int, width: int, shortest: int, longest: int) -> tu
     return (new_long, new_short) if width < height else (new_short, new_long)
 
 
+def _truncated_within(height: int, width: int, max_height: int, max_width: int) -> tuple[int, int]:
+    """transformers' `get_image_size_for_max_height_width`, but at least 1 pixel where it gives 0 and fails."""
+    scale = min(max_height / height, max_width / width)
+    return max(1, int(height * scale)), max(1, int(width * scale))
+
+
 def _round_up(length: int, divisor: int) -> int:
     return -(-length // divisor) * divisor
 
@@ -261,7 +297,6 @@ def _file_size(config: Mapping[str, Any]) -> ImageSize | None:
     """The file's size. A missing longest edge means 1333, as in the transformers versions that wrote such files."""
     size = config.get("size")
     max_size = config.get("max_size")
-    longest_edge = PAPER_EDGES[1] if max_size is None else max_size
     if size is None and max_size is None:
         return None
     if size is None:
@@ -271,17 +306,48 @@ def _file_size(config: Mapping[str, Any]) -> ImageSize | None:
     elif isinstance(size, (list, tuple)) and len(size) == 2:
         size = {"height": size[0], "width": size[1]}
     if isinstance(size, Mapping):
-        edges: tuple[Any, Any] = (size.get("shortest_edge"), size.get("longest_edge") or longest_edge)
-        fixed_hw: tuple[Any, Any] = (size.get("height"), size.get("width"))
+        shortest, longest = size.get("shortest_edge"), size.get("longest_edge")
+        if shortest is not None and not longest:
+            longest = PAPER_EDGES[1] if max_size is None else max_size
+        forms: dict[str, tuple[Any, Any]] = {
+            "edges": (shortest, longest),
+            "within_hw": (size.get("max_height"), size.get("max_width")),
+            "fixed_hw": (size.get("height"), size.get("width")),
+        }
+        if shortest is None and longest is not None:
+            forms["within_hw"] = (longest, longest)
         try:
-            if all(map(_is_pixels, edges)):
-                return ImageSize(edges=edges)
-            if all(map(_is_pixels, fixed_hw)):
-                return ImageSize(fixed_hw=fixed_hw)
+            for form, lengths in forms.items():
+                if all(map(_is_pixels, lengths)):
+                    return ImageSize(**{form: lengths})
         except ValueError as error:
             raise _field_error("size", size, str(error)) from None
-    expected = '{"shortest_edge": 800, "longest_edge": 1333} or {"height": 384, "width": 384}'
-    raise _field_error("size", config.get("size"), f"expected the form {expected}")
+    forms_of_text = (
+        '{"shortest_edge": 800, "longest_edge": 1333}, {"longest_edge": 1333}, {"max_height": 800, "max_width": 1333} '
+        'or {"height": 384, "width": 384}'
+    )
+    raise _field_error("size", config.get("size"), f"expected the form {forms_of_text}")
+
+
+def _size_dict(size: ImageSize) -> dict[str, int]:
+    if size.edges is not None:
+        return {"shortest_edge": size.edges[0], "longest_edge": size.edges[1]}
+    if size.within_hw is not None:
+        return {"max_height": size.within_hw[0], "max_width": size.within_hw[1]}
+    assert size.fixed_hw is not None
+    return {"height": size.fixed_hw[0], "width": size.fixed_hw[1]}
+
+
+def read_pad_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """`pad_size` of a `preprocessor_config.json` as (height, width). ValueError if it has another form."""
+    value = config.get("pad_size")
+    if value is None:
+        return None
+    lengths: Any = (value.get("height"), value.get("width")) if isinstance(value, Mapping) else value
+    lengths = (lengths, lengths) if _is_pixels(lengths) else lengths
+    if not isinstance(lengths, (list, tuple)) or len(lengths) != 2 or not all(map(_is_pixels, lengths)):
+        raise _field_error("pad_size", value, 'expected the form {"height": 512, "width": 512}')
+    return int(lengths[0]), int(lengths[1])
 
 
 def _three_numbers(

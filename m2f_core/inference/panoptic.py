@@ -46,11 +46,9 @@ class PanopticSettings:
     def __post_init__(self) -> None:
         if self.mode not in ("reference", "hf"):
             raise ValueError(f"mode must be 'reference' or 'hf', got {self.mode!r}")
-        for name in ("score_threshold", "overlap_threshold"):
+        for name in ("score_threshold", "overlap_threshold", "mask_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
-        if not 0 < self.mask_threshold < 1:
-            raise ValueError(f"mask_threshold must be between 0 and 1, got {self.mask_threshold}")
 
     @classmethod
     def defaults(cls, mode: PanopticMode, fuse_class_ids: frozenset[int] = frozenset()) -> "PanopticSettings":

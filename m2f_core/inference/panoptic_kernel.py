@@ -63,7 +63,8 @@ def find_winners(
     # uint8 is enough for 255 queries, and a quarter of the memory traffic of int32.
     winners_WH = np.empty((width, height), np.uint8 if scores_K.size < 256 else np.uint16)
     # sigmoid(x) >= threshold is x >= logit(threshold), which needs no exponential per pixel.
-    threshold_logit = np.float32(np.log(mask_threshold) - np.log1p(-mask_threshold))
+    with np.errstate(divide="ignore"):  # infinite for thresholds of 0 and 1
+        threshold_logit = np.float32(np.log(mask_threshold) - np.log1p(-mask_threshold))
     areas = _fill_winners(
         masks_Khw,
         scores_K,

@@ -168,10 +168,7 @@ def _resize(planes_Cnm: torch.Tensor, taps: Taps, axis: int) -> torch.Tensor:
 def find_classes_hf(masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, geometry: ImageGeometry) -> ClassMap:
     """The best class of each pixel as in transformers, but enlarging the scores of one class at a time."""
     num_classes = scores_QC.shape[1]
-    probs = bilinear(masks_Qhw[None], HF_GRID_HW).sigmoid_()
-    # The same einsum as in transformers, even with a batch of one, because others might add up in another order.
-    scores = torch.einsum("bqc, bqhw -> bchw", scores_QC[None], probs)
-    del probs
+    scores = _hf_grid_scores(masks_Qhw, scores_QC)
     best_HW = masks_Qhw.new_full(geometry.original_hw, -1.0)
     labels_HW = best_HW.new_zeros(geometry.original_hw, dtype=_label_type(num_classes))
     for c in _possible_classes(scores[0]):
@@ -181,6 +178,20 @@ def find_classes_hf(masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, geometry: 
         # A later class has a higher number, so the maximum overwrites; torch.where is ten times slower on a CPU.
         torch.maximum(labels_HW, better_HW.to(labels_HW.dtype) * (c + 1), out=labels_HW)
     return _class_map(labels_HW, best_HW, num_classes)
+
+
+def hf_scores(pred_logits_QC1: torch.Tensor, pred_masks_Qhw: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
+    """The scores of all classes [C, H, W] as in transformers: 4 C H W bytes, unlike the functions above."""
+    scores_QC = class_scores(pred_logits_QC1, pred_masks_Qhw)
+    scores = _hf_grid_scores(finite_masks(pred_masks_Qhw), scores_QC)
+    return bilinear(scores, size_hw)[0]
+
+
+def _hf_grid_scores(masks_Qhw: torch.Tensor, scores_QC: torch.Tensor) -> torch.Tensor:
+    """Scores of all classes [1, C, 384, 384]."""
+    probs = bilinear(masks_Qhw[None], HF_GRID_HW).sigmoid_()
+    # The same einsum as in transformers, even with a batch of one, because others might add up in another order.
+    return torch.einsum("bqc, bqhw -> bchw", scores_QC[None], probs)
 
 
 def _possible_classes(scores_Chw: torch.Tensor) -> list[int]:

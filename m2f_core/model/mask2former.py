@@ -6,6 +6,7 @@ h = ceil(H / 4), w = ceil(W / 4).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,15 @@ class Mask2FormerOutput:
 torch.export.register_dataclass(Mask2FormerOutput, serialized_type_name="m2f_core.model.Mask2FormerOutput")
 
 
+class Decoded(NamedTuple):
+    """What the model's parts compute; see `Mask2FormerOutput` for the shapes."""
+
+    features: list[Tensor]  # of the backbone
+    mask_features: Tensor
+    maps: list[Tensor]  # of the pixel decoder
+    predictions: list[QueryPrediction]
+
+
 class Mask2Former(nn.Module):
     """Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation" (2022).
 
@@ -102,14 +112,10 @@ class Mask2Former(nn.Module):
             output_auxiliary_logits = bool(self.config.output_auxiliary_logits)
         deep_supervision = mask_labels is not None and self.config.use_auxiliary_loss
 
-        features = self.backbone(pixel_values_B3HW)
-        mask_features_BChw, maps = self.pixel_decoder(features)
-        predictions = self.transformer_decoder(
-            mask_features_BChw,
-            maps,
-            every_prediction=deep_supervision or output_auxiliary_logits or output_hidden_states,
+        features, mask_features_BChw, maps, predictions = self.decode(
+            pixel_values_B3HW, every_prediction=deep_supervision or output_auxiliary_logits or output_hidden_states
         )
-        *earlier, last = [self._logits(prediction) for prediction in predictions]
+        *earlier, last = [self.logits(prediction) for prediction in predictions]
         output = Mask2FormerOutput(last["class_queries_logits"], last["masks_queries_logits"])
         if output_auxiliary_logits:
             output.auxiliary_logits = earlier
@@ -118,8 +124,8 @@ class Mask2Former(nn.Module):
             output.encoder_hidden_states = tuple(features)
             output.pixel_decoder_last_hidden_state = mask_features_BChw
             output.pixel_decoder_hidden_states = tuple(maps)
-            output.transformer_decoder_last_hidden_state = predictions[-1].states
-            output.transformer_decoder_hidden_states = tuple(p.states.transpose(0, 1) for p in predictions)
+            output.transformer_decoder_last_hidden_state = predictions[-1].states.transpose(0, 1)
+            output.transformer_decoder_hidden_states = tuple(p.states for p in predictions)
         if mask_labels is not None and class_labels is not None:
             output.losses = self.criterion(
                 output.class_queries_logits,
@@ -132,7 +138,15 @@ class Mask2Former(nn.Module):
             output.loss = sum(others, start=first)
         return output
 
-    def _logits(self, prediction: QueryPrediction) -> dict[str, Tensor]:
+    def decode(self, pixel_values_B3HW: Tensor, every_prediction: bool, with_attention: bool = False) -> Decoded:
+        """Everything before the class head; see `TransformerDecoder.forward` for the last two arguments."""
+        features = self.backbone(pixel_values_B3HW)
+        mask_features_BChw, maps = self.pixel_decoder(features)
+        predictions = self.transformer_decoder(mask_features_BChw, maps, every_prediction, with_attention)
+        return Decoded(features, mask_features_BChw, maps, predictions)
+
+    def logits(self, prediction: QueryPrediction) -> dict[str, Tensor]:
+        """Class and mask logits of a prediction, float32, under their names in `Mask2FormerOutput`."""
         return {
             "class_queries_logits": self.class_predictor(prediction.queries).float(),
             "masks_queries_logits": prediction.mask_logits.float(),
@@ -176,6 +190,7 @@ def build_model(config: Mask2FormerConfig) -> Mask2Former:
             num_layers=config.encoder_layers,
             num_heads=config.num_attention_heads,
             feedforward_dim=config.encoder_feedforward_dim,
+            dropout=config.dropout,
         ),
         transformer_decoder=TransformerDecoder(
             feature_size=config.feature_size,
@@ -186,6 +201,7 @@ def build_model(config: Mask2FormerConfig) -> Mask2Former:
             num_heads=config.num_attention_heads,
             feedforward_dim=config.dim_feedforward,
             activation=ACTIVATIONS[config.activation_function],
+            dropout=config.dropout,
             pre_norm=config.pre_norm,
             enforce_input_projection=config.enforce_input_projection,
         ),

@@ -61,10 +61,14 @@ class ConvNorm(nn.Module):
 
 
 class DeformableEncoderLayer(nn.Module):
-    """Deformable self-attention and a feed-forward network, both residual and post-normalised."""
+    """Deformable self-attention and a feed-forward network, both residual and post-normalised.
 
-    def __init__(self, dim: int, num_heads: int, feedforward_dim: int) -> None:
+    `dropout` applies, in training, between the linear layers and to what each part adds.
+    """
+
+    def __init__(self, dim: int, num_heads: int, feedforward_dim: int, dropout: float) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.attention = DeformableAttention(dim, num_heads, NUM_LEVELS, NUM_POINTS)
         self.attention_norm = nn.LayerNorm(dim)
         self.fc1 = ActivatedLinear(dim, feedforward_dim, F.relu)
@@ -72,8 +76,8 @@ class DeformableEncoderLayer(nn.Module):
         self.feedforward_norm = nn.LayerNorm(dim)
 
     def forward(self, x_BSC: Tensor, places: TokenPlaces) -> Tensor:
-        x_BSC = self.attention_norm(x_BSC + self.attention(x_BSC, places))
-        return self.feedforward_norm(x_BSC + self.fc2(self.fc1(x_BSC)))
+        x_BSC = self.attention_norm(x_BSC + self.dropout(self.attention(x_BSC, places)))
+        return self.feedforward_norm(x_BSC + self.dropout(self.fc2(self.dropout(self.fc1(x_BSC)))))
 
 
 class PixelDecoder(nn.Module):
@@ -87,6 +91,7 @@ class PixelDecoder(nn.Module):
         num_layers: int,
         num_heads: int,
         feedforward_dim: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         finest_channels, *level_channels = in_channels
@@ -95,7 +100,7 @@ class PixelDecoder(nn.Module):
         )
         self.level_embed = nn.Parameter(standard_normal(NUM_LEVELS, feature_size))
         self.layers = nn.ModuleList(
-            DeformableEncoderLayer(feature_size, num_heads, feedforward_dim) for _ in range(num_layers)
+            DeformableEncoderLayer(feature_size, num_heads, feedforward_dim, dropout) for _ in range(num_layers)
         )
         self.lateral = ConvNorm(finest_channels, feature_size, kernel_size=1, bias=False)
         self.output = ConvNorm(feature_size, feature_size, kernel_size=3, bias=False)

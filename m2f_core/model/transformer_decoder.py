@@ -23,30 +23,50 @@ from m2f_core.model.pixel_decoder import NUM_LEVELS, sine_position_encoding
 class QueryPrediction(NamedTuple):
     """The prediction of the queries after a layer."""
 
-    states: Tensor  # [B, Q, D] the layer's output
+    states: Tensor  # [Q, B, D] the layer's output, which the next layer reads
     queries: Tensor  # [B, Q, D] the normalised states, for the class head
     mask_logits: Tensor  # [B, Q, h, w]
+    attention: Tensor | None  # [B, M, Q, Q] what the queries read of each other in the layer, if asked for
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose queries, keys and values may differ."""
+    """Multi-head attention whose queries, keys and values may differ; `dropout` of the weights, in training."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.dropout = dropout
         self.q_proj = nn.Linear(dim, dim)
         self.k_proj = nn.Linear(dim, dim)
         self.v_proj = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, q_BQD: Tensor, k_BTD: Tensor, v_BTD: Tensor, may_attend_B1QT: Tensor | None = None) -> Tensor:
-        """may_attend_B1QT: true if a query may read a key. A row without true gives NaN; see `open_empty_rows`."""
+    def forward(
+        self,
+        q_BQD: Tensor,
+        k_BTD: Tensor,
+        v_BTD: Tensor,
+        may_attend_B1QT: Tensor | None = None,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
+        """may_attend_B1QT: true if a query may read a key. A row without true gives NaN; see `open_empty_rows`.
+
+        The attention's weights [B, M, Q, T] before dropout are appended to `weights`, if it is given.
+        """
 
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
         q_BMQE, k_BMTE, v_BMTE = heads(self.q_proj(q_BQD)), heads(self.k_proj(k_BTD)), heads(self.v_proj(v_BTD))
-        out_BMQE = F.scaled_dot_product_attention(q_BMQE, k_BMTE, v_BMTE, attn_mask=may_attend_B1QT)
+        dropout = self.dropout if self.training else 0.0
+        if weights is None:
+            out_BMQE = F.scaled_dot_product_attention(
+                q_BMQE, k_BMTE, v_BMTE, attn_mask=may_attend_B1QT, dropout_p=dropout
+            )
+        else:
+            assert may_attend_B1QT is None, "weights are given for self-attention only"
+            weights.append((q_BMQE * q_BMQE.shape[-1] ** -0.5 @ k_BMTE.transpose(2, 3)).softmax(-1))
+            out_BMQE = F.dropout(weights[-1], dropout) @ v_BMTE
         return self.out_proj(out_BMQE.transpose(1, 2).flatten(2))
 
 
@@ -58,7 +78,8 @@ def open_empty_rows(may_attend_BQS: Tensor) -> Tensor:
 class DecoderLayer(nn.Module):
     """Masked cross-attention, self-attention and a feed-forward network, each residual.
 
-    With `pre_norm`, the LayerNorm of each part comes before the part instead of after the sum.
+    With `pre_norm`, the LayerNorm of each part comes before the part instead of after the sum. `dropout` applies, in
+    training, to the weights of both attentions, between the linear layers and to what each part adds.
     """
 
     def __init__(
@@ -67,38 +88,49 @@ class DecoderLayer(nn.Module):
         num_heads: int,
         feedforward_dim: int,
         activation: Callable[[Tensor], Tensor],
+        dropout: float,
         pre_norm: bool,
     ) -> None:
         super().__init__()
         self.pre_norm = pre_norm
-        self.cross_attention = Attention(dim, num_heads)
+        self.dropout = nn.Dropout(dropout)
+        self.cross_attention = Attention(dim, num_heads, dropout)
         self.cross_attention_norm = nn.LayerNorm(dim)
-        self.self_attention = Attention(dim, num_heads)
+        self.self_attention = Attention(dim, num_heads, dropout)
         self.self_attention_norm = nn.LayerNorm(dim)
         self.fc1 = ActivatedLinear(dim, feedforward_dim, activation)
         self.fc2 = nn.Linear(feedforward_dim, dim)
         self.feedforward_norm = nn.LayerNorm(dim)
 
     def forward(
-        self, x_BQD: Tensor, position_1QD: Tensor, keys_BSD: Tensor, values_BSD: Tensor, may_attend_BQS: Tensor
+        self,
+        x_BQD: Tensor,
+        position_1QD: Tensor,
+        keys_BSD: Tensor,
+        values_BSD: Tensor,
+        may_attend_BQS: Tensor,
+        weights: list[Tensor] | None = None,
     ) -> Tensor:
-        """keys_BSD: the tokens of one level with their positions; values_BSD: the tokens without positions."""
+        """keys_BSD: the tokens of one level with their positions; values_BSD: the tokens without positions.
+
+        The weights of the self-attention are appended to `weights`, if it is given.
+        """
 
         def read_image(y: Tensor) -> Tensor:
             return self.cross_attention(y + position_1QD, keys_BSD, values_BSD, may_attend_BQS.unsqueeze(1))
 
         def read_each_other(y: Tensor) -> Tensor:
-            return self.self_attention(y + position_1QD, y + position_1QD, y)
+            return self.self_attention(y + position_1QD, y + position_1QD, y, weights=weights)
 
         def feed_forward(y: Tensor) -> Tensor:
-            return self.fc2(self.fc1(y))
+            return self.fc2(self.dropout(self.fc1(y)))
 
         x_BQD = self._add(x_BQD, read_image, self.cross_attention_norm)
         x_BQD = self._add(x_BQD, read_each_other, self.self_attention_norm)
         return self._add(x_BQD, feed_forward, self.feedforward_norm)
 
     def _add(self, x: Tensor, part: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
-        return x + part(norm(x)) if self.pre_norm else norm(x + part(x))
+        return x + self.dropout(part(norm(x))) if self.pre_norm else norm(x + self.dropout(part(x)))
 
 
 class MaskEmbedder(nn.Module):
@@ -128,6 +160,7 @@ class TransformerDecoder(nn.Module):
         num_heads: int,
         feedforward_dim: int,
         activation: Callable[[Tensor], Tensor],
+        dropout: float,
         pre_norm: bool,
         enforce_input_projection: bool,
     ) -> None:
@@ -140,15 +173,22 @@ class TransformerDecoder(nn.Module):
             nn.Conv2d(feature_size, hidden_dim, kernel_size=1) if project else nn.Identity() for _ in range(NUM_LEVELS)
         )
         self.layers = nn.ModuleList(
-            DecoderLayer(hidden_dim, num_heads, feedforward_dim, activation, pre_norm) for _ in range(num_layers)
+            DecoderLayer(hidden_dim, num_heads, feedforward_dim, activation, dropout, pre_norm)
+            for _ in range(num_layers)
         )
         self.output_norm = nn.LayerNorm(hidden_dim)
         self.mask_embedder = MaskEmbedder(hidden_dim, mask_feature_size)
 
     def forward(
-        self, mask_features_BChw: Tensor, maps: Sequence[Tensor], every_prediction: bool = False
+        self,
+        mask_features_BChw: Tensor,
+        maps: Sequence[Tensor],
+        every_prediction: bool = False,
+        with_attention: bool = False,
     ) -> list[QueryPrediction]:
         """The last prediction, or all predictions from first to last; `maps` are the pixel decoder's, coarse to fine.
+
+        `with_attention`: predictions have their layer's `attention`; the prediction before the first layer has none.
 
         Between layers, masks are needed only at the size of the level that the next layer reads. Bilinear resizing and
         the product with the query are both linear, so the mask features are resized once per level instead of every
@@ -168,17 +208,22 @@ class TransformerDecoder(nn.Module):
         batch = mask_features_BChw.shape[0]
         x_BQD = self.query_features.expand(batch, -1, -1)
         position_1QD = self.query_positions.unsqueeze(0)
-        states, queries = [x_BQD], [self.output_norm(x_BQD)]
+        states, queries = [x_BQD.transpose(0, 1)], [self.output_norm(x_BQD)]
+        attentions: list[Tensor] | None = [] if with_attention else None
         for index, layer in enumerate(self.layers):
             level = index % NUM_LEVELS
             may_attend_BQS = self.attended_cells(queries[-1], mask_features_BCS[level])
-            x_BQD = layer(x_BQD, position_1QD, keys[level], values[level], may_attend_BQS)
-            states.append(x_BQD)
+            x_BQD = states[-1].transpose(0, 1)  # through the state as given out, so that a gradient reaches it
+            x_BQD = layer(x_BQD, position_1QD, keys[level], values[level], may_attend_BQS, attentions)
+            states.append(x_BQD.transpose(0, 1))
             queries.append(self.output_norm(x_BQD))
         wanted = slice(None) if every_prediction else slice(-1, None)
+        of_predictions: list[Tensor | None] = [None, *(attentions if attentions else [None] * len(self.layers))]
         return [
-            QueryPrediction(state_BQD, queries_BQD, self.predict_masks(queries_BQD, mask_features_BChw))
-            for state_BQD, queries_BQD in zip(states[wanted], queries[wanted], strict=True)
+            QueryPrediction(states_QBD, queries_BQD, self.predict_masks(queries_BQD, mask_features_BChw), attention)
+            for states_QBD, queries_BQD, attention in zip(
+                states[wanted], queries[wanted], of_predictions[wanted], strict=True
+            )
         ]
 
     def predict_masks(self, queries_BQD: Tensor, mask_features_BChw: Tensor) -> Tensor:

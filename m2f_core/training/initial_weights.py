@@ -37,7 +37,7 @@ def initial_model(config: Mask2FormerConfig, seed: int) -> Mask2Former:
             assert isinstance(model.pixel_decoder, PixelDecoder)
             assert isinstance(model.transformer_decoder, TransformerDecoder)
             _start_pixel_decoder(model.pixel_decoder)
-            _start_transformer_decoder(model.transformer_decoder)
+            _start_transformer_decoder(model.transformer_decoder, config.init_xavier_std)
     return model.train()
 
 
@@ -103,15 +103,23 @@ def _start_pixel_decoder(decoder: PixelDecoder) -> None:
             init.zeros_(conv.bias)
 
 
-def _start_transformer_decoder(decoder: TransformerDecoder) -> None:
-    """Queries and level embeddings already come from a normal distribution; linear heads keep PyTorch's weights."""
-    _xavier(decoder.layers)
+def _start_transformer_decoder(decoder: TransformerDecoder, gain: float) -> None:
+    """Queries and level embeddings already come from a normal distribution; linear heads keep PyTorch's weights.
+
+    Input projections, where there are any, start as in transformers; the original has Caffe2's XavierFill there.
+    """
+    _xavier(decoder.layers, gain)
+    for module in decoder.input_projections:
+        if isinstance(module, nn.Conv2d):
+            init.xavier_uniform_(module.weight, gain)
+            assert module.bias is not None
+            init.zeros_(module.bias)
 
 
-def _xavier(module: nn.Module) -> None:
+def _xavier(module: nn.Module, gain: float = 1.0) -> None:
     for parameter in module.parameters():
         if parameter.dim() > 1:
-            init.xavier_uniform_(parameter)
+            init.xavier_uniform_(parameter, gain)
 
 
 def _look_around(attention: DeformableAttention) -> None:

@@ -83,8 +83,9 @@ class Segmenter:
 
     def memory_bound(self, *, decoding: int, batch_size: int) -> MemoryBound:
         """How far this process may grow from now on, with `decoding` images decoded at once and batches this large."""
-        size = self.network.processor.size
-        largest_hw = self.network.processor.geometry(*(size.edges or size.fixed_hw or ())).padded_hw
+        processor = self.network.processor
+        side = math.isqrt(self.spec.max_image_pixels)  # of the largest image, if images keep their size
+        largest_hw = processor.geometry(*(processor.size.largest_hw or (side, side))).padded_hw
         most_pixels = batch_size * largest_hw[0] * largest_hw[1]
         room = room_to_work(
             encoded_bytes=2 * self.spec.shard_bytes,  # two shards at a time in an actor
@@ -123,9 +124,11 @@ class Segmenter:
         try:
             with watch("reading the header of", name), costs.of_thread("decode"):
                 height, width = measure_image(data, max_pixels=self.spec.max_image_pixels, apply_exif=self.spec.exif)
+            return self.network.processor.geometry(height, width)
         except ImageError as error:
             return error
-        return self.network.processor.geometry(height, width)
+        except ValueError as error:  # the checkpoint's pad_size is smaller than the image
+            return ImageError(ErrorCode.TOO_LARGE, one_line(error))
 
     def _prepare(self, data: bytes, geometry: ImageGeometry, name: str, costs: Costs) -> PreparedImage | ImageError:
         at_least_hw = least_decoded(geometry) if self.spec.scaled_jpeg else None

@@ -288,7 +288,67 @@ def test_transformers_stretches_to_the_files_divisor(divisor: int) -> None:
     assert processor.warnings() == []
 
 
-def test_a_file_that_does_not_resize_needs_a_size() -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_a_file_that_does_not_resize(mode: str) -> None:
+    """Only `reference` pads to multiples of the stride."""
+    processor = ImageProcessor.from_preprocessor_config({"do_resize": False}, mode, None)
+    geometry = processor.geometry(50, 71)
+    assert geometry.resized_hw == (50, 71)
+    assert geometry.padded_hw == ((64, 96) if mode == "reference" else (50, 71))
+    assert "do_resize" in processor.warnings()[0] and str(processor.size) == "of each image"
+
+
+def test_limits_of_height_and_width() -> None:
+    for size in ({"max_height": 60, "max_width": 50}, {"longest_edge": 60}):
+        processor = ImageProcessor.from_preprocessor_config({"size": size, "size_divisor": 0}, "hf", None)
+        expected = (25, 50) if "max_width" in size else (30, 60)
+        assert processor.geometry(100, 200).resized_hw == expected
+        assert processor.geometry(10, 5000).resized_hw == (1, 50 if "max_width" in size else 60)
+
+
+def test_pad_size() -> None:
+    """In hf mode every image gets it; reference mode says that none does."""
+    config = {"size": {"height": 64, "width": 96}, "pad_size": {"height": 100, "width": 101}}
+    geometry = ImageProcessor.from_preprocessor_config(config, "hf", None).geometry(10, 10)
+    assert (geometry.resized_hw, geometry.padded_hw) == ((64, 96), (100, 101))
+    reference = ImageProcessor.from_preprocessor_config(config, "reference", None)
+    assert reference.geometry(10, 10).padded_hw == (64, 96)
+    assert any("pad_size 100x101" in warning for warning in reference.warnings())
+    for size, needed in (
+        ({"height": 64, "width": 128}, "64x128"),
+        ({"shortest_edge": 50, "longest_edge": 90}, "96x96"),
+    ):
+        with pytest.raises(ValueError, match=f"pad_size 90x101 is smaller than a resized image, .* {needed}"):
+            ImageProcessor.from_preprocessor_config(
+                {"size": size, "pad_size": {"height": 90, "width": 101}}, "hf", None
+            )
+    keeps = ImageProcessor.from_preprocessor_config({"do_resize": False, "pad_size": 64}, "hf", None)
+    assert keeps.geometry(3, 4).padded_hw == (64, 64)
+    with pytest.raises(ValueError, match="smaller than an image of"):
+        keeps.geometry(3, 65)
+
+
+@pytest.mark.parametrize(
+    ("config", "is_usual"),
+    [
+        ({}, True),
+        ({"do_rescale": False, "image_mean": [123.7, 116.3, 103.5], "image_std": [58.4, 57.1, 57.4]}, True),
+        ({"image_mean": 0.5, "image_std": 0.5}, True),
+        ({"do_rescale": False}, False),
+        ({"do_normalize": False}, False),
+        ({"do_normalize": False, "do_rescale": False}, False),
+        ({"image_mean": [123.7, 116.3, 103.5], "image_std": [58.4, 57.1, 57.4]}, False),
+    ],
+    ids=str,
+)
+def test_pixels_out_of_the_usual_range_are_said(config: dict[str, object], is_usual: bool) -> None:
+    processor = ImageProcessor.from_preprocessor_config(
+        {"size": [64, 64], **config}, "reference", ImageSize.parse("64x64")
+    )
+    assert any("does not normalise" in warning for warning in processor.warnings()) is not is_usual
+
+
+def test_a_size_replaces_that_of_a_file_that_does_not_resize() -> None:
     size = ImageSize.parse("640:2560")
     assert ImageProcessor.from_preprocessor_config({"do_resize": False}, "hf", size) == ImageProcessor(
         "hf", size, size_source="argument"
@@ -298,11 +358,13 @@ def test_a_file_that_does_not_resize_needs_a_size() -> None:
 @pytest.mark.parametrize(
     ("field", "config"),
     [
-        ("do_resize", {"do_resize": False}),
-        ("pad_size", {"pad_size": {"height": 800, "width": 800}}),
+        ("pad_size", {"pad_size": {"height": 800}}),
+        ("pad_size", {"pad_size": {"height": 0, "width": 800}}),
+        ("pad_size", {"pad_size": "800x800"}),
         ("size", {"size": {"height": 384}}),
         ("size", {"size": {"height": 0, "width": 384}}),
-        ("size", {"size": {"max_height": 384, "max_width": 384}}),
+        ("size", {"size": {"max_height": 384}}),
+        ("size", {"size": {"longest_edge": 0}}),
         ("size", {"size": {"shortest_edge": 1000, "longest_edge": 800}}),
         ("size", {"size": "384x384"}),
         ("size", {"size": True}),

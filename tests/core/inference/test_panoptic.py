@@ -151,6 +151,8 @@ def test_both_ways_equal_the_oracle_at_the_size_of_a_photograph(monkeypatch: pyt
         replace(REFERENCE, overlap_threshold=1.0),
         replace(REFERENCE, mask_threshold=0.2),
         replace(REFERENCE, mask_threshold=0.9),
+        replace(REFERENCE, mask_threshold=0.0),
+        replace(REFERENCE, mask_threshold=1.0),
     ],
 )
 def test_both_ways_equal_the_oracle_for_every_setting(
@@ -317,7 +319,7 @@ def test_impossible_inputs_are_refused() -> None:
         panoptic_segments(logits[:-1], masks, ImageGeometry((64, 64), (64, 64), (64, 64)), REFERENCE)
     with pytest.raises(ValueError, match="within padded size"):
         panoptic_segments(logits, masks, ImageGeometry((64, 64), (65, 64), (64, 64)), REFERENCE)
-    for wrong in ({"mode": "paper"}, {"score_threshold": 1.5}, {"overlap_threshold": -0.1}, {"mask_threshold": 1.0}):
+    for wrong in ({"mode": "paper"}, {"score_threshold": 1.5}, {"overlap_threshold": -0.1}, {"mask_threshold": 1.1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             replace(REFERENCE, **wrong)
 
