@@ -158,13 +158,18 @@ def _targets(masks_NHW: NDArray[np.bool_], class_ids: Sequence[int]) -> Targets:
 
 
 def checked_map(segmentation_map: ArrayLike) -> NDArray[np.integer]:
+    """A map of whole numbers [H, W] (or [1, H, W]), also in a floating-point type, as integers [H, W]. ValueError."""
     map_HW = np.asarray(segmentation_map)
     if map_HW.ndim == 3 and map_HW.shape[0] == 1:
         map_HW = map_HW[0]
+    if map_HW.dtype.kind == "b":
+        map_HW = map_HW.astype(np.uint8)
+    if map_HW.dtype.kind == "f" and np.isfinite(map_HW).all() and (map_HW == np.rint(map_HW)).all():
+        map_HW = map_HW.astype(np.int64)  # tools for augmentation return floating-point maps
     if map_HW.ndim != 2 or map_HW.size == 0 or map_HW.dtype.kind not in "iu":
         raise ValueError(
-            f"a segmentation map must hold integers and have shape [H, W], got {map_HW.dtype} of shape {map_HW.shape}; "
-            "use panoptic_ids to convert a COCO panoptic PNG"
+            f"a segmentation map must hold whole numbers and have shape [H, W], got {map_HW.dtype} of shape "
+            f"{map_HW.shape}; use panoptic_ids to convert a COCO panoptic PNG"
         )
     info = np.iinfo(np.int32)
     if map_HW.dtype.itemsize >= 4 and (map_HW.min() < info.min or map_HW.max() > info.max):

@@ -9,16 +9,14 @@ from typing import Any
 from filelock import FileLock
 
 from m2f_core.checkpoints.checkpoint import OTHER_PICKLES, PICKLES, REFUSES_PICKLES, WEIGHTS_FILE, Checkpoint
+from m2f_core.checkpoints.hub import CHECKPOINT_FILES, HUB_ID, fetch_from_hub
+from m2f_core.checkpoints.stored_weights import CheckpointError
 from m2f_core.user_cache import user_cache
 from m2f_core.whole_files import written_whole
 from pipeline.errors import RunError, StoreUnavailableError
 from pipeline.store.filesystem import one_line, open_filesystem, store_errors_as
 
-# The files that a checkpoint needs, and the card that states its licence. Other files of the folder, such as pickles
-# and training states, are never fetched or opened.
-_PATTERNS = ("config.json", "preprocessor_config.json", "README.md", "*.safetensors", "*.safetensors.index.json")
 _EMBEDDED = Path(__file__).parents[1] / "models"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def stage_model(model: str, expected_sha256: str | None = None) -> Checkpoint:
@@ -54,7 +52,7 @@ def _locate(model: str) -> Path:
     path = Path(model).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".pkl"):
         return path
-    if _HUB_ID.fullmatch(model) and not path.is_absolute() and path.suffix != ".pkl":
+    if HUB_ID.fullmatch(model) and not path.is_absolute() and path.suffix != ".pkl":
         return _fetch_from_hub(model)
     raise RunError(f"--model {model}: there is no such folder or .pkl file on {socket.gethostname()}")
 
@@ -89,7 +87,7 @@ def _wanted(files: list[dict[str, Any]], uri: str) -> list[dict[str, Any]]:
     def matching(*patterns: str) -> list[dict[str, Any]]:
         return [info for info in files if any(Path(info["name"]).match(pattern) for pattern in patterns)]
 
-    wanted, pickles = matching(*_PATTERNS), matching(PICKLES)
+    wanted, pickles = matching(*CHECKPOINT_FILES), matching(PICKLES)
     if matching("*.safetensors"):
         return wanted
     if matching("config.json"):
@@ -106,18 +104,9 @@ def _wanted(files: list[dict[str, Any]], uri: str) -> list[dict[str, Any]]:
 
 def _fetch_from_hub(hub_id: str) -> Path:
     try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise RunError(
-            f"--model {hub_id} is not a folder on this machine; to load the hub's checkpoint of this name, run "
-            "pip install 'm2f-pipeline[hub]'"
-        ) from None
-    try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=list(_PATTERNS)))
-    except Exception as error:  # the hub client raises its own errors and those of its HTTP library
-        raise RunError(
-            f"--model {hub_id} is not a folder on this machine and cannot be loaded from the hub: {one_line(error)}"
-        ) from None
+        folder = fetch_from_hub(hub_id)
+    except CheckpointError as error:
+        raise RunError(f"--model {one_line(error)}") from None
     if not any(folder.glob("*.safetensors")):
         raise RunError(f"--model {hub_id} has no *.safetensors on the hub; convert its weights to {WEIGHTS_FILE} first")
     return folder

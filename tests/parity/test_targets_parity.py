@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from m2f_core.images.image_processor import ImageProcessor
-from m2f_core.training.batch import encode_inputs
+from m2f_core import Mask2FormerImageProcessor
 from m2f_core.training.targets import map_targets
 
 transformers = pytest.importorskip("transformers", reason="parity needs the oracle, transformers")
@@ -53,7 +52,7 @@ def blocks(seed: int, height: int, width: int, num_values: int) -> np.ndarray:
 
 def assert_equal_targets(masks_NHW: torch.Tensor, class_ids_N: torch.Tensor, theirs: tuple) -> None:
     their_masks_NHW, their_class_ids_N = (torch.as_tensor(array) for array in theirs)
-    assert masks_NHW.dtype == torch.bool and their_masks_NHW.dtype == torch.float32
+    assert their_masks_NHW.dtype == torch.float32
     assert torch.equal(masks_NHW.float(), their_masks_NHW)
     assert class_ids_N.dtype == their_class_ids_N.dtype == torch.int64
     assert torch.equal(class_ids_N, their_class_ids_N)
@@ -85,12 +84,10 @@ def test_batches_equal_transformers(name: str, task: str) -> None:
 
     processor = Mask2FormerImageProcessorPil(**CONFIGS[name])
     theirs = processor(images, maps_, mapping, return_tensors="pt", **options)
-    ours = encode_inputs(
-        ImageProcessor.from_preprocessor_config(CONFIGS[name], "hf"), images, maps_, mapping, **options
-    )
+    ours = Mask2FormerImageProcessor(**CONFIGS[name])(images, maps_, mapping, return_tensors="pt", **options)
     assert ours.keys() == set(theirs.keys())
     assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
-    assert torch.equal(ours["pixel_mask"].long(), theirs["pixel_mask"])
+    assert torch.equal(ours["pixel_mask"], theirs["pixel_mask"])
     for i in range(len(images)):
         height, width = (int(ours["pixel_mask"][i].any(axis).sum()) for axis in (1, 0))
         masks_NHW, their_masks_NHW = ours["mask_labels"][i], theirs["mask_labels"][i]
@@ -100,7 +97,7 @@ def test_batches_equal_transformers(name: str, task: str) -> None:
             ours["class_labels"][i],
             (their_masks_NHW[:, :height, :width], theirs["class_labels"][i]),
         )
-        assert not masks_NHW[:, ~ours["pixel_mask"][i]].any()
+        assert not masks_NHW[:, ours["pixel_mask"][i] == 0].any()
 
 
 def test_transformers_pads_masks_with_the_ignore_index() -> None:
@@ -116,7 +113,7 @@ def test_transformers_pads_masks_with_the_ignore_index() -> None:
 def test_nothing_to_find_equals_transformers() -> None:
     images, maps_ = [noise_image(40, 50)], [np.full((40, 50), IGNORE, np.uint8)]
     theirs = Mask2FormerImageProcessorPil(**CONFIGS["edges"])(images, maps_, ignore_index=IGNORE, return_tensors="pt")
-    ours = encode_inputs(ImageProcessor.from_preprocessor_config(CONFIGS["edges"], "hf"), images, maps_, None, IGNORE)
+    ours = Mask2FormerImageProcessor(**CONFIGS["edges"])(images, maps_, ignore_index=IGNORE, return_tensors="pt")
     assert ours["mask_labels"][0].shape == theirs["mask_labels"][0].shape == (0, 64, 96)
     assert_equal_targets(
         ours["mask_labels"][0], ours["class_labels"][0], (theirs["mask_labels"][0], theirs["class_labels"][0])
@@ -134,9 +131,9 @@ def test_a_real_batch_equals_transformers(shared_data) -> None:
         _, inverse = np.unique(rgb @ np.array([1, 256, 65536]), return_inverse=True)
         maps_.append(inverse.reshape(rgb.shape[:2]))
     theirs = Mask2FormerImageProcessorPil(**CONFIGS["edges"])(images, maps_, ignore_index=0, return_tensors="pt")
-    ours = encode_inputs(ImageProcessor.from_preprocessor_config(CONFIGS["edges"], "hf"), images, maps_, ignore_index=0)
+    ours = Mask2FormerImageProcessor(**CONFIGS["edges"])(images, maps_, ignore_index=0, return_tensors="pt")
     assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
     for masks_NHW, their_masks_NHW in zip(ours["mask_labels"], theirs["mask_labels"], strict=True):
-        assert torch.equal(masks_NHW.float(), their_masks_NHW)  # padded with 0 by both, since 0 is ignored
+        assert torch.equal(masks_NHW, their_masks_NHW)  # padded with 0 by both, since 0 is ignored
     for class_ids_N, their_class_ids_N in zip(ours["class_labels"], theirs["class_labels"], strict=True):
         assert torch.equal(class_ids_N, their_class_ids_N)

@@ -15,17 +15,13 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from m2f_core.config.labels import LabelMap
-from m2f_core.images.image_processor import MODES, ImageProcessor
-from m2f_core.images.image_size import ImageSize
 from m2f_core.masks import rle
-from m2f_core.masks.panoptic_png import PANOPTIC_VOID, panoptic_ids
-from m2f_core.training.batch import encode_inputs
+from m2f_core.masks.panoptic_png import panoptic_ids
 from m2f_core.training.targets import (
     annotation_mask,
     instance_targets,
     map_targets,
     pad_masks,
-    panoptic_map,
     panoptic_targets,
 )
 
@@ -106,8 +102,10 @@ def test_maps_may_be_images(mode: str) -> None:
 @pytest.mark.parametrize(
     ("map_", "options", "message"),
     [
-        (np.zeros((2, 2)), {}, "must hold integers"),
-        (np.zeros((2, 2), bool), {}, "must hold integers"),
+        (np.full((2, 2), 0.5), {}, "must hold whole numbers"),
+        (np.full((2, 2), np.nan), {}, "must hold whole numbers"),
+        (np.full((2, 2), np.inf), {}, "must hold whole numbers"),
+        (np.full((2, 2), 2.0**40), {}, "int32"),
         (np.zeros((2, 2, 3), np.uint8), {}, "panoptic_ids"),
         (np.zeros((0, 2), np.uint8), {}, "shape"),
         (np.full((2, 2), 2**31), {}, "int32"),
@@ -141,76 +139,6 @@ def test_padding_belongs_to_no_mask(map_HW: np.ndarray, bottom: int, right: int)
 
 def test_padding_no_masks() -> None:
     assert pad_masks(torch.zeros((0, 2, 3), dtype=torch.bool), (4, 8)).shape == (0, 4, 8)
-
-
-# Batches
-
-
-def noise_image(height: int, width: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def bands(height: int, width: int, values: list[int]) -> np.ndarray:
-    """A map of horizontal bands."""
-    return np.array(values)[np.arange(height) * len(values) // height][:, None].repeat(width, 1)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_batches_have_the_sizes_of_the_processor(mode: str) -> None:
-    processor = ImageProcessor(mode, ImageSize(edges=(50, 90)))
-    sizes_hw = [(40, 60), (60, 40), (33, 33)]
-    images = [noise_image(*hw) for hw in sizes_hw]
-    batch = encode_inputs(processor, images, [bands(*hw, [3, 255, 70_000]) for hw in sizes_hw], {3: 1, 70_000: 2}, 255)
-    geometries = [processor.geometry(*hw) for hw in sizes_hw]
-    assert batch["pixel_values"].shape == (3, 3, 96, 96)
-    for i, (image, geometry) in enumerate(zip(images, geometries, strict=True)):
-        height, width = geometry.resized_hw
-        alone = processor.to_batch([processor.resize(image)], geometry.padded_hw)[0]
-        assert torch.equal(batch["pixel_values"][i, :, : alone.shape[1], : alone.shape[2]], alone)
-        assert batch["pixel_mask"][i].sum() == height * width and batch["pixel_mask"][i, :height, :width].all()
-        masks_NHW = batch["mask_labels"][i]
-        assert masks_NHW.shape == (2, 96, 96)
-        assert not masks_NHW[:, ~batch["pixel_mask"][i]].any()
-        assert batch["class_labels"][i].tolist() == [1, 2]
-        # The nearest of the source's rows, by the centres of the target's.
-        source_rows = ((np.arange(height) + 0.5) * image.height / height).astype(int)
-        expected = bands(image.height, 1, [3, 255, 70_000])[source_rows, 0]
-        np.testing.assert_array_equal(masks_NHW[0, :height, 0].numpy(), expected == 3)
-        np.testing.assert_array_equal(masks_NHW[1, :height, width - 1].numpy(), expected == 70_000)
-
-
-def test_without_maps_there_are_no_labels() -> None:
-    batch = encode_inputs(ImageProcessor("hf", ImageSize(fixed_hw=(32, 64))), [noise_image(10, 10)])
-    assert batch.keys() == {"pixel_values", "pixel_mask"}
-    assert batch["pixel_mask"].all() and batch["pixel_mask"].shape == (1, 32, 64)
-
-
-def test_memory_order_and_type_of_a_map_do_not_matter() -> None:
-    processor = ImageProcessor("reference", ImageSize(fixed_hw=(64, 64)))
-    map_HW = np.random.default_rng(0).integers(0, 5, (30, 41))
-    image = noise_image(30, 41)
-    variants = [map_HW, np.asfortranarray(map_HW), map_HW.astype(np.uint8), map_HW.astype(np.int16)[::-1][::-1]]
-    masks = [encode_inputs(processor, [image], [variant])["mask_labels"][0] for variant in variants]
-    assert all(torch.equal(m, masks[0]) for m in masks)
-
-
-@pytest.mark.parametrize(
-    ("num_images", "maps_", "mapping", "message"),
-    [
-        (0, [], None, "no images"),
-        (2, [bands(8, 8, [1])], None, "2 images, 1 maps"),
-        (1, [bands(8, 8, [1])] * 2, None, "1 images, 2 maps"),
-        (2, [bands(8, 8, [1])] * 2, [{1: 1}], "1 mappings"),
-        (2, [bands(8, 8, [1]), bands(8, 9, [1])], None, "segmentation map 1: the map has"),
-        (1, [bands(8, 8, [1])], {2: 0}, "segmentation map 0: instance 1"),
-        (1, [np.zeros((8, 8))], None, "segmentation map 0: .*integers"),
-    ],
-    ids=str,
-)
-def test_broken_batches_are_refused(num_images: int, maps_: list, mapping: object, message: str) -> None:
-    processor = ImageProcessor("reference", ImageSize(fixed_hw=(32, 32)))
-    with pytest.raises(ValueError, match=message):
-        encode_inputs(processor, [noise_image(8, 8)] * num_images, maps_, mapping)
 
 
 # COCO panoptic
@@ -249,26 +177,6 @@ def test_panoptic_targets_of_real_files(coco_things: Path) -> None:
         assert masks_NHW.sum((1, 2)).tolist() == [s["area"] for s in segments]
         assert [category_ids[i] for i in class_ids_N.tolist()] == [s["category_id"] for s in segments]
         assert (masks_NHW.sum(0) <= 1).all()
-
-
-def test_a_panoptic_map_goes_through_the_processor(coco_things: Path) -> None:
-    """Crowds are void in the batch too, and segments that vanish in resizing are no targets."""
-    content = json.loads((coco_things / "panoptic.json").read_text(encoding="utf-8"))
-    annotation = content["annotations"][0]
-    png = Image.open(coco_things / "panoptic" / annotation["file_name"])
-    image = Image.open(coco_things / "images" / annotation["file_name"].replace(".png", ".jpg")).convert("RGB")
-    first, *others = annotation["segments_info"]
-    class_ids = LabelMap.of_dataset("coco-panoptic").class_id_of_category
-    map_HW, mapping = panoptic_map(png, [{**first, "iscrowd": 1}, *others], class_ids)
-    assert first["id"] not in mapping and first["id"] not in map_HW
-    processor = ImageProcessor("reference", ImageSize(edges=(64, 128)))
-    batch = encode_inputs(processor, [image], [map_HW], mapping, PANOPTIC_VOID)
-    height, width = processor.geometry(image.height, image.width).resized_hw
-    small_HW = np.asarray(Image.fromarray(map_HW).resize((width, height), Image.Resampling.NEAREST))
-    ids = [i for i in np.unique(small_HW).tolist() if i != PANOPTIC_VOID]
-    assert 0 < len(ids) < len(others)
-    assert batch["class_labels"][0].tolist() == [mapping[i] for i in ids]
-    assert batch["mask_labels"][0].sum((1, 2)).tolist() == [(small_HW == i).sum() for i in ids]
 
 
 SEGMENT = {"id": 5, "category_id": 10, "iscrowd": 0}
