@@ -45,6 +45,10 @@ def run_job(prog: str, work: Callable[[], int], *, kept: str | Callable[[], str]
         return 1
     except KeyboardInterrupt:
         last_line(prog, f"interrupted{after()}", level=logging.WARNING)
+        if "ray" in sys.modules:  # which not every job needs
+            from pipeline.cluster.local_ray import end_own_ray_at_once
+
+            end_own_ray_at_once()
         return _INTERRUPTED
     except SystemExit as stop:
         # While ray.init runs, Ray's own handler is in place, which exits with the signal's number.

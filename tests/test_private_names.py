@@ -15,6 +15,9 @@ PRIVATE_NAMES = {
     "pipeline/cluster/ray_private.py": [
         ("ray._private.utils", "get_num_cpus"),
         ("ray._private.state", "state.get_cluster_config"),
+        ("ray._private.worker", "_global_node"),
+        ("ray._private.worker", "shutdown"),
+        ("ray._private.node", "Node.is_head"),
         ("ray._private.log", "PlainRayHandler"),
     ],
     "pipeline/cluster/actor_arguments.py": [

@@ -5,7 +5,12 @@ import logging
 import psutil
 import ray
 
-from pipeline.cluster.ray_private import START_TIMED_OUT, usable_cpus
+from pipeline.cluster.ray_private import (
+    START_TIMED_OUT,
+    has_started_ray,
+    leave_out_shutdown_at_exit,
+    usable_cpus,
+)
 from pipeline.errors import RunError
 from pipeline.store.filesystem import one_line
 
@@ -31,20 +36,32 @@ def start_local_ray(log_to_driver: bool) -> None:
             )
             return
         except Exception as error:  # Ray raises a bare Exception if the node does not start in time
-            _end([child for child in _children() if child not in before])
+            left = [child for child in _children() if child not in before]
+            _kill(left)
+            psutil.wait_procs(left, timeout=30)
             if START_TIMED_OUT not in str(error) or not attempts_left:
                 raise RunError(f"Ray cannot start on this machine: {one_line(error)}") from None
             logger.warning("Ray did not start in time, as on a very busy machine; %d attempts left", attempts_left)
+
+
+def end_own_ray_at_once() -> None:
+    """Kill all processes of the Ray that this process has started, if it has. Then call `os._exit`.
+
+    ray.shutdown, which is left out when the process exits, asks one process after the other and waits up to a second
+    for each; before that, it sleeps for half a second. Killing the raylet alone would leave its agents for a minute.
+    """
+    if has_started_ray():
+        _kill(_children())
+        leave_out_shutdown_at_exit()
 
 
 def _children() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-def _end(processes: list[psutil.Process]) -> None:
+def _kill(processes: list[psutil.Process]) -> None:
     for process in processes:
         try:
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(processes, timeout=30)

@@ -4,6 +4,7 @@ Written for Ray 2.60. tests/test_private_names.py names those that a later versi
 the functions, because a drill needs the titles and never loads Ray.
 """
 
+import atexit
 import logging
 from typing import Any
 
@@ -18,6 +19,21 @@ def usable_cpus() -> int:
     import ray._private.utils
 
     return int(ray._private.utils.get_num_cpus())
+
+
+def has_started_ray() -> bool:
+    """Whether this process runs a Ray that it has started itself, in contrast to one that it has joined."""
+    import ray._private.worker
+
+    node = ray._private.worker._global_node
+    return node is not None and node.is_head()
+
+
+def leave_out_shutdown_at_exit() -> None:
+    """When the process exits, ray.shutdown is not called."""
+    import ray._private.worker
+
+    atexit.unregister(ray._private.worker.shutdown)
 
 
 def autoscaler_config() -> Any:
