@@ -74,7 +74,7 @@ class Settings:
     (classes of Mapillary Vistas: 0.0/0.5), instance 0.0/0.5."""
     overlap_threshold: Annotated[float | None, _RESULTS, Interval(ge=0.0, le=1.0), ChangesResults(("panoptic",))] = None
     """panoptic: drop a segment if other segments leave less than this share of its mask visible. Default: 0.8."""
-    mask_threshold: Annotated[float | None, _RESULTS, Interval(ge=0.0, lt=1.0), ChangesResults(("panoptic",))] = None
+    mask_threshold: Annotated[float | None, _RESULTS, Interval(gt=0.0, lt=1.0), ChangesResults(("panoptic",))] = None
     """panoptic: a mask contains the pixels whose probability is at least this. Default: 0.5."""
     label_ids_to_fuse: Annotated[tuple[int, ...] | None, _RESULTS, ChangesResults(("panoptic",))] = None
     """panoptic: merge all segments of each of these class ids into one per image. Default: the stuff classes of the

@@ -4,12 +4,14 @@ Legend: H, W pixels of the image; N masks.
 """
 
 import colorsys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 _OPACITY = 0.55
+_FONT_SIZE = 14  # pixels
 _GOLDEN_RATIO = 0.618034  # hue steps of this size keep any number of colours apart
 
 
@@ -31,6 +33,33 @@ def draw_segments(pixels_HW3: NDArray[np.uint8], masks_HW: Iterable[NDArray[np.b
         outline_HW |= _outline(mask_HW)
     drawn_HW3[outline_HW] = 255
     return drawn_HW3.round().astype(np.uint8)
+
+
+def with_legend(drawn_HW3: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.uint8]:
+    """The picture with a legend below it: the colour and the name of each segment, in the order of `draw_segments`."""
+    if not names:
+        return drawn_HW3
+    font = ImageFont.load_default(_FONT_SIZE)
+    line = _FONT_SIZE + 6
+    widths = [2 * line + round(font.getlength(name)) for name in names]
+    width = max(drawn_HW3.shape[1], *widths)
+    rows, used = [0], 0  # row of each entry
+    for entry in widths:
+        rows.append(rows[-1] + (used + entry > width))
+        used = entry if rows[-1] > rows[-2] else used + entry
+    legend = Image.new("RGB", (width, line * (rows[-1] + 1) + 4), "white")
+    draw = ImageDraw.Draw(legend)
+    left, row = 0, 0
+    for number, (name, entry, place) in enumerate(zip(names, widths, rows[1:], strict=True)):
+        left = 0 if place != row else left
+        row = place
+        top = 2 + row * line
+        draw.rectangle((left + 4, top + 3, left + line - 2, top + line - 3), fill=segment_colour(number))
+        draw.text((left + line + 2, top), name, fill="black", font=font)
+        left += entry
+    padded_HW3 = np.full((drawn_HW3.shape[0], width, 3), 255, np.uint8)
+    padded_HW3[:, : drawn_HW3.shape[1]] = drawn_HW3
+    return np.concatenate([padded_HW3, np.asarray(legend)])
 
 
 def _outline(mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:

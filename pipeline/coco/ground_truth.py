@@ -87,19 +87,19 @@ def read_instances(place: str, flag: str = "--instances-gt") -> GroundTruth:
     return GroundTruth(flag, place, images, tuple(content["categories"]))
 
 
-def read_semantic(place: str, categories: tuple[dict[str, Any], ...]) -> GroundTruth:
+def read_semantic(place: str, categories: tuple[dict[str, Any], ...], flag: str = _SEMANTIC) -> GroundTruth:
     """Read every .png below a folder; a pixel is an index into `categories`, which are the model's."""
     filesystem, root = open_filesystem(place)
-    with store_errors_as(RunError, f"{_SEMANTIC} {place} cannot be listed"):
+    with store_errors_as(RunError, f"{flag} {place} cannot be listed"):
         paths = sorted(path for path in filesystem.find(root) if path.lower().endswith(".png"))
     if not paths:
-        raise RunError(f"{_SEMANTIC} {place} holds no .png files")
-    names = [_without_ending(path.removeprefix(root).lstrip("/")) for path in paths]
+        raise RunError(f"{flag} {place} holds no .png files")
+    names = [without_ending(path.removeprefix(root).lstrip("/")) for path in paths]
     images = tuple(
         GtImage(number, name, None, uri_of(filesystem, path))
         for number, (name, path) in enumerate(zip(names, paths, strict=True))
     )
-    return GroundTruth(_SEMANTIC, place, images, categories)
+    return GroundTruth(flag, place, images, categories)
 
 
 @dataclass
@@ -126,7 +126,7 @@ class Census:
 
     def find(self, image_key: str) -> GtImage | None:
         """The image of the ground truth whose name `image_key` ends in. RunError if there are several."""
-        parts = (_without_ending(image_key) if self.ground_truth.flag == _SEMANTIC else image_key).split("/")
+        parts = (without_ending(image_key) if self.ground_truth.flag == _SEMANTIC else image_key).split("/")
         names = ["/".join(parts[-depth:]) for depth in self.depths if depth <= len(parts)]
         found = [self.by_name[name] for name in names if name in self.by_name]
         if len(found) > 1:
@@ -233,5 +233,5 @@ def _plain(name: str) -> str:
     return PurePosixPath(name).as_posix().lstrip("/")
 
 
-def _without_ending(path: str) -> str:
+def without_ending(path: str) -> str:
     return os.path.splitext(path)[0]  # noqa: PTH122 - a key need not be a local path

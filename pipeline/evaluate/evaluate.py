@@ -120,6 +120,7 @@ def _score_spec(settings: EvaluationSettings, run: FinishedRun, truths: dict[str
         instances=categories.get("instances"),
         semantic_by_labels="semantic" in truths,
         reduce_zero_label=settings.reduce_zero_label,
+        ignore_label=settings.ignore_label,
         things_only=run.task == "panoptic",
     )
 

@@ -34,6 +34,7 @@ class ScoreSpec:
     instances: tuple[Category, ...] | None  # categories for AP
     semantic_by_labels: bool  # mIoU by label PNGs, otherwise by the panoptic ground truth
     reduce_zero_label: bool
+    ignore_label: int
     things_only: bool  # for AP of a panoptic run
 
 
@@ -112,7 +113,7 @@ def score_part(spec: ScoreSpec, task: PartTask) -> Sums:
                 truth_HW = panoptic_classes(image.panoptic, runs, _class_of(spec.semantic))
                 sums.confusion += _confusion(truth_HW, rows, spec.semantic)
         if image.semantic is not None and spec.semantic is not None:
-            truth_HW = read_label_png(image.semantic, len(spec.semantic), spec.reduce_zero_label)
+            truth_HW = read_label_png(image.semantic, len(spec.semantic), spec.reduce_zero_label, spec.ignore_label)
             _check_rows_size(rows, image.semantic, truth_HW)
             sums.confusion += _confusion(truth_HW, rows, spec.semantic)
         if image.instances is not None and spec.instances is not None:

@@ -36,10 +36,12 @@ class EvaluationSettings:
     instances_gt: Annotated[str | None, _GROUND_TRUTH] = None
     """Compare with this COCO instances JSON: gives AP and AR of masks and boxes. Of a panoptic run, things count."""
     semantic_gt: Annotated[str | None, _GROUND_TRUTH] = None
-    """Compare with the label PNGs in this folder, named as the images: gives mIoU. Pixels are class numbers from 0,
-    and 255 is ignored."""
+    """Compare with the label PNGs in this folder, named as the images: gives mIoU. Pixels are class numbers from
+    0."""
     reduce_zero_label: Annotated[bool, _GROUND_TRUTH] = False
     """Class numbers in --semantic-gt begin at 1, and 0 is ignored, as in ADE20K's files."""
+    ignore_label: Annotated[int, _GROUND_TRUTH, Interval(ge=0, le=65_535)] = 255
+    """Ignore pixels of --semantic-gt with this value."""
     workers: Annotated[int | None, RESOURCES, Interval(ge=1, le=1024)] = None
     """Read and compare in N processes. Default: one per CPU."""
 
@@ -50,3 +52,5 @@ class EvaluationSettings:
         for name, needed in (("panoptic_pngs", "panoptic_gt"), ("reduce_zero_label", "semantic_gt")):
             if getattr(self, name) and not getattr(self, needed):
                 raise RunError(f"{flag(name)} needs {flag(needed)}, which is not given")
+        if self.ignore_label != 255 and self.semantic_gt is None:
+            raise RunError("--ignore-label needs --semantic-gt, which is not given")

@@ -1,4 +1,4 @@
-"""COCO-format data -> training batches, which depend neither on the number of workers nor on interruptions.
+"""Annotated images -> training batches, which depend neither on the number of workers nor on interruptions.
 
 Sample n of a training is image n of an endless sequence of shuffled epochs, augmented by a generator seeded with n. So
 the first n of a batch determines the batch, each worker takes its share of the batch, and a resumed training starts at
@@ -9,10 +9,9 @@ much as in the JSON), four times the JSON while it is read, and the worker's sha
 process: one image at its own size, and its targets at the size of the crop.
 """
 
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,25 +19,13 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from m2f_core.config.labels import LabelMap
 from m2f_core.images.image_processor import NETWORK_STRIDE
-from m2f_core.masks.panoptic_png import PANOPTIC_VOID
-from m2f_core.masks.polygons import FEWEST_NUMBERS
 from m2f_core.training.augment import IMAGE_PADDING, Jitter, LargeScaleJitter, WholeImages
-from m2f_core.training.targets import Targets, instance_masks, map_targets, panoptic_map
-from pipeline.coco.ground_truth import GtImage, read_instances, read_panoptic
-from pipeline.coco.ground_truth_png import read_panoptic_pixels
-from pipeline.errors import ImageError, RunError
-from pipeline.segment.decode import decode_image
-from pipeline.store.filesystem import one_line
-from pipeline.store.objects import read_uri
-from pipeline.train.packed_sequence import PackedSequence
-from pipeline.train.settings import FinetuneSettings
-
-logger = logging.getLogger(__name__)
+from m2f_core.training.targets import Targets, instance_masks, map_targets
+from pipeline.errors import RunError
+from pipeline.train.annotated_images import AnnotatedImages
 
 Augmentation = LargeScaleJitter | WholeImages
-MAX_IMAGE_PIXELS = 2**31 - 1  # no limit: users know their training data
 
 
 @dataclass(frozen=True)
@@ -48,79 +35,6 @@ class Batch:
     pixels_Bhw3: torch.Tensor  # noqa: N815
     mask_labels: list[torch.Tensor]
     class_labels: list[torch.Tensor]
-
-
-@dataclass(frozen=True)
-class AnnotatedImages:
-    """Images in a folder and their annotations."""
-
-    folder: str
-    images: PackedSequence[GtImage]
-    categories: tuple[dict[str, Any], ...]  # as in the JSON
-    where: str  # the flag and the path of the JSON, for messages
-    panoptic: bool
-    exif: bool  # turn images by their EXIF orientation, as segment_bucket.py does
-
-    @classmethod
-    def read(
-        cls, folder: str, gt: str, pngs: str | None, panoptic: bool, flag: str, exif: bool = True
-    ) -> "AnnotatedImages":
-        """Read the ground truth. RunError if it cannot be used; messages name it by `flag`."""
-        truth = read_panoptic(gt, pngs, flag) if panoptic else read_instances(gt, flag)
-        where = f"{flag} {gt}"
-        images = truth.images if panoptic else _with_usable_masks(truth.images, where)
-        return cls(folder.rstrip("/"), PackedSequence(images), truth.categories, where, panoptic, exif)
-
-    def check_first(self) -> None:
-        """Raise RunError if the first image or its PNG cannot be used, most likely because a folder is wrong."""
-        self.image(0)
-        if self.panoptic:
-            read_panoptic_pixels(self.images[0])
-
-    def image(self, index: int) -> Image.Image:
-        """Read an RGB image. RunError if it cannot be read or has another size than its ground truth."""
-        annotated = self.images[index]
-        path = f"{self.folder}/{annotated.name}"
-        data = read_uri(path, "image")
-        try:
-            image = decode_image(data, max_pixels=MAX_IMAGE_PIXELS, apply_exif=self.exif)
-        except ImageError as error:
-            raise RunError(f"image {path} cannot be used: {error}") from None
-        size = image.height, image.width
-        if size != annotated.size:
-            hint = f"; is --{'no-' if self.exif else ''}exif right?" if size[::-1] == annotated.size else ""
-            found = f"{image.height} x {image.width} (height x width)"
-            raise RunError(f"image {path} is {found}, but its ground truth says {annotated.size}{hint}")
-        return image
-
-
-def training_data(settings: FinetuneSettings) -> AnnotatedImages:
-    """The training data of the settings. RunError if the ground truth cannot be used."""
-    if settings.panoptic_gt is not None:
-        gt, flag = settings.panoptic_gt, "--panoptic-gt"
-    else:
-        assert settings.instances_gt is not None
-        gt, flag = settings.instances_gt, "--instances-gt"
-    panoptic = settings.panoptic_gt is not None
-    return AnnotatedImages.read(settings.images, gt, settings.panoptic_pngs, panoptic, flag, settings.exif)
-
-
-def validation_data(settings: FinetuneSettings) -> AnnotatedImages | None:
-    """The validation data of the settings, or None. RunError if the data cannot be used."""
-    if settings.val_images is None or settings.val_gt is None:
-        return None
-    panoptic = settings.panoptic_gt is not None
-    return AnnotatedImages.read(
-        settings.val_images, settings.val_gt, settings.val_pngs, panoptic, "--val-gt", settings.exif
-    )
-
-
-def labels_of(data: AnnotatedImages) -> LabelMap:
-    """The classes of a model for `data`. RunError if the categories are not in COCO's format."""
-    try:
-        return LabelMap.from_coco_categories(list(data.categories))
-    except ValueError as error:
-        raise RunError(f"{data.where}: {one_line(error)}") from None
 
 
 class TrainingSamples(Dataset[tuple[np.ndarray, Targets]]):
@@ -140,28 +54,26 @@ class TrainingSamples(Dataset[tuple[np.ndarray, Targets]]):
         if isinstance(self.augmentation, LargeScaleJitter):
             sizes = [self.augmentation.crop_hw]
         else:
-            sizes = [self._jitter(n, self.data.images[self.order[n]]).crop_hw for n in numbers]
+            sizes = [self._jitter(n, self.data.size(self.order[n])).crop_hw for n in numbers]
         height, width = (-(-max(lengths) // NETWORK_STRIDE) * NETWORK_STRIDE for lengths in zip(*sizes, strict=True))
         return height, width
 
     def __getitem__(self, n: int) -> tuple[np.ndarray, Targets]:
         index = self.order[n]
         image, annotated = self.data.image(index), self.data.images[index]
-        jitter = self._jitter(n, annotated)
+        jitter = self._jitter(n, (image.height, image.width))
         try:
-            if self.data.panoptic:
-                png_HW3 = read_panoptic_pixels(annotated)
-                ids_HW, class_ids = panoptic_map(png_HW3, annotated.annotations, self.class_id_of_category)
-                targets = map_targets(jitter.map(ids_HW, PANOPTIC_VOID), class_ids, PANOPTIC_VOID)
-            else:
+            if self.data.kind == "instances":
                 targets = self._instance_targets(annotated.annotations, image, jitter)
+            else:
+                ids_HW, class_ids, ignored = self.data.map(index, self.class_id_of_category)
+                targets = map_targets(jitter.map(ids_HW, ignored), class_ids, ignored)
         except ValueError as error:
             raise RunError(f"the ground truth of {annotated.name} cannot be used: {error}") from None
         return jitter.image(image), targets
 
-    def _jitter(self, n: int, image: GtImage) -> Jitter:
-        assert image.size is not None
-        return self.augmentation.draw(*image.size, np.random.default_rng([self.seed, n]))
+    def _jitter(self, n: int, size_hw: tuple[int, int]) -> Jitter:
+        return self.augmentation.draw(*size_hw, np.random.default_rng([self.seed, n]))
 
     def _instance_targets(
         self, annotations: Sequence[Mapping[str, Any]], image: Image.Image, jitter: Jitter
@@ -268,37 +180,3 @@ def _collate(samples: Sequence[tuple[np.ndarray, Targets]]) -> Batch:
         [targets.mask_labels for _, targets in samples],
         [targets.class_labels for _, targets in samples],
     )
-
-
-def _with_usable_masks(images: Iterable[GtImage], where: str) -> Iterator[GtImage]:
-    """Drop polygons of fewer than three points, and the objects that have no other polygon.
-
-    detectron2's `load_coco_json` does the same; here a warning counts the objects. RunError for an invalid
-    segmentation, so that the training fails now instead of at a later step.
-    """
-    dropped: list[Any] = []  # ids
-    for image in images:
-        annotations = []
-        for annotation in image.annotations:
-            segmentation = annotation["segmentation"]
-            if isinstance(segmentation, list):
-                if not all(isinstance(polygon, list) and len(polygon) % 2 == 0 for polygon in segmentation):
-                    _refuse(annotation, where, "a polygon must be a flat list of numbers x0, y0, x1, y1, ...")
-                polygons = [polygon for polygon in segmentation if len(polygon) >= FEWEST_NUMBERS]
-                if not polygons:
-                    dropped.append(annotation["id"])
-                    continue
-                annotation = {**annotation, "segmentation": polygons}
-            elif not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-                _refuse(annotation, where, "a segmentation must be a list of polygons or an RLE with size and counts")
-            annotations.append(annotation)
-        yield replace(image, annotations=tuple(annotations))
-    if dropped:
-        logger.warning(
-            f"{where}: {len(dropped):,} annotations have no polygon with three points or more and are left out, "
-            f"for example annotation {dropped[0]!r}"
-        )
-
-
-def _refuse(annotation: Mapping[str, Any], where: str, why: str) -> NoReturn:
-    raise RunError(f"{where}: annotation {annotation['id']!r} cannot be used: {why}")

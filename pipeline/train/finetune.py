@@ -38,7 +38,7 @@ from pipeline.store.filesystem import (
     whole_path,
 )
 from pipeline.store.objects import parse_json_object, read_or_none
-from pipeline.train.data import labels_of, training_data, validation_data
+from pipeline.train.annotated_images import labels_of, training_data, validation_data
 from pipeline.train.ray_train_files import LIST_OF_CHECKPOINTS, is_checkpoint, listed_checkpoints
 from pipeline.train.settings import PLACES, FinetuneSettings
 from pipeline.train.starting_model import start_warnings

@@ -11,7 +11,14 @@ PLOT_FILE = "loss.png"
 Row = dict[str, Any]
 
 # Validation metrics: key in a row -> title in the plot.
-FIGURES = {"PQ": "PQ", "PQ_things": "PQ things", "PQ_stuff": "PQ stuff", "AP": "AP of masks"}
+FIGURES = {
+    "PQ": "PQ",
+    "PQ_things": "PQ things",
+    "PQ_stuff": "PQ stuff",
+    "AP": "AP of masks",
+    "mIoU": "mIoU",
+    "pAcc": "pixel accuracy",
+}
 
 
 def to_lines(rows: Sequence[Row]) -> bytes:
@@ -29,8 +36,11 @@ def as_text(row: Row, num_iterations: int) -> str:
         terms = " ".join(f"{name.removeprefix('loss_')} {row[name]:.3f}" for name in row if name.startswith("loss_"))
         parts += [f"loss {row['loss']:.3f} ({terms})", f"lr {row['learning_rate']:.1e}"]
         parts += [f"{row['iterations_per_second']:.2f} it/s"]
-    figures = [f"{title} {100 * row[name]:.2f}" for name, title in FIGURES.items() if row.get(name) is not None]
-    return "  ".join([*parts, *figures])
+    for name, title in FIGURES.items():
+        if name in row:
+            none = "none (the ground truth has no segment for it)"
+            parts.append(f"{title} {none if row[name] is None else f'{100 * row[name]:.2f}'}")
+    return "  ".join(parts)
 
 
 def plot(rows: Sequence[Row]) -> bytes:

@@ -20,7 +20,9 @@ _MAY_CHANGE = (
 )
 
 # Settings that must be paths or URIs.
-PLACES = ("images", "output", "panoptic_gt", "panoptic_pngs", "instances_gt", "val_images", "val_gt", "val_pngs")
+GROUND_TRUTHS = ("panoptic_gt", "instances_gt", "semantic_gt", "instance_maps")
+PLACES = ("images", "output", *GROUND_TRUTHS, "panoptic_pngs", "id2label", "val_images", "val_gt", "val_pngs")
+_OF_MAPS = ("id2label", "ignore_label", "reduce_zero_label")
 
 _WHOLE = "whole"  # value of --crop-size
 _OF_JITTER = ("min_scale", "max_scale")
@@ -33,11 +35,11 @@ _AUGMENTATION = Section("augmentation")
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """Train a Mask2Former on data in COCO's formats and write a Hugging Face checkpoint to OUTPUT/model.
+    """Train a Mask2Former and write a Hugging Face checkpoint to OUTPUT/model.
 
-    Give --panoptic-gt or --instances-gt, and --model (weights to start from) or --architecture (from scratch). The same
-    command continues a training that was stopped. Paths may be local folders or URIs (s3://bucket/prefix); on a
-    cluster, OUTPUT must be a URI or a folder that all nodes share.
+    Give --panoptic-gt or --instances-gt (COCO's formats), --semantic-gt or --instance-maps (PNGs), and --model (weights
+    to start from) or --architecture (from scratch). The same command continues a training that was stopped. Paths may
+    be local folders or URIs (s3://bucket/prefix); on a cluster, OUTPUT must be a URI or a folder that all nodes share.
     """
 
     images: Annotated[str, IN_AND_OUT]
@@ -50,12 +52,25 @@ class FinetuneSettings:
     """Read the PNGs of --panoptic-gt from this folder. Default: the path of the JSON file without `.json`."""
     instances_gt: Annotated[str | None, IN_AND_OUT] = None
     """Train on this COCO instances JSON, instead of --panoptic-gt."""
+    semantic_gt: Annotated[str | None, IN_AND_OUT] = None
+    """Train on the label PNGs in this folder, named as the images: a pixel is a class number. Instead of
+    --panoptic-gt."""
+    instance_maps: Annotated[str | None, IN_AND_OUT] = None
+    """Train on the PNGs in this folder, named as the images: red is the class number, green tells objects of a class
+    apart. Instead of --panoptic-gt."""
+    id2label: Annotated[str | None, IN_AND_OUT] = None
+    """Read the class names of --semantic-gt or --instance-maps from this JSON file: {"0": "road", "1": "sky"}.
+    Default: those of --model."""
+    ignore_label: Annotated[int, IN_AND_OUT, Interval(ge=0, le=65_535)] = 255
+    """Ignore pixels of --semantic-gt (or red in --instance-maps) with this value."""
+    reduce_zero_label: Annotated[bool, IN_AND_OUT] = False
+    """Class numbers in --semantic-gt or --instance-maps begin at 1, and 0 is ignored, as in ADE20K's files."""
     exif: Annotated[bool, IN_AND_OUT] = True
     """Turn each image as its EXIF orientation says; use --no-exif if the annotations fit the stored pixels."""
     val_images: Annotated[str | None, _VALIDATION] = None
     """Validate with the images of this folder or URI prefix."""
     val_gt: Annotated[str | None, _VALIDATION] = None
-    """Validate with this ground truth, of the same kind as the training's: gives PQ, or AP of masks."""
+    """Validate with this ground truth, of the same kind as the training's: gives PQ, AP of masks, or mIoU."""
     val_pngs: Annotated[str | None, _VALIDATION] = None
     """Read the PNGs of --val-gt from this folder. Default: the path of the JSON file without `.json`."""
     evaluate_every: Annotated[int | None, _VALIDATION, Interval(ge=1, le=10_000_000)] = None
@@ -142,14 +157,22 @@ class FinetuneSettings:
         self.parsed_image_size()
 
     def _check_places(self) -> None:
-        for one, other in (("panoptic_gt", "instances_gt"), ("model", "architecture")):
-            if (getattr(self, one) is None) == (getattr(self, other) is None):
-                raise RunError(f"give either {flag(one)} or {flag(other)}")
+        if sum(getattr(self, name) is not None for name in GROUND_TRUTHS) != 1:
+            raise RunError(f"give exactly one of {', '.join(map(flag, GROUND_TRUTHS))}")
+        if (self.model is None) == (self.architecture is None):
+            raise RunError("give either --model or --architecture")
+        for f in fields(self):
+            if f.name in _OF_MAPS and getattr(self, f.name) != f.default and not self.trains_on_maps():
+                raise RunError(f"{flag(f.name)} needs --semantic-gt or --instance-maps, which is not given")
         if (self.val_images is None) != (self.val_gt is None):
             raise RunError("--val-images and --val-gt belong together: give both or neither")
         for pngs, needed in (("panoptic_pngs", self.panoptic_gt), ("val_pngs", self.panoptic_gt and self.val_gt)):
             if getattr(self, pngs) is not None and needed is None:
                 raise RunError(f"{flag(pngs)} needs panoptic ground truth, which is not given")
+
+    def trains_on_maps(self) -> bool:
+        """Whether the ground truth is a folder of PNGs without a JSON."""
+        return self.semantic_gt is not None or self.instance_maps is not None
 
     def crop_hw(self) -> tuple[int, int] | None:
         """--crop-size as (height, width) in pixels; None for whole images."""

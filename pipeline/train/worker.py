@@ -17,15 +17,8 @@ from m2f_core.training.augment import LargeScaleJitter, WholeImages
 from pipeline.precision import check_precision
 from pipeline.store.filesystem import write_uri
 from pipeline.store.temporary_folders import scratch_folder
-from pipeline.train.data import (
-    Augmentation,
-    TrainingSamples,
-    WorkerShare,
-    labels_of,
-    load_batches,
-    training_data,
-    validation_data,
-)
+from pipeline.train.annotated_images import labels_of, training_data, validation_data
+from pipeline.train.data import Augmentation, TrainingSamples, WorkerShare, load_batches
 from pipeline.train.log import LOG_FILE, PLOT_FILE, as_text, plot, to_lines
 from pipeline.train.settings import FinetuneSettings
 from pipeline.train.starting_model import check_start, starting_model

@@ -174,7 +174,7 @@ def test_every_setting_stands_in_a_section(settings_class):
 
 def test_help_shows_bounds_and_defaults_and_no_none(shown_help):
     assert "(default: 128; 1 .. 1,024)" in shown_help  # --shard-mib
-    assert "(at least 0.0 and below 1.0)" in shown_help  # --mask-threshold
+    assert "(above 0.0 and below 1.0)" in shown_help  # --mask-threshold
     assert "(default: on)" in shown_help  # --exif
     assert "None" not in shown_help and "--label-ids-to-fuse [INT ...]" in shown_help
 

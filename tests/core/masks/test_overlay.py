@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m2f_core.masks.overlay import draw_segments, segment_colour
+from m2f_core.masks.overlay import draw_segments, segment_colour, with_legend
 
 
 @given(st.integers(0, 200))
@@ -41,3 +41,23 @@ def test_later_masks_cover_earlier_ones():
     everywhere, block = np.ones((8, 8), np.bool_), np.zeros((8, 8), np.bool_)
     block[2:7, 2:7] = True
     assert np.allclose(draw_segments(pixels, [everywhere, block])[4, 4], 0.55 * np.array(segment_colour(1)), atol=1)
+
+
+def test_a_legend_names_every_segment_in_its_colour():
+    """Below the picture, in as many rows as needed; nothing of the picture changes."""
+    picture = np.random.default_rng(0).integers(0, 256, (20, 100, 3), dtype=np.uint8)
+    names = ["person", "traffic light", "sky", "a name that is wider than the picture above"]
+    drawn = with_legend(picture, names)
+    assert np.array_equal(drawn[:20, :100], picture) and (drawn[:20, 100:] == 255).all()
+    legend = drawn[20:]
+    for number in range(len(names)):
+        assert (legend == segment_colour(number)).all(axis=2).sum() > 50
+    assert (legend < 100).all(axis=2).any(), "no text"
+    assert len(with_legend(picture, names)) > len(with_legend(picture, names[:1]))
+    assert with_legend(picture, []) is picture
+
+
+def test_the_rows_of_a_legend_do_not_overlap():
+    drawn = with_legend(np.zeros((1, 200, 3), np.uint8), [f"class {n}" for n in range(12)])
+    areas = [(drawn[1:] == segment_colour(number)).all(axis=2) for number in range(12)]
+    assert all(area.sum() == areas[0].sum() for area in areas)

@@ -14,7 +14,8 @@ from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.images.image_size import ImageSize
 from m2f_core.training.augment import IMAGE_PADDING, LargeScaleJitter, WholeImages
 from pipeline.errors import RunError
-from pipeline.train.data import AnnotatedImages, EndlessOrder, TrainingSamples, WorkerShare, load_batches
+from pipeline.train.annotated_images import AnnotatedImages
+from pipeline.train.data import EndlessOrder, TrainingSamples, WorkerShare, load_batches
 from pipeline.train.packed_sequence import PackedSequence
 from tests.support.coco_folders import CATEGORIES, colour_of, write_coco_folder
 
@@ -29,7 +30,7 @@ def folder(tmp_path_factory):
 
 def samples_of(folder, panoptic: bool, jitter=None, seed=0) -> TrainingSamples:
     gt = folder.panoptic_gt if panoptic else folder.instances_gt
-    data = AnnotatedImages.read(str(folder.images), str(gt), None, panoptic, "--gt")
+    data = AnnotatedImages.read(str(folder.images), str(gt), None, "panoptic" if panoptic else "instances", "--gt")
     labels = LabelMap.from_coco_categories(list(data.categories))
     jitter = jitter or LargeScaleJitter((48, 48), 0.5, 1.5, True)
     return TrainingSamples(data, labels.class_id_of_category, jitter, seed)
@@ -175,7 +176,7 @@ def test_images_are_turned_as_their_exif_says_unless_told_not_to(tmp_path):
     upright.transpose(Image.Transpose.ROTATE_90).save(folder.images / "001.png", exif=exif)
 
     def first(exif: bool) -> Image.Image:
-        args = str(folder.images), str(folder.panoptic_gt), None, True, "--gt"
+        args = str(folder.images), str(folder.panoptic_gt), None, "panoptic", "--gt"
         return AnnotatedImages.read(*args, exif=exif).image(0)
 
     np.testing.assert_array_equal(np.asarray(first(exif=True)), np.asarray(upright))

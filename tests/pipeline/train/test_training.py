@@ -14,7 +14,8 @@ from m2f_core.images.image_size import ImageSize
 from m2f_core.training.augment import LargeScaleJitter
 from m2f_core.training.initial_weights import initial_model
 from pipeline.errors import RunError
-from pipeline.train.data import AnnotatedImages, Batch, TrainingSamples, WorkerShare, load_batches
+from pipeline.train.annotated_images import AnnotatedImages
+from pipeline.train.data import Batch, TrainingSamples, WorkerShare, load_batches
 from pipeline.train.log import as_text, from_lines, plot, to_lines
 from pipeline.train.settings import FinetuneSettings
 from pipeline.train.training import LossMeter, Training
@@ -39,7 +40,7 @@ SETTINGS = FinetuneSettings(
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> AnnotatedImages:
     folder = write_coco_folder(tmp_path_factory.mktemp("coco") / "set", [(64, 64), (64, 80)])
-    return AnnotatedImages.read(str(folder.images), str(folder.panoptic_gt), None, True, "--panoptic-gt")
+    return AnnotatedImages.read(str(folder.images), str(folder.panoptic_gt), None, "panoptic", "--panoptic-gt")
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_a_wrong_annotation_ends_a_validation_by_name(tmp_path):
     content = json.loads(folder.instances_gt.read_text())
     content["annotations"][0].update(id=7, bbox=[1, 2])
     folder.instances_gt.write_text(json.dumps(content))
-    data = AnnotatedImages.read(str(folder.images), str(folder.instances_gt), None, False, "--val-gt")
+    data = AnnotatedImages.read(str(folder.images), str(folder.instances_gt), None, "instances", "--val-gt")
     labels = LabelMap.from_coco_categories(list(data.categories))
     model = initial_model(tiny_config(labels), 0)
     with pytest.raises(RunError, match=r"--val-gt .*instances\.json: annotation 7 cannot be used: field 'bbox'"):
@@ -152,7 +153,9 @@ def test_log_as_lines_text_and_plot():
     ]
     assert from_lines(to_lines(rows)) == rows
     assert as_text(rows[0], 2000) == "20/2,000  loss 90.500 (mask 1.250)  lr 1.0e-04  4.10 it/s"
-    assert as_text(rows[1], 2000) == "20/2,000  PQ 50.00  PQ stuff 75.00"
+    assert as_text(rows[1], 2000) == (
+        "20/2,000  PQ 50.00  PQ things none (the ground truth has no segment for it)  PQ stuff 75.00"
+    )
     assert plot(rows).startswith(b"\x89PNG") and plot(rows[:1]).startswith(b"\x89PNG")
 
 

@@ -11,7 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from m2f_core.config.labels import LabelMap
 from m2f_core.training.augment import LargeScaleJitter
 from m2f_core.training.initial_weights import initial_model
-from pipeline.train.data import AnnotatedImages, TrainingSamples, WorkerShare, load_batches
+from pipeline.train.annotated_images import AnnotatedImages
+from pipeline.train.data import TrainingSamples, WorkerShare, load_batches
 from pipeline.train.training import LossMeter
 from tests.pipeline.train.test_training import PROCESSOR, tiny_config
 from tests.support.coco_folders import write_coco_folder
@@ -27,7 +28,7 @@ def same_points(size: tuple[int, ...], device: torch.device | None = None) -> to
 
 def gradients_of_batch(root: str, rank: int, num_workers: int) -> dict[str, torch.Tensor]:
     torch.set_num_threads(1)
-    data = AnnotatedImages.read(f"{root}/images", f"{root}/panoptic.json", None, True, "--panoptic-gt")
+    data = AnnotatedImages.read(f"{root}/images", f"{root}/panoptic.json", None, "panoptic", "--panoptic-gt")
     labels = LabelMap.from_coco_categories(list(data.categories))
     samples = TrainingSamples(data, labels.class_id_of_category, LargeScaleJitter((64, 64), 0.5, 2.0, True), 0)
     [batch] = load_batches(samples, WorkerShare(4, rank, num_workers), range(3, 4), 0)

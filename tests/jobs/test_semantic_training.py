@@ -1,0 +1,54 @@
+"""From label PNGs to a score, by the jobs alone: finetune.py, segment_bucket.py --task semantic, evaluate.py."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from m2f_core.config.mask2former import Mask2FormerConfig
+from tests.support.coco_folders import CATEGORIES, write_coco_folder
+
+CLASS_OF = {1: 0, 2: 1, 3: 2}  # segment -> class
+
+
+@pytest.mark.thorough
+def test_a_model_learns_label_pngs_by_heart(drivers, tmp_path):
+    """Validation during the training, and the score of a run, are both above 0.95 on the images of the training."""
+    folder = write_coco_folder(tmp_path / "set", [(64, 64), (64, 80), (48, 64), (64, 48)])
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for path in (folder.root / "panoptic").iterdir():
+        ids_HW = np.asarray(Image.open(path))[..., 0]
+        Image.fromarray(np.vectorize(CLASS_OF.get)(ids_HW).astype(np.uint8)).save(labels / path.name)
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({i: category["name"] for i, category in enumerate(CATEGORIES)}))
+    architecture = tmp_path / "tiny.json"
+    architecture.write_text(json.dumps(Mask2FormerConfig.tiny(train_num_points=256).to_dict()))
+
+    trained = drivers.start(
+        *("--images", folder.images, "--semantic-gt", labels, "--id2label", names, "--output", tmp_path / "trained"),
+        *("--val-images", folder.images, "--val-gt", labels, "--architecture", architecture),
+        *("--iterations", 300, "--batch-size", 4, "--crop-size", "64x64", "--min-scale", 0.8, "--max-scale", 1.2),
+        *("--learning-rate", 2e-3, "--backbone-multiplier", 1, "--image-size", "64:96", "--save-every", 300),
+        *("--log-every", 100, "--cpus-per-worker", 1),
+        program="finetune",
+        RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
+    )
+    said = trained.finish()
+    assert trained.returncode == 0, said
+    rows = [json.loads(line) for line in (tmp_path / "trained" / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["mIoU"] > 0.95 and "mIoU" in said, rows
+
+    model = tmp_path / "trained" / "model"
+    segmented = drivers.start(
+        *("--input", folder.images, "--output", tmp_path / "out", "--model", model, "--task", "semantic")
+    )
+    assert segmented.finish() is not None and segmented.returncode == 0, segmented.said()
+    assert "WARNING" not in segmented.said(), "the model knows its task and its classes"
+    report = tmp_path / "report.json"
+    scored = drivers.start(
+        *("--tables", tmp_path / "out", "--semantic-gt", labels, "--report", report), program="evaluate"
+    )
+    assert scored.finish() is not None and scored.returncode == 0, scored.said()
+    assert json.loads(report.read_text())["semantic"]["mIoU"] > 0.95
