@@ -5,15 +5,19 @@ image's name in the ground truth: `val/1.jpg` matches `s3://bucket/coco/val/1.jp
 PNGs are matched without file endings. If a name fits two images of either side, that is an error and not a guess.
 """
 
+import logging
 import os
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from pipeline.coco.coco_file import area_and_box, read_instances_file, read_panoptic_file
 from pipeline.errors import RunError
 from pipeline.store.filesystem import open_filesystem, store_errors_as, uri_of
-from pipeline.store.objects import parse_json_object, read_uri
+
+logger = logging.getLogger(__name__)
 
 _SEMANTIC = "--semantic-gt"
 
@@ -41,50 +45,51 @@ class GroundTruth:
 
 def read_panoptic(place: str, pngs: str | None, flag: str = "--panoptic-gt") -> GroundTruth:
     """Read COCO panoptic: the images that have an entry in `annotations`, as in panopticapi."""
-    content = _read_coco(flag, place, ("image_id", "file_name", "segments_info"), ("id", "name", "isthing"))
+    content = read_panoptic_file(flag, place)
     folder = (place.removesuffix(".json") if pngs is None else pngs).rstrip("/")
-    known = {category["id"] for category in content["categories"]}
     named = {image["id"]: image for image in content["images"]}
     images = []
     for number, entry in enumerate(content["annotations"]):
-        if entry["image_id"] not in named:
-            raise RunError(
-                f"{flag} {place}: an annotation names image {entry['image_id']!r}, which is not in its images"
-            )
         image = named[entry["image_id"]]
         segments = tuple(
             {"id": segment["id"], "category_id": segment["category_id"], "iscrowd": segment.get("iscrowd", 0)}
-            for segment in _records(entry["segments_info"], ("id", "category_id"), f"{flag} {place}: segments_info")
+            for segment in entry["segments_info"]
         )
-        _check_categories(segments, known, f"{flag} {place}: image {image['file_name']}")
         size = image["height"], image["width"]
         images.append(GtImage(number, _plain(image["file_name"]), size, f"{folder}/{entry['file_name']}", segments))
-    if not images:
-        raise RunError(f"{flag} {place} has no annotations")
-    return GroundTruth(flag, place, tuple(images), tuple(content["categories"]))
+    return GroundTruth(flag, place, tuple(images), _plain_categories(content["categories"]))
 
 
 def read_instances(place: str, flag: str = "--instances-gt") -> GroundTruth:
-    """Read COCO instances: every image of the file, including images without annotations."""
-    needed = ("id", "image_id", "category_id", "segmentation", "area", "bbox")
-    content = _read_coco(flag, place, needed, ("id", "name"))
-    _check_categories(content["annotations"], {c["id"] for c in content["categories"]}, f"{flag} {place}")
+    """Read COCO instances: every image of the file, including images without annotations.
+
+    Objects whose polygons all have fewer than three points are left out, as in detectron2; a warning counts them.
+    """
+    content = read_instances_file(flag, place)
     by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
-    if not all(isinstance(number, int) for number in by_image) or len(by_image) != len(content["images"]):
-        raise RunError(f"{flag} {place}: the ids of its images must be different numbers")
-    sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    left_out = []
     for annotation in content["annotations"]:
-        mask, size = annotation["segmentation"], sizes.get(annotation["image_id"])
-        if size is None:  # the image is not scored, as in pycocotools
-            continue
-        if isinstance(mask, dict) and mask.get("size") != size:
-            raise RunError(f"{flag} {place}: annotation {annotation['id']} has a mask of another size than its image")
-        by_image[annotation["image_id"]].append(annotation)
+        if annotation["segmentation"]:
+            found = {"area", "bbox"} <= annotation.keys()
+            missing = {} if found else area_and_box(annotation["segmentation"], *sizes[annotation["image_id"]])
+            by_image[annotation["image_id"]].append({"iscrowd": 0, **missing, **annotation})
+        else:
+            left_out.append(annotation["id"])
+    if left_out:
+        logger.warning(
+            f"{flag} {place}: {len(left_out):,} annotations have no polygon with three points or more and are left "
+            f"out, for example annotation {left_out[0]}"
+        )
     images = tuple(
         GtImage(i["id"], _plain(i["file_name"]), (i["height"], i["width"]), None, tuple(by_image[i["id"]]))
         for i in content["images"]
     )
-    return GroundTruth(flag, place, images, tuple(content["categories"]))
+    return GroundTruth(flag, place, images, _plain_categories(content["categories"]))
+
+
+def _plain_categories(categories: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    return tuple(dict(category) for category in categories)
 
 
 def read_semantic(place: str, categories: tuple[dict[str, Any], ...], flag: str = _SEMANTIC) -> GroundTruth:
@@ -192,41 +197,6 @@ def check_size(image_key: str, size: tuple[int, int], image: GtImage, gt_size: t
         f"{image_key} is {size[0]} x {size[1]} (height x width) in the tables, but {image.name} is "
         f"{gt_size[0]} x {gt_size[1]} in the ground truth{turned}"
     )
-
-
-def _read_coco(flag: str, place: str, annotation: tuple[str, ...], category: tuple[str, ...]) -> dict[str, Any]:
-    """Read a COCO file whose three lists hold records with the needed names. RunError for any other file."""
-    content = parse_json_object(read_uri(place, flag), place, flag)
-    needed = {"images": ("id", "file_name", "height", "width"), "annotations": annotation, "categories": category}
-    for name, names in needed.items():
-        _records(content.get(name), names, f"{flag} {place}: {name}")
-    if not content["images"]:
-        raise RunError(f"{flag} {place} has no images")
-    for image in content["images"]:
-        for side in ("height", "width"):
-            if not isinstance(image[side], (int, float)) or image[side] < 1 or image[side] % 1:
-                size = f"{image['height']!r:.40} x {image['width']!r:.40}"
-                where = f"{flag} {place}: image {image['file_name']}"
-                raise RunError(f"{where} has the size {size} (height x width), which are not numbers of pixels")
-            image[side] = int(image[side])  # some files contain 480.0
-    return content
-
-
-def _records(value: Any, names: tuple[str, ...], where: str) -> list[dict[str, Any]]:
-    """Return `value` if it is a list of records that all have `names`, otherwise raise RunError."""
-    if not isinstance(value, list):
-        raise RunError(f"{where} is not a list; is it the right kind of COCO file?")
-    for index, record in enumerate(value):
-        missing = [name for name in names if not isinstance(record, dict) or name not in record]
-        if missing:
-            raise RunError(f"{where}[{index}] has no {missing[0]!r}; is it the right kind of COCO file?")
-    return value
-
-
-def _check_categories(records: tuple[dict[str, Any], ...] | list[dict[str, Any]], known: set[int], where: str) -> None:
-    unknown = {record["category_id"] for record in records} - known
-    if unknown:
-        raise RunError(f"{where} uses category {min(unknown)}, which is not in the file's categories")
 
 
 def _plain(name: str) -> str:

@@ -5,9 +5,10 @@ the JSON; a label PNG is a name), and four times the JSON while it is read.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,6 @@ from PIL import Image
 from m2f_core.config.labels import Category, LabelMap
 from m2f_core.config.mask2former import read_id2label
 from m2f_core.masks.panoptic_png import PANOPTIC_VOID
-from m2f_core.masks.polygons import FEWEST_NUMBERS
 from m2f_core.training.targets import panoptic_map
 from pipeline.coco.ground_truth import (
     GroundTruth,
@@ -69,8 +69,7 @@ class AnnotatedImages:
         """Read ground truth in COCO's formats. RunError if it cannot be used; messages name it by `flag`."""
         truth = read_panoptic(gt, pngs, flag) if kind == "panoptic" else read_instances(gt, flag)
         where = f"{flag} {gt}"
-        images = truth.images if kind == "panoptic" else _with_usable_masks(truth.images, where)
-        return cls(folder.rstrip("/"), PackedSequence(images), truth.categories, where, kind, exif)
+        return cls(folder.rstrip("/"), PackedSequence(truth.images), truth.categories, where, kind, exif)
 
     @classmethod
     def of_maps(
@@ -102,6 +101,27 @@ class AnnotatedImages:
             read_panoptic_pixels(self.images[0])
         if self.kind in MAPS:
             self._check_maps()
+        else:
+            self._check_objects()
+
+    def most_objects(self) -> int:
+        """The most objects of one image; 0 for maps, which would have to be read for this."""
+        return 0 if self.kind in MAPS else max(len(_objects(image)) for image in self.images)
+
+    def _check_objects(self) -> None:
+        """RunError if crowds or anything else leave no object. Warn of classes without one."""
+        left = Counter(entry["category_id"] for image in self.images for entry in _objects(image))
+        if not left:
+            number = sum(len(image.annotations) for image in self.images)
+            why = f"all {number:,} annotations are crowds (iscrowd 1)" if number else "there are no annotations"
+            raise RunError(f"{self.where}: no object is left to learn from, because {why}")
+        without = [category["name"] for category in self.categories if category["id"] not in left]
+        if without:
+            names = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
+            logger.warning(
+                f"{self.where}: {len(without)} of {len(self.categories)} classes have no object: {names}; a model "
+                "cannot learn them, and no figure counts them"
+            )
 
     def _check_maps(self) -> None:
         number = min(_PNGS_LOOKED_AT, len(self.images))
@@ -158,6 +178,10 @@ class AnnotatedImages:
             found = f"{image.height} x {image.width} (height x width)"
             raise RunError(f"image {path} is {found}, but its ground truth says {expected}{hint}")
         return image
+
+
+def _objects(image: GtImage) -> list[dict[str, Any]]:
+    return [entry for entry in image.annotations if not entry["iscrowd"]]
 
 
 def training_data(settings: FinetuneSettings) -> AnnotatedImages:
@@ -258,37 +282,3 @@ def _with_image_names(truth: GroundTruth, folder: str) -> Iterator[GtImage]:
         if number:
             logger.warning(f"{truth.flag} {truth.place}: {number:,} {what} and are left out, for example {names[0]}")
     return (replace(image, name=by_name[image.name]) for image in found)
-
-
-def _with_usable_masks(images: Iterable[GtImage], where: str) -> Iterator[GtImage]:
-    """Drop polygons of fewer than three points, and the objects that have no other polygon.
-
-    detectron2's `load_coco_json` does the same; here a warning counts the objects. RunError for an invalid
-    segmentation, so that the training fails now instead of at a later step.
-    """
-    dropped: list[Any] = []  # ids
-    for image in images:
-        annotations = []
-        for annotation in image.annotations:
-            segmentation = annotation["segmentation"]
-            if isinstance(segmentation, list):
-                if not all(isinstance(polygon, list) and len(polygon) % 2 == 0 for polygon in segmentation):
-                    _refuse(annotation, where, "a polygon must be a flat list of numbers x0, y0, x1, y1, ...")
-                polygons = [polygon for polygon in segmentation if len(polygon) >= FEWEST_NUMBERS]
-                if not polygons:
-                    dropped.append(annotation["id"])
-                    continue
-                annotation = {**annotation, "segmentation": polygons}
-            elif not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-                _refuse(annotation, where, "a segmentation must be a list of polygons or an RLE with size and counts")
-            annotations.append(annotation)
-        yield replace(image, annotations=tuple(annotations))
-    if dropped:
-        logger.warning(
-            f"{where}: {len(dropped):,} annotations have no polygon with three points or more and are left out, "
-            f"for example annotation {dropped[0]!r}"
-        )
-
-
-def _refuse(annotation: Mapping[str, Any], where: str, why: str) -> NoReturn:
-    raise RunError(f"{where}: annotation {annotation['id']!r} cannot be used: {why}")

@@ -41,7 +41,7 @@ from pipeline.store.objects import parse_json_object, read_or_none
 from pipeline.train.annotated_images import labels_of, training_data, validation_data
 from pipeline.train.ray_train_files import LIST_OF_CHECKPOINTS, is_checkpoint, listed_checkpoints
 from pipeline.train.settings import PLACES, FinetuneSettings
-from pipeline.train.starting_model import start_warnings
+from pipeline.train.starting_model import number_of_queries, start_warnings
 from pipeline.train.training import training_files
 from pipeline.train.worker import train_on_worker
 
@@ -226,6 +226,12 @@ def _identity(settings: FinetuneSettings) -> dict[str, Any]:
     """
     data, val_data = training_data(settings), validation_data(settings)
     data.check_first()
+    num_queries, most = number_of_queries(settings), data.most_objects()
+    if most > num_queries:
+        logger.warning(
+            f"{data.where}: an image has {most} objects, but the model has {num_queries} queries and finds at most as "
+            "many; train with --crop-size smaller than the images, or with a model of more queries"
+        )
     if val_data is not None:
         val_data.check_first()
         if labels_of(val_data).categories != labels_of(data).categories:

@@ -48,6 +48,13 @@ def check_start(settings: FinetuneSettings) -> ImageProcessor:
         raise RunError(f"{_source(settings)}: {one_line(error)}") from None
 
 
+def number_of_queries(settings: FinetuneSettings) -> int:
+    """Of the starting model, which `check_start` has checked."""
+    if settings.model is None:
+        return _architecture(settings, LabelMap(())).num_queries
+    return stage_model(settings.model).config.num_queries
+
+
 def start_warnings(settings: FinetuneSettings) -> list[str]:
     """Warnings about the starting model. Raises RunError as `check_start` does."""
     warnings = check_start(settings).warnings()

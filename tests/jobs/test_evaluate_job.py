@@ -37,6 +37,7 @@ from tests.support.places import ROOT
 from tests.support.tables import read_report
 
 FLAGS = (
+    "--ignore-label",
     "--instances-gt",
     "--panoptic-gt",
     "--panoptic-pngs",
@@ -397,10 +398,10 @@ def json_of_size(height: object) -> bytes:
         (b"{}", "images is not a list; is it the right kind of COCO file?"),
         (b'{"images": [], "annotations": [], "categories": []}', "has no images"),
         (b'{"images": [{"id": 1}], "annotations": [], "categories": []}', "images[0] has no 'file_name'"),
-        (json_of_size(None), "image a.jpg has the size None x 5 (height x width), which are not numbers of pixels"),
-        (json_of_size(0), "image a.jpg has the size 0 x 5 (height x width), which are not numbers of pixels"),
-        (json_of_size("4"), "image a.jpg has the size '4' x 5 (height x width), which are not numbers of pixels"),
-        (json_of_size(4.5), "image a.jpg has the size 4.5 x 5 (height x width), which are not numbers of pixels"),
+        (json_of_size(None), "images[0].height is None; input should be a valid integer"),
+        (json_of_size(0), "images[0].height is 0; input should be greater than or equal to 1"),
+        (json_of_size("4"), "images[0].height is '4'; input should be a valid integer"),
+        (json_of_size(4.5), "images[0].height is 4.5; input should be a valid integer"),
     ],
 )
 def test_a_wrong_json_is_named(ready, capsys, flag, content, said):
@@ -422,12 +423,15 @@ def test_the_other_kind_of_coco_file_is_recognised(ready, capsys):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"category_id": 55}, "uses category 55"),
-        ({"bbox": [1, 2]}, "annotation 100 cannot be used: field 'bbox'"),
-        ({"segmentation": "abc"}, "annotation 100 cannot be used: field 'segmentation'"),
-        ({"segmentation": {"size": [3, 3], "counts": "9"}}, "annotation 100 has a mask of another size"),
-        ({"segmentation": {"size": 6, "counts": "9"}}, "annotation 100 has a mask of another size"),
-        ({"segmentation": {"size": None, "counts": "9"}}, "annotation 100 has a mask of another size"),
+        ({"category_id": 55}, "annotation 100 has category 55, which is not in the file's categories"),
+        ({"bbox": [1, 2]}, "annotations[0].bbox is [1, 2]; list should have at least 4 items"),
+        ({"segmentation": "abc"}, "annotation 100 cannot be used: segmentation must be a list of polygons"),
+        (
+            {"segmentation": {"size": [3, 3], "counts": "9"}},
+            "annotation 100 cannot be used: its RLE has the size [3, 3]",
+        ),
+        ({"segmentation": {"size": 6, "counts": "9"}}, "annotation 100 cannot be used: its RLE has the size 6"),
+        ({"segmentation": {"size": None, "counts": "9"}}, "annotation 100 cannot be used: its RLE has the size None"),
     ],
 )
 def test_a_wrong_annotation_is_named(ready, capsys, change, said):
@@ -466,8 +470,12 @@ def test_a_png_cut_short_is_named(ready, capsys):
 @pytest.mark.parametrize(
     ("pixels", "said"),
     [
-        (png_bytes(np.full((6, 12), 4)), "holds the value 4, but the model's 4 classes are numbered from 0"),
-        (png_bytes(np.zeros((6, 12, 3))), "is a RGB image; it must be an image of one channel"),
+        (
+            png_bytes(np.full((6, 12), 4)),
+            "holds the value 4, but the 4 classes are numbered from 0, and 255",
+        ),
+        (png_bytes(np.arange(6 * 12 * 3).reshape(6, 12, 3)), "is in colour; it must be an image of one channel"),
+        (png_bytes(np.zeros((6, 12, 4))), "is a RGBA image; it must be an image of one channel"),
         (png_bytes(np.zeros((12, 6))), "EXIF"),
         (png_bytes(np.zeros((6, 13))), "val/3.jpg is 6 x 12 (height x width) in the tables, but val/3 is 6 x 13"),
     ],

@@ -400,7 +400,7 @@ def test_names_that_fit_two_images_are_refused(new_place):
         score(place, panoptic_gt=write_panoptic(place, [named("1.jpg")]))
     with pytest.raises(RunError, match=r"s3://photographs/a/1.jpg may be 1.jpg or a/1.jpg of --panoptic-gt"):
         score(place, panoptic_gt=write_panoptic(place, [named("1.jpg"), named("a/1.jpg")], "both"))
-    with pytest.raises(RunError, match=r"two images are called 1.jpg"):
+    with pytest.raises(RunError, match=r"images has file_name '1.jpg' 2 times"):
         score(place, panoptic_gt=write_panoptic(place, [named("1.jpg"), named("1.jpg")], "twice"))
     with_folders = write_panoptic(place, [named("a/1.jpg"), named("b/1.jpg")], "folders")
     assert score(place, panoptic_gt=with_folders)["panoptic"]["all"]["PQ"] == 1
