@@ -1,7 +1,9 @@
 """Decode the bytes of one object to an RGB image, or raise an `ImageError` that gives the reason.
 
 Formats: AVIF, BMP, GIF, JPEG (and MPO), JPEG 2000, PNG, PPM/PGM/PBM, TIFF and WebP. The signature in the
-bytes decides the format, never the object's name, and only the Pillow plugin of that format sees the bytes. Left out on
+bytes decides the format, never the object's name, and only the Pillow plugin of that format sees the bytes, or tifffile
+where Pillow refuses a sound TIFF or reads noise (`tiff`). `repair` mends what Pillow does not: large metadata of PNGs,
+channels of JP2s in another order, slow PNM, and JPEGs whose pixels end early, which are errors here. Left out on
 purpose: EPS, PDF and WMF (they run other programs or draw), TGA and PCX (their signature is so short that other files
 match it), ICO, ICNS and PSD (containers whose real size is known only while decoding), FITS, HDF5 and the like (they
 define no pixel range).
@@ -46,6 +48,15 @@ from PIL import (
 )
 
 from pipeline.errors import ErrorCode, ImageError
+from pipeline.segment import tiff
+from pipeline.segment.repair import (
+    jp2_channel_order,
+    jpeg_is_cut,
+    jpeg_lacks_scans,
+    jpeg_without_zeros_at_its_end,
+    netpbm_pixels,
+    png_without_metadata,
+)
 
 # Importing a plugin registers the plugin. All are imported here; otherwise Image.open would import every plugin on
 # first use, and so change global state while threads decode.
@@ -100,7 +111,14 @@ _UPRIGHT = {
 _SWAPS_SIDES = frozenset((5, 6, 7, 8))
 _PNG_ORIENTATION_KEYWORDS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
-_TIFF_TAGS = {"BitsPerSample": 258, "PhotometricInterpretation": 262, "TileWidth": 322, "TileLength": 323}
+_TIFF_TAGS = {
+    "BitsPerSample": 258,
+    "PhotometricInterpretation": 262,
+    "PlanarConfiguration": 284,
+    "TileWidth": 322,
+    "TileLength": 323,
+    "SampleFormat": 339,
+}
 
 
 def decode_image(
@@ -112,21 +130,29 @@ def decode_image(
     its size if the result is still at least `at_least_hw` (of the upright image). Safe to call from several threads.
     """
     format_name = _format_of(data)
+    data = _repaired(data, format_name)
     with _as_image_error(format_name):
+        if format_name == "TIFF" and _needs_tifffile(data):
+            _check_pixels(*tiff.measure(data), max_pixels)
+            return tiff.decode(data)
         image = _open(data, format_name, max_pixels)
         orientation = _orientation(image, data) if apply_exif else 1
         if at_least_hw is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
             height, width = at_least_hw[::-1] if orientation in _SWAPS_SIDES else at_least_hw
-            _draft(image, height, width)
-        image.load()
-        rgb_image = _to_rgb(image)
+            image = _drafted(image, data, height, width)
+        rgb_image = _to_rgb(image, data)
         return rgb_image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb_image
 
 
 def measure_image(data: bytes, *, max_pixels: int, apply_exif: bool) -> tuple[int, int]:
     """The (height, width) that `decode_image` would give, read from the header; raises the header's ImageErrors."""
     format_name = _format_of(data)
+    data = _repaired(data, format_name)
     with _as_image_error(format_name):
+        if format_name == "TIFF" and _needs_tifffile(data):
+            height, width = tiff.measure(data)
+            _check_pixels(height, width, max_pixels)
+            return height, width
         image = _open(data, format_name, max_pixels)
         turned = apply_exif and _orientation(image, data) in _SWAPS_SIDES
         return (image.width, image.height) if turned else (image.height, image.width)
@@ -185,11 +211,7 @@ def _open(data: bytes, format_name: str, max_pixels: int) -> ImageFile.ImageFile
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(ErrorCode.DECODE_FAILED, f"{format_name}: the image has no pixels ({height} x {width})")
-    if width * height > max_pixels:
-        raise ImageError(
-            ErrorCode.TOO_LARGE,
-            f"{width * height:,} pixels (height {height}, width {width}) are more than the limit of {max_pixels:,}",
-        )
+    _check_pixels(height, width, max_pixels)
     # A small tiled TIFF may declare huge tiles, and the decoder allocates a whole tile. Usual tile sizes always pass.
     tile_pixels = _tiff_tag(image, "TileWidth", 0) * _tiff_tag(image, "TileLength", 0)
     if tile_pixels > max(max_pixels, 1024 * 1024):
@@ -198,6 +220,34 @@ def _open(data: bytes, format_name: str, max_pixels: int) -> ImageFile.ImageFile
         # Loading would also apply an XMP orientation, which the size from the header does not include.
         image.info.pop("xmp", None)
     return image
+
+
+def _check_pixels(height: int, width: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(
+            ErrorCode.TOO_LARGE,
+            f"{width * height:,} pixels (height {height}, width {width}) are more than the limit of {max_pixels:,}",
+        )
+
+
+def _repaired(data: bytes, format_name: str) -> bytes:
+    if format_name == "PNG":
+        return png_without_metadata(data)
+    return jpeg_without_zeros_at_its_end(data) if format_name == "JPEG" else data
+
+
+def _needs_tifffile(data: bytes) -> bool:
+    """Whether Pillow cannot open a TIFF, or would read its pixels wrongly. Errors of both are Pillow's."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+            tags: Any = image.tag_v2  # type: ignore[attr-defined]
+            planar, bits, formats = (
+                tags.get(_TIFF_TAGS[name], default)
+                for name, default in (("PlanarConfiguration", 1), ("BitsPerSample", (1,)), ("SampleFormat", (1,)))
+            )
+            return tiff.pillow_reads_wrongly(planar, bits, formats)
+    except UnidentifiedImageError:
+        return True
 
 
 def _tiff_tag(image: ImageFile.ImageFile, name: str, default: int) -> int:
@@ -223,6 +273,20 @@ def _orientation(image: ImageFile.ImageFile, data: bytes) -> int:
         return 1
 
 
+def _drafted(
+    image: JpegImagePlugin.JpegImageFile, data: bytes, height: int, width: int
+) -> JpegImagePlugin.JpegImageFile:
+    """`image`, decoded at a fraction of its size where possible; a lossless JPEG can only be decoded in full."""
+    _draft(image, height, width)
+    try:
+        image.load()
+    except OSError:
+        again = Image.open(io.BytesIO(data), formats=("JPEG",))
+        assert isinstance(again, JpegImagePlugin.JpegImageFile)
+        return again
+    return image
+
+
 def _draft(image: JpegImagePlugin.JpegImageFile, height: int, width: int) -> None:
     """Let libjpeg decode a smaller image by leaving out high frequencies; at least height x width pixels remain.
 
@@ -237,9 +301,19 @@ def _draft(image: JpegImagePlugin.JpegImageFile, height: int, width: int) -> Non
             return
 
 
-def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:
+def _to_rgb(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+    """Load the pixels of an open image and convert them."""
+    if image.format == "PPM" and (pixels := netpbm_pixels(image, data)) is not None:
+        return Image.fromarray(pixels).convert("RGB")
+    image.load()
+    if image.format == "JPEG" and (jpeg_is_cut(data, image) or jpeg_lacks_scans(data)):
+        raise ImageError(ErrorCode.DECODE_FAILED, "JPEG: the pixels end before the image does")
+    if image.format == "JPEG2000" and image.mode in ("RGB", "RGBA") and (order := jp2_channel_order(data)) is not None:
+        return Image.fromarray(np.asarray(image)[..., list(order)])
     if image.mode == "RGB":
         return image
+    if image.mode == "La":  # Pillow converts RGBa to RGB, but La not to L
+        return image.convert("LA").convert("RGB")
     if image.mode in _RGB_COMPATIBLE:
         return image.convert("RGB")
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):

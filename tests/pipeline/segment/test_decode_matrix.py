@@ -1,0 +1,264 @@
+"""Generated files of every layout that a container allows: right pixels, or refused by name; never others as `ok`.
+
+The oracle is the array from which a file was made. Legend: H W pixels, C channels.
+"""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from pipeline.errors import ErrorCode, ImageError
+from pipeline.segment.decode import decode_image, measure_image
+
+MAX_PIXELS = 10**7
+H, W = 37, 50
+REFUSED = (ErrorCode.UNSUPPORTED, ErrorCode.DECODE_FAILED)
+
+
+def smooth(channels: int, seed: int = 0) -> np.ndarray:
+    """[H, W, C] from 0 to 1, without two equal channels."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:H, :W]
+    waves = [0.5 + 0.5 * np.sin(rng.uniform(0.05, 0.3) * x + rng.uniform(0.05, 0.3) * y + k) for k in range(channels)]
+    return np.stack(waves, axis=-1)
+
+
+def decoded(data: bytes) -> np.ndarray | ErrorCode:
+    """[H, W, 3], or why not; the size by the header is that of the pixels."""
+    try:
+        image = decode_image(data, max_pixels=MAX_PIXELS, apply_exif=True)
+    except ImageError as error:
+        return error.code
+    assert measure_image(data, max_pixels=MAX_PIXELS, apply_exif=True) == (image.height, image.width)
+    return np.asarray(image)
+
+
+def assert_right_or_refused(data: bytes, expected_HW3: np.ndarray, what: object, levels: int = 3) -> bool:
+    found = decoded(data)
+    if isinstance(found, ErrorCode):
+        assert found in REFUSED, what
+        return False
+    assert found.shape == expected_HW3.shape, what
+    assert np.abs(found.astype(int) - expected_HW3.astype(int)).max() <= levels, what
+    return True
+
+
+# --- TIFF -------------------------------------------------------------------------------------------------------------
+
+LAYOUTS = ("strips", "tiles")
+BYTE_ORDERS = ("<", ">")
+CODECS = (None, "zlib")
+CHANNELS = {"gray": 1, "gray, alpha": 2, "white is zero": 1, "RGB": 3, "RGBA": 4}
+
+
+@pytest.mark.parametrize("big", [False, True], ids=["TIFF", "BigTIFF"])
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+@pytest.mark.parametrize(
+    ("colours", "planar"),
+    [(colours, planar) for colours, number in CHANNELS.items() for planar in ("contig", "separate")[: min(number, 2)]],
+)
+def test_tiff(colours: str, dtype: str, planar: str, big: bool) -> None:
+    num = CHANNELS[colours]
+    bits = 8 * int(dtype[1])
+    array = np.rint(smooth(num) * (2**bits - 1)).astype(dtype)
+    num_right = 0
+    for layout, order, codec in itertools.product(LAYOUTS, BYTE_ORDERS, CODECS):
+        file = io.BytesIO()
+        tifffile.imwrite(
+            file,
+            np.moveaxis(array, -1, 0) if planar == "separate" else array if num > 1 else array[..., 0],
+            photometric="rgb" if num > 2 else "miniswhite" if colours == "white is zero" else "minisblack",
+            planarconfig=planar if num > 1 else None,
+            extrasamples=["unassalpha"] if num in (2, 4) else None,
+            tile=(16, 16) if layout == "tiles" else None,
+            rowsperstrip=8 if layout == "strips" else None,
+            compression=codec,
+            byteorder=order,
+            bigtiff=big,
+            metadata=None,
+        )
+        colours_HWC = array[..., :3] if num > 2 else array[..., :1]
+        expected = (colours_HWC >> (bits - 8)).astype(np.uint8)
+        if colours == "white is zero":
+            expected = 255 - expected
+        expected_HW3 = np.broadcast_to(expected, (H, W, 3))
+        num_right += assert_right_or_refused(file.getvalue(), expected_HW3, (layout, order, codec))
+    assert num_right == 8, "too many are refused"
+
+
+@pytest.mark.parametrize("dtype", ["i1", "i2", "u4", "i4", "f2", "f4", "f8"])
+def test_tiffs_without_a_range_are_refused(dtype: str) -> None:
+    for num, planar in ((1, None), (3, "contig"), (3, "separate")):
+        array = (smooth(num) * 100).astype(dtype)
+        array = array[..., 0] if num == 1 else np.moveaxis(array, -1, 0) if planar == "separate" else array
+        file = io.BytesIO()
+        photometric = "minisblack" if num == 1 else "rgb"
+        tifffile.imwrite(file, array, photometric=photometric, planarconfig=planar, metadata=None)
+        found = decoded(file.getvalue())
+        assert found == ErrorCode.UNSUPPORTED, (num, planar, found)
+
+
+def test_tiffs_that_are_cut_are_refused() -> None:
+    for planar, dtype in (("contig", "u1"), ("separate", "u2")):
+        array = np.rint(smooth(3) * np.iinfo(dtype).max).astype(dtype)
+        file = io.BytesIO()
+        array = np.moveaxis(array, -1, 0) if planar == "separate" else array
+        tifffile.imwrite(file, array, photometric="rgb", planarconfig=planar, metadata=None)
+        for share in (0.3, 0.6, 0.95):
+            data = file.getvalue()
+            assert decoded(data[: int(len(data) * share)]) in REFUSED, (planar, share)
+
+
+# --- JPEG -------------------------------------------------------------------------------------------------------------
+
+
+def photograph(seed: int = 0) -> Image.Image:
+    """Smooth and rough at once, so that every part of the file holds pixels."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(0, 12, (120, 160, 3))
+    waves = np.repeat(np.repeat(rng.uniform(0, 255, (6, 8, 3)), 20, axis=0), 20, axis=1)
+    return Image.fromarray(np.clip(waves + noise, 0, 255).astype(np.uint8))
+
+
+def jpeg(image: Image.Image, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("restart", [0, 2])
+def test_a_jpeg_whose_pixels_end_early_is_refused(mode: str, subsampling: int, restart: int) -> None:
+    """Cut anywhere, with an end marker, without one, or with zeros in place of the rest."""
+    options = {"quality": 85, "subsampling": subsampling, **({"restart_marker_rows": restart} if restart else {})}
+    data = jpeg(photograph().convert(mode), **options)
+    whole = decoded(data)
+    assert isinstance(whole, np.ndarray)
+    start = data.rfind(b"\xff\xda") + 20
+    for share in (0.1, 0.4, 0.7, 0.9, 0.97):
+        cut = data[: start + int((len(data) - start) * share)]
+        cut = cut[:-1] if cut.endswith(b"\xff") else cut
+        for what, changed in (
+            ("end marker", cut + b"\xff\xd9"),
+            ("nothing", cut),
+            ("zeros", cut + bytes(len(data) - len(cut))),
+        ):
+            assert decoded(changed) == ErrorCode.DECODE_FAILED, (share, what)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_progressive_jpeg_without_its_last_scans_is_refused(mode: str) -> None:
+    """Such a file decodes, but coarsely. Within the last scan, what is missing is the last bit of some coefficients."""
+    data = jpeg(photograph().convert(mode), quality=85, progressive=True)
+    starts = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
+    assert len(starts) > 4 and isinstance(decoded(data), np.ndarray)
+    for start in starts[1:]:
+        for cut in (start, start + 30):
+            if cut < starts[-1]:
+                assert decoded(data[:cut] + b"\xff\xd9") == ErrorCode.DECODE_FAILED, (start, cut)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("image", ["photograph", "white", "white corner", "gray corner"])
+def test_sound_jpegs_stay_as_they_are(image: str, progressive: bool) -> None:
+    """Also where the last block has one colour, with bytes after the pixels, and with bytes after the end."""
+    picture = photograph()
+    if image == "white":
+        picture = Image.new("RGB", (160, 120), "white")
+    elif image != "photograph":
+        picture.paste((255, 255, 255) if image == "white corner" else (128, 128, 128), (64, 48, 160, 120))
+    for optimize in (False, True):
+        data = jpeg(picture, progressive=progressive, optimize=optimize)
+        expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        for what, changed in (
+            ("plain", data),
+            ("bytes before the end", data[:-2] + b"\x12\x34\x56" + data[-2:]),
+            ("zeros before the end", data[:-2] + bytes(40) + data[-2:]),
+            ("zeros after the end", data + bytes(4096)),
+            ("bytes after the end", data + b"another file"),
+        ):
+            found = decoded(changed)
+            assert isinstance(found, np.ndarray), (what, optimize, found)
+            np.testing.assert_array_equal(found, expected)
+
+
+# --- PNM, PNG, JPEG 2000 ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("highest", [1, 15, 100, 254, 255, 256, 1023, 4095, 65534, 65535])
+@pytest.mark.parametrize("kind", [b"P5", b"P6"])
+def test_binary_pnm(kind: bytes, highest: int) -> None:
+    """The same as Pillow's own slow decoder, whose 16-bit gray keeps the high byte."""
+    channels = 3 if kind == b"P6" else 1
+    values = np.rint(smooth(channels) * highest).astype(">u2" if highest > 255 else "u1")
+    data = b"%s\n# a comment\n%d %d\n%d\n" % (kind, W, H, highest) + values.tobytes()
+    found = decoded(data)
+    expected = Image.open(io.BytesIO(data))
+    if expected.mode == "I":
+        expected = Image.fromarray((np.asarray(expected) >> 8).astype(np.uint8))
+    np.testing.assert_array_equal(found, np.asarray(expected.convert("RGB")))
+    assert decoded(data[:-3]) in REFUSED
+
+
+@pytest.mark.parametrize("size", [100, 900_000, 1_600_000])
+@pytest.mark.parametrize("chunk", ["icc", "text"])
+def test_metadata_of_a_png_costs_no_pixel(chunk: str, size: int) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    content = np.random.default_rng(0).integers(32, 126, size, dtype=np.uint8).tobytes()
+    image = Image.fromarray(np.rint(smooth(3) * 255).astype(np.uint8))
+    exif = Image.Exif()
+    exif[274] = 6
+    info = PngInfo()
+    if chunk == "text":
+        info.add_text("comment", content.decode(), zip=True)
+    file = io.BytesIO()
+    image.save(file, "PNG", pnginfo=info, exif=exif, **({"icc_profile": content} if chunk == "icc" else {}))
+    np.testing.assert_array_equal(decoded(file.getvalue()), np.asarray(image.transpose(Image.Transpose.ROTATE_270)))
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_channels_of_a_jp2_are_those_of_its_definition(order: tuple[int, ...]) -> None:
+    """Channel c of the codestream is the colour order[c]."""
+    array = np.rint(smooth(3) * 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array[..., list(order)])).save(file, "JPEG2000", no_jp2=False, mct=0)
+    data = file.getvalue()
+    entries = b"".join(
+        channel.to_bytes(2, "big") + bytes(2) + (colour + 1).to_bytes(2, "big") for channel, colour in enumerate(order)
+    )
+    box = b"cdef" + (3).to_bytes(2, "big") + entries
+    box = (len(box) + 4).to_bytes(4, "big") + box
+    at = data.index(b"jp2h") - 4
+    length = int.from_bytes(data[at : at + 4], "big")
+    changed = (
+        data[:at] + (length + len(box)).to_bytes(4, "big") + data[at + 4 : at + length] + box + data[at + length :]
+    )
+    np.testing.assert_array_equal(decoded(changed), array)
+
+
+# --- kinds that people report -----------------------------------------------------------------------------------------
+
+
+def test_public_cases(shared_data) -> None:
+    folder = shared_data / "public_cases"
+
+    def of(name: str) -> np.ndarray | ErrorCode:
+        return decoded((folder / name).read_bytes())
+
+    np.testing.assert_array_equal(of("tiff_planar_16bit/planar.tif"), of("tiff_planar_16bit/same.png"))
+    for name in ("bgr_cdef.jp2", "bgra_cdef.jp2"):
+        assert of(f"jp2_channel_definition/{name}")[3, 3].tolist() == [200, 60, 10]
+    assert of("jpeg_cut_with_end_marker/cut.jpg") == ErrorCode.DECODE_FAILED
+    for name, colour in (("assocalpha", 90), ("gray_alpha_u2", 90), ("gray_be_white_is_zero_u2", 55)):
+        assert of(f"tiff_refused/{name}.tif")[3, 3].tolist() == [colour] * 3, name
+    assert of("tiff_refused/be.tif")[3, 3].tolist() == [200, 60, 10]
+    for name in ("rgb_f4", "rgb_i1"):
+        assert of(f"tiff_refused/{name}.tif") == ErrorCode.UNSUPPORTED
+    for name in ("icc_900k", "icc_1600k"):
+        assert isinstance(of(f"png_icc_1600k/{name}.png"), np.ndarray)
