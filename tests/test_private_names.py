@@ -37,6 +37,7 @@ PRIVATE_NAMES = {
         ("s3fs", "S3FileSystem._call_s3"),
         ("fsspec.asyn", "AsyncFileSystem._cat_file"),
         ("fsspec", "AbstractFileSystem._strip_protocol"),
+        ("fsspec", "AbstractFileSystem._get_kwargs_from_urls"),
     ],
     "m2f_core/jit.py": [
         ("numba.core.caching", "_CacheLocator.ensure_cache_path"),

@@ -1,6 +1,7 @@
 """List every object below the input, page by page, sorted by name."""
 
-import contextlib
+import errno
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from pipeline.store.filesystem import (
     store_errors_as,
     uri_of,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,13 @@ def list_images(uri: str) -> Iterator[ListedImage]:
         missing=f"--input {uri} does not exist",
     ):
         if is_local(filesystem):
-            yield from _list_folder(path)
+            unusable: list[str] = []
+            yield from _list_folder(path, unusable)
+            if unusable:
+                logger.warning(
+                    f"--input {uri}: {len(unusable):,} names are left out, because they are not UTF-8 or are links to "
+                    f"themselves, for example {unusable[0]!a}"
+                )
         elif is_s3(filesystem):
             yield from _list_bucket(filesystem, path)
         else:
@@ -57,7 +66,7 @@ def refuse_empty(uri: str) -> None:
         raise RunError(f"--input {uri} holds no objects")
 
 
-def _list_folder(path: str) -> Iterator[ListedImage]:
+def _list_folder(path: str, unusable: list[str]) -> Iterator[ListedImage]:
     if os.path.isfile(path):  # noqa: PTH113 - one scandir entry type throughout
         yield _local_image(path, os.stat(path))  # noqa: PTH116
         return
@@ -65,11 +74,28 @@ def _list_folder(path: str) -> Iterator[ListedImage]:
         # Sorted as an object store sorts keys, where the name of a folder includes its slash.
         listed = sorted(entries, key=lambda e: e.name + "/" if e.is_dir(follow_symlinks=False) else e.name)
     for entry in listed:
-        with contextlib.suppress(FileNotFoundError):  # deleted since the folder was listed
+        if not _is_utf8(entry.name):
+            unusable.append(entry.path)
+            continue
+        try:
             if entry.is_dir(follow_symlinks=False):
-                yield from _list_folder(entry.path)
+                yield from _list_folder(entry.path, unusable)
             elif entry.is_file():
                 yield _local_image(entry.path, entry.stat())
+        except FileNotFoundError:  # deleted since the folder was listed
+            continue
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            unusable.append(entry.path)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # Python keeps other bytes as lone surrogates
+        return False
+    return True
 
 
 def _local_image(path: str, stat: os.stat_result) -> ListedImage:

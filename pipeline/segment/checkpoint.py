@@ -16,6 +16,7 @@ from m2f_core.whole_files import written_whole
 from pipeline.errors import RunError, StoreUnavailableError
 from pipeline.store.filesystem import one_line, open_filesystem, store_errors_as
 
+_OF_PYTORCH = (".pth", ".pt")
 _EMBEDDED = Path(__file__).parents[1] / "models"
 
 
@@ -54,7 +55,19 @@ def _locate(model: str) -> Path:
         return path
     if HUB_ID.fullmatch(model) and not path.is_absolute() and path.suffix != ".pkl":
         return _fetch_from_hub(model)
+    if path.is_file() and path.suffix in _OF_PYTORCH:
+        raise RunError(f"--model {model} is no folder and no .pkl file; {_converting(path)}")
     raise RunError(f"--model {model}: there is no such folder or .pkl file on {socket.gethostname()}")
+
+
+def _converting(path: Path) -> str:
+    """How to make a checkpoint of a file that PyTorch has written, as detectron2's training does."""
+    pickled = path.with_suffix(".pkl").name
+    return (
+        "if PyTorch has written it, as detectron2's training does, convert it: python -c \"import pickle, torch; "
+        f"w = torch.load('{path.name}', map_location='cpu', weights_only=True)['model']; pickle.dump({{'model': {{k: "
+        f"v.numpy() for k, v in w.items()}}}}, open('{pickled}', 'wb'))\""
+    )
 
 
 def _fetch(uri: str) -> Path:

@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from m2f_core.whole_files import written_whole
 from pipeline.errors import RunError
-from pipeline.store.fsspec_private import strip_protocol
+from pipeline.store.fsspec_private import host_of, strip_protocol
 from pipeline.store.retries import S3_CLIENT
 
 # The errors of stores. s3fs passes on botocore's own errors unchanged: no credentials, no such host, invalid name.
@@ -48,28 +49,47 @@ def store_errors_as(
     """
     try:
         yield
-    except (*STORE_ERRORS, *also) as error:
+    except (*STORE_ERRORS, *_client_errors(), *also) as error:
         if missing is not None and isinstance(error, FileNotFoundError):
             raise RunError(missing) from None
         refused = denied is not None and isinstance(error, PermissionError)
         raise kind(f"{denied if refused else failed}: {one_line(error)}") from None
 
 
+def _client_errors() -> tuple[type[Exception], ...]:
+    """Errors of the HTTP clients of other stores that are loaded; fsspec passes them on, and they are no OSErrors."""
+    loaded = [
+        (sys.modules[module], name)
+        for module, name in (
+            ("aiohttp", "ClientError"),
+            ("azure.core.exceptions", "AzureError"),
+            ("google.auth.exceptions", "GoogleAuthError"),
+            ("httpx", "HTTPError"),
+            ("httpx2", "HTTPError"),
+        )
+        if module in sys.modules
+    ]
+    return tuple(getattr(module, name) for module, name in loaded if hasattr(module, name))
+
+
 def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of `uri` and the path in it. `uri` is a local path or `protocol://...`.
 
-    Raises RunError if the protocol is unknown, if its library is not installed, or if the environment's settings for
-    the store (profile, endpoint) cannot be used.
+    Raises RunError if the protocol is unknown, if its library is not installed, if the environment's settings for the
+    store (profile, endpoint) cannot be used, or if the URI names a host or an account, as with ftp: the keys of images
+    are `protocol://path` and could not say where they are.
     """
     protocol = uri.split("://", 1)[0] if "://" in uri else "file"
     if re.match("[a-z0-9]+:/(?!/)", uri):
         raise RunError(f"{uri} is neither a path nor a URI; did you mean {uri.replace(':/', '://', 1)}?")
     options = _S3_OPTIONS if protocol in ("s3", "s3a") else {}
     try:
+        if (names := host_of(protocol, uri)) is not None:
+            raise ValueError(f"{protocol}:// with {names} in the URI is not supported; use another store")
         filesystem = fsspec.filesystem(protocol, **options)
         if is_s3(filesystem):
             filesystem.connect()  # reads the environment; makes no connection yet
-    except (ValueError, ImportError, BotoCoreError) as error:
+    except Exception as error:  # a protocol's library raises what it likes if it is not set up
         raise RunError(f"cannot open {uri}: {one_line(error)}") from None
     path = path_of(filesystem, uri)
     return filesystem, path.rstrip("/") if is_s3(filesystem) else path

@@ -24,3 +24,9 @@ async def cat_file(filesystem: Any, path: str) -> bytes:
 def strip_protocol(filesystem: fsspec.AbstractFileSystem, uri: str) -> str:
     """The path of `uri` in the form that the methods of `filesystem` take."""
     return str(filesystem._strip_protocol(uri))
+
+
+def host_of(protocol: str, uri: str) -> str | None:
+    """What a file system of this protocol takes from `uri` beside the path, such as a host; None if it is nothing."""
+    taken = fsspec.get_filesystem_class(protocol)._get_kwargs_from_urls(uri)
+    return ", ".join(sorted(taken)) if taken else None

@@ -4,12 +4,14 @@ import dataclasses
 import io
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -21,6 +23,7 @@ from m2f_core.checkpoints.checkpoint import (
 )
 from m2f_core.checkpoints.licenses import ZOO_LICENSE, model_license
 from m2f_core.config.labels import LabelMap
+from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.inference.panoptic import PanopticSettings
 from pipeline.config import Settings
 from pipeline.errors import RunError
@@ -31,6 +34,7 @@ from pipeline.train.settings import FinetuneSettings
 from pipeline.train.starting_model import start_warnings
 from tests.support.detectron2_pickles import original_names, write_pickle
 from tests.support.planning import planned
+from tests.support.seeded_model import seeded_model
 
 BUCKET = "m2f-weights"
 NAME = "model_final_9fd0ae.pkl"
@@ -241,3 +245,18 @@ def test_the_embedded_checkpoint_is_found_by_name_wherever_a_worker_stands(tmp_p
     assert is_local_path("./synthetic-scenes") and not is_local_path("synthetic-scenes")
     with pytest.raises(RunError):
         stage_model("another-name")
+
+
+def test_a_file_of_pytorch_is_told_how_to_become_a_checkpoint(tmp_path, monkeypatch):
+    """The line that is printed does it."""
+    model = seeded_model(Mask2FormerConfig.tiny(), 0)
+    save_checkpoint(model, tmp_path / "hub")
+    arrays = original_names(load_file(tmp_path / "hub" / "model.safetensors"))
+    weights = {"model": {name: torch.from_numpy(array) for name, array in arrays.items()}, "iteration": 4}
+    torch.save(weights, tmp_path / "model_final.pth")
+    with pytest.raises(RunError, match=r"is no folder and no \.pkl file") as error:
+        stage_model(str(tmp_path / "model_final.pth"))
+    assert "\n" not in str(error.value)
+    program = str(error.value).split('python -c "')[1].removesuffix('"')
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    stage_model(str(tmp_path / "model_final.pkl")).check()

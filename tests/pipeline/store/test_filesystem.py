@@ -1,10 +1,11 @@
 """What a store raises, in the words of a run."""
 
+import aiohttp
 import pytest
 from botocore.exceptions import NoCredentialsError
 
 from pipeline.errors import BrokenRunError, RunError, StoreUnavailableError
-from pipeline.store.filesystem import store_errors_as
+from pipeline.store.filesystem import open_filesystem, store_errors_as
 
 WORDS = {"denied": "--input x may not be listed", "missing": "--input x does not exist"}
 
@@ -38,3 +39,24 @@ def test_other_errors_pass_as_they_are(raised):
     with pytest.raises(type(raised)) as error, store_errors_as(BrokenRunError, "--output x cannot be written"):
         raise raised
     assert error.value is raised
+
+
+def test_errors_of_other_clients_are_those_of_a_store():
+    with pytest.raises(RunError, match="cannot be listed: no route"), store_errors_as(RunError, "cannot be listed"):
+        raise aiohttp.ClientError("no route")
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("ftp://host/x", "ftp:// with host in the URI is not supported"),
+        ("zip://a.zip", "a.zip|No such file|directory"),
+        ("nothing://x", "Protocol not known: nothing"),
+        ("s3:/bucket/x", "did you mean s3://bucket/x"),
+    ],
+)
+def test_a_protocol_that_cannot_be_used_is_one_line(uri, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=said) as error:
+        open_filesystem(uri)
+    assert "\n" not in str(error.value) and uri in str(error.value)
