@@ -6,6 +6,7 @@ Another backbone gets a configuration class here, a row in `BACKBONES`, and a br
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -145,6 +146,33 @@ class ResNetConfig:
 
 BackboneConfig = SwinConfig | ResNetConfig
 BACKBONES: dict[str, type[SwinConfig] | type[ResNetConfig]] = {"swin": SwinConfig, "resnet": ResNetConfig}
+
+
+_SWIN_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "small": {"depths": (2, 2, 18, 2)},
+    "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+    "large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
+}
+_RESNET_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+def backbone_by_name(name: str) -> BackboneConfig | None:
+    """The configuration of Microsoft's published Swin and ResNet models by their hub id; None for other names.
+
+    Their files need not be downloaded, because the names say all.
+    """
+    if match := re.fullmatch(r"microsoft/swin-(\w+)-patch4-window(\d+)-\d+(-in22k)?", name):
+        size = _SWIN_SIZES.get(match[1])
+        return None if size is None else SwinConfig(window_size=int(match[2]), **size)
+    if match := re.fullmatch(r"microsoft/resnet-(\d+)", name):
+        layers = int(match[1])
+        if layers not in _RESNET_DEPTHS:
+            return None
+        if layers < 50:
+            return ResNetConfig(depths=_RESNET_DEPTHS[layers], layer_type="basic", hidden_sizes=(64, 128, 256, 512))
+        return ResNetConfig(depths=_RESNET_DEPTHS[layers])
+    return None
 
 
 def _check_rgb(num_channels: object) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from m2f_core.config.backbones import BACKBONES, BackboneConfig
+from m2f_core.config.backbones import BACKBONES, BackboneConfig, backbone_by_name
 from m2f_core.config.backbones import ResNetConfig as ResNetConfig
 from m2f_core.config.backbones import SwinConfig as SwinConfig
 from m2f_core.config.fields import ConfigError as ConfigError
@@ -303,14 +303,24 @@ def _read_backbone(json_dict: Mapping[str, Any]) -> dict[str, BackboneConfig]:
     """The `backbone_config` entry as a keyword argument; empty if the file has no such entry."""
     backbone = json_dict.get("backbone_config")
     if backbone is None:
-        if json_dict.get("backbone") is not None:
-            raise ConfigError(
-                f"backbone {json_dict['backbone']!r} is given by name only; write out its backbone_config"
-            )
-        return {}
+        return _named_backbone(json_dict)
     if not isinstance(backbone, Mapping):
         raise ConfigError(f"backbone_config must be an object, not a {type(backbone).__name__}")
     model_type = backbone.get("model_type")
     if model_type not in BACKBONES:
         raise ConfigError(f"backbone_config.model_type must be one of {', '.join(BACKBONES)}, not {model_type!r}")
     return {"backbone_config": BACKBONES[model_type].from_dict(backbone)}
+
+
+def _named_backbone(json_dict: Mapping[str, Any]) -> dict[str, BackboneConfig]:
+    """The backbone of older files that give its name, as a keyword argument; empty if the file gives none."""
+    name = json_dict.get("backbone")
+    if name is None:
+        return {}
+    found = None if json_dict.get("use_timm_backbone") else backbone_by_name(str(name))
+    if found is None:
+        raise ConfigError(
+            f"backbone {name!r} is given by name, and only microsoft/swin-... and microsoft/resnet-... are known; "
+            "write out its backbone_config"
+        )
+    return {"backbone_config": found}

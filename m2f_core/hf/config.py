@@ -115,7 +115,7 @@ class Mask2FormerConfig(_Config):
         else:
             keys = backbone if isinstance(backbone, Mapping) else self.backbone_config.to_dict()
             self.backbone_config = _BACKBONES[type(self.backbone_config)](**keys)
-        # transformers writes 0, 1, 2, ... for names that `label2id` repeats; the names in `id2label` count.
+        # A name that two classes share keeps the last of them, as in a file.
         self.label2id = {name: class_id for class_id, name in self.id2label.items()}
         for name in ("num_labels", "backbone", "backbone_kwargs"):
             self.__dict__.pop(name, None)  # the two fields above now hold what they said

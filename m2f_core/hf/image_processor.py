@@ -6,6 +6,7 @@ speed of the model and with the paper's numbers, see `m2f_core.images.image_proc
 Legend: C channels; H W pixels of an image; N targets of one image.
 """
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,20 +22,27 @@ from m2f_core.hf.outputs import BatchFeature, as_tensors
 from m2f_core.hf.pixels import for_channels, pad, resized, to_channels_first, to_list, to_map
 from m2f_core.hf.post_process import PostProcessing
 from m2f_core.images.hf_values import hf_values
-from m2f_core.images.image_processor import ImageProcessor, read_pad_size
+from m2f_core.images.image_processor import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    NETWORK_STRIDE,
+    ImageProcessor,
+    read_pad_size,
+)
+from m2f_core.images.image_size import PAPER_EDGES
 from m2f_core.training.targets import map_targets, pad_masks
 from m2f_core.whole_files import written_whole
 
 DEFAULTS: dict[str, Any] = {
     "do_resize": True,
-    "size": {"shortest_edge": 800, "longest_edge": 1333},
-    "size_divisor": 32,
+    "size": dict(zip(("shortest_edge", "longest_edge"), PAPER_EDGES, strict=True)),
+    "size_divisor": NETWORK_STRIDE,
     "resample": int(Image.Resampling.BILINEAR),
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "do_normalize": True,
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
+    "image_mean": list(IMAGENET_MEAN),
+    "image_std": list(IMAGENET_STD),
     "ignore_index": None,
     "do_reduce_labels": False,
     "num_labels": None,
@@ -67,7 +75,7 @@ class Mask2FormerImageProcessor(PostProcessing):
         given = {name: value for name, value in settings.items() if value is not None}
         if "size" not in given and "max_size" in given:
             given["size"] = {**DEFAULTS["size"], "longest_edge": given["max_size"]}
-        self.__dict__.update({**DEFAULTS, **given})
+        self.__dict__.update({**copy.deepcopy(DEFAULTS), **given})
         self._sizes(self.__dict__)
 
     # ------------------------------------------------------------------------------------------------------ files

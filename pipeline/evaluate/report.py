@@ -16,6 +16,24 @@ def print_evaluation(report: dict[str, Any]) -> None:
             console.print(f"WARNING: {truth['warning']}", markup=False)
     for table in _tables(report):
         console.print(table)
+    for warning in _warnings(report):
+        console.print(f"WARNING: {warning}", markup=False)
+
+
+def _warnings(report: dict[str, Any]) -> Iterator[str]:
+    """Figures that say little, and why."""
+    semantic = report.get("semantic")
+    if semantic is not None and semantic["n"] <= 1 < len(semantic["per_class"]):
+        found = [entry["name"] for entry in semantic["per_class"] if entry["pixels"]]
+        yield (
+            f"only {len(found)} of {len(semantic['per_class'])} classes {'have' if not found else 'has'} pixels in the "
+            f"ground truth ({', '.join(found) or 'none'}); all other pixels are ignored (--ignore-label, "
+            "--reduce-zero-label)"
+        )
+    for name, title in (("panoptic", "PQ"), ("segm", "AP")):
+        figures = report.get(name)
+        if figures is not None and (figures["all"]["PQ"] if name == "panoptic" else figures["AP"]) is None:
+            yield f"there is no {title}, because the ground truth of the scored images has no segment"
 
 
 def _images(counts: dict[str, Any]) -> str:

@@ -35,7 +35,8 @@ def list_images(uri: str) -> Iterator[ListedImage]:
     """Every object below the folder or prefix `uri`, sorted by name, page by page.
 
     S3 "directory markers" (empty objects whose key ends in `/`) are not images. In local folders, symbolic links to
-    files are followed and links to folders are not.
+    files are followed and links to folders are not. Names that are not UTF-8, which no table can hold, and links to
+    themselves are left out; after the last image, a warning counts them.
 
     Raises RunError if the input does not exist or permission to list it is missing.
     """
@@ -46,18 +47,33 @@ def list_images(uri: str) -> Iterator[ListedImage]:
         denied=f"no permission to list --input {uri}",
         missing=f"--input {uri} does not exist",
     ):
+        left_out = _LeftOut()
         if is_local(filesystem):
-            unusable: list[str] = []
-            yield from _list_folder(path, unusable)
-            if unusable:
-                logger.warning(
-                    f"--input {uri}: {len(unusable):,} names are left out, because they are not UTF-8 or are links to "
-                    f"themselves, for example {unusable[0]!a}"
-                )
-        elif is_s3(filesystem):
-            yield from _list_bucket(filesystem, path)
+            listed = _list_folder(path, left_out)
         else:
-            yield from _list_any(filesystem, path)
+            listed = _list_bucket(filesystem, path) if is_s3(filesystem) else _list_any(filesystem, path)
+        for image in listed:
+            if _is_utf8(image.image_key):
+                yield image
+            else:
+                left_out.add(image.image_key)
+    if left_out.number:
+        logger.warning(
+            f"--input {uri}: {left_out.number:,} names are left out, because they are not UTF-8 or are links to "
+            f"themselves, for example {left_out.example!a}"
+        )
+
+
+@dataclass
+class _LeftOut:
+    """What a listing leaves out."""
+
+    number: int = 0
+    example: str = ""
+
+    def add(self, path: str) -> None:
+        self.number += 1
+        self.example = self.example or path
 
 
 def refuse_empty(uri: str) -> None:
@@ -66,7 +82,7 @@ def refuse_empty(uri: str) -> None:
         raise RunError(f"--input {uri} holds no objects")
 
 
-def _list_folder(path: str, unusable: list[str]) -> Iterator[ListedImage]:
+def _list_folder(path: str, left_out: _LeftOut) -> Iterator[ListedImage]:
     if os.path.isfile(path):  # noqa: PTH113 - one scandir entry type throughout
         yield _local_image(path, os.stat(path))  # noqa: PTH116
         return
@@ -74,12 +90,9 @@ def _list_folder(path: str, unusable: list[str]) -> Iterator[ListedImage]:
         # Sorted as an object store sorts keys, where the name of a folder includes its slash.
         listed = sorted(entries, key=lambda e: e.name + "/" if e.is_dir(follow_symlinks=False) else e.name)
     for entry in listed:
-        if not _is_utf8(entry.name):
-            unusable.append(entry.path)
-            continue
         try:
             if entry.is_dir(follow_symlinks=False):
-                yield from _list_folder(entry.path, unusable)
+                yield from _list_folder(entry.path, left_out)
             elif entry.is_file():
                 yield _local_image(entry.path, entry.stat())
         except FileNotFoundError:  # deleted since the folder was listed
@@ -87,7 +100,7 @@ def _list_folder(path: str, unusable: list[str]) -> Iterator[ListedImage]:
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-            unusable.append(entry.path)
+            left_out.add(entry.path)
 
 
 def _is_utf8(name: str) -> bool:

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from pipeline.commit.run_record import read_run_record
 from pipeline.config import Settings
-from pipeline.errors import TRANSIENT, RunError
+from pipeline.errors import TRANSIENT
 from pipeline.inputs.listing import ListedImage
 from pipeline.layout import Output
 from pipeline.plan.shards import PlannedImage
@@ -103,7 +103,7 @@ def compare(
     compared, because several inputs may share an output. `memory_mib` limits the memory of DuckDB; the rest goes to
     TMPDIR, about as much as the keys of the listing and of all rows below the input take.
 
-    Raises RunError if the listing breaks off, a key is not UTF-8, or the published table cannot be read.
+    Raises RunError if the listing breaks off or the published table cannot be read.
     """
     scratch = ScratchDatabase(memory_mib)
     try:
@@ -138,23 +138,11 @@ def _load_listing(database: duckdb.DuckDBPyConnection, listing: Iterable[ListedI
 
 
 def _as_table(images: list[ListedImage]) -> pa.Table:
-    try:
-        keys = pa.array([image.image_key for image in images], pa.string())
-    except UnicodeEncodeError:
-        bad = next(image.image_key for image in images if not _is_utf8(image.image_key))
-        raise RunError(f"the file name {bad!r} is not UTF-8 and cannot be stored in a table; rename the file") from None
+    keys = pa.array([image.image_key for image in images], pa.string())
     return pa.table(
         [keys, [image.etag for image in images], [image.size_bytes for image in images]],
         schema=_LISTING,
     )
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _load_fingerprints(

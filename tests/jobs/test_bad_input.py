@@ -311,13 +311,6 @@ def test_a_folder_without_permission(refused, folder, output, tiny_checkpoint):
     assert not output.exists()
 
 
-def test_a_file_name_that_no_table_can_hold(refused, ray_session, folder, output, tiny_checkpoint):
-    with open(os.fsencode(folder) + b"/bad\xff.jpg", "wb"):
-        pass
-    refused(folder, output, tiny_checkpoint, named=("bad", "UTF-8"))
-    assert only_a_lease(output)
-
-
 def test_buckets_that_are_missing_or_empty(refused, bucket, output, tiny_checkpoint):
     for uri, what in (
         ("s3://m2f-no-such-bucket/photographs", "does not exist"),

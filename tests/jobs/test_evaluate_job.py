@@ -544,3 +544,16 @@ def test_a_report_that_cannot_be_written_is_named(ready, capsys):
     captured = capsys.readouterr()
     assert stop.value.code == 2 and "--report" in captured.err
     assert "panoptic quality" in captured.out, "what was computed is shown all the same"
+
+
+def test_a_figure_over_one_class_is_said(ready, capsys):
+    """Label PNGs of 0 and 255 only."""
+    for image in images():
+        target = Path(ready.root) / "masks" / Path(image.name).with_suffix(".png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.full(image.size, 255)
+        pixels[:, :3] = 0
+        target.write_bytes(png_bytes(pixels))
+    assert main(["--tables", ready.tables, "--semantic-gt", str(Path(ready.root) / "masks")]) == 0
+    said = capsys.readouterr().out
+    assert "WARNING: only 1 of 4 classes has pixels in the ground truth" in said and "--ignore-label" in said

@@ -89,7 +89,11 @@ def test_inference(checkpoint, data, tmp_path):
 
 @pytest.mark.parametrize(
     ("script", "gt"),
-    [("finetune_semantic.py", "labels"), ("finetune_instance.py", "maps"), ("finetune_panoptic.py", "panoptic.json")],
+    [
+        ("finetune_semantic.py", "labels"),
+        pytest.param("finetune_instance.py", "maps", marks=pytest.mark.thorough),
+        pytest.param("finetune_panoptic.py", "panoptic.json", marks=pytest.mark.thorough),
+    ],
 )
 def test_training(checkpoint, data, tmp_path, script, gt):
     """Losses agree while rounding has not grown, and each library loads what the other has written."""

@@ -222,11 +222,12 @@ def test_a_prefix_of_a_bucket_is_found_again_and_its_neighbours_are_left_alone(s
     assert counts(settings) == {"unchanged": 2}
 
 
-def test_a_name_that_is_not_utf8_is_named(tmp_path):
+def test_a_name_that_is_not_utf8_is_left_out_and_said(tmp_path, caplog):
     with open(os.fsencode(tmp_path) + b"/bad\xff.jpg", "wb") as file:
         file.write(b"x")
-    with pytest.raises(RunError, match="not UTF-8"):
-        counts(Settings(str(tmp_path), str(tmp_path / "out")))
+    (tmp_path / "good.jpg").write_bytes(b"x")
+    assert counts(Settings(str(tmp_path), str(tmp_path / "out"))) == {"new": 1}
+    assert "1 names are left out" in caplog.text
 
 
 def test_a_listing_that_breaks_off_says_why_and_leaves_nothing(tmp_path, monkeypatch):
