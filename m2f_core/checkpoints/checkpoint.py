@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from m2f_core.checkpoints.stored_weights import CheckpointError as CheckpointError
 from m2f_core.checkpoints.stored_weights import Source, StoredTensor, match_weights, read_weight
-from m2f_core.checkpoints.weight_names import IGNORED, detectron2_names, hugging_face_names
+from m2f_core.checkpoints.weight_names import IGNORED, as_swin, detectron2_names, hugging_face_names
 from m2f_core.config.labels import LabelMap
 from m2f_core.config.mask2former import ConfigError, Mask2FormerConfig
 from m2f_core.whole_files import written_whole
@@ -266,7 +266,7 @@ def _open_safetensors(files: list[Path], stack: ExitStack) -> dict[str, StoredTe
         for name in file.keys():  # noqa: SIM118  the file is not a dictionary
             header = file.get_slice(name)
             dtype = header.get_dtype()
-            stored[name] = StoredTensor(
+            stored[as_swin(name)] = StoredTensor(
                 shape=tuple(header.get_shape()),
                 dtype=dtype,
                 is_float=dtype.startswith(("F", "BF")),

@@ -207,6 +207,17 @@ IGNORED = re.compile(
 )
 
 
+def as_swin(name: str) -> str:
+    """A weight's name in a file of a `maskformer-swin` backbone -> its name in a file of a `swin` backbone.
+
+    All other names stay as they are.
+    """
+    name = name.replace(_ENCODER + "model.", _ENCODER, 1)
+    return re.sub(
+        rf"^({re.escape(_ENCODER)}hidden_states_norms)\.(\d+)", lambda m: f"{m[1]}.stage{int(m[2]) + 1}", name
+    )
+
+
 def hugging_face_names(our_name: str) -> tuple[Source, Source]:
     """The source of one of our tensors in Hugging Face's names: those on the hub, and those in memory."""
     rule, numbers, rest = _find_rule(RULES, our_name)

@@ -145,7 +145,12 @@ class ResNetConfig:
 
 
 BackboneConfig = SwinConfig | ResNetConfig
-BACKBONES: dict[str, type[SwinConfig] | type[ResNetConfig]] = {"swin": SwinConfig, "resnet": ResNetConfig}
+# MaskFormer's Swin is the same network with other names of its weights; it is written as "swin".
+BACKBONES: dict[str, type[SwinConfig] | type[ResNetConfig]] = {
+    "swin": SwinConfig,
+    "maskformer-swin": SwinConfig,
+    "resnet": ResNetConfig,
+}
 
 
 _SWIN_SIZES: dict[str, dict[str, Any]] = {

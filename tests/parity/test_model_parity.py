@@ -353,3 +353,19 @@ def test_stochastic_depth_is_drawn_as_theirs() -> None:
         dropped = their.drop_path(branch)
         torch.manual_seed(5)
         assert torch.equal(mine.drop_path(branch), dropped)
+
+
+def test_maskformers_swin_is_a_swin_under_other_names(tmp_path: Path) -> None:
+    """Its files load; what we save of it is a Swin, with the same outputs in transformers."""
+    fields = {**SMALL_SWIN, "drop_path_rate": 0.0, "out_features": STAGES}
+    oracle = Oracle(jittered(transformers.MaskFormerSwinConfig(**fields), **SMALL), tmp_path)
+    (tmp_path / "ours").mkdir()
+    save_checkpoint(oracle.ours, tmp_path / "ours")
+    again = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "ours").eval()
+    assert again.config.backbone_config.model_type == "swin"
+    for size in SIZES:
+        pixel_values = image_batch(*size)
+        expected, calls = oracle.run(pixel_values)
+        check_backbone(oracle.ours, pixel_values, calls)
+        for output in (oracle.ours(pixel_values), again(pixel_values)):
+            assert_close(output.masks_queries_logits, expected.masks_queries_logits, END_TO_END_TOLERANCE, "masks")

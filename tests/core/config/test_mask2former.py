@@ -135,7 +135,6 @@ def test_activations_are_the_names_of_the_config() -> None:
         ({"model_type": "maskformer"}, "model_type"),
         ({"model_type": None}, "model_type"),
         ({"backbone_config": {"model_type": "convnext"}}, "backbone_config.model_type"),
-        ({"backbone_config": {"model_type": "maskformer-swin"}}, "backbone_config.model_type"),
         ({"backbone_config": "swin"}, "backbone_config"),
         ({"backbone": "microsoft/swin-tiny"}, "backbone"),
         ({"backbone_config": {"model_type": "swin", "use_absolute_embeddings": True}}, "use_absolute_embeddings"),
