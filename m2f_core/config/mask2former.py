@@ -6,7 +6,7 @@ This module does not import torch, so that the driver of a run reads a checkpoin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -66,21 +66,37 @@ def read_id2label(json_dict: Mapping[str, Any]) -> dict[int, str]:
 
 
 def label_warnings(json_dict: Mapping[str, Any]) -> list[str]:
-    """What `read_id2label` does not take from the file."""
+    """What `read_id2label` does not take from the file, and the names that several classes share."""
     by_id, read = _given_labels(json_dict) or {}, read_id2label(json_dict)
     if by_id and len(by_id) != len(read):
         return [
             f"config.json has num_labels {len(read)}, but id2label has {len(by_id)} entries; as in transformers, the "
             f"classes are named LABEL_0 .. LABEL_{len(read) - 1}"
         ]
+    return [*_left_out_warning(by_id, read), *_shared_name_warning(read)]
+
+
+def _left_out_warning(by_id: Mapping[int, str], read: Mapping[int, str]) -> Iterator[str]:
     left_out = sorted(by_id.keys() - read.keys())
-    if not left_out:
-        return []
-    nameless = sorted(read.keys() - by_id.keys())
-    return [
-        f"id2label in config.json has {len(by_id)} entries, so the model's classes are 0 .. {len(by_id) - 1}: the "
-        f"entries {_few(left_out)} name no class, and the classes {_few(nameless)} are called LABEL_n"
-    ]
+    if left_out:
+        nameless = sorted(read.keys() - by_id.keys())
+        yield (
+            f"id2label in config.json has {len(by_id)} entries, so the model's classes are 0 .. {len(by_id) - 1}: the "
+            f"entries {_few(left_out)} name no class, and the classes {_few(nameless)} are called LABEL_n"
+        )
+
+
+def _shared_name_warning(read: Mapping[int, str]) -> Iterator[str]:
+    class_ids: dict[str, list[int]] = {}
+    for class_id, name in read.items():
+        class_ids.setdefault(name, []).append(class_id)
+    shared = [(name, ids) for name, ids in class_ids.items() if len(ids) > 1]
+    if shared:
+        name, ids = shared[0]
+        yield (
+            f"id2label in config.json gives several classes the same name, for example {name!r} to {_few(ids)}; only "
+            f"their ids tell their segments apart"
+        )
 
 
 def _few(numbers: list[int]) -> str:

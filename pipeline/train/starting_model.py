@@ -15,7 +15,7 @@ from m2f_core.checkpoints.checkpoint import (
 from m2f_core.checkpoints.licenses import model_license
 from m2f_core.checkpoints.zoo import guessed_names_warning
 from m2f_core.config.labels import LabelMap, name_keys
-from m2f_core.config.mask2former import Mask2FormerConfig
+from m2f_core.config.mask2former import Mask2FormerConfig, label_warnings
 from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.model.mask2former import Mask2Former, build_criterion
 from m2f_core.training.initial_weights import initial_model, new_class_predictor, reorder_class_predictor
@@ -62,6 +62,7 @@ def start_warnings(settings: FinetuneSettings) -> list[str]:
         checkpoint = stage_model(settings.model)
         _labels_of_start(checkpoint, settings)
         warnings += guessed_names_warning(checkpoint)
+        warnings += (f"{_source(settings)}: {warning}" for warning in label_warnings(checkpoint.config_dict))
     return warnings
 
 

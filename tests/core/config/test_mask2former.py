@@ -109,6 +109,7 @@ def test_classes_are_ordered_by_number_not_by_text() -> None:
         ({"id2label": {str(i + 100): "x" for i in range(9)}}, None, ["entries 100, 101, 102, 103, ... name"]),
         ({"id2label": {"0": "a"}, "num_labels": 3}, ["LABEL_0", "LABEL_1", "LABEL_2"], ["num_labels 3", "1 entries"]),
         ({"id2label": {"0": "a", "1": "b"}, "num_labels": 2}, ["a", "b"], []),
+        ({"id2label": {"0": "a", "1": "b", "2": "a"}}, ["a", "b", "a"], ["'a' to 0, 2; only"]),
         ({"num_labels": 1}, ["LABEL_0"], []),
         ({}, ["LABEL_0", "LABEL_1"], []),
         ({"id2label": None}, ["LABEL_0", "LABEL_1"], []),

@@ -132,6 +132,16 @@ def test_wrong_categories_of_a_start_are_one_line(checkpoint, tmp_path):
         start_warnings(settings_from(tmp_path))
 
 
+def test_labels_of_a_start_that_its_file_does_not_give_are_named(checkpoint, tmp_path):
+    _, saved = checkpoint
+    save_checkpoint(saved, tmp_path, LABELS)
+    config = Checkpoint(tmp_path).config_dict
+    assert start_warnings(settings_from(tmp_path)) == []
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({**config, "id2label": {"0": "dot", "7": "line"}}))
+    [warning] = start_warnings(settings_from(tmp_path))
+    assert warning.startswith(f"--model {tmp_path}: id2label in config.json has 2 entries")
+
+
 @pytest.mark.parametrize("stated", ["CC BY-NC 4.0", None])
 def test_what_is_trained_from_a_checkpoint_has_its_licence(checkpoint, tmp_path, stated):
     _, saved = checkpoint
