@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from pipeline.errors import ErrorCode, ImageError
 from pipeline.segment.decode import decode_image, measure_image
@@ -240,6 +240,56 @@ def test_channels_of_a_jp2_are_those_of_its_definition(order: tuple[int, ...]) -
         data[:at] + (length + len(box)).to_bytes(4, "big") + data[at + 4 : at + length] + box + data[at + length :]
     )
     np.testing.assert_array_equal(decoded(changed), array)
+
+
+# --- AVIF -------------------------------------------------------------------------------------------------------------
+
+
+def avif(image: Image.Image, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "AVIF", quality=100, speed=8, **options)
+    return file.getvalue()
+
+
+def colour_image() -> Image.Image:
+    return Image.fromarray(np.rint(smooth(3) * 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "4:0:0"])
+@pytest.mark.parametrize("span", ["full", "limited"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "RGBa", "L", "LA"])
+def test_avif(subsampling: str, span: str, mode: str) -> None:
+    """8 bits of Y, Cb and Cr round the colours by 3 levels, and by 5 where 16..235 stand for 0..255."""
+    image = colour_image().convert(mode.upper())
+    premultiplied = mode == "RGBa"
+    if image.mode in ("RGBA", "LA"):  # at least half opaque: what alpha 0 multiplied away does not come back
+        image.putalpha(Image.fromarray(np.rint(128 + smooth(4)[..., 3] * 127).astype(np.uint8)))
+    found = decoded(avif(image, subsampling=subsampling, range=span, alpha_premultiplied=premultiplied))
+    assert isinstance(found, np.ndarray)
+    levels = {"full": 3, "limited": 5}[span] * (2 if premultiplied else 1)
+    expected = np.asarray(image.convert("RGB")).astype(int)
+    if subsampling != "4:4:4":  # the encoder leaves colours out; the luma of each pixel is still there
+        found, expected = (np.asarray(Image.fromarray(a.astype(np.uint8)).convert("L")) for a in (found, expected))
+    assert np.abs(found.astype(int) - expected).max() <= levels
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_avif_is_turned_as_its_boxes_say(orientation: int) -> None:
+    """The encoder writes the orientation as the boxes irot and imir."""
+    image, exif = colour_image(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    found = decoded(avif(image, subsampling="4:4:4", exif=exif))
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(image)).astype(int)
+    assert isinstance(found, np.ndarray)
+    assert np.abs(found.astype(int) - expected).max() <= 3
+
+
+def test_a_cut_avif_is_refused() -> None:
+    data = avif(colour_image())
+    assert isinstance(decoded(data), np.ndarray)
+    for length in (*range(0, len(data), 97), len(data) - 1):
+        assert decoded(data[:length]) in REFUSED, length
 
 
 # --- kinds that people report -----------------------------------------------------------------------------------------
