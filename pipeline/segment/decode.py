@@ -118,6 +118,8 @@ _TIFF_TAGS = {
     "TileWidth": 322,
     "TileLength": 323,
     "SampleFormat": 339,
+    "StripOffsets": 273,
+    "TileOffsets": 324,
 }
 
 
@@ -219,6 +221,9 @@ def _open(data: bytes, format_name: str, max_pixels: int) -> ImageFile.ImageFile
     if format_name == "TIFF":
         # Loading would also apply an XMP orientation, which the size from the header does not include.
         image.info.pop("xmp", None)
+        tags: Any = image.tag_v2  # type: ignore[attr-defined]
+        tiff.check_offsets(tags.get(_TIFF_TAGS["StripOffsets"], ()))
+        tiff.check_offsets(tags.get(_TIFF_TAGS["TileOffsets"], ()))
     return image
 
 

@@ -6,6 +6,7 @@ with it are divided again), WhiteIsZero inverted. Signed numbers, floats, 32 bit
 
 import io
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ _UNCOMPRESSED_AND_OWN = (
     50013,
     32773,
 )  # none, deflate (three numbers), PackBits: decoded without libraries
+_HEADER_BYTES = 8  # 16 in a BigTIFF
 
 
 def pillow_reads_wrongly(planar: int, bits: tuple[int, ...], formats: tuple[int, ...]) -> bool:
@@ -35,6 +37,15 @@ def pillow_reads_wrongly(planar: int, bits: tuple[int, ...], formats: tuple[int,
     return (planar == 2 and (any(number != 8 for number in bits) or len(bits) == 2)) or (
         2 in formats and all(number == 8 for number in bits)
     )
+
+
+def check_offsets(offsets: Iterable[int]) -> None:
+    """ImageError if a strip or tile lies in the file's header, where a reader would take the header for pixels.
+
+    Some writers leave 0 there; in sparse files 0 stands for a strip or tile that the file leaves out.
+    """
+    if any(offset < _HEADER_BYTES for offset in offsets):
+        raise ImageError(ErrorCode.DECODE_FAILED, "TIFF: the file does not say where its pixels are")
 
 
 def measure(data: bytes) -> tuple[int, int]:
@@ -53,6 +64,7 @@ def decode(data: bytes) -> Image.Image:
         raise ImageError(ErrorCode.UNSUPPORTED, f"{what} are of a colour space that is not supported in this layout")
     if int(page.compression) not in _UNCOMPRESSED_AND_OWN:
         raise ImageError(ErrorCode.UNSUPPORTED, f"TIFF: compression {int(page.compression)} in this layout")
+    check_offsets(page.dataoffsets)
     for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
         if length <= 0 or offset + length > len(data):
             raise ImageError(ErrorCode.DECODE_FAILED, "TIFF: the file ends before its pixels do")

@@ -27,6 +27,10 @@ def smooth(channels: int, seed: int = 0) -> np.ndarray:
     return np.stack(waves, axis=-1)
 
 
+def colour_image() -> Image.Image:
+    return Image.fromarray(np.rint(smooth(3) * 255).astype(np.uint8))
+
+
 def decoded(data: bytes) -> np.ndarray | ErrorCode:
     """[H, W, 3], or why not; the size by the header is that of the pixels."""
     try:
@@ -242,6 +246,52 @@ def test_channels_of_a_jp2_are_those_of_its_definition(order: tuple[int, ...]) -
     np.testing.assert_array_equal(decoded(changed), array)
 
 
+MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16B")
+MODES_OF_CODEC = {
+    **dict.fromkeys(("tiff_lzw", "tiff_adobe_deflate", "lzma", "zstd"), MODES),
+    "jpeg": ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr"),
+    **dict.fromkeys(("raw", "packbits"), ("1", *MODES)),
+    "group4": ("1",),
+}
+
+
+@pytest.mark.parametrize(
+    ("codec", "mode"), [(codec, mode) for codec, modes in MODES_OF_CODEC.items() for mode in modes]
+)
+@pytest.mark.parametrize("options", [{}, {"tiffinfo": {317: 2}}, {"strip_size": 500}, {"big_tiff": True}], ids=str)
+def test_tiff_of_pillow(codec: str, mode: str, options: dict) -> None:
+    """Codecs that tifffile writes only with other libraries; tag 317 is the predictor."""
+    if mode.startswith("I;16"):
+        shades = np.rint(smooth(1)[..., 0] * 65535).astype("u2")
+        image = Image.frombytes(mode, (W, H), shades.astype(">u2" if mode == "I;16B" else "<u2").tobytes())
+        expected = (shades[..., None] >> 8).repeat(3, -1)
+    else:
+        image = colour_image().convert(mode)
+        expected = np.asarray(image.convert("RGB"))
+    file = io.BytesIO()
+    image.save(file, "TIFF", compression=codec, **({"quality": 100} if codec == "jpeg" else {}), **options)
+    # Pillow leaves 0 as the offset of the pixels of such a file.
+    broken = mode == "I;16B" and codec == "raw" and "big_tiff" in options
+    levels = 5 if codec == "jpeg" else 3  # JPEG rounds the colours and their waves
+    assert assert_right_or_refused(file.getvalue(), expected, (mode, codec, options), levels) == (not broken)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+@pytest.mark.parametrize("offset", [0, 7])
+def test_the_header_of_a_tiff_is_no_pixel(codec: str | None, planar: str, dtype: str, offset: int) -> None:
+    array = np.rint(smooth(3) * 255).astype(dtype)
+    file = io.BytesIO()
+    given = np.moveaxis(array, -1, 0) if planar == "separate" else array
+    tifffile.imwrite(file, given, photometric="rgb", planarconfig=planar, compression=codec, rowsperstrip=10)
+    data = bytearray(file.getvalue())
+    where = tifffile.TiffFile(io.BytesIO(data)).pages[0].tags["StripOffsets"].valueoffset
+    assert isinstance(decoded(bytes(data)), np.ndarray)
+    data[where + 4 : where + 8] = offset.to_bytes(4, "little")  # the second strip
+    assert decoded(bytes(data)) == ErrorCode.DECODE_FAILED
+
+
 # --- AVIF -------------------------------------------------------------------------------------------------------------
 
 
@@ -249,10 +299,6 @@ def avif(image: Image.Image, **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, "AVIF", quality=100, speed=8, **options)
     return file.getvalue()
-
-
-def colour_image() -> Image.Image:
-    return Image.fromarray(np.rint(smooth(3) * 255).astype(np.uint8))
 
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "4:0:0"])
