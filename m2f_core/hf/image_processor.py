@@ -136,7 +136,7 @@ class Mask2FormerImageProcessor(PostProcessing):
 
         images: one or a list; Pillow images, numpy arrays or tensors, [C, H, W] or [H, W, C] (where both are possible,
         [C, H, W]; else `input_data_format`, "channels_first" or "channels_last"), or [H, W]. segmentation_maps: one or
-        a list, [H, W] or [1, H, W] of whole numbers. The other parameters are those of the class, for this call only;
+        a list, [H, W] or [1, H, W] of whole numbers. Every parameter of the class may be given for one call;
         `return_tensors` is "pt", "np" or None (a list of arrays).
 
         Returns `pixel_values` [B, C, H, W], `pixel_mask` [B, H, W] (int64, 1 inside the image) and, with maps, the

@@ -79,7 +79,7 @@ def read_label_png(
 def read_instance_map(
     image: GtImage, num_classes: int, reduce_zero_label: bool, ignored_label: int = IGNORED_LABEL
 ) -> tuple[NDArray[np.int32], dict[int, int]]:
-    """Read a map of objects [H, W], IGNORED where there is none, and the class of each object.
+    """Read a map [H, W] of object ids, IGNORED where no object is, and the class of each object.
 
     The PNG's red channel is the class, as in `read_label_png`, and green tells the objects of a class apart.
     """

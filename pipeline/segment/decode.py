@@ -136,7 +136,7 @@ def decode_image(
     with _as_image_error(format_name):
         if format_name == "TIFF" and _needs_tifffile(data):
             _check_pixels(*tiff.measure(data), max_pixels)
-            return tiff.decode(data)
+            return tiff.decode(data, max_pixels)
         image = _open(data, format_name, max_pixels)
         orientation = _orientation(image, data) if apply_exif else 1
         if at_least_hw is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
@@ -214,14 +214,11 @@ def _open(data: bytes, format_name: str, max_pixels: int) -> ImageFile.ImageFile
     if width < 1 or height < 1:
         raise ImageError(ErrorCode.DECODE_FAILED, f"{format_name}: the image has no pixels ({height} x {width})")
     _check_pixels(height, width, max_pixels)
-    # A small tiled TIFF may declare huge tiles, and the decoder allocates a whole tile. Usual tile sizes always pass.
-    tile_pixels = _tiff_tag(image, "TileWidth", 0) * _tiff_tag(image, "TileLength", 0)
-    if tile_pixels > max(max_pixels, 1024 * 1024):
-        raise ImageError(ErrorCode.TOO_LARGE, f"TIFF tiles have {tile_pixels:,} pixels, the limit is {max_pixels:,}")
     if format_name == "TIFF":
         # Loading would also apply an XMP orientation, which the size from the header does not include.
         image.info.pop("xmp", None)
         tags: Any = image.tag_v2  # type: ignore[attr-defined]
+        tiff.check_tile(_tiff_tag(image, "TileWidth", 0) * _tiff_tag(image, "TileLength", 0), max_pixels)
         tiff.check_offsets(tags.get(_TIFF_TAGS["StripOffsets"], ()))
         tiff.check_offsets(tags.get(_TIFF_TAGS["TileOffsets"], ()))
     return image

@@ -6,6 +6,7 @@ with it are divided again), WhiteIsZero inverted. Signed numbers, floats, 32 bit
 
 import io
 import logging
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,14 +21,11 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # the ImageError carri
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _ASSOCIATED = 1  # alpha with which the colours are multiplied
-_UNCOMPRESSED_AND_OWN = (
-    1,
-    8,
-    32946,
-    50013,
-    32773,
-)  # none, deflate (three numbers), PackBits: decoded without libraries
+_DEFLATE = (8, 32946, 50013)
+_DECODABLE = (1, 32773, *_DEFLATE)  # none, PackBits and deflate, which tifffile decodes without other libraries
 _HEADER_BYTES = 8  # 16 in a BigTIFF
+_USUAL_TILE_PIXELS = 1024 * 1024  # are never too many
+_SAMPLES_OF_A_PIXEL, _BYTES_OF_A_SAMPLE = 4, 2  # of the largest usual image, RGBA of 16 bits
 
 
 def pillow_reads_wrongly(planar: int, bits: tuple[int, ...], formats: tuple[int, ...]) -> bool:
@@ -48,29 +46,64 @@ def check_offsets(offsets: Iterable[int]) -> None:
         raise ImageError(ErrorCode.DECODE_FAILED, "TIFF: the file does not say where its pixels are")
 
 
+def check_tile(tile_pixels: int, max_pixels: int) -> None:
+    """ImageError if a tile is too large: a small file may declare huge tiles, and a decoder allocates a whole tile."""
+    if tile_pixels > max(max_pixels, _USUAL_TILE_PIXELS):
+        raise ImageError(ErrorCode.TOO_LARGE, f"TIFF tiles have {tile_pixels:,} pixels, the limit is {max_pixels:,}")
+
+
 def measure(data: bytes) -> tuple[int, int]:
     """(height, width) of the first page. ImageError if there is none."""
     page = _page(data)
     return page.imagelength, page.imagewidth
 
 
-def decode(data: bytes) -> Image.Image:
-    """The first page as RGB. ImageError if its pixels have no defined meaning or are not all there."""
+def decode(data: bytes, max_pixels: int) -> Image.Image:
+    """The first page as RGB. ImageError if its pixels have no defined meaning, are not all there, or need more memory
+    than an image of `max_pixels`.
+    """
     page = _page(data)
     what = f"TIFF: {page.dtype} pixels, photometric {int(page.photometric)}"
     if page.dtype is None or page.dtype.kind != "u" or page.dtype.itemsize > 2:
         raise ImageError(ErrorCode.UNSUPPORTED, f"{what} have no defined range for RGB")
     if int(page.photometric) not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
         raise ImageError(ErrorCode.UNSUPPORTED, f"{what} are of a colour space that is not supported in this layout")
-    if int(page.compression) not in _UNCOMPRESSED_AND_OWN:
+    if int(page.compression) not in _DECODABLE:
         raise ImageError(ErrorCode.UNSUPPORTED, f"TIFF: compression {int(page.compression)} in this layout")
     check_offsets(page.dataoffsets)
     for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
         if length <= 0 or offset + length > len(data):
             raise ImageError(ErrorCode.DECODE_FAILED, "TIFF: the file ends before its pixels do")
+    _check_memory(page, data, max_pixels)
     array = page.asarray()
     channels_HWC = _channels_last(array, page)
     return Image.fromarray(_to_rgb(channels_HWC, page))
+
+
+def _check_memory(page: Any, data: bytes, max_pixels: int) -> None:
+    check_tile(page.tilelength * page.tilewidth, max_pixels)
+    most_samples = max(max_pixels, _USUAL_TILE_PIXELS) * _SAMPLES_OF_A_PIXEL
+    samples = page.imagelength * page.imagewidth * page.samplesperpixel
+    if samples > most_samples:
+        raise ImageError(
+            ErrorCode.TOO_LARGE, f"TIFF: the pixels have {samples:,} samples, the limit is {most_samples:,}"
+        )
+    if int(page.compression) in _DEFLATE:  # tifffile inflates whatever is there
+        most = most_samples * _BYTES_OF_A_SAMPLE
+        for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
+            if _inflates_beyond(data[offset : offset + length], most):
+                raise ImageError(ErrorCode.TOO_LARGE, f"TIFF: a strip or tile has more than {most:,} bytes")
+
+
+def _inflates_beyond(deflated: bytes, most: int) -> bool:
+    inflater, number = zlib.decompressobj(), 0
+    while deflated and not inflater.eof and number <= most:
+        try:
+            number += len(inflater.decompress(deflated, _USUAL_TILE_PIXELS))
+        except zlib.error:
+            return False  # tifffile says so
+        deflated = inflater.unconsumed_tail
+    return number > most
 
 
 def _page(data: bytes) -> Any:

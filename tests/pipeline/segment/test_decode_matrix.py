@@ -5,6 +5,7 @@ The oracle is the array from which a file was made. Legend: H W pixels, C channe
 
 import io
 import itertools
+import zlib
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def colour_image() -> Image.Image:
 
 
 def decoded(data: bytes) -> np.ndarray | ErrorCode:
-    """[H, W, 3], or why not; the size by the header is that of the pixels."""
+    """The pixels [H, W, 3], or the code of the error. `measure_image` must give the size of these pixels."""
     try:
         image = decode_image(data, max_pixels=MAX_PIXELS, apply_exif=True)
     except ImageError as error:
@@ -290,6 +291,33 @@ def test_the_header_of_a_tiff_is_no_pixel(codec: str | None, planar: str, dtype:
     assert isinstance(decoded(bytes(data)), np.ndarray)
     data[where + 4 : where + 8] = offset.to_bytes(4, "little")  # the second strip
     assert decoded(bytes(data)) == ErrorCode.DECODE_FAILED
+
+
+def test_a_small_tiff_cannot_ask_for_much_memory() -> None:
+    """Of 16 bits and separate planes, which tifffile reads."""
+
+    def written(shape: tuple[int, ...], **options: object) -> bytes:
+        file = io.BytesIO()
+        zeros = np.zeros(shape, np.uint16)
+        tifffile.imwrite(file, zeros, photometric="rgb", planarconfig="separate", compression="zlib", **options)
+        return file.getvalue()
+
+    assert isinstance(decoded(written((3, 16, 16), tile=(16, 16))), np.ndarray)
+    # Readers allocate 200 samples a pixel, or a whole tile, or all that a strip inflates to.
+    many = written((200, 500, 500))
+    assert decoded(many) == ErrorCode.TOO_LARGE
+    tiled = written((3, 16, 16), tile=(4096, 4096))
+    assert decoded(tiled) == ErrorCode.TOO_LARGE
+    bomb = zlib.compress(bytes(1024 * 1024 * 8 + 1))
+    data = bytearray(written((3, H, W)))
+    page = tifffile.TiffFile(io.BytesIO(data)).pages[0]
+    for name, number in (("StripOffsets", len(data)), ("StripByteCounts", len(bomb))):
+        tag = page.tags[name]
+        width = tag.valuebytecount // tag.count
+        data[tag.valueoffset : tag.valueoffset + width] = number.to_bytes(width, "little")
+    with pytest.raises(ImageError, match="a strip or tile has more than") as error:
+        decode_image(bytes(data) + bomb, max_pixels=10_000, apply_exif=True)
+    assert error.value.code == ErrorCode.TOO_LARGE
 
 
 # --- AVIF -------------------------------------------------------------------------------------------------------------
