@@ -12,6 +12,7 @@ _runs/
         journal/                  receipts of finished shards
         started/                  a start marker for each start of a shard; removed when the run is finished
         report.json               the counts of the run; a run that has this object is finished and published
+        rolled_back.json          a note that the rows of this finished run are being or have been taken out again
 """
 
 import contextlib
@@ -56,6 +57,14 @@ class RunFolder:
     @property
     def report_json(self) -> str:
         return f"{self.path}/report.json"
+
+    @property
+    def rolled_back_json(self) -> str:
+        return f"{self.path}/rolled_back.json"
+
+    def is_rolled_back(self) -> bool:
+        """Whether the rows of this finished run are being or have been taken out of the tables. Raises STORE_ERRORS."""
+        return bool(self.filesystem.exists(self.rolled_back_json))
 
     @property
     def plan(self) -> str:

@@ -6,6 +6,7 @@ from rich.table import Table
 from pipeline.plan.changes import describe
 from pipeline.runs.accounting import Report
 from pipeline.runs.preview import Preview
+from pipeline.runs.roll_back import RollBack
 from pipeline.runs.selfcheck import SelfCheck
 from pipeline.telemetry.costs import ON_DEVICE
 
@@ -73,3 +74,10 @@ def print_preview(preview: Preview) -> None:
         console.print(preview.note, markup=False)
     console.print(table)
     console.print(f"{sum(preview.counts.get(reason, 0) for reason in preview.planned):,} images would be segmented")
+
+
+def print_roll_back(done: RollBack) -> None:
+    """Print how many rows the roll-back removed, or would remove."""
+    rows = " and ".join(f"{number:,} rows of {table}" for table, number in done.rows.items())
+    what = f"removed {rows}" if done.done else f"has {rows}; to remove these rows, add --yes"
+    print(f"run {done.run_id}, finished {done.finished_at}: {what}")

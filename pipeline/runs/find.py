@@ -18,11 +18,20 @@ _READ_THREADS = 16  # a year of nightly runs means 365 small objects to read
 
 
 def find_report(checked: Checked) -> dict[str, Any] | None:
-    """The report of the run that --run-id names, if that run is finished. RunError if the run has other settings."""
+    """The report of the run that --run-id names, if that run is finished.
+
+    RunError if the run has other settings, or if it is rolled back.
+    """
     if checked.settings.run_id is None or _named_run(checked) is None:
         return None
+    folder = checked.output.run(checked.settings.run_id)
     with checked.output.errors():
-        return checked.output.read_json_or_none(checked.output.run(checked.settings.run_id).report_json)
+        if folder.is_rolled_back():
+            raise RunError(
+                f"--run-id {folder.run_id} was used before: that run is rolled back; give another --run-id or leave it "
+                "out"
+            )
+        return checked.output.read_json_or_none(folder.report_json)
 
 
 def find_run(checked: Checked, say_what_is_left: bool = False) -> RunRecord | None:
@@ -105,7 +114,7 @@ def _newest_unfinished(output: Output, wanted: dict[str, Any], say_what_is_left:
         if newest is None:
             return None
         later = [f for f, r in zip(folders, reports, strict=True) if r is not None and r["created"] > newest.created]
-        finished = threads.map(lambda folder: read_run_record(output, folder), later)
+        finished = threads.map(lambda f: None if f.is_rolled_back() else read_run_record(output, f), later)
         hiding = [run for run in finished if run is not None and _hides(run, newest)]
     if hiding and say_what_is_left:
         logger.warning(

@@ -31,7 +31,10 @@ class FinishedRun:
 
 
 def find_finished_run(tables: str, run_id: str | None) -> FinishedRun:
-    """The run `run_id`, or the run that finished last. RunError if there is no such run, or if it is not finished."""
+    """The run `run_id`, or the run that finished last and is not rolled back.
+
+    RunError if there is no such run, or if it is not finished.
+    """
     output = Output.open(tables, _FLAG)
     folder = _last_finished(output) if run_id is None else output.run(run_id)
     run = read_run_record(output, folder)
@@ -57,10 +60,12 @@ def _last_finished(output: Output) -> RunFolder:
     if not folders:
         raise RunError(f"{_FLAG} {output.root} holds no run; give the --output of a run")
     reports = [output.read_json_or_none(folder.report_json) for folder in folders]
-    finished = [(report["finished_at"], report["run_id"]) for report in reports if report is not None]
-    if not finished:
-        raise RunError(f"{_FLAG} {output.root} holds no finished run; unfinished runs: {_some_runs(output)}")
-    return output.run(str(max(finished)[1]))
+    finished = sorted((report["finished_at"], report["run_id"]) for report in reports if report is not None)
+    for _, run_id in reversed(finished):
+        folder = output.run(str(run_id))
+        if not folder.is_rolled_back():
+            return folder
+    raise RunError(f"{_FLAG} {output.root} holds no finished run; unfinished runs: {_some_runs(output)}")
 
 
 def _run_folders(output: Output) -> list[RunFolder]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs import plan_bucket, segment_bucket
+from jobs.roll_back import main as roll_back
 from pipeline.tables.current_view import current_images, current_segments
 from pipeline.telemetry.log_lines import show_log_lines
 from tests.jobs.test_segment_bucket import SMALL
@@ -160,3 +161,20 @@ def test_a_plan_of_nothing_is_refused_like_a_run_of_nothing(nights, tmp_path, ca
     with pytest.raises(SystemExit) as stop:
         plan_bucket.main(nights.flags())
     assert stop.value.code == 2 and "holds no objects" in capsys.readouterr().err
+
+
+@pytest.mark.thorough
+def test_a_night_that_is_rolled_back_is_done_again(nights, capsys):
+    names = sorted(os.listdir(nights.bucket))
+    nights.run("--limit", 3)
+    shutil.copy(nights.bucket / names[0], nights.bucket / "newcomer.png")
+    assert nights.run() == {**dict.fromkeys(names[3:], "new"), "newcomer.png": "new"}
+    second = latest_run(nights.output)
+    assert roll_back(["--output", str(nights.output), "--run-id", second, "--yes"]) == 0
+    assert set(nights.current()) == set(names[:3])
+    with pytest.raises(SystemExit) as stop:
+        nights.run("--run-id", second)
+    assert stop.value.code == 2
+    assert "that run is rolled back; give another --run-id or leave it out" in capsys.readouterr().err
+    assert nights.run() == {**dict.fromkeys(names[3:], "new"), "newcomer.png": "new"}
+    assert set(nights.current()) == {*names, "newcomer.png"}

@@ -7,6 +7,7 @@ from typing import get_args, get_origin
 from pipeline.config import SelfCheckSettings, Settings
 from pipeline.drill.settings import DrillSettings
 from pipeline.evaluate.settings import EvaluationSettings
+from pipeline.runs.settings import RollBackSettings
 from pipeline.scenes.settings import ScenesSettings
 from pipeline.setting_fields import Section, bounds_in_words, help_texts, marker, plain_type
 from pipeline.train.settings import FinetuneSettings
@@ -36,6 +37,7 @@ JOBS = {
     "drill.py": DrillSettings,
     "finetune.py": FinetuneSettings,
     "evaluate.py": EvaluationSettings,
+    "roll_back.py": RollBackSettings,
     "make_scenes.py": ScenesSettings,
 }
 TABLE_HEAD = """
