@@ -104,7 +104,8 @@ def _find_and_execute(checked: Checked, lease: Lease, progress: Progress) -> Rep
             return None
         progress.phase("starting Ray")
         allotment = allot(settings, connect())
-        logger.info("compared the input with version %s of the table: %s", changes.version, describe(changes.counts))
+        table = "the empty output" if changes.version is None else f"version {changes.version} of the table"
+        logger.info("compared the input with %s: %s", table, describe(changes.counts))
         per_shard = settings.images_per_shard or (SHARD_IMAGES_GPU if allotment.device == "cuda" else SHARD_IMAGES_CPU)
         record = plan_run(checked, changes.images(), changes.counts, per_shard, allotment.computed_on, lease.check)
     return execute(_take_up(checked, record, lease), allotment, lease, progress)
@@ -260,10 +261,14 @@ def _stream_receipts(run: Run, allotment: Allotment, done: set[int], board: Boar
 
 
 def _innermost(error: Exception) -> str:
-    """The line of Ray's nested tracebacks with the exception that the actor raised first; else the last line."""
+    """The line of Ray's nested tracebacks with the exception that the actor raised first; else the last line.
+
+    The errors of this program are sentences, so their class is left out.
+    """
     raised = re.compile(r"(?!ray\.)[\w.]*(Error|Exception): ")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in lines if raised.match(line)), lines[-1])
+    first = next((line for line in lines if raised.match(line)), lines[-1])
+    return re.sub(r"^pipeline\.errors\.\w+: ", "", first)
 
 
 def _rounds(files: tuple[PlanFile, ...], done: set[int]) -> Iterator[list[tuple[PlanFile, list[int]]]]:

@@ -16,7 +16,7 @@ from pipeline.errors import BrokenRunError
     [
         (
             "ray.exceptions.RayTaskError: x\n  File y\npipeline.errors.RunError: why\nTo change retries",
-            "pipeline.errors.RunError: why",
+            "why",
         ),
         ("the last\nline\n\n", "line"),
         ("", "ValueError"),
