@@ -1,8 +1,10 @@
 """A checkpoint's name -> its path on this machine, fetched at most once per node and checked by hash."""
 
+import contextlib
 import hashlib
 import re
 import socket
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ from m2f_core.checkpoints.hub import CHECKPOINT_FILES, HUB_ID, fetch_from_hub
 from m2f_core.checkpoints.stored_weights import CheckpointError
 from m2f_core.user_cache import user_cache
 from m2f_core.whole_files import written_whole
+from pipeline.config import Settings
 from pipeline.errors import RunError, StoreUnavailableError
 from pipeline.store.filesystem import one_line, open_filesystem, store_errors_as
 
 _OF_PYTORCH = (".pth", ".pt")
-_EMBEDDED = Path(__file__).parents[1] / "models"
+_EMBEDDED = Path("pipeline", "models")
 
 
 def stage_model(model: str, expected_sha256: str | None = None) -> Checkpoint:
@@ -42,12 +45,26 @@ def is_local_path(model: str) -> bool:
 
 def is_embedded(model: str) -> bool:
     """Whether the package contains a checkpoint of this name; every node then has the checkpoint."""
-    return re.fullmatch(r"[\w-]+", model) is not None and (_EMBEDDED / model).is_dir()
+    return _embedded(model) is not None
+
+
+def _embedded(model: str) -> Path | None:
+    """The folder of an embedded checkpoint: beside this code, or in the package as it is installed on this machine.
+
+    `ray job submit --working-dir` uploads the code without the checkpoints (`.rayignore`), and the uploaded code hides
+    the installed package from imports.
+    """
+    if re.fullmatch(r"[\w-]+", model) is None:
+        return None
+    places = [Path(__file__).parents[2]]
+    with contextlib.suppress(PackageNotFoundError):
+        places.append(Path(str(distribution("m2f-pipeline").locate_file(""))))
+    return next((folder for place in places if (folder := place / _EMBEDDED / model).is_dir()), None)
 
 
 def _locate(model: str) -> Path:
-    if is_embedded(model):
-        return _EMBEDDED / model
+    if (embedded := _embedded(model)) is not None:
+        return embedded
     if "://" in model:
         return _fetch(model)
     path = Path(model).expanduser()
@@ -57,6 +74,11 @@ def _locate(model: str) -> Path:
         return _fetch_from_hub(model)
     if path.is_file() and path.suffix in _OF_PYTORCH:
         raise RunError(f"--model {model} is no folder and no .pkl file; {_converting(path)}")
+    if model == Settings.model:
+        raise RunError(
+            f"--model {model}, the default, is part of the installed package, and {socket.gethostname()} has only the "
+            "submitted code; install m2f-pipeline on every node, or give another --model"
+        )
     raise RunError(f"--model {model}: there is no such folder or .pkl file on {socket.gethostname()}")
 
 

@@ -28,6 +28,7 @@ from m2f_core.inference.panoptic import PanopticSettings
 from pipeline.config import Settings
 from pipeline.errors import RunError
 from pipeline.runs.check import check, check_model
+from pipeline.segment import checkpoint
 from pipeline.segment.actor import SegmentedImage, Segmenter, SegmentSpec
 from pipeline.segment.checkpoint import is_local_path, stage_model
 from pipeline.train.settings import FinetuneSettings
@@ -245,6 +246,19 @@ def test_the_embedded_checkpoint_is_found_by_name_wherever_a_worker_stands(tmp_p
     assert is_local_path("./synthetic-scenes") and not is_local_path("synthetic-scenes")
     with pytest.raises(RunError):
         stage_model("another-name")
+
+
+def test_submitted_code_without_checkpoints_takes_the_embedded_one_of_the_installed_package(tmp_path, monkeypatch):
+    path = stage_model("synthetic-scenes").path
+    site = tmp_path / "site-packages"
+    (site / "m2f_pipeline-1.0.dist-info").mkdir(parents=True)
+    (site / "m2f_pipeline-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: m2f-pipeline\n")
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "working_dir/pipeline/segment/checkpoint.py"))
+    with pytest.raises(RunError, match=r"--model synthetic-scenes, the default, .* install m2f-pipeline on every node"):
+        stage_model("synthetic-scenes")
+    shutil.copytree(path, site / "pipeline" / "models" / "synthetic-scenes")
+    assert stage_model("synthetic-scenes").path == site / "pipeline" / "models" / "synthetic-scenes"
 
 
 def test_a_file_of_pytorch_is_told_how_to_become_a_checkpoint(tmp_path, monkeypatch):
