@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import io
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, make_dataclass
 from pathlib import Path
@@ -14,12 +15,28 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from jobs.ends import fail
+from m2f_core import __version__
 from pipeline.errors import RunError
 from pipeline.setting_fields import Section, bounds_in_words, flag, help_texts, marker, plain_type
 
 T = TypeVar("T")
 
-_CONFIG_HELP = "--config FILE reads settings from a YAML file with the same names; flags win."
+# The file of each job, which a checkout has and `ray job submit` runs, and the command that pip installs for it.
+COMMANDS = {
+    "segment_bucket.py": "m2f-segment",
+    "plan_bucket.py": "m2f-plan",
+    "selfcheck.py": "m2f-selfcheck",
+    "drill.py": "m2f-drill",
+    "roll_back.py": "m2f-roll-back",
+    "evaluate.py": "m2f-evaluate",
+    "finetune.py": "m2f-finetune",
+    "make_scenes.py": "m2f-scenes",
+    "demo.py": "m2f-demo",
+}
+
+_COMMON_FLAGS = (
+    "--config FILE reads settings from a YAML file with the same names; flags win. --version prints the version."
+)
 _OTHER = Section("other")
 _KINDS: dict[type, tuple[str, str]] = {
     int: ("INT", "a whole number"),
@@ -28,12 +45,29 @@ _KINDS: dict[type, tuple[str, str]] = {
 }
 
 
+def program(file: str) -> str:
+    """The name of a job in its messages: its command if this process was started as a command, else its file."""
+    return COMMANDS.get(file, file) if Path(sys.argv[0]).name in COMMANDS.values() else file
+
+
+def as_called(text: str) -> str:
+    """`text` with the files of jobs replaced by their commands, if this process was started as a command."""
+
+    def named(match: re.Match[str]) -> str:
+        return match[0] if program(match[1]) == match[1] else program(match[1])
+
+    return re.sub(r"(?:jobs/)?\b(\w+\.py)", named, text)
+
+
 def parse(settings_class: type[T], args: Sequence[str], *, prog: str, summary: str | None = None) -> T:
     """Settings from flags and, with `--config FILE`, from a YAML file of the same names; flags win.
 
-    `--help` prints `summary`, or the docstring of the class, and the flags; exit code 0. Wrong arguments get one line
-    on stderr and exit code 2.
+    `--help` prints `summary`, or the docstring of the class, and the flags; `--version` prints the version; exit code 0
+    both times. Wrong arguments get one line on stderr and exit code 2.
     """
+    if "--version" in args:
+        print(f"{prog} {__version__}")
+        raise SystemExit(0)
     try:
         args = with_config_file(settings_class, list(args))
     except RunError as error:
@@ -45,7 +79,7 @@ def parse(settings_class: type[T], args: Sequence[str], *, prog: str, summary: s
                 _boxes(settings_class),
                 prog=prog,
                 args=args,
-                description=f"{summary or inspect.getdoc(settings_class)}\n\n{_CONFIG_HELP}",
+                description=as_called(f"{summary or inspect.getdoc(settings_class)}\n\n{_COMMON_FLAGS}"),
             )
         return settings_class(**{name: value for box in vars(sections).values() for name, value in vars(box).items()})
     except RunError as error:
@@ -112,7 +146,7 @@ def _box(section: Section, arguments: list[Any]) -> Any:
 def _argument(field: "Field[Any]", text: str) -> tuple[Any, ...]:
     """Name, annotated type and, if the setting has one, default."""
     required = field.default is MISSING
-    arg = tyro.conf.arg(prefix_name=False, help=text, help_behavior_hint=None if required else _hint(field))
+    arg = tyro.conf.arg(prefix_name=False, help=as_called(text), help_behavior_hint=None if required else _hint(field))
     annotation: Any = Annotated[plain_type(field), arg]
     if (spec := _spec(plain_type(field))) is not None:
         annotation = Annotated[annotation, spec]

@@ -5,10 +5,14 @@ All files are written below .demo/. The scenes are of a series that the checkpoi
 
 import shutil
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jobs import evaluate, make_scenes, segment_bucket
+from jobs.command_line import parse, program
 
+PROG = program("demo.py")
 FOLDER = Path(".demo")
 HELD_OUT_SEED = 2026  # the checkpoint has seen scenes of seed 1 only
 NUM_SCENES = 48
@@ -21,7 +25,14 @@ FROM read_parquet('{segments}') ORDER BY area DESC LIMIT 5
 """
 
 
-def main() -> int:
+@dataclass(frozen=True)
+class DemoSettings:
+    """Draw synthetic scenes, segment them with the checkpoint of the package, score and picture the results, and query
+    the tables. All files are written below .demo/ in the current folder, which is emptied first."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    parse(DemoSettings, sys.argv[1:] if args is None else args, prog=PROG)
     shutil.rmtree(FOLDER, ignore_errors=True)
     scenes, output = FOLDER / "scenes", FOLDER / "output"
     steps = (
@@ -32,8 +43,8 @@ def main() -> int:
         ),
         (evaluate.main, ["--tables", str(output), "--panoptic-gt", str(scenes / "panoptic.json")]),
     )
-    for step, args in steps:
-        code = step(args)
+    for step, flags in steps:
+        code = step(flags)
         if code:
             return code
     [run] = (output / "segments").glob("run=*")

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Sequence
 
 from jobs import segment_bucket
-from jobs.command_line import flags_of, parse
+from jobs.command_line import flags_of, parse, program
 from jobs.ends import run_job
 from pipeline.config import Settings
 from pipeline.drill.settings import DrillSettings
 from pipeline.telemetry.log_lines import show_log_lines
 
-PROG = "drill.py"
+PROG = program("drill.py")
 
 
 def main(args: Sequence[str] | None = None) -> int:

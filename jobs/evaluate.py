@@ -7,11 +7,11 @@ SIGTERM.
 import sys
 from collections.abc import Sequence
 
-from jobs.command_line import parse
+from jobs.command_line import parse, program
 from jobs.ends import run_job
 from pipeline.evaluate.settings import EvaluationSettings
 
-PROG = "evaluate.py"
+PROG = program("evaluate.py")
 
 
 def main(args: Sequence[str] | None = None) -> int:

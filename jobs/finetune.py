@@ -6,15 +6,16 @@ not start or continue, for the reason that is printed; 130, 143: stopped by Ctrl
 
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from jobs.command_line import parse
+from jobs.command_line import parse, program
 from jobs.ends import leave_with, run_job
 from pipeline.cluster.environment import set_ray_environment
 from pipeline.report.progress import Progress
 from pipeline.telemetry.log_lines import show_log_lines
 from pipeline.train.settings import FinetuneSettings
 
-PROG = "finetune.py"
+PROG = program("finetune.py")
 _KEPT = "saved checkpoints are kept; run the same command again to continue from the last one"
 
 _SIGN_OF_LIFE_SECONDS = 10.0
@@ -38,5 +39,9 @@ def _train(settings: FinetuneSettings) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
     leave_with(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -7,11 +7,11 @@ SIGTERM.
 import sys
 from collections.abc import Sequence
 
-from jobs.command_line import parse
+from jobs.command_line import parse, program
 from jobs.ends import run_job
 from pipeline.scenes.settings import ScenesSettings
 
-PROG = "make_scenes.py"
+PROG = program("make_scenes.py")
 _KEPT = "run the same command again to draw all scenes"
 
 

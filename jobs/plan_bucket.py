@@ -6,11 +6,11 @@ Exit code 0: done; 2: the job could not start, for the reason that is printed; 1
 import sys
 from collections.abc import Sequence
 
-from jobs.command_line import parse
+from jobs.command_line import parse, program
 from jobs.ends import run_job
 from pipeline.config import Settings
 
-PROG = "plan_bucket.py"
+PROG = program("plan_bucket.py")
 _SUMMARY = "Count the images that segment_bucket.py would process with the same flags, and say why. Nothing is written."
 
 

@@ -7,11 +7,11 @@ that is printed; 130, 143: stopped by Ctrl-C or SIGTERM, run the same command ag
 import sys
 from collections.abc import Sequence
 
-from jobs.command_line import parse
+from jobs.command_line import parse, program
 from jobs.ends import run_job
 from pipeline.runs.settings import RollBackSettings
 
-PROG = "roll_back.py"
+PROG = program("roll_back.py")
 
 
 def main(args: Sequence[str] | None = None) -> int:

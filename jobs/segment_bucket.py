@@ -6,15 +6,16 @@ continues it); 2: the job could not start, for the reason that is printed; 130, 
 
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from jobs.command_line import parse
+from jobs.command_line import parse, program
 from jobs.ends import leave_with, run_job
 from pipeline.cluster.environment import set_ray_environment
 from pipeline.config import Settings
 from pipeline.report.progress import Progress
 from pipeline.telemetry.log_lines import show_log_lines
 
-PROG = "segment_bucket.py"
+PROG = program("segment_bucket.py")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -43,5 +44,9 @@ def _segment(settings: Settings, progress: Progress) -> int:
     return report.exit_code(settings.max_failure_rate)
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
     leave_with(main)
+
+
+if __name__ == "__main__":
+    command()

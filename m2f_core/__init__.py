@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from m2f_core.hf.modeling import Mask2FormerForUniversalSegmentation as Mask2FormerForUniversalSegmentation
     from m2f_core.hf.modeling import Mask2FormerModel as Mask2FormerModel
 
+__version__ = "0.1.0"  # of m2f-pipeline as a whole: pyproject.toml, --version and run.json read it here
+
 _MODULES = {
     "Mask2FormerConfig": "m2f_core.hf.config",
     "ResNetConfig": "m2f_core.hf.config",

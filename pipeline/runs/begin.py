@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
+from m2f_core import __version__
 from pipeline.commit.journal import Journal
 from pipeline.commit.run_record import ModelRecord, PlanSummary, RunRecord
 from pipeline.config import Settings
@@ -121,10 +122,11 @@ def _while(may_write: Callable[[], None], shards: Iterable[T]) -> Iterator[T]:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in ("m2f-pipeline", "torch", "numpy", "numba", "pillow", "pyarrow", "ray", "deltalake"):
+    # The version of the code that runs, which may come from a working directory rather than from an installed package
+    versions = {"python": platform.python_version(), "m2f-pipeline": __version__}
+    for name in ("torch", "numpy", "numba", "pillow", "pyarrow", "ray", "deltalake"):
         try:
             versions[name] = version(name)
-        except PackageNotFoundError:  # m2f-pipeline itself, if a job runs from a working directory
+        except PackageNotFoundError:
             versions[name] = "not installed"
     return versions

@@ -1,14 +1,17 @@
 """The command line: every setting has a flag, a help text and a place in the docs; files and flags mix as promised."""
 
+import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from jobs.command_line import parse
+import m2f_core
+from jobs.command_line import COMMANDS, as_called, parse, program
 from jobs.segment_bucket import PROG, main
 from m2f_core.inference.instance import InstanceSettings
 from m2f_core.inference.panoptic import PanopticSettings
@@ -407,3 +410,44 @@ def test_messages_hold_no_remains_of_a_frame(capsys):
 
 def test_two_config_files_are_refused_rather_than_one_ignored(tmp_path, capsys):
     assert "given twice" in refusal(capsys, "--config", written(tmp_path, "limit: 1"), "--config", "other.yaml")
+
+
+def test_every_job_has_a_command_of_pip_and_every_command_is_a_job():
+    jobs = {file.name for file in (ROOT / "jobs").glob("*.py") if "__main__" in file.read_text()}
+    assert set(COMMANDS) == jobs
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert {command: f"jobs.{file.removesuffix('.py')}" for file, command in COMMANDS.items()} == {
+        command: target.split(":")[0] for command, target in scripts.items()
+    }
+    for target in scripts.values():
+        module, function = target.split(":")
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+@pytest.mark.parametrize(
+    ("started_as", "called"),
+    [("/usr/bin/m2f-plan", "m2f-segment"), ("jobs/plan_bucket.py", "segment_bucket.py"), ("", "segment_bucket.py")],
+)
+def test_a_job_calls_itself_and_others_as_it_was_called(monkeypatch, started_as, called):
+    monkeypatch.setattr(sys, "argv", [started_as])
+    assert program("segment_bucket.py") == called
+    assert program("another.py") == "another.py"
+    told = as_called("as jobs/segment_bucket.py does, see pipeline/config.py")
+    assert told == f"as {called if called in COMMANDS.values() else f'jobs/{called}'} does, see pipeline/config.py"
+
+
+@pytest.mark.parametrize("file", COMMANDS)
+def test_every_job_prints_the_version_of_the_program(file, capsys):
+    module = importlib.import_module(f"jobs.{file.removesuffix('.py')}")
+    with pytest.raises(SystemExit) as stop:
+        module.main(["--output", "out", "--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr() == (f"{file} {m2f_core.__version__}\n", "")
+
+
+def test_the_version_is_written_in_one_place():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "m2f_core.__version__"}
+    sources = [path for package in ("m2f_core", "pipeline", "jobs") for path in (ROOT / package).rglob("*.py")]
+    assert [path.name for path in sources if f'"{m2f_core.__version__}"' in path.read_text()] == ["__init__.py"]

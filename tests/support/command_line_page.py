@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 from typing import get_args, get_origin
 
+from jobs.command_line import COMMANDS
 from pipeline.config import SelfCheckSettings, Settings
 from pipeline.drill.settings import DrillSettings
 from pipeline.evaluate.settings import EvaluationSettings
@@ -20,7 +21,12 @@ HEAD = """# Command line
 Made from the settings classes of `pipeline/`; do not edit (`python -m tests.support.command_line_page` writes it, a
 test compares). `jobs/plan_bucket.py` has the flags of `jobs/segment_bucket.py`.
 
-Every flag may stand in a YAML file, without its dashes, and be given as `--config FILE`; flags win.
+`pip install` gives each job a command, which takes the same flags:
+
+{commands}
+
+`--version` prints the version of the program. Every flag may stand in a YAML file, without its dashes, and be given as
+`--config FILE`; flags win.
 
 ```yaml
 input: s3://my-bucket/photographs
@@ -29,6 +35,9 @@ model: s3://my-bucket/models/swin-large
 image_size: "800:1333"
 gpu_actors: "1:16"
 ```
+"""
+COMMANDS_HEAD = """| command | job |
+|---|---|
 """
 
 JOBS = {
@@ -97,7 +106,8 @@ def inherits(settings_class: type) -> bool:
 
 def page() -> str:
     """The whole page."""
-    parts = [HEAD]
+    commands = "\n".join(f"| `{command}` | `jobs/{file}` |" for file, command in COMMANDS.items())
+    parts = [HEAD.format(commands=f"{COMMANDS_HEAD}{commands}")]
     for job, settings_class in JOBS.items():
         inherited = "\nAll flags of segment_bucket.py; these are its own:\n" if inherits(settings_class) else ""
         parts += [TABLE_HEAD.format(job=job, inherited=inherited), table(settings_class)]
