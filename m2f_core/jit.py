@@ -24,8 +24,8 @@ def compiled(function: Callable[..., Any], fastmath: set[str] | bool = False) ->
 
     `fastmath`: the IEEE rules that the compiler may break, by LLVM's names; all others are kept.
 
-    NUMBA_CACHE_DIR sets another folder. If neither the user's cache nor the package's folder is writable (a container
-    with a read-only root), every process compiles again.
+    NUMBA_CACHE_DIR sets another folder. If no folder is writable, neither the user's cache nor TMPDIR nor the package's
+    own, every process compiles again.
     """
     try:
         return njit(cache=True, nogil=True, fastmath=fastmath)(function)
@@ -58,7 +58,7 @@ class KernelCache(caching._CacheLocator):
         try:
             locator = cls(function, path)
             locator.ensure_cache_path()
-        except (OSError, RuntimeError):  # RuntimeError: there is no home folder
+        except OSError:
             return None
         return locator
 

@@ -1,10 +1,12 @@
-"""Start a Ray of this machine alone, also where the machine is busy."""
+"""Start a Ray of this machine alone, out of reach of others, also where the machine is busy."""
 
 import logging
+import os
 
 import psutil
 import ray
 
+from m2f_core.user_cache import private_folder
 from pipeline.cluster.ray_private import (
     START_TIMED_OUT,
     has_started_ray,
@@ -22,7 +24,15 @@ START_ATTEMPTS = 5
 
 
 def start_local_ray(log_to_driver: bool) -> None:
-    """Call ray.init for a Ray on this machine, again if the machine was too busy. RunError if Ray cannot start."""
+    """Call ray.init for a Ray on this machine, again if the machine was too busy. RunError if Ray cannot start.
+
+    The Ray listens on loopback only (`environment.py`). Ray lets everybody write to each folder that it makes for
+    sockets, logs and spilled objects; so these folders lie in one that only this user can enter.
+    """
+    try:
+        folder = private_folder(os.environ.get("RAY_TMPDIR"))
+    except OSError as error:
+        raise RunError(f"Ray cannot start on this machine: {one_line(error)}; set RAY_TMPDIR") from None
     for attempts_left in range(START_ATTEMPTS - 1, -1, -1):
         before = set(_children())
         try:
@@ -33,6 +43,7 @@ def start_local_ray(log_to_driver: bool) -> None:
                 include_dashboard=False,
                 logging_level=logging.WARNING,
                 log_to_driver=log_to_driver,
+                _temp_dir=f"{folder}/ray",  # short: the path of a socket may have 107 bytes
             )
             return
         except Exception as error:  # Ray raises a bare Exception if the node does not start in time

@@ -148,8 +148,8 @@ def _fetch_from_hub(hub_id: str) -> Path:
 
 
 def _cache_root() -> Path:
-    root = user_cache() / "models"
     try:
+        root = user_cache() / "models"
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(

@@ -13,6 +13,7 @@ from pipeline.guard import planted_faults
 from pipeline.guard.planted_faults import marker
 from tests.support.drivers import Drivers
 from tests.support.segmenting import encoded
+from tests.support.sockets import is_loopback, listening
 from tests.support.tables import read_report, read_table
 from tests.support.waiting import PATIENCE_SECONDS
 
@@ -29,14 +30,21 @@ def make_input(folder: Path, num_images: int, killers: "dict[int, bytes]") -> No
 
 
 def run(drivers: Drivers, folder: Path, output: Path, model: Path, *flags) -> tuple[int, str]:
-    """Exit code and log of the job, which must leave no process behind."""
+    """Exit code and log of the job, which must leave no process behind and listen nowhere but on loopback."""
     places = ["--input", folder, "--output", output, "--model", model, "--image-size", "64:128"]
     bounds = ["--max-image-pixels", 100_000, "--step-timeout", STEP_TIMEOUT]
     driver = drivers.start(*places, *bounds, *flags, **{planted_faults.VARIABLE: "1"})
     started: dict[int, Process] = {}
+    listeners: dict[str, set[str]] = {}
     while not driver.ended.wait(0.5):
-        started |= {process.pid: process for process in processes_below([driver.pid])}
+        running = {process.pid: process for process in processes_below([driver.pid])}
+        started |= running
+        for name, addresses in listening([driver.pid, *running]).items():
+            listeners[name] = listeners.get(name, set()) | addresses
     assert outlive(started.values(), PATIENCE_SECONDS) == [], "processes of the run are left"
+    assert {"gcs_server", "raylet"} <= listeners.keys()
+    assert {name for name in listeners if "DashboardAgent" in name}, "the agent, which has the metrics"
+    assert all(map(is_loopback, set().union(*listeners.values()))), listeners
     return driver.wait(), driver.said()
 
 
