@@ -5,7 +5,8 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-short test-other-pythons test-slow lint bench overfit drill-kills drill-faults clean
+.PHONY: demo test test-all test-short test-other-pythons test-slow lint bench overfit drill-kills drill-faults release \
+	audit clean
 
 demo: $(VENV)/.ready-demo  ## set up, segment held-out scenes with the checkpoint of the package
 	$(BIN)/python jobs/demo.py
@@ -66,10 +67,29 @@ drill-kills: $(VENV)/.ready-test  ## hundreds of kills, tables compared after ea
 drill-faults: $(VENV)/.ready-test  ## a store that breaks 5 % of its requests in each of seven ways
 	$(BIN)/python -m tests.reliability.store_faults --share $(or $(SHARE),0.05) --seed $(or $(SEED),0)
 
+release: $(VENV)/.ready-release  ## dist/: sdist and wheel, checked; the list of what they need (SBOM); checksums
+	@tools/step.sh "building the sdist and the wheel" tools/release.sh build $(BIN)
+	@$(MAKE) --no-print-directory $(VENV)-release/.ready WHEEL=$$(ls dist/*.whl)
+	@tools/step.sh "listing what the wheel needs" tools/release.sh finish $(BIN) $(VENV)-release/bin/python
+	@ls -l dist
+
+audit: $(VENV)/.ready-release $(VENV)-release/.ready  ## withdrawn versions and known vulnerabilities; needs PyPI or osv.dev
+	@tools/audit.sh $(BIN) $(VENV)-release/bin/python
+
 clean:
-	rm -rf $(VENV) $(VENV)-3.* .demo .overfit
+	rm -rf $(VENV) $(VENV)-3.* $(VENV)-release .demo .overfit dist
+
+# An environment with the wheel, or without one with this checkout, and what it needs.
+WHEEL ?= .
+$(VENV)-release/.ready: pyproject.toml constraints.txt $(filter-out .,$(WHEEL))
+	@rm -rf $(VENV)-release
+	@tools/step.sh "creating $(VENV)-release" $(BIN)/python -m venv $(VENV)-release
+	@tools/step.sh "installing $(WHEEL) and what it needs into $(VENV)-release" $(VENV)-release/bin/pip install \
+		--progress-bar off --disable-pip-version-check -c constraints.txt '$(WHEEL)[hub,train]'
+	@touch $@
 
 EXTRAS_test := [test]
+EXTRAS_release := [release]
 
 $(VENV)/.ready-%: pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || { \
