@@ -34,6 +34,9 @@ class ChangesResults:
 
 CHANGES_RESULTS = ChangesResults()
 
+# Names that Windows, and stores that are served to it, keep for devices; also with an ending: nul.txt.
+_NAMES_OF_WINDOWS = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+
 _MODEL = Section("model and task", "After a change of one of these, the next run processes all images again.")
 _RESULTS = Section("result", "After a change of one of these, the next run processes all images again.")
 _PUBLISHING = Section("publishing")
@@ -135,8 +138,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.run_id is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.run_id):
-            raise RunError(f"--run-id {self.run_id!r} may hold letters, digits, '.', '_', '-' only, at most 64")
+        if self.run_id is not None:
+            _check_run_id(self.run_id)
         if any(class_id < 0 for class_id in self.label_ids_to_fuse or ()):
             raise RunError(f"--label-ids-to-fuse holds a negative id: {sorted(self.label_ids_to_fuse or ())}")
         if self.tombstone_removed and (self.limit is not None or self.mode == "retry-failed"):
@@ -180,6 +183,25 @@ class Settings:
         """The settings that change the results of this task, by name."""
         names = {f.name for f in fields(self) if (changes := marker(f, ChangesResults)) and self.task in changes.tasks}
         return {name: value for name, value in self.to_dict().items() if name in names}
+
+
+def _check_run_id(run_id: str) -> None:
+    """Raise RunError unless `run_id` can name a folder below `_runs` in every store.
+
+    `_runs` also holds objects of all runs: `format.json`, `lease.json`, and on disks a `.lock` beside each. A run of
+    such a name would take their place, or would not be found again.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", run_id):
+        raise RunError(
+            f"--run-id {run_id!r} may hold letters of ASCII, digits, '.', '_', '-' only, at most 64, and must begin "
+            "with a letter or digit"
+        )
+    name = run_id.casefold()
+    if name.endswith((".json", ".lock", ".")) or name.partition(".")[0] in _NAMES_OF_WINDOWS:
+        raise RunError(
+            f"--run-id {run_id} cannot name a folder of a run: the name must not end in .json, .lock or a dot, nor be "
+            "a device of Windows (con, nul, com1, ...); give another one"
+        )
 
 
 @dataclass(frozen=True)
