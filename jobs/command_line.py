@@ -17,7 +17,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from jobs.ends import fail
 from m2f_core import __version__
 from pipeline.errors import RunError
-from pipeline.setting_fields import Section, bounds_in_words, flag, help_texts, marker, plain_type
+from pipeline.setting_fields import Section, bounds_in_words, flag, help_texts, marker, plain_type, refuse_secrets
 
 T = TypeVar("T")
 
@@ -70,6 +70,7 @@ def parse(settings_class: type[T], args: Sequence[str], *, prog: str, summary: s
         raise SystemExit(0)
     try:
         args = with_config_file(settings_class, list(args))
+        _refuse_secrets(args)
     except RunError as error:
         fail(prog, str(error))
     message = io.StringIO()
@@ -106,6 +107,15 @@ def with_config_file(settings_class: type, args: list[str]) -> list[str]:
         else:
             rest.append(arg)
     return rest if config is None else [*_flags_in_file(settings_class, config), *rest]
+
+
+def _refuse_secrets(args: Sequence[str]) -> None:
+    """Raise RunError if a word holds a secret, before tyro can repeat the word in a message, in pieces."""
+    before = ""
+    for word in args:
+        name, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
+        refuse_secrets(name if name.startswith("--") else "the argument", value)
+        before = word
 
 
 def flags_of(settings: Any) -> list[str]:

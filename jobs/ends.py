@@ -22,6 +22,7 @@ from types import FrameType
 from typing import NoReturn
 
 from pipeline.errors import BrokenRunError, RunError
+from pipeline.shown_text import printable_lines
 from pipeline.telemetry.log_lines import last_line
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -71,12 +72,12 @@ def _traceback_file(prog: str, error: BaseException) -> str:
     """
     if error.__cause__ is None:
         return ""
-    lines = traceback.format_exception(error)
+    lines = printable_lines("".join(traceback.format_exception(error)))
     try:
         with tempfile.NamedTemporaryFile("w", prefix=f"{prog}-", suffix=".traceback", delete=False) as file:
-            file.writelines(lines)
+            file.write(lines)
     except OSError:  # a full disk may be what broke the run
-        sys.stderr.writelines(lines)
+        sys.stderr.write(lines)
         return ""
     return f" (traceback: {file.name})"
 

@@ -12,6 +12,7 @@ from jobs.command_line import parse, program
 from jobs.ends import leave_with, run_job
 from pipeline.cluster.environment import set_ray_environment
 from pipeline.report.progress import Progress
+from pipeline.telemetry.console import say
 from pipeline.telemetry.log_lines import show_log_lines
 from pipeline.train.settings import FinetuneSettings
 
@@ -35,7 +36,7 @@ def _train(settings: FinetuneSettings) -> int:
         from pipeline.train.finetune import finetune
 
     finetune(settings)
-    print(f"model: {settings.output.rstrip('/')}/model")
+    say(f"model: {settings.output.rstrip('/')}/model")
     return 0
 
 

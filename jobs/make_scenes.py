@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from jobs.command_line import parse, program
 from jobs.ends import run_job
 from pipeline.scenes.settings import ScenesSettings
+from pipeline.telemetry.console import say
 
 PROG = program("make_scenes.py")
 _KEPT = "run the same command again to draw all scenes"
@@ -25,7 +26,7 @@ def _draw(settings: ScenesSettings) -> int:
     from pipeline.scenes.write import write_scenes
 
     write_scenes(settings)
-    print(f"{settings.number} scenes: {settings.output.rstrip('/')}/images, panoptic.json, instances.json")
+    say(f"{settings.number} scenes: {settings.output.rstrip('/')}/images, panoptic.json, instances.json")
     return 0
 
 

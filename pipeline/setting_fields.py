@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 from annotated_types import Interval
 
 from pipeline.errors import RunError
+from pipeline.shown_text import holds_secret, without_uri_secrets
 
 T = TypeVar("T")
 
@@ -47,14 +48,31 @@ def plain_type(field: "Field[Any]") -> Any:
 
 
 def check_fields(settings: Any) -> None:
-    """Raise RunError if a text is blank or a number is out of bounds. A setting that was not given is None."""
+    """Raise RunError if a text is blank or holds a secret, or if a number is out of bounds.
+
+    A setting that was not given is None.
+    """
     for field in fields(settings):
         value = getattr(settings, field.name)
-        if isinstance(value, str) and not value.strip():
-            raise RunError(f"{flag(field.name)} is empty")
+        if isinstance(value, str):
+            if not value.strip():
+                raise RunError(f"{flag(field.name)} is empty")
+            refuse_secrets(flag(field.name), value)
         bounds = marker(field, Interval)
         if bounds is not None and value is not None and not _allows(bounds, value):
             raise RunError(f"{flag(field.name)} is {value}; it must {_requirement(bounds)}")
+
+
+def refuse_secrets(what: str, text: str) -> None:
+    """Raise RunError if `text`, which messages call `what`, is a URI with user info, a signature or a query.
+
+    A URI becomes part of keys, records and messages, and `ray job` and `ps` show command lines to everybody.
+    """
+    if holds_secret(text):
+        raise RunError(
+            f"{what} {without_uri_secrets(text)} holds credentials or a query; leave them out of the URI and give "
+            "credentials by the environment (such as AWS_ACCESS_KEY_ID, AWS_PROFILE) or a role"
+        )
 
 
 def bounds_in_words(field: "Field[Any]") -> str | None:

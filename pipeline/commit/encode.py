@@ -12,6 +12,7 @@ from m2f_core.config.labels import Category, Task
 from m2f_core.masks.rle import counts_area, counts_bbox_xywh, decode_counts, encode_mask
 from pipeline.errors import InvalidResultError
 from pipeline.schema import IMAGES, SEGMENTS
+from pipeline.shown_text import shown
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def encode_shard(shard: int, images: pa.Table, spec: EncodeSpec) -> dict[str, pa
     status = pc.if_else(pc.equal(images.column("reason"), "removed"), "removed", done)
     columns = {
         **{name: images.column(name) for name in IMAGES.names if name in images.column_names},
+        "error_message": _messages(images.column("error_message")),
         "status": status,
         "num_segments": pa.array(num_segments, pa.int32()),
         "run_id": pa.array([spec.run_id] * n, pa.string()),
@@ -62,6 +64,11 @@ def encode_shard(shard: int, images: pa.Table, spec: EncodeSpec) -> dict[str, pa
     }
     check_tables(images, tables, spec.task)
     return tables
+
+
+def _messages(messages: pa.ChunkedArray) -> pa.Array:
+    """Messages quote files and stores; `image_key` stays as it is, because it is the name of the object."""
+    return pa.array([text and shown(text) for text in messages.to_pylist()], pa.string())
 
 
 def _segment_rows(image: dict[str, Any], spec: EncodeSpec) -> list[dict[str, Any]]:

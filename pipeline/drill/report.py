@@ -2,10 +2,11 @@
 
 import logging
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.drill.drill import Finding
+from pipeline.telemetry.console import output_console
 
 logger = logging.getLogger(__name__)
 
@@ -21,5 +22,5 @@ def print_findings(findings: list[Finding]) -> None:
     for name in ("step", "done", "found", ""):
         table.add_column(name, overflow="fold")
     for finding in findings:
-        table.add_row(finding.step, finding.done, finding.found, "ok" if finding.is_good else "[bold red]WRONG[/]")
-    Console(highlight=False).print(table)
+        table.add_row(finding.step, finding.done, finding.found, "ok" if finding.is_good else Text("WRONG", "bold red"))
+    output_console().print(table, soft_wrap=False)

@@ -3,21 +3,22 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from pipeline.telemetry.console import output_console
 
 
 def print_evaluation(report: dict[str, Any]) -> None:
     """Print which images were compared, then one table per metric."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = output_console()
     for kind, truth in report["ground_truth"].items():
-        console.print(f"{kind} ground truth {truth['place']}: {_images(truth['images'])}", markup=False)
+        console.print(f"{kind} ground truth {truth['place']}: {_images(truth['images'])}")
         if truth["warning"] is not None:
-            console.print(f"WARNING: {truth['warning']}", markup=False)
+            console.print(f"WARNING: {truth['warning']}")
     for table in _tables(report):
         console.print(table)
     for warning in _warnings(report):
-        console.print(f"WARNING: {warning}", markup=False)
+        console.print(f"WARNING: {warning}")
 
 
 def _warnings(report: dict[str, Any]) -> Iterator[str]:

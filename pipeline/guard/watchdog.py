@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.guard.memory import MemoryBound
+from pipeline.shown_text import shown
 
 _LOOK_SECONDS = 0.1  # at 2 GB/s, as fast as memory can be touched, a process grows 0.2 GB between two looks
 _WIND_SECONDS = 1.0
@@ -66,8 +67,8 @@ def _watch(step_timeout: float, then: str, bound: MemoryBound | None) -> None:
             faulthandler.dump_traceback_later(step_timeout + _WIND_SECONDS, exit=True, file=_STANDARD_ERROR)
             wound = now
         if said := _overdue(now, step_timeout) or _too_large(bound):
-            line = f"{socket.gethostname()}, process {os.getpid()}: {said}. The process ends; {then}.\n"
-            os.write(_STANDARD_ERROR, line.encode())
+            line = f"{socket.gethostname()}, process {os.getpid()}: {said}. The process ends; {then}."
+            os.write(_STANDARD_ERROR, f"{shown(line)}\n".encode())
             os._exit(1)
         time.sleep(_LOOK_SECONDS)
 

@@ -1,6 +1,5 @@
 """Tables that are printed at the end of a run, a self-check or a preview."""
 
-from rich.console import Console
 from rich.table import Table
 
 from pipeline.plan.changes import describe
@@ -8,6 +7,7 @@ from pipeline.runs.accounting import Report
 from pipeline.runs.preview import Preview
 from pipeline.runs.roll_back import RollBack
 from pipeline.runs.selfcheck import SelfCheck
+from pipeline.telemetry.console import output_console
 from pipeline.telemetry.costs import ON_DEVICE
 
 
@@ -32,12 +32,11 @@ def print_summary(report: Report, output: str, max_failure_rate: float) -> None:
         mean = sum(report.device_busy.values()) / len(report.device_busy)
         actors = f"{len(report.device_busy)} actors; least busy: {least} with {report.device_busy[least]:.0%}"
         table.add_row("devices busy", f"{mean:.0%} of the time, mean of {actors}")
-    # No highlighting and no wrapping, because people and grep read a job's log.
-    console = Console(highlight=False, soft_wrap=True)
+    console = output_console()
     console.print(table)
     for name in ("images", "segments"):
         version = f" (Delta table, version {report.table_versions[name]})"
-        console.print(f"{name}: {output.rstrip('/')}/{name}{version}", markup=False, highlight=False)
+        console.print(f"{name}: {output.rstrip('/')}/{name}{version}")
 
 
 def print_selfcheck(check: SelfCheck) -> None:
@@ -60,7 +59,7 @@ def print_selfcheck(check: SelfCheck) -> None:
     lowered = timing.max_batch_pixels
     memory = f"; memory ran out: --max-batch-pixels {lowered}" if lowered is not None else ""
     table.add_row("batches", f"at most {timing.batch_size} images{memory}")
-    Console(highlight=False, soft_wrap=True).print(table)
+    output_console().print(table)
 
 
 def print_preview(preview: Preview) -> None:
@@ -69,9 +68,9 @@ def print_preview(preview: Preview) -> None:
     for reason, number in sorted(preview.counts.items()):
         gib = preview.size_bytes[reason] / 2**30
         table.add_row(reason, f"{number:,}", f"{gib:,.3f}", "yes" if reason in preview.planned else "no")
-    console = Console(highlight=False, soft_wrap=True)
+    console = output_console()
     if preview.note is not None:
-        console.print(preview.note, markup=False)
+        console.print(preview.note)
     console.print(table)
     console.print(f"{sum(preview.counts.get(reason, 0) for reason in preview.planned):,} images would be segmented")
 

@@ -4,7 +4,8 @@
     {"time": "2026-11-29T14:07:53.412Z", "level": "INFO", "logger": "pipeline.run", "run_id": "...", "message": "..."}
 
 Times are UTC, so that lines of all nodes of a cluster sort together. Worker processes always write JSON; the driver
-reads these lines and writes them again in its own format (`pipeline/cluster/worker_lines.py`).
+reads these lines and writes them again in its own format (`pipeline/cluster/worker_lines.py`). Each line is free of
+secrets and of characters that a terminal obeys (`pipeline/shown_text.py`).
 """
 
 import json
@@ -14,12 +15,14 @@ import time
 import traceback
 from typing import Any, Literal
 
+from pipeline.shown_text import masked, printable_json, printable_lines, shown
+
 LogFormat = Literal["text", "json"]
 
 # Loggers of the program itself. The lines of other libraries are not shown here.
 _LOGGERS = ("pipeline", "m2f_core")
 # Attributes of a record (`extra=`) that are fields of a JSON line.
-FIELDS = ("shard", "progress", "worker")
+FIELDS = ("shard", "image_key", "progress", "worker")
 
 _run: dict[str, str] = {}
 _format: LogFormat = "text"
@@ -46,8 +49,12 @@ class _Text(logging.Formatter):
         self.converter = time.gmtime
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        record.message = shown(record.message)
         worker = getattr(record, "worker", None)
-        return super().formatMessage(record) + (f" [{worker}]" if worker else "")
+        return super().formatMessage(record) + (f" [{shown(worker)}]" if worker else "")
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return printable_lines(super().formatException(ei))
 
 
 class _Json(logging.Formatter):
@@ -63,7 +70,8 @@ class _Json(logging.Formatter):
         }
         if record.exc_info and record.exc_info[0] is not None:
             line["exception"] = "".join(traceback.format_exception(*record.exc_info))
-        return json.dumps(line, ensure_ascii=False, default=str)
+        line = {name: masked(value) if isinstance(value, str) else value for name, value in line.items()}
+        return printable_json(json.dumps(line, ensure_ascii=False, default=str))
 
 
 def show_log_lines(log_format: LogFormat = "text") -> None:
@@ -96,7 +104,7 @@ def last_line(prog: str, message: str, *, level: int = logging.ERROR, error: Bas
         print(_Json().format(record), file=sys.stderr, flush=True)
         return
     kind = "error: " if level >= logging.ERROR else ""
-    print(f"{prog}: {kind}{message}", file=sys.stderr, flush=True)
+    print(shown(f"{prog}: {kind}{message}"), file=sys.stderr, flush=True)
 
 
 def record_from(line: str, worker: str, otherwise: int) -> logging.LogRecord:
@@ -107,8 +115,9 @@ def record_from(line: str, worker: str, otherwise: int) -> logging.LogRecord:
     name = str(fields.get("logger", "pipeline.worker"))
     record = logging.LogRecord(name, level if isinstance(level, int) else otherwise, "", 0, message, None, None)
     record.worker = worker
-    if "shard" in fields:
-        record.shard = fields["shard"]
+    for name in ("shard", "image_key"):
+        if name in fields:
+            setattr(record, name, fields[name])
     return record
 
 

@@ -16,6 +16,7 @@ from jobs.segment_bucket import PROG, main
 from pipeline.config import Settings
 from pipeline.schema import SCHEMA_VERSION, TABLES
 from pipeline.store import filesystem
+from tests.pipeline.test_shown_text import HOSTILE
 from tests.support.last_line import last_line
 from tests.support.places import ROOT
 from tests.support.planning import planned
@@ -442,6 +443,29 @@ def test_a_run_id_of_other_settings(refused, folder, output, tiny_checkpoint, ph
     ):
         refused(source, output, tiny_checkpoint, "--run-id", "nightly", *args, named=("--run-id nightly",))
     assert tree(output) == before
+
+
+# --- text of others ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_names_reach_the_terminal_as_text(refused, folder, output, model, tmp_path, hostile):
+    name = f"a{hostile}b"
+    line = refused(tmp_path / name, output, model, named=("--input", "does not exist"))
+    assert hostile not in line and "\\" in line
+    if hostile not in ("\udcff", "\n"):  # no name of a tensor
+        change_weights(model, **{name: load_file(model / "model.safetensors")["class_predictor.bias"]})
+        line = refused(folder, output, model, named=("--model",))
+        assert hostile not in line
+
+
+@pytest.mark.parametrize("role", ["input", "output", "model"])
+def test_credentials_in_a_uri_are_refused_and_not_repeated(refused, folder, output, model, role):
+    places = {"source": folder, "output": output, "model": model}
+    places["source" if role == "input" else role] = "s3://KEY:SECRET@bucket/x"
+    line = refused(*places.values(), named=(f"--{role} s3://***@bucket/x holds credentials", "AWS_PROFILE"))
+    assert "SECRET" not in line
+    assert not output.exists()
 
 
 # --- as a user sees it ------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import m2f_core
+from jobs import drill, evaluate, finetune, make_scenes, plan_bucket, segment_bucket, selfcheck
 from jobs.command_line import COMMANDS, as_called, parse, program
 from jobs.segment_bucket import PROG, main
 from m2f_core.inference.instance import InstanceSettings
@@ -21,6 +22,7 @@ from pipeline.evaluate.settings import EvaluationSettings
 from pipeline.scenes.settings import ScenesSettings
 from pipeline.setting_fields import Section, help_texts, marker
 from pipeline.train.settings import FinetuneSettings
+from tests.pipeline.test_shown_text import HOSTILE
 from tests.support.command_line_page import PAGE, page
 from tests.support.places import ROOT
 
@@ -233,6 +235,40 @@ def test_defaults_are_the_documented_ones():
         progress_seconds=10.0,
         log_format="text",
     )
+
+
+# --- text of others --------------------------------------------------------------------------------------------------
+
+JOBS = (segment_bucket, plan_bucket, selfcheck, drill, evaluate, finetune, make_scenes)
+LONG_SECRET = "SECRET" * 30  # as long as a session token: a frame would break the line within
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize(
+    "word", ["--output={}", "--tables={}", "--outputt={}", "{}", "--images={}", "--no-such {}", "--model={}"]
+)
+def test_a_secret_in_a_uri_is_refused_by_every_job_and_not_repeated(job, word, tmp_path, capfd):
+    args = word.format(f"s3://KEY:{LONG_SECRET}@bucket/x").split()
+    config = written(tmp_path, f"output: s3://KEY:{LONG_SECRET}@bucket/x")
+    for given in (args, ["--config", config]):
+        with pytest.raises(SystemExit) as stop:
+            job.main(given)
+        [line] = capfd.readouterr().err.splitlines()
+        assert stop.value.code == 2 and "SECRET" not in line
+        assert "s3://***@bucket/x holds credentials or a query" in line or "unknown names output" in line
+
+
+def test_a_file_of_settings_that_is_no_yaml_is_not_repeated_with_its_secret(tmp_path, capsys):
+    assert "SECRET" not in refusal(capsys, "--config", written(tmp_path, "input: s3://K:SECRET@b\n  output: : x"))
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("args", [["--inputt", "x{}y"], ["x{}y"], ["--mode=x{}y"], ["--run-id", "x{}y"]])
+def test_a_flag_reaches_the_terminal_as_text(args, hostile, capsys):
+    with pytest.raises(SystemExit):
+        settings(*(word.format(hostile) for word in args))
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and hostile not in said.removesuffix("\n")
 
 
 # --- YAML and flags --------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from pipeline.telemetry.log_lines import about_run, last_line, record_from, send_log_lines, show_log_lines
+from tests.pipeline.test_shown_text import HOSTILE
 
 logger = logging.getLogger("pipeline.some_room.some_file")
 
@@ -87,6 +88,44 @@ def test_a_line_of_a_worker_arrives_as_it_was_sent(capsys):
     as_json, as_text = capsys.readouterr().err.splitlines()
     assert json.loads(as_json)["worker"] == "SegmentImages 12" and json.loads(as_json)["shard"] == 3
     assert as_text.endswith("Z ERROR: a crash [repeated 2x across cluster] [SegmentImages 12]")
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_names_of_others_cannot_rewrite_a_terminal_or_forge_a_line(hostile, capsys):
+    key = f"s3://b/a{hostile}2026-11-29T14:07:53Z INFO: forged"
+    show_log_lines()
+    logger.warning("image %s", key, extra={"worker": key})
+    last_line("job.py", f"image {key}")
+    show_log_lines("json")
+    logger.warning("image %s", key, extra={"image_key": key})
+    text = capsys.readouterr().err
+    *lines, as_json = text.split("\n")[:-1]
+    assert len(lines) == 2 and hostile not in text.replace("\n", "")
+    assert json.loads(as_json)["image_key"] == key and json.loads(as_json)["message"] == f"image {key}"
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_a_workers_line_about_any_key_arrives_whole(hostile, capsys):
+    """U+2028 or a C1 control in a key once cut the line in two, and neither half was JSON."""
+    send_log_lines()
+    logger.error("lost", extra={"shard": 3, "image_key": f"s3://b/a{hostile}b"})
+    [sent] = capsys.readouterr().err.splitlines()
+    record = record_from(sent, "SegmentImages 12", logging.INFO)
+    assert (record.shard, record.image_key, record.getMessage()) == (3, f"s3://b/a{hostile}b", "lost")
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_secrets_are_masked_in_messages_fields_and_stacks(log_format, capsys, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET-of-the-environment")
+    secrets = "s3://KEY:SECRET@b/x SECRET-of-the-environment https://a.blob/x?sig=SECRET"
+    show_log_lines(log_format)
+    try:
+        raise OSError(secrets)
+    except OSError as error:
+        logger.exception("lost %s", secrets, extra={"worker": secrets, "image_key": secrets})
+        last_line("job.py", secrets, error=error)
+    said = capsys.readouterr().err
+    assert "SECRET" not in said and "OSError: s3://***@b/x" in said and "Traceback" in said
 
 
 @pytest.mark.parametrize("line", ["plain words", "{", '{"a": 1}', "[1]", "7", '"text"', '{"level": "INFO"} x'])
