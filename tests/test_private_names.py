@@ -38,6 +38,7 @@ PRIVATE_NAMES = {
         ("fsspec.asyn", "AsyncFileSystem._cat_file"),
         ("fsspec", "AbstractFileSystem._strip_protocol"),
         ("fsspec", "AbstractFileSystem._get_kwargs_from_urls"),
+        ("aiobotocore.httpsession", "AIOHTTPSession._get_session"),
     ],
     "m2f_core/jit.py": [
         ("numba.core.caching", "_CacheLocator.ensure_cache_path"),

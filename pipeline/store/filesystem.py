@@ -19,14 +19,26 @@ from fsspec.implementations.local import LocalFileSystem
 
 from m2f_core.whole_files import written_whole
 from pipeline.errors import RunError
-from pipeline.store.fsspec_private import host_of, strip_protocol
+from pipeline.setting_fields import refuse_secrets
+from pipeline.shown_text import shown
+from pipeline.store.fsspec_private import SessionWithoutRedirects, host_of, strip_protocol
 from pipeline.store.retries import S3_CLIENT
+
+# Stores that keep objects under stable keys, and folders. Of the other protocols of fsspec, some read pages that name
+# what to read next (http), files inside of files (zip, reference, simplecache::...) or other machines (ftp, ssh, smb):
+# whoever writes these pages or files would choose what a cluster reads.
+SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "hdfs", "hf", "memory")
 
 # The errors of stores. s3fs passes on botocore's own errors unchanged: no credentials, no such host, invalid name.
 STORE_ERRORS = (OSError, BotoCoreError)
 
 _S3_OPTIONS: dict[str, Any] = {
-    "config_kwargs": {**S3_CLIENT, "max_pool_connections": 64, "tcp_keepalive": True},
+    "config_kwargs": {
+        **S3_CLIENT,
+        "max_pool_connections": 64,
+        "tcp_keepalive": True,
+        "http_session_cls": SessionWithoutRedirects,
+    },
     "use_listings_cache": False,  # a cached listing costs 4 KB a key and may be stale
     "default_cache_type": "none",
 }
@@ -75,11 +87,17 @@ def _client_errors() -> tuple[type[Exception], ...]:
 def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of `uri` and the path in it. `uri` is a local path or `protocol://...`.
 
-    Raises RunError if the protocol is unknown, if its library is not installed, if the environment's settings for the
-    store (profile, endpoint) cannot be used, or if the URI names a host or an account, as with ftp: the keys of images
-    are `protocol://path` and could not say where they are.
+    Raises RunError if the protocol is none of SCHEMES, if its library is not installed, if the environment's settings
+    for the store (profile, endpoint) cannot be used, or if the URI holds credentials or names a host or an account, as
+    with hdfs: the keys of images are `protocol://path` and could not say where they are.
     """
     protocol = uri.split("://", 1)[0] if "://" in uri else "file"
+    refuse_secrets("the URI", uri)
+    if protocol not in SCHEMES:
+        raise RunError(
+            f"cannot open {uri}: {protocol}:// is no store that this program uses; give a path or one of "
+            f"{', '.join(f'{scheme}://' for scheme in SCHEMES if scheme != 'memory')}"
+        )
     if re.match("[a-z0-9]+:/(?!/)", uri):
         raise RunError(f"{uri} is neither a path nor a URI; did you mean {uri.replace(':/', '://', 1)}?")
     options = _S3_OPTIONS if protocol in ("s3", "s3a") else {}
@@ -159,8 +177,8 @@ def write_uri(uri: str, data: bytes) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as one line for a message or a row: its text, or its type if there is no text."""
-    text = " ".join(str(error).split())
+    """An exception as one line for a message or a row: its text as people may see it, or its type if it has no text."""
+    text = shown(" ".join(str(error).split()))
     return text[:500] if text else type(error).__name__
 
 

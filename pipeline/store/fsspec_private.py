@@ -1,4 +1,4 @@
-"""Every private name of fsspec and s3fs that the pipeline uses, written for their versions of 2026.
+"""Every private name of fsspec, s3fs and aiobotocore that the pipeline uses, written for their versions of 2026.
 
 The public counterparts would not do: `call_s3` and `cat_file` block the thread and cannot be cancelled, and
 `split_protocol` leaves the rest of a URI as it is. tests/test_private_names.py names the ones that a later version
@@ -8,6 +8,28 @@ lacks.
 from typing import Any
 
 import fsspec
+from aiobotocore.httpsession import AIOHTTPSession
+from aiohttp import ClientSession
+
+
+class SessionWithoutRedirects(AIOHTTPSession):
+    """The HTTP session of an S3 client that takes a redirect for an answer, as botocore's own session does.
+
+    aiohttp would follow a redirect to any host, so that whoever answers for a store could have the job fetch what only
+    the job's machine reaches (the metadata of the cloud), and take it for an object. For a bucket in another region,
+    botocore itself finds the address.
+    """
+
+    async def _get_session(self, proxy_url: str | None) -> Any:
+        return _WithoutRedirects(await super()._get_session(proxy_url))
+
+
+class _WithoutRedirects:
+    def __init__(self, session: ClientSession):
+        self.session = session
+
+    async def request(self, method: str, **options: Any) -> Any:
+        return await self.session.request(method, **options, allow_redirects=False)
 
 
 async def call_s3(filesystem: Any, method: str, **arguments: Any) -> Any:
