@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "m2f_core": set(),
     "pipeline": {"m2f_core"},
     "jobs": {"m2f_core", "pipeline"},
-    "infra": {"jobs", "pipeline"},
+    "infra": {"m2f_core", "pipeline", "jobs"},
 }
 MAX_FILES = 12  # of a folder, so that a newcomer reads its names at one glance
 

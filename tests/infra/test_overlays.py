@@ -52,7 +52,11 @@ def test_the_placeholders_of_the_examples_are_faults_for_users():
 
 
 def test_the_ray_job_is_described_once():
-    files = [path for path in KUBERNETES.rglob("*.yaml") if re.search(r"^\s*headGroupSpec:", path.read_text(), re.M)]
+    files = [
+        path
+        for path in KUBERNETES.rglob("*.yaml")
+        if re.search(r"entrypoint:|name: ray-(head|worker)$", path.read_text(), re.M)
+    ]
     assert [path.name for path in files] == ["night-template.yaml"]
 
 

