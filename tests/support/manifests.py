@@ -29,11 +29,17 @@ Object = dict[str, Any]
 
 
 @functools.cache
-def _built(folder: Path) -> str:
-    """What `kubectl kustomize` makes, as JSON, which is read much faster than YAML."""
+def built_text(folder: Path) -> str:
+    """What `kubectl kustomize` prints."""
     done = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return json.dumps(list(yaml.load_all(done.stdout, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))))
+    return done.stdout
+
+
+@functools.cache
+def _built(folder: Path) -> str:
+    """The same as JSON, which is read much faster than YAML."""
+    return json.dumps(list(yaml.load_all(built_text(folder), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))))
 
 
 def build(folder: Path) -> list[Object]:
