@@ -129,6 +129,9 @@ class Settings:
     """Keep other drivers off --output for N seconds after the last sign of life of this driver."""
     progress_seconds: Annotated[float, RUN_CONTROL, Interval(ge=0.1, le=86400.0)] = 10.0
     """Print a progress line every N seconds if stderr is not a terminal."""
+    deadline_hours: Annotated[float | None, RUN_CONTROL, Interval(gt=0.0, le=8760.0)] = None
+    """Tell the monitoring that the run has to be done N hours after it was planned, so that an alert can fire when the
+    run will be late; nothing stops."""
     log_format: Annotated[Literal["text", "json"], RUN_CONTROL] = "text"
     """json: write each line on stderr as a JSON object, progress included; a terminal has no live line then."""
     publish_every: Annotated[float | None, _PUBLISHING, Interval(ge=0.0, le=10_000.0)] = None

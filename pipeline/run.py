@@ -20,6 +20,7 @@ from ray.data import ActorPoolStrategy
 
 from pipeline.cluster.actor_arguments import pass_actor_arguments_by_value
 from pipeline.cluster.allotment import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, Allotment, allot
+from pipeline.cluster.environment import joins_a_cluster
 from pipeline.cluster.in_flight_actor import Board, start_board
 from pipeline.cluster.ray_private import console_handlers
 from pipeline.cluster.resources import connect
@@ -38,6 +39,7 @@ from pipeline.plan.changes import describe
 from pipeline.plan.shards import spread_over
 from pipeline.plan.source import ShardSource
 from pipeline.report.progress import Progress
+from pipeline.report.run_watch import RunWatch, count_end
 from pipeline.runs.accounting import Clock, Report, close_books
 from pipeline.runs.begin import Run, plan_run, take_up
 from pipeline.runs.check import Checked, check
@@ -48,6 +50,7 @@ from pipeline.runs.specs import segment_spec
 from pipeline.segment.actor import SegmentImages
 from pipeline.store.filesystem import store_errors_as
 from pipeline.tables.publish import Publisher
+from pipeline.telemetry.instruments import label_run
 from pipeline.telemetry.log_lines import about_run
 
 logger = logging.getLogger(__name__)
@@ -66,6 +69,21 @@ def segment_bucket(settings: Settings, progress: Progress) -> Report | None:
 
     A caller that wants finished work committed on SIGTERM raises an exception in its handler, as jobs/ends.py does.
     """
+    try:
+        report = _segment_bucket(settings, progress)
+    except BrokenRunError:
+        count_end(settings.output, "broke")
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        count_end(settings.output, "stopped")
+        raise
+    if joins_a_cluster():
+        connect()  # a run without work has not needed Ray, and shall count there too
+    count_end(settings.output, "finished" if report is not None else "nothing_to_do")
+    return report
+
+
+def _segment_bucket(settings: Settings, progress: Progress) -> Report | None:
     progress.phase("checking the settings, the checkpoint and the output")
     checked = check(settings)
     for warning in checked.model.warnings:
@@ -120,6 +138,7 @@ def _take_up(checked: Checked, record: RunRecord, lease: Lease) -> Run:
 def execute(run: Run, allotment: Allotment, lease: Lease, progress: Progress) -> Report:
     """Stream the shards that are not done yet, commit their receipts, check the counts and publish."""
     about_run(run.run_id)
+    label_run(run.run_id)
     totals = Totals()
     with _store_errors(run):
         for receipt in run.journal.read():
@@ -133,6 +152,7 @@ def execute(run: Run, allotment: Allotment, lease: Lease, progress: Progress) ->
     with (
         _store_errors(run),
         Committer(run.journal, may_commit=lease.check) as committer,
+        RunWatch(progress, board.look, run.settings.max_failure_rate, run.deadline),
     ):
         progress.follow(run.plan.num_images, totals, committer.num_waiting, board.look)
         _check_failures(run, totals)
@@ -198,7 +218,7 @@ def build_dataset(
         )
         .map_batches(
             FetchImages,
-            fn_constructor_args=(settings.input, settings.step_timeout, True, board.in_hand, elsewhere),
+            fn_constructor_args=(settings.input, settings.step_timeout, True, board.in_hand, elsewhere, run.run_id),
             compute=_pool(allotment.helpers, num_shards),
             num_cpus=FETCH_CPUS,
             **one_shard,

@@ -8,6 +8,7 @@ import contextlib
 import secrets
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from pipeline.cluster.resources import on_this_node
-from pipeline.telemetry.in_flight import InFlight, UnderWay
+from pipeline.telemetry.in_flight import STAGES, InFlight, UnderWay
 
 _ANSWER_SECONDS = 5.0
 
@@ -71,6 +72,7 @@ class Board:
 class _Held:
     def __init__(self) -> None:
         self.under_way: dict[int, UnderWay] = {}
+        self.waiting: dict[int, str] = {}  # shard -> the stage that it waits for
         self.stages: frozenset[str] = frozenset()
 
     def take(self, taken: UnderWay) -> None:
@@ -79,17 +81,26 @@ class _Held:
         if before is not None and before.stage == taken.stage:  # a worker died, or Ray repeats the task
             taken = replace(taken, since=before.since)
         self.under_way[taken.shard] = taken
+        self.waiting.pop(taken.shard, None)
 
     def leave(self, shard: int, stage: str) -> None:
         # Messages of different processes may overtake each other: the next stage may already have the shard.
         if shard in self.under_way and self.under_way[shard].stage == stage:
             del self.under_way[shard]
+            if stage != STAGES[-1]:
+                self.waiting[shard] = STAGES[STAGES.index(stage) + 1]
 
     def done(self, shard: int) -> None:
         self.under_way.pop(shard, None)
+        self.waiting.pop(shard, None)
 
     def look(self) -> InFlight:
-        return InFlight(min(self.under_way.values(), key=lambda one: one.since, default=None), self.stages)
+        return InFlight(
+            min(self.under_way.values(), key=lambda one: one.since, default=None),
+            self.stages,
+            working=Counter(one.stage for one in self.under_way.values()),
+            waiting=Counter(self.waiting.values()),
+        )
 
 
 def start_board() -> Board:

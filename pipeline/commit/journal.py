@@ -23,6 +23,7 @@ from pipeline.layout import RunFolder
 from pipeline.store.conditional_writes import create_object, supports_conditions
 from pipeline.store.filesystem import list_folder, put_object
 from pipeline.store.objects import read_object
+from pipeline.telemetry.metrics import IMAGES, RECEIPTS, SEGMENTS
 
 # If the driver is killed, receipts of at most this many seconds are lost, and their shards are processed again.
 JOURNAL_SECONDS = 5.0
@@ -148,6 +149,8 @@ class Committer:
             if self.receipts:
                 self.may_commit()
                 self.journal.append(self.receipts)
+                for receipt in self.receipts:
+                    _count(receipt)
                 self.receipts = []
 
     def __exit__(self, *exc: object) -> None:
@@ -162,3 +165,13 @@ class Committer:
             except Exception as error:  # from the store or the disk; receipts are kept, and the end tries once more
                 self.failure = error
                 return
+
+
+def _count(receipt: Receipt) -> None:
+    RECEIPTS.add()
+    SEGMENTS.add(receipt.parts["segments"].num_rows)
+    num_ok = receipt.num_images - receipt.num_failed - receipt.num_removed
+    for status, number in (("ok", num_ok), ("removed", receipt.num_removed)):
+        IMAGES.add(number, status=status, error_code="")
+    for code, number in receipt.failed_by_code.items():
+        IMAGES.add(number, status="failed", error_code=code)

@@ -25,6 +25,8 @@ from pipeline.schema import TABLES, costs_of, unpack_shard, visit_of
 from pipeline.store.filesystem import check_visible, put_object, store_errors_as
 from pipeline.telemetry.costs import Costs, add_up
 from pipeline.telemetry.in_flight import Tell
+from pipeline.telemetry.instruments import label_run
+from pipeline.telemetry.metrics import WRITTEN_BYTES, count_shard
 
 
 def part_bytes(table: str, rows: pa.Table) -> bytes:
@@ -57,6 +59,7 @@ class ShardWriter:
             path = part_path(name, self.run_id, shard, digest)
             with store_errors_as(RunError, f"--output cannot be written: {path}"):
                 put_object(self.output.filesystem, self.output.at(path), data)
+            WRITTEN_BYTES.add(len(data), table=name)
             keys = pc.min_max(tables[name].column("image_key")).as_py()
             parts[name] = PartRecord(path, tables[name].num_rows, len(data), digest, keys["min"], keys["max"])
             reached("segments part written" if name == "segments" else "images part written")
@@ -80,6 +83,7 @@ class EncodeAndWrite:
         self.encode = encode
         self.writer = ShardWriter(Output.open(output_uri), run_id)
         self.tell = tell
+        label_run(run_id)
         warm_up()
         start_watchdog(step_timeout, TRIED_AGAIN)
 
@@ -88,11 +92,17 @@ class EncodeAndWrite:
         shard, images = unpack_shard(row)
         first_key, visit = images.column("image_key")[0].as_py(), visit_of(row)
         with self.tell(shard, "writing", first_key), watch("encoding and writing", f"shard {shard}"):
-            costs = Costs()
+            began, costs = time.monotonic(), Costs()
             with costs.of_process("encode"):
                 tables = encode_shard(shard, images, self.encode)
             with costs.of_process("write"):
                 receipt = self.writer.write(shard, tables, visit.started)
+        outcomes = {
+            "ok": receipt.num_images - receipt.num_failed - receipt.num_removed,
+            "removed": receipt.num_removed,
+            **receipt.failed_by_code,
+        }
+        count_shard("writing", outcomes, time.monotonic() - began, costs.seconds)
         seconds = add_up(costs_of(row), costs.seconds)
         receipt = replace(receipt, seconds=seconds, model_actor=visit.actor, model_ended=visit.ended)
         return pa.table({"receipt": [receipt.to_json()]})

@@ -5,6 +5,8 @@ There is one exception: if access to these images is denied while other images o
 archived or forbidden, and each of these images becomes a failed row.
 """
 
+import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,6 +22,8 @@ from pipeline.store.filesystem import check_visible, one_line, open_filesystem, 
 from pipeline.store.retries import IMAGE
 from pipeline.telemetry.costs import Costs
 from pipeline.telemetry.in_flight import Tell, tell_nobody
+from pipeline.telemetry.instruments import label_run
+from pipeline.telemetry.metrics import READ_BYTES, count_shard
 
 READ_THREADS = 16  # an object of 100 KB takes 20-50 ms from S3, so this many threads read 300-800 images/s
 # A larger object is not an image: a film or an archive below the prefix would fill the worker's memory.
@@ -40,11 +44,14 @@ class FetchImages:
         watched: bool = False,
         tell: Tell = tell_nobody,
         elsewhere: Sequence[ListedImage] = (),
+        run_id: str = "",
     ):
         """`step_timeout` is in seconds. `watched`: end this process if a read hangs for longer than `step_timeout`.
 
         `elsewhere` are images from all over the run, to be tried if access to all images of a shard is denied.
+        `run_id` is the label of the metrics.
         """
+        label_run(run_id)
         self.filesystem, self.root = open_filesystem(input_uri)
         self.step_timeout = step_timeout
         self.tell = tell
@@ -57,13 +64,14 @@ class FetchImages:
         check_visible(self.filesystem, self.root, "--input")
         shard, images = unpack_shard(row)
         planned = images.select(["image_key", "etag", "size_bytes", "reason"]).to_pylist()
-        costs = Costs()
+        began, costs = time.monotonic(), Costs()
         with self.tell(shard, "reading", planned[0]["image_key"]), costs.of_process("read"):
             results = list(self.threads.map(lambda image: self._fetch_planned(**image), planned))
         # An image that failed in an earlier run says nothing about the store if it fails again.
         reasons = [image["reason"] for image in planned]
         telling = [r for r, why in zip(results, reasons, strict=True) if why not in ("removed", "retry")]
         self._check_store(shard, telling)
+        _count(results, time.monotonic() - began, costs)
         errors = [result if isinstance(result, ImageError) else None for result in results]
         fetched = pa.Table.from_arrays(
             [
@@ -132,3 +140,12 @@ class FetchImages:
                 if isinstance(self.fetch(image.image_key, image.etag, image.size_bytes), bytes):
                     return True
         return False
+
+
+def _count(results: Sequence[bytes | ImageError | None], elapsed_seconds: float, costs: Costs) -> None:
+    outcomes = Counter(
+        "removed" if result is None else result.code.value if isinstance(result, ImageError) else "ok"
+        for result in results
+    )
+    READ_BYTES.add(sum(len(result) for result in results if isinstance(result, bytes)))
+    count_shard("reading", outcomes, elapsed_seconds, costs.seconds)

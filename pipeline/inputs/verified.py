@@ -31,6 +31,8 @@ def request_seconds(size_bytes: int, attempt: int, step_timeout: float) -> float
 class CorruptError(Exception):
     """The bytes that were read are not the bytes that the store says it holds."""
 
+    retry_cause = "corrupt"
+
 
 class ChangedError(Exception):
     """The object was replaced after it was planned."""

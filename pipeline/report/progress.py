@@ -154,13 +154,18 @@ class _Images:
         """Images per second since the first shard reached a model."""
         return self.num_new / max(time.monotonic() - (self.begun or self.followed), 1e-9)
 
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the last image is done, at the rate so far; None before the first."""
+        return (self.num_images - self.totals.num_images) / self.rate if self.num_new else None
+
     def has_begun(self) -> bool:
         seen = self.look()
         return bool(self.num_new) or (seen is not None and "segmenting" in seen.stages)
 
     def line(self) -> str:
         """`12/40 images, 12.3 images/s, 4 failed, 0:12:30 left, slowest: model 81 ms per image`"""
-        left = f"{_hms((self.num_images - self.totals.num_images) / self.rate)} left" if self.rate else "time unknown"
+        left = "time unknown" if self.seconds_left is None else f"{_hms(self.seconds_left)} left"
         counts = f"{self.totals.num_images:,}/{self.num_images:,} images, {self.rate:.2f} images/s"
         return f"{counts}, {self.totals.num_failed:,} failed, {left}{self.slowest()}"
 

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +24,11 @@ from pipeline.schema import SEGMENTED, ModelVisit, costs_of, pack_shard, unpack_
 from pipeline.segment.isolate import segment_one_by_one
 from pipeline.segment.segmenter import SegmentedImage, Segmenter, SegmentSpec
 from pipeline.telemetry.costs import Costs, add_up
+from pipeline.telemetry.device_time import DeviceTime
 from pipeline.telemetry.in_flight import Tell, tell_nobody
+from pipeline.telemetry.instruments import label_run
 from pipeline.telemetry.log_lines import send_log_lines
+from pipeline.telemetry.metrics import RETRIES, count_shard
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +41,13 @@ class SegmentImages:
 
     def __init__(self, spec: SegmentSpec, output_uri: str, run_id: str, tell: Tell = tell_nobody):
         send_log_lines()
+        label_run(run_id)
+        device_time = DeviceTime(spec.device)
         self.tell = tell
         self.broken: Exception | None = None
         self.starts = Starts(Output.open(output_uri).run(run_id))
         try:
-            self.segmenter = Segmenter(spec)
+            self.segmenter = Segmenter(spec, device_time.busy)
         except StoreUnavailableError:
             raise  # the store may come back: Ray repeats the constructor
         except (RunError, CheckpointError) as error:
@@ -54,10 +60,12 @@ class SegmentImages:
     def __call__(self, row: pa.Table) -> pa.Table:
         if self.broken is not None:
             raise self.broken
-        started, costs = time.time(), Costs()
+        started, began, costs = time.time(), time.monotonic(), Costs()
         shard, images = unpack_shard(row)
         encoded, names = images.column("data").to_pylist(), images.column("image_key").to_pylist()
         with self.tell(shard, "segmenting", names[0]), self.starts.start(shard) as starts_before:
+            if starts_before:
+                RETRIES.add(cause="shard_restarted" if starts_before < STARTS_BEFORE_ISOLATION else "one_by_one")
             if starts_before < STARTS_BEFORE_ISOLATION:
                 results = self.segmenter.segment(encoded, names, costs)
             else:
@@ -67,9 +75,17 @@ class SegmentImages:
                 )
                 with self.segmenter.network.lent():
                     results = segment_one_by_one(self.segmenter.spec, encoded)
+        count_shard("segmenting", _outcomes(results), time.monotonic() - began, costs.seconds)
         segmented = segmented_table(images.drop_columns(["data"]), results)
         visit = ModelVisit(f"{socket.gethostname()}-{os.getpid()}", started, time.time())
         return pack_shard(shard, segmented, add_up(costs_of(row), costs.seconds), visit)
+
+
+def _outcomes(results: Sequence[SegmentedImage | ImageError | None]) -> Counter[str]:
+    """How many images by error code or `ok`; images that came without bytes do not count."""
+    return Counter(
+        result.code.value if isinstance(result, ImageError) else "ok" for result in results if result is not None
+    )
 
 
 def segmented_table(images: pa.Table, results: Sequence[SegmentedImage | ImageError | None]) -> pa.Table:

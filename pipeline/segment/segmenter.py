@@ -7,7 +7,7 @@ results of single images, up to float rounding. When memory runs out, batches be
 import logging
 import math
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
@@ -30,6 +30,7 @@ from pipeline.segment.inference_settings import InferenceSettings
 from pipeline.segment.postprocess import FoundSegment, found_segments
 from pipeline.store.filesystem import one_line
 from pipeline.telemetry.costs import Costs
+from pipeline.telemetry.metrics import BATCH_FILL, BATCH_IMAGES, RETRIES, on_device
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +74,10 @@ class SegmentedImage:
 class Segmenter:
     """Encoded images -> segments with one model on one device. Thread safe; knows nothing of Ray."""
 
-    def __init__(self, spec: SegmentSpec):
+    def __init__(self, spec: SegmentSpec, busy: Callable[[float], None] = lambda seconds: None):
+        """`busy` is told after each batch for how many seconds the device has worked on it."""
         self.spec = spec
+        self.busy = busy
         if spec.device == "cpu":
             torch.set_num_threads(spec.threads)
         self.network = load_network(spec)
@@ -177,8 +180,10 @@ class Segmenter:
         self.network.exit_if_lost()
         if len(images) > 1:
             if out_of_memory:
+                RETRIES.add(cause="out_of_memory")
                 self._make_batches_smaller(images)
                 return self._infer(images, costs)
+            RETRIES.add(cause="batch_failed")
             return [result for image in images for result in self._infer([image], costs)]
         if out_of_memory:
             height, width = images[0].geometry.padded_hw
@@ -204,7 +209,11 @@ class Segmenter:
         )
 
     def _run(self, images: Sequence[PreparedImage], costs: Costs) -> list[SegmentedImage | ImageError]:
+        before = on_device(costs.seconds)
         found = self.network.run(images, costs)
+        self.busy(on_device(costs.seconds) - before)  # of one shard, one batch at a time is on the device
+        BATCH_IMAGES.observe(len(images))
+        BATCH_FILL.observe(len(images) / self._most_in_a_batch(images[0].geometry.padded_hw))
         with costs.of_thread("encode"):
             return [
                 SegmentedImage(*image.geometry.original_hw, found_segments(result))

@@ -21,6 +21,7 @@ from m2f_core.whole_files import written_whole
 from pipeline.errors import RunError
 from pipeline.setting_fields import refuse_secrets
 from pipeline.shown_text import shown
+from pipeline.store.client_errors import count_errors
 from pipeline.store.fsspec_private import SessionWithoutRedirects, host_of, strip_protocol
 from pipeline.store.retries import S3_CLIENT
 
@@ -107,6 +108,7 @@ def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         filesystem = fsspec.filesystem(protocol, **options)
         if is_s3(filesystem):
             filesystem.connect()  # reads the environment; makes no connection yet
+            count_errors(filesystem.s3)
     except Exception as error:  # a protocol's library raises what it likes if it is not set up
         raise RunError(f"cannot open {uri}: {one_line(error)}") from None
     path = path_of(filesystem, uri)

@@ -23,6 +23,8 @@ _MD5_ETAG = re.compile('"?([0-9a-f]{32})"?')  # the ETag of a multipart upload e
 class DamagedError(OSError):
     """An answer whose body is incomplete, or is not what the store holds."""
 
+    retry_cause = "corrupt"
+
 
 def get_object(filesystem: Any, path: str) -> dict[str, Any]:
     """The answer of S3 to one GET of the whole object: `Body` as bytes, checked against `ETag`, and the other fields.

@@ -6,12 +6,16 @@ random, between 0 and a limit that doubles after each attempt, so that writers t
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import sleep
 from typing import Any
 
 from tenacity import RetryCallState, Retrying, stop_after_attempt, stop_after_delay, stop_never, wait_random_exponential
 from tenacity.retry import retry_base
+
+from pipeline.store.client_errors import cause_of_answer, cause_of_exception
+from pipeline.telemetry.metrics import RETRIES
 
 # Measured against injected faults: s3fs repeats each of botocore's rounds up to five times, so five attempts here
 # survive long 503 storms. s3fs's default read time-out of 15 s is too short for large objects on a busy store, and a
@@ -41,10 +45,35 @@ class RetryPolicy:
             | (stop_never if give_up_after is None else stop_after_delay(give_up_after)),
             wait=wait_random_exponential(multiplier=self.first_pause, max=self.longest_pause),
             retry=retry,
-            before_sleep=before_sleep,
+            before_sleep=_counted(before_sleep),
             sleep=_pause,
             reraise=True,
         )
+
+
+def _counted(before_sleep: Callable[[RetryCallState], None] | None) -> Callable[[RetryCallState], None]:
+    def count(state: RetryCallState) -> None:
+        RETRIES.add(cause=cause_of_retry(last_error(state)))
+        if before_sleep is not None:
+            before_sleep(state)
+
+    return count
+
+
+def cause_of_retry(error: BaseException | None) -> str:
+    """The label of an error in m2f_retries_total.
+
+    An error names its label itself (`retry_cause`), or the answer of S3 behind the error tells.
+    """
+    for one in (error, getattr(error, "__cause__", None)):
+        if (named := getattr(one, "retry_cause", None)) is not None:
+            return str(named)
+        answer = getattr(one, "response", None)
+        if isinstance(answer, dict) and (cause := cause_of_answer(answer)) is not None:
+            return cause
+        if one is not None and (cause := cause_of_exception(one)) is not None:
+            return cause
+    return "other"
 
 
 def _pause(seconds: float) -> None:

@@ -1,8 +1,10 @@
 """Reports of the stages about the shards that they are working on. A stage calls a given function and never waits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+STAGES = ("reading", "segmenting", "writing")  # in the order of the flow
 
 
 @dataclass(frozen=True)
@@ -10,7 +12,7 @@ class UnderWay:
     """A shard that a stage is working on."""
 
     shard: int
-    stage: str  # reading | segmenting | writing
+    stage: str  # of STAGES
     first_key: str  # key of the shard's first image
     host: str
     since: float  # seconds since the epoch, when this stage first began the shard
@@ -22,6 +24,8 @@ class InFlight:
 
     oldest: UnderWay | None  # the shard that a stage has been working on for longest, if any
     stages: frozenset[str]  # stages that have worked on a shard
+    working: Mapping[str, int] = field(default_factory=dict)  # shards that a stage is working on, by stage
+    waiting: Mapping[str, int] = field(default_factory=dict)  # shards that wait for a stage, by stage
 
 
 Tell = Callable[[int, str, str], AbstractContextManager[None]]  # (shard, stage, first key) -> context of the work

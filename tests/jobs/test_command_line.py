@@ -33,6 +33,7 @@ FLAGS = (
     "--batch-size",
     "--compact",
     "--cpus-per-actor",
+    "--deadline-hours",
     "--device",
     "--exif",
     "--gpu-actors",

@@ -19,7 +19,10 @@ from pipeline.commit.journal import Journal
 from pipeline.drill.processes import processes_below
 from pipeline.errors import ErrorCode
 from pipeline.layout import RunFolder
-from pipeline.telemetry.costs import STEPS
+from pipeline.schema import TABLES
+from pipeline.telemetry.costs import ON_DEVICE, STEPS
+from pipeline.telemetry.metrics import ALL, RETRIES, RUN_DEADLINE, STORE_ERRORS
+from tests.support.metrics_page import wait_for_values
 from tests.support.tables import read_report, read_table, results_by_image
 
 SMALL = ["--image-size", "160:267"]
@@ -53,6 +56,29 @@ def test_every_photograph_has_its_rows_and_the_books_close(photographs, tiny_che
         assert coco.toBbox(row["segmentation"]).tolist() == row["bbox"]
     out = capsys.readouterr().out
     assert f"{tmp_path}/segments (Delta table, version 1)" in out
+    assert_metrics_say_what_the_report_says(report, images, tmp_path)
+
+
+def assert_metrics_say_what_the_report_says(report, images, output) -> None:
+    absent = {RUN_DEADLINE, RETRIES, STORE_ERRORS}  # of a run in which nothing goes wrong
+    suffix = {"histogram": "_count"}
+    values = wait_for_values(report["run_id"], *(m.name + suffix.get(m.kind, "") for m in ALL if m not in absent))
+    num_images = report["num_images"]
+    assert values["m2f_images_total"] == {"ok,": num_images}
+    assert values["m2f_segments_total"][""] == report["num_segments"]
+    assert values["m2f_receipts_committed_total"][""] == report["num_shards"]
+    assert values["m2f_runs_total"] == {f"file://{output},finished": 1}
+    assert (values["m2f_run_images"][""], values["m2f_run_images_left"][""]) == (num_images, 0)
+    stages = ("reading", "segmenting", "writing")
+    assert values["m2f_stage_images_total"] == {f"{stage},ok,": num_images for stage in stages}
+    assert values["m2f_shard_seconds_count"] == dict.fromkeys(stages, report["num_shards"])
+    assert values["m2f_read_bytes_total"][""] == sum(row["size_bytes"] for row in images)
+    sizes = {table: sum(f.stat().st_size for f in output.glob(f"{table}/run=*/*.parquet")) for table in TABLES}
+    assert values["m2f_written_bytes_total"] == sizes
+    for step, ms in report["step_ms"].items():
+        assert values["m2f_step_seconds_total"][step] == pytest.approx(ms * num_images / 1000, abs=0.01)
+    on_device = sum(report["step_ms"][step] for step in ON_DEVICE) * num_images / 1000
+    assert values["m2f_device_busy_seconds_total"]["cpu"] == pytest.approx(on_device, abs=0.01)
 
 
 @pytest.mark.thorough

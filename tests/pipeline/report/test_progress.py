@@ -150,9 +150,11 @@ def test_the_board_knows_the_oldest_shard_that_a_stage_has_in_hand():
             "a",
         )
     assert board.look().oldest is None, "a shard that waits for the next stage is no straggler"
+    assert (board.look().working, board.look().waiting) == ({}, {"segmenting": 2})
     with board.in_hand(3, "segmenting", "c"):
         with board.in_hand(1, "segmenting", "a"):
             assert board.look().oldest.shard == 3
+            assert (board.look().working, board.look().waiting) == ({"segmenting": 2}, {"segmenting": 1})
         with pytest.raises(OSError), board.in_hand(4, "segmenting", "d"):
             raise OSError
     since = board.look().oldest.since

@@ -99,7 +99,7 @@ def test_a_store_that_does_not_answer_is_tried_again_by_ray(tiny_checkpoint, tmp
 
 
 def raises(error):
-    def constructor(spec):
+    def constructor(*args):
         raise error
 
     return constructor

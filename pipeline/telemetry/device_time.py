@@ -1,0 +1,39 @@
+"""How long a model actor has held its device, and how long the device has worked: two counters.
+
+Their quotient over any span of time is the share in which the device was busy. A thread counts the time that is held,
+because an actor without shards must count it too: then the device is idle.
+"""
+
+import threading
+import time
+
+from pipeline.telemetry.metrics import DEVICE_BUSY, DEVICE_RESERVED
+
+_SECONDS = 5.0  # half of the interval at which Ray collects values
+
+
+class DeviceTime:
+    """Counts from its construction on until the process ends."""
+
+    def __init__(self, device: str):
+        """`device`: cuda or cpu."""
+        self.device = device
+        self.counted = time.monotonic()
+        self.lock = threading.Lock()
+        threading.Thread(target=self._keep_counting, daemon=True, name="device time").start()
+
+    def busy(self, seconds: float) -> None:
+        """The device has worked for so long."""
+        DEVICE_BUSY.add(seconds, device=self.device)
+        self._count_held()
+
+    def _count_held(self) -> None:
+        with self.lock:
+            now = time.monotonic()
+            DEVICE_RESERVED.add(now - self.counted, device=self.device)
+            self.counted = now
+
+    def _keep_counting(self) -> None:
+        while True:
+            time.sleep(_SECONDS)
+            self._count_held()
