@@ -5,8 +5,8 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: check-cluster demo test test-all test-short test-other-pythons test-slow lint bench overfit drill-kills \
-	drill-faults release audit clean
+.PHONY: check-cluster demo test test-all test-short test-other-pythons test-slow monitoring-tools lint bench overfit \
+	drill-kills drill-faults release audit clean
 
 demo: $(VENV)/.ready-demo  ## set up, segment held-out scenes with the checkpoint of the package
 	$(BIN)/python jobs/demo.py
@@ -42,6 +42,9 @@ SHORT := tests/core tests/jobs/test_command_line.py \
 
 test-slow: $(VENV)/.ready-test  ## the campaigns: many minutes each
 	$(BIN)/python -m pytest -m slow -s
+
+monitoring-tools:  ## Debian's prometheus and promtool into .tools/; without them, tests of infra/monitoring skip
+	tools/get_prometheus.sh
 
 lint: $(VENV)/.ready-test
 	@tools/step.sh "checking the style" $(BIN)/ruff check .
@@ -93,7 +96,7 @@ audit: $(VENV)/.ready-release $(VENV)-release/.ready  ## withdrawn versions and 
 	@tools/audit.sh $(BIN) $(VENV)-release/bin/python
 
 clean:
-	rm -rf $(VENV) $(VENV)-3.* $(VENV)-release $(VENV)-check .demo .overfit dist
+	rm -rf $(VENV) $(VENV)-3.* $(VENV)-release $(VENV)-check .demo .overfit .tools dist
 
 # An environment with the wheel, or without one with this checkout, and what it needs.
 WHEEL ?= .
