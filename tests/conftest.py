@@ -1,6 +1,8 @@
 """What many tests share: the data folder, a tiny checkpoint, photographs, an S3 server, a local Ray."""
 
+import importlib
 import os
+import sys
 from pathlib import Path
 
 # Before anything imports them: no calls home, no token files in the user's home, one thread a process.
@@ -14,6 +16,11 @@ import torch
 
 from pipeline.cluster.environment import set_ray_environment
 from tests.support.places import SHARED_DATA
+
+# Where imagecodecs is installed, tifffile uses it. It is here as a second decoder; users' machines do not have it.
+sys.modules["imagecodecs"] = None  # type: ignore[assignment]
+importlib.import_module("tifffile")
+del sys.modules["imagecodecs"]
 
 set_ray_environment()  # among others the minutes that a Ray may take to start
 

@@ -8,10 +8,11 @@ purpose: EPS, PDF and WMF (they run other programs or draw), TGA and PCX (their 
 match it), ICO, ICNS and PSD (containers whose real size is known only while decoding), FITS, HDF5 and the like (they
 define no pixel range).
 
-Pixels: the result equals `convert("RGB")`, as detectron2 feeds the model. Alpha is dropped without blending, palettes
-and CMYK are expanded, ICC profiles are ignored, and the first of several frames or pages is used. 16-bit images keep
-their high byte (Pillow's own conversion would clip them to white). 32-bit integers, floats and Lab are refused, because
-these formats do not define which value is white.
+Pixels: the result equals `convert("RGB")`, as detectron2 feeds the model. Alpha is dropped without blending (colours
+that a TIFF has multiplied with alpha are divided again, by their high bytes), palettes and CMYK are expanded, ICC
+profiles are ignored, and the first of several frames or pages is used. 16-bit images keep their high byte (Pillow's own
+conversion would clip them to white). 32-bit integers, floats and Lab are refused, because these formats do not define
+which value is white.
 
 Orientation: the EXIF (or XMP) orientation of any format is applied on request; a broken EXIF block is ignored. A TIFF's
 Orientation tag is part of the format: Pillow always applies it.
@@ -134,10 +135,9 @@ def decode_image(
     format_name = _format_of(data)
     data = _repaired(data, format_name)
     with _as_image_error(format_name):
-        if format_name == "TIFF" and _needs_tifffile(data):
-            _check_pixels(*tiff.measure(data), max_pixels)
-            return tiff.decode(data, max_pixels)
         image = _open(data, format_name, max_pixels)
+        if isinstance(image, tiff.OtherTiff):
+            return image.decode(max_pixels)
         orientation = _orientation(image, data) if apply_exif else 1
         if at_least_hw is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
             height, width = at_least_hw[::-1] if orientation in _SWAPS_SIDES else at_least_hw
@@ -151,13 +151,11 @@ def measure_image(data: bytes, *, max_pixels: int, apply_exif: bool) -> tuple[in
     format_name = _format_of(data)
     data = _repaired(data, format_name)
     with _as_image_error(format_name):
-        if format_name == "TIFF" and _needs_tifffile(data):
-            height, width = tiff.measure(data)
-            _check_pixels(height, width, max_pixels)
-            return height, width
         image = _open(data, format_name, max_pixels)
-        turned = apply_exif and _orientation(image, data) in _SWAPS_SIDES
-        return (image.width, image.height) if turned else (image.height, image.width)
+        width, height = image.size
+        if isinstance(image, tiff.OtherTiff) or not apply_exif or _orientation(image, data) not in _SWAPS_SIDES:
+            return height, width
+        return width, height
 
 
 @contextmanager
@@ -201,26 +199,42 @@ def _is_avif(data: bytes) -> bool:
     return not brands.isdisjoint((b"avif", b"avis"))
 
 
-def _open(data: bytes, format_name: str, max_pixels: int) -> ImageFile.ImageFile:
-    """Read the header and refuse an image that is too large."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=(format_name,))
-    except UnidentifiedImageError:
-        # Image.open drops the plugin's error message, so ask the plugin again.
-        factory = Image.OPEN[format_name][0]
-        factory(io.BytesIO(data), "")
-        raise
+def _open(data: bytes, format_name: str, max_pixels: int) -> ImageFile.ImageFile | tiff.OtherTiff:
+    """Read the header, once, and refuse an image that is too large."""
+    image = _with_header(data, format_name)
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(ErrorCode.DECODE_FAILED, f"{format_name}: the image has no pixels ({height} x {width})")
     _check_pixels(height, width, max_pixels)
-    if format_name == "TIFF":
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
         # Loading would also apply an XMP orientation, which the size from the header does not include.
         image.info.pop("xmp", None)
-        tags: Any = image.tag_v2  # type: ignore[attr-defined]
+        tags: Any = image.tag_v2
         tiff.check_tile(_tiff_tag(image, "TileWidth", 0) * _tiff_tag(image, "TileLength", 0), max_pixels)
         tiff.check_offsets(tags.get(_TIFF_TAGS["StripOffsets"], ()))
         tiff.check_offsets(tags.get(_TIFF_TAGS["TileOffsets"], ()))
+    return image
+
+
+def _with_header(data: bytes, format_name: str) -> ImageFile.ImageFile | tiff.OtherTiff:
+    """The image by Pillow, or by tifffile a TIFF that Pillow cannot open or would read wrongly."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=(format_name,))
+    except UnidentifiedImageError:
+        if format_name == "TIFF":
+            return tiff.OtherTiff(data)
+        # Image.open drops the plugin's error message, so ask the plugin again.
+        factory = Image.OPEN[format_name][0]
+        factory(io.BytesIO(data), "")
+        raise
+    if format_name == "TIFF":
+        tags: Any = image.tag_v2  # type: ignore[attr-defined]
+        planar, bits, formats = (
+            tags.get(_TIFF_TAGS[name], default)
+            for name, default in (("PlanarConfiguration", 1), ("BitsPerSample", (1,)), ("SampleFormat", (1,)))
+        )
+        if tiff.pillow_reads_wrongly(planar, bits, formats):
+            return tiff.OtherTiff(data)
     return image
 
 
@@ -236,20 +250,6 @@ def _repaired(data: bytes, format_name: str) -> bytes:
     if format_name == "PNG":
         return png_without_metadata(data)
     return jpeg_without_zeros_at_its_end(data) if format_name == "JPEG" else data
-
-
-def _needs_tifffile(data: bytes) -> bool:
-    """Whether Pillow cannot open a TIFF, or would read its pixels wrongly. Errors of both are Pillow's."""
-    try:
-        with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
-            tags: Any = image.tag_v2  # type: ignore[attr-defined]
-            planar, bits, formats = (
-                tags.get(_TIFF_TAGS[name], default)
-                for name, default in (("PlanarConfiguration", 1), ("BitsPerSample", (1,)), ("SampleFormat", (1,)))
-            )
-            return tiff.pillow_reads_wrongly(planar, bits, formats)
-    except UnidentifiedImageError:
-        return True
 
 
 def _tiff_tag(image: ImageFile.ImageFile, name: str, default: int) -> int:

@@ -52,32 +52,41 @@ def check_tile(tile_pixels: int, max_pixels: int) -> None:
         raise ImageError(ErrorCode.TOO_LARGE, f"TIFF tiles have {tile_pixels:,} pixels, the limit is {max_pixels:,}")
 
 
-def measure(data: bytes) -> tuple[int, int]:
-    """(height, width) of the first page. ImageError if there is none."""
-    page = _page(data)
-    return page.imagelength, page.imagewidth
+class OtherTiff:
+    """The first page of a TIFF, of which the header is read. ImageError if there is none."""
 
+    format = None  # Pillow has not opened it
 
-def decode(data: bytes, max_pixels: int) -> Image.Image:
-    """The first page as RGB. ImageError if its pixels have no defined meaning, are not all there, or need more memory
-    than an image of `max_pixels`.
-    """
-    page = _page(data)
-    what = f"TIFF: {page.dtype} pixels, photometric {int(page.photometric)}"
-    if page.dtype is None or page.dtype.kind != "u" or page.dtype.itemsize > 2:
-        raise ImageError(ErrorCode.UNSUPPORTED, f"{what} have no defined range for RGB")
-    if int(page.photometric) not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
-        raise ImageError(ErrorCode.UNSUPPORTED, f"{what} are of a colour space that is not supported in this layout")
-    if int(page.compression) not in _DECODABLE:
-        raise ImageError(ErrorCode.UNSUPPORTED, f"TIFF: compression {int(page.compression)} in this layout")
-    check_offsets(page.dataoffsets)
-    for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
-        if length <= 0 or offset + length > len(data):
-            raise ImageError(ErrorCode.DECODE_FAILED, "TIFF: the file ends before its pixels do")
-    _check_memory(page, data, max_pixels)
-    array = page.asarray()
-    channels_HWC = _channels_last(array, page)
-    return Image.fromarray(_to_rgb(channels_HWC, page))
+    def __init__(self, data: bytes):
+        self._data = data
+        self._page = _page(data)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), as Pillow gives them."""
+        return self._page.imagewidth, self._page.imagelength
+
+    def decode(self, max_pixels: int) -> Image.Image:
+        """RGB. ImageError if the pixels have no defined meaning, are not all there, or need more memory than an image
+        of `max_pixels`.
+        """
+        page = self._page
+        what = f"TIFF: {page.dtype} pixels, photometric {int(page.photometric)}"
+        if page.dtype is None or page.dtype.kind != "u" or page.dtype.itemsize > 2:
+            raise ImageError(ErrorCode.UNSUPPORTED, f"{what} have no defined range for RGB")
+        if int(page.photometric) not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
+            raise ImageError(
+                ErrorCode.UNSUPPORTED, f"{what} are of a colour space that is not supported in this layout"
+            )
+        if int(page.compression) not in _DECODABLE:
+            raise ImageError(ErrorCode.UNSUPPORTED, f"TIFF: compression {int(page.compression)} in this layout")
+        check_offsets(page.dataoffsets)
+        for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
+            if length <= 0 or offset + length > len(self._data):
+                raise ImageError(ErrorCode.DECODE_FAILED, "TIFF: the file ends before its pixels do")
+        _check_memory(page, self._data, max_pixels)
+        channels_HWC = _channels_last(page.asarray(), page)
+        return Image.fromarray(_to_rgb(channels_HWC, page))
 
 
 def _check_memory(page: Any, data: bytes, max_pixels: int) -> None:

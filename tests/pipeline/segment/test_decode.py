@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, TiffImagePlugin
@@ -19,6 +20,7 @@ from m2f_core.images.image_processor import ImageProcessor
 from pipeline.errors import ErrorCode, ImageError
 from pipeline.segment.decode import FORMATS, decode_image, measure_image
 from pipeline.segment.segmenter import least_decoded
+from tests.support.image_files import tiffs
 from tests.support.places import ROOT
 
 ODD_IMAGES = ROOT.parent / "shared" / "data" / "odd_images"
@@ -292,6 +294,20 @@ def test_tiff_depth_and_polarity() -> None:
     assert decode(gray_tiff(bytes([0xFF, 0xF8, 0x00]), 12, 1)).getpixel((1, 0)) == (128, 128, 128)
     assert decode(gray_tiff(struct.pack("<2H", 0x1234, 0xFFFF), 16, 1)).getpixel((0, 0)) == (0x12, 0x12, 0x12)
     assert decode(gray_tiff(struct.pack("<2H", 0x1234, 0xFFFF), 16, 0)).getpixel((1, 0)) == (0, 0, 0)  # WhiteIsZero
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_the_header_of_a_tiff_is_read_once(planar: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By each library: of separate planes with 16 bits, tifffile reads what Pillow has found that it cannot."""
+    opened = []
+    for owner, name in ((TiffImagePlugin.TiffImageFile, "_open"), (tifffile.TiffFile, "__init__")):
+        original = getattr(owner, name)
+        monkeypatch.setattr(
+            owner, name, lambda *args, of=original, **options: opened.append(of) or of(*args, **options)
+        )
+    data = next(data for _, data, _ in tiffs("RGB", "u2" if planar == "separate" else "u1", planar, big=False))
+    decode(data)
+    assert len(opened) == len(set(opened)) == (2 if planar == "separate" else 1)
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])

@@ -14,22 +14,25 @@ from PIL import ExifTags, Image, ImageOps
 
 from pipeline.errors import ErrorCode, ImageError
 from pipeline.segment.decode import decode_image, measure_image
+from tests.support.image_files import (
+    CODECS,
+    MODES_OF_CODEC,
+    PLANES,
+    VARIANTS_OF_A_TIFF,
+    H,
+    W,
+    avif,
+    colour_image,
+    jp2_with_channels,
+    jpeg,
+    photograph,
+    smooth,
+    tiff_of_pillow,
+    tiffs,
+)
 
 MAX_PIXELS = 10**7
-H, W = 37, 50
 REFUSED = (ErrorCode.UNSUPPORTED, ErrorCode.DECODE_FAILED)
-
-
-def smooth(channels: int, seed: int = 0) -> np.ndarray:
-    """[H, W, C] from 0 to 1, without two equal channels."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:H, :W]
-    waves = [0.5 + 0.5 * np.sin(rng.uniform(0.05, 0.3) * x + rng.uniform(0.05, 0.3) * y + k) for k in range(channels)]
-    return np.stack(waves, axis=-1)
-
-
-def colour_image() -> Image.Image:
-    return Image.fromarray(np.rint(smooth(3) * 255).astype(np.uint8))
 
 
 def decoded(data: bytes) -> np.ndarray | ErrorCode:
@@ -54,45 +57,14 @@ def assert_right_or_refused(data: bytes, expected_HW3: np.ndarray, what: object,
 
 # --- TIFF -------------------------------------------------------------------------------------------------------------
 
-LAYOUTS = ("strips", "tiles")
-BYTE_ORDERS = ("<", ">")
-CODECS = (None, "zlib")
-CHANNELS = {"gray": 1, "gray, alpha": 2, "white is zero": 1, "RGB": 3, "RGBA": 4}
-
 
 @pytest.mark.parametrize("big", [False, True], ids=["TIFF", "BigTIFF"])
 @pytest.mark.parametrize("dtype", ["u1", "u2"])
-@pytest.mark.parametrize(
-    ("colours", "planar"),
-    [(colours, planar) for colours, number in CHANNELS.items() for planar in ("contig", "separate")[: min(number, 2)]],
-)
+@pytest.mark.parametrize(("colours", "planar"), PLANES)
 def test_tiff(colours: str, dtype: str, planar: str, big: bool) -> None:
-    num = CHANNELS[colours]
-    bits = 8 * int(dtype[1])
-    array = np.rint(smooth(num) * (2**bits - 1)).astype(dtype)
-    num_right = 0
-    for layout, order, codec in itertools.product(LAYOUTS, BYTE_ORDERS, CODECS):
-        file = io.BytesIO()
-        tifffile.imwrite(
-            file,
-            np.moveaxis(array, -1, 0) if planar == "separate" else array if num > 1 else array[..., 0],
-            photometric="rgb" if num > 2 else "miniswhite" if colours == "white is zero" else "minisblack",
-            planarconfig=planar if num > 1 else None,
-            extrasamples=["unassalpha"] if num in (2, 4) else None,
-            tile=(16, 16) if layout == "tiles" else None,
-            rowsperstrip=8 if layout == "strips" else None,
-            compression=codec,
-            byteorder=order,
-            bigtiff=big,
-            metadata=None,
-        )
-        colours_HWC = array[..., :3] if num > 2 else array[..., :1]
-        expected = (colours_HWC >> (bits - 8)).astype(np.uint8)
-        if colours == "white is zero":
-            expected = 255 - expected
-        expected_HW3 = np.broadcast_to(expected, (H, W, 3))
-        num_right += assert_right_or_refused(file.getvalue(), expected_HW3, (layout, order, codec))
-    assert num_right == 8, "too many are refused"
+    files = tiffs(colours, dtype, planar, big)
+    num_right = sum(assert_right_or_refused(data, expected_HW3, what) for what, data, expected_HW3 in files)
+    assert num_right == VARIANTS_OF_A_TIFF, "too many are refused"
 
 
 @pytest.mark.parametrize("dtype", ["i1", "i2", "u4", "i4", "f2", "f4", "f8"])
@@ -119,20 +91,6 @@ def test_tiffs_that_are_cut_are_refused() -> None:
 
 
 # --- JPEG -------------------------------------------------------------------------------------------------------------
-
-
-def photograph(seed: int = 0) -> Image.Image:
-    """Smooth and rough at once, so that every part of the file holds pixels."""
-    rng = np.random.default_rng(seed)
-    noise = rng.normal(0, 12, (120, 160, 3))
-    waves = np.repeat(np.repeat(rng.uniform(0, 255, (6, 8, 3)), 20, axis=0), 20, axis=1)
-    return Image.fromarray(np.clip(waves + noise, 0, 255).astype(np.uint8))
-
-
-def jpeg(image: Image.Image, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "JPEG", **options)
-    return file.getvalue()
 
 
 @pytest.mark.parametrize("subsampling", [0, 2])
@@ -229,31 +187,8 @@ def test_metadata_of_a_png_costs_no_pixel(chunk: str, size: int) -> None:
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
 def test_channels_of_a_jp2_are_those_of_its_definition(order: tuple[int, ...]) -> None:
-    """Channel c of the codestream is the colour order[c]."""
-    array = np.rint(smooth(3) * 255).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(array[..., list(order)])).save(file, "JPEG2000", no_jp2=False, mct=0)
-    data = file.getvalue()
-    entries = b"".join(
-        channel.to_bytes(2, "big") + bytes(2) + (colour + 1).to_bytes(2, "big") for channel, colour in enumerate(order)
-    )
-    box = b"cdef" + (3).to_bytes(2, "big") + entries
-    box = (len(box) + 4).to_bytes(4, "big") + box
-    at = data.index(b"jp2h") - 4
-    length = int.from_bytes(data[at : at + 4], "big")
-    changed = (
-        data[:at] + (length + len(box)).to_bytes(4, "big") + data[at + 4 : at + length] + box + data[at + length :]
-    )
-    np.testing.assert_array_equal(decoded(changed), array)
-
-
-MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16B")
-MODES_OF_CODEC = {
-    **dict.fromkeys(("tiff_lzw", "tiff_adobe_deflate", "lzma", "zstd"), MODES),
-    "jpeg": ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr"),
-    **dict.fromkeys(("raw", "packbits"), ("1", *MODES)),
-    "group4": ("1",),
-}
+    data, expected_HW3 = jp2_with_channels(order)
+    np.testing.assert_array_equal(decoded(data), expected_HW3)
 
 
 @pytest.mark.parametrize(
@@ -262,19 +197,11 @@ MODES_OF_CODEC = {
 @pytest.mark.parametrize("options", [{}, {"tiffinfo": {317: 2}}, {"strip_size": 500}, {"big_tiff": True}], ids=str)
 def test_tiff_of_pillow(codec: str, mode: str, options: dict) -> None:
     """Codecs that tifffile writes only with other libraries; tag 317 is the predictor."""
-    if mode.startswith("I;16"):
-        shades = np.rint(smooth(1)[..., 0] * 65535).astype("u2")
-        image = Image.frombytes(mode, (W, H), shades.astype(">u2" if mode == "I;16B" else "<u2").tobytes())
-        expected = (shades[..., None] >> 8).repeat(3, -1)
-    else:
-        image = colour_image().convert(mode)
-        expected = np.asarray(image.convert("RGB"))
-    file = io.BytesIO()
-    image.save(file, "TIFF", compression=codec, **({"quality": 100} if codec == "jpeg" else {}), **options)
+    data, expected_HW3 = tiff_of_pillow(codec, mode, options)
     # Pillow leaves 0 as the offset of the pixels of such a file.
     broken = mode == "I;16B" and codec == "raw" and "big_tiff" in options
     levels = 5 if codec == "jpeg" else 3  # JPEG rounds the colours and their waves
-    assert assert_right_or_refused(file.getvalue(), expected, (mode, codec, options), levels) == (not broken)
+    assert assert_right_or_refused(data, expected_HW3, (mode, codec, options), levels) == (not broken)
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -321,12 +248,6 @@ def test_a_small_tiff_cannot_ask_for_much_memory() -> None:
 
 
 # --- AVIF -------------------------------------------------------------------------------------------------------------
-
-
-def avif(image: Image.Image, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "AVIF", quality=100, speed=8, **options)
-    return file.getvalue()
 
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "4:0:0"])
