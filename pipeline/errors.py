@@ -17,7 +17,7 @@ class ErrorCode(StrEnum):
     CHANGED = "changed"  # the object was replaced after it was planned
     # decode
     DECODE_FAILED = "decode_failed"  # the format is an image format, but the bytes do not decode
-    TOO_LARGE = "too_large"  # more pixels than --max-image-pixels; refused before decoding
+    TOO_LARGE = "too_large"  # more pixels than --max-image-pixels, or another cost; refused before decoding
     UNSUPPORTED = "unsupported"  # not an image, or an image whose pixel values have no defined range
     # model
     INFERENCE_FAILED = "inference_failed"  # the model raised on this image alone

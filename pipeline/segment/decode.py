@@ -17,9 +17,10 @@ which value is white.
 Orientation: the EXIF (or XMP) orientation of any format is applied on request; a broken EXIF block is ignored. A TIFF's
 Orientation tag is part of the format: Pillow always applies it.
 
-Safety: the size in the header is compared with `max_pixels` before a pixel is decoded. Truncated files are errors,
-because half an image would give wrong masks that look right. Pillow's warnings and log lines are silenced, since the
-ImageError carries the reason; libtiff writes its lines to standard error in C, and those cannot be silenced.
+Safety: the size in the header is compared with `max_pixels` before a pixel is decoded, and other costs that headers
+announce with the limits of `costs`. Truncated files are errors, because half an image would give wrong masks that look
+right. Pillow's warnings and log lines are silenced, since the ImageError carries the reason; libtiff writes its lines
+to standard error in C, and those cannot be silenced.
 """
 
 import io
@@ -49,7 +50,7 @@ from PIL import (
 )
 
 from pipeline.errors import ErrorCode, ImageError
-from pipeline.segment import tiff
+from pipeline.segment import costs, tiff
 from pipeline.segment.repair import (
     jp2_channel_order,
     jpeg_is_cut,
@@ -133,11 +134,12 @@ def decode_image(
     its size if the result is still at least `at_least_hw` (of the upright image). Safe to call from several threads.
     """
     format_name = _format_of(data)
-    data = _repaired(data, format_name)
     with _as_image_error(format_name):
+        data = _repaired(data, format_name)
         image = _open(data, format_name, max_pixels)
         if isinstance(image, tiff.OtherTiff):
             return image.decode(max_pixels)
+        costs.check_before_decoding(data, format_name, image.height, image.width, max_pixels)
         orientation = _orientation(image, data) if apply_exif else 1
         if at_least_hw is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
             height, width = at_least_hw[::-1] if orientation in _SWAPS_SIDES else at_least_hw
@@ -149,8 +151,8 @@ def decode_image(
 def measure_image(data: bytes, *, max_pixels: int, apply_exif: bool) -> tuple[int, int]:
     """The (height, width) that `decode_image` would give, read from the header; raises the header's ImageErrors."""
     format_name = _format_of(data)
-    data = _repaired(data, format_name)
     with _as_image_error(format_name):
+        data = _repaired(data, format_name)
         image = _open(data, format_name, max_pixels)
         width, height = image.size
         if isinstance(image, tiff.OtherTiff) or not apply_exif or _orientation(image, data) not in _SWAPS_SIDES:
@@ -205,7 +207,7 @@ def _open(data: bytes, format_name: str, max_pixels: int) -> ImageFile.ImageFile
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(ErrorCode.DECODE_FAILED, f"{format_name}: the image has no pixels ({height} x {width})")
-    _check_pixels(height, width, max_pixels)
+    costs.check_size(height, width, max_pixels)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         # Loading would also apply an XMP orientation, which the size from the header does not include.
         image.info.pop("xmp", None)
@@ -238,15 +240,9 @@ def _with_header(data: bytes, format_name: str) -> ImageFile.ImageFile | tiff.Ot
     return image
 
 
-def _check_pixels(height: int, width: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise ImageError(
-            ErrorCode.TOO_LARGE,
-            f"{width * height:,} pixels (height {height}, width {width}) are more than the limit of {max_pixels:,}",
-        )
-
-
 def _repaired(data: bytes, format_name: str) -> bytes:
+    """The bytes that Pillow shall see. ImageError if reading the header would cost too much."""
+    costs.check_before_opening(data, format_name)
     if format_name == "PNG":
         return png_without_metadata(data)
     return jpeg_without_zeros_at_its_end(data) if format_name == "JPEG" else data

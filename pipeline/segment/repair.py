@@ -5,6 +5,7 @@ Every function takes the bytes of one format and costs next to nothing for usual
 
 import io
 import re
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,18 +36,24 @@ def png_without_metadata(data: bytes) -> bytes:
 
     Pillow inflates them, and refuses the whole image if one has more than a megabyte.
     """
-    kept, at, dropped = [data[:_PNG_HEAD]], _PNG_HEAD, False
-    while at + 12 <= len(data):
-        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        end = at + 12 + length
+    kept, end, dropped = [data[:_PNG_HEAD]], _PNG_HEAD, False
+    for kind, at, end in png_chunks(data):
         needed = kind not in _NOT_NEEDED or data[at + 8 : at + 40].startswith(_ORIENTATION_KEYWORDS)
         if needed:
             kept.append(data[at:end])
         dropped |= not needed
-        at = end
         if kind == b"IDAT" and not dropped:  # they come before the pixels, or cost little after them
             return data
-    return b"".join([*kept, data[at:]]) if dropped else data
+    return b"".join([*kept, data[end:]]) if dropped else data
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, begin, end) of each chunk of a PNG, its length and checksum included."""
+    at = _PNG_HEAD
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        yield data[at + 4 : at + 8], at, end
+        at = end
 
 
 def jpeg_without_zeros_at_its_end(data: bytes) -> bytes:
@@ -87,10 +94,8 @@ def jpeg_lacks_scans(data: bytes) -> bool:
     later scan of the same coefficients brings the next bit. All must have come down to 0.
     """
     lowest: dict[tuple[int, int], int] = {}  # (component, coefficient) -> Al
-    at, is_progressive = 2, False
-    while (found := _MARKER.search(data, at)) is not None:
-        at, marker = found.end(), data[found.end() - 1]
-        length = int.from_bytes(data[at : at + 2], "big")
+    is_progressive = False
+    for marker, at in jpeg_segments(data):
         is_progressive |= marker == _PROGRESSIVE
         if marker == _START_OF_SCAN:
             if not is_progressive:
@@ -99,10 +104,18 @@ def jpeg_lacks_scans(data: bytes) -> bool:
             first, last, bits = (*data[at + 3 + 2 * number : at + 6 + 2 * number], 0, 0, 0)[:3]
             for component in data[at + 3 : at + 3 + 2 * number : 2]:
                 lowest |= {(component, coefficient): bits & 15 for coefficient in range(first, last + 1)}
-        if marker == _END_OF_IMAGE[1]:
-            break
-        at += length
     return any(lowest.values())
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """(marker, place of its length) of each segment of a JPEG up to the end of the image, which is the last one."""
+    at = 2
+    while (found := _MARKER.search(data, at)) is not None:
+        at, marker = found.end(), data[found.end() - 1]
+        yield marker, at
+        if marker == _END_OF_IMAGE[1]:
+            return
+        at += int.from_bytes(data[at : at + 2], "big")
 
 
 def jp2_channel_order(data: bytes) -> tuple[int, int, int] | None:
