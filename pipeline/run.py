@@ -46,6 +46,7 @@ from pipeline.runs.check import Checked, check
 from pipeline.runs.cleanup import sweep
 from pipeline.runs.find import find_report, find_run
 from pipeline.runs.preview import changes_of
+from pipeline.runs.prove import refuse_unsafe_store
 from pipeline.runs.specs import segment_spec
 from pipeline.segment.actor import SegmentImages
 from pipeline.store.filesystem import store_errors_as
@@ -97,6 +98,7 @@ def _segment_bucket(settings: Settings, progress: Progress) -> Report | None:
         return Report(**finished)
     if find_run(checked) is None:
         refuse_empty(checked.settings.input)
+    refuse_unsafe_store(checked.output)
     with contextlib.ExitStack() as held:
         with checked.output.errors():
             place = checked.output.filesystem, checked.output.lease_json

@@ -7,6 +7,7 @@ credentials of the usual AWS chain. The proxy runs in a thread of the calling pr
 
 import asyncio
 import contextlib
+import hashlib
 import random
 import re
 import socket
@@ -34,13 +35,22 @@ Fault = Literal[
     "stall",  # half of the answer, then nothing for `seconds`, then the connection is closed
     "truncate",  # half of the answer, then the connection is closed
     "flip",  # one byte of the answer is changed
+    "ignore_conditions",  # If-None-Match and If-Match are dropped, as some gateways do; needs `sign=True`
+    "refuse_conditions",  # 501 for a request with If-None-Match or If-Match, as from stores that know neither
+    "forget",  # a PUT or DELETE is confirmed and never reaches the store, as if it showed only later
 ]
 _ERRORS: dict[str, tuple[int, str, str]] = {
     "slow_down": (503, "SlowDown", "Please reduce your request rate."),
     "internal_error": (500, "InternalError", "We encountered an internal error. Please try again."),
     "access_denied": (403, "AccessDenied", "Access Denied"),
     "no_space": (507, "InsufficientStorage", "There is no space left."),
+    "refuse_conditions": (
+        501,
+        "NotImplemented",
+        "A header you provided implies functionality that is not implemented.",
+    ),
 }
+_CONDITIONS = ("If-None-Match", "If-Match")
 _OF_ANSWERS = ("stall", "truncate", "flip")
 WRITES = "^(PUT|POST|DELETE) "  # value for Rule.match
 
@@ -151,13 +161,17 @@ class FaultProxy:
         if request.headers.get("Expect", "").lower() == "100-continue" and request.writer is not None:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
-        if fault in _ERRORS:
+        has_condition = any(name in request.headers for name in _CONDITIONS)
+        if fault in _ERRORS and (fault != "refuse_conditions" or has_condition):
             await request.read()  # an answer while the client still sends would look like a reset to the client
             return _error(*_ERRORS[fault])
+        if fault == "forget":
+            return _confirmed(await request.read())
         if fault == "latency" and rule is not None:
             await asyncio.sleep(rule.seconds)
         try:
-            async with self._send_on(request) as answer:
+            without = _CONDITIONS if fault == "ignore_conditions" else ()
+            async with self._send_on(request, without) as answer:
                 if fault == "lost_answer":
                     return _reset(request)
                 has_body = request.method != "HEAD" and answer.status < 300 and answer.content_length != 0
@@ -166,8 +180,10 @@ class FaultProxy:
         except aiohttp.ClientConnectionError:
             return _error(502, "BadGateway", "The store behind the fault proxy does not answer.")
 
-    def _send_on(self, request: web.BaseRequest) -> "aiohttp.client._RequestContextManager":
-        dropped = _HOP_BY_HOP | {b"expect"}
+    def _send_on(
+        self, request: web.BaseRequest, without: Iterable[str] = ()
+    ) -> "aiohttp.client._RequestContextManager":
+        dropped = _HOP_BY_HOP | {b"expect"} | {name.lower().encode() for name in without}
         headers = [
             (n.decode("latin-1"), v.decode("latin-1")) for n, v in request.raw_headers if n.lower() not in dropped
         ]
@@ -236,6 +252,11 @@ def _reset(request: web.BaseRequest) -> web.StreamResponse:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         request.transport.abort()
     return web.Response(status=500)  # this response is never sent
+
+
+def _confirmed(body: bytes) -> web.Response:
+    """The answer of a store that has done what it was asked to do."""
+    return web.Response(headers={"ETag": f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'})
 
 
 def _error(status: int, code: str, message: str) -> web.Response:

@@ -4,8 +4,11 @@ S3 supports both (PUT with If-None-Match or If-Match); local disks use a hard li
 of attempts rely on these writes.
 """
 
+import contextlib
+import errno
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -28,6 +31,17 @@ from pipeline.store.retries import CONDITIONAL_WRITE, OBJECT
 _LOST = ("PreconditionFailed", "412", "NoSuchKey")
 
 
+# Answers of a store that does not know conditional writes: mostly 501, but 400 or 405 from some gateways. A 400 may
+# have another cause, such as a token that has expired; then a plain write fails, too.
+_NOT_IMPLEMENTED = (400, 405, 501)
+# The same for the calls of a local disk: no hard links (FAT, some FUSE file systems) or no locks.
+_NOT_IMPLEMENTED_LOCALLY = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+class ConditionsRefusedError(OSError):
+    """The store refused a conditional write as such, not because the condition does not hold."""
+
+
 class _ConflictError(Exception):
     """Two conditional writes happened at the same moment; S3 asks to try again (409)."""
 
@@ -42,7 +56,7 @@ class Stored:
 
 
 def supports_conditions(filesystem: fsspec.AbstractFileSystem) -> bool:
-    """Whether this store supports conditional writes."""
+    """Whether this program knows how to write conditionally there. `proofs.py` tries whether the store obeys."""
     return is_local(filesystem) or is_s3(filesystem)
 
 
@@ -60,7 +74,9 @@ def create_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes)
 def replace_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes, version: str) -> str | None:
     """Write `data` at `path` if the object there still is `version`. Returns the new version, or None if it is not."""
     if is_local(filesystem):
-        with FileLock(f"{path}.lock"):
+        with _as_refusal("locks"):
+            locked = FileLock(f"{path}.lock", fallback_to_soft=False).acquire()
+        with locked:
             there = read_stored(filesystem, path)
             if there is None or there.version != version:
                 return None
@@ -112,7 +128,8 @@ def _create_file(path: Path, data: bytes) -> str | None:
         temporary.write_bytes(data)
         sync_file(temporary)
         try:
-            os.link(temporary, path)
+            with _as_refusal("hard links"):
+                os.link(temporary, path)
         except FileExistsError:
             return None
     return _digest(data)
@@ -130,6 +147,17 @@ def _read_file(path: Path) -> Stored | None:
     return Stored(data, _digest(data), now - written)
 
 
+@contextlib.contextmanager
+def _as_refusal(what: str) -> Iterator[None]:
+    """Turn the error of a disk that has no `what` into a ConditionsRefusedError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOT_IMPLEMENTED_LOCALLY:
+            raise
+        raise ConditionsRefusedError(f"{what}: {error.strerror}") from error
+
+
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -141,4 +169,5 @@ def _status(error: ClientError) -> int:
 def _as_os_error(error: ClientError) -> OSError:
     """`error` as an OSError, the way the rest of the program knows errors of stores."""
     known: dict[int, type[OSError]] = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError}
+    known |= dict.fromkeys(_NOT_IMPLEMENTED, ConditionsRefusedError)
     return known.get(_status(error), OSError)(str(error))

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from jobs.segment_bucket import PROG, main
 from pipeline.config import Settings
+from pipeline.drill.fault_proxy import FaultProxy, Rule
 from pipeline.schema import SCHEMA_VERSION, TABLES
 from pipeline.store import filesystem
 from tests.pipeline.test_shown_text import HOSTILE
@@ -376,6 +377,21 @@ def test_an_output_in_a_bucket_that_is_missing(refused, ray_session, bucket, fol
     target = "s3://m2f-no-such-bucket/tables"
     refused(folder, target, tiny_checkpoint, named=("--output", target, "not exist"))
     assert "m2f-no-such-bucket" not in [b["Name"] for b in bucket.client.list_buckets()["Buckets"]]
+
+
+@pytest.mark.parametrize("fault", ["ignore_conditions", "refuse_conditions"])
+def test_an_output_on_a_store_without_conditional_writes(
+    refused, bucket, fresh_s3, folder, tiny_checkpoint, monkeypatch, fault
+):
+    """Two drivers would both hold the lease there."""
+    before = objects(bucket)
+    target = f"s3://{BUCKET}/tables"
+    with FaultProxy(bucket.url, [Rule("^PUT ", fault)], sign=True) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+        refused(
+            folder, target, tiny_checkpoint, named=(f"--output {target}: the store at {store.url}", "another store")
+        )
+    assert objects(bucket) == before
 
 
 def test_an_output_that_is_a_file(refused, ray_session, folder, tmp_path, tiny_checkpoint):
