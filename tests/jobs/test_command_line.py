@@ -21,6 +21,7 @@ from pipeline.drill.settings import DrillSettings
 from pipeline.evaluate.settings import EvaluationSettings
 from pipeline.scenes.settings import ScenesSettings
 from pipeline.setting_fields import Section, help_texts, marker
+from pipeline.store_check.settings import StoreCheckSettings
 from pipeline.train.settings import FinetuneSettings
 from tests.pipeline.test_shown_text import HOSTILE
 from tests.support.command_line_page import PAGE, page
@@ -172,7 +173,8 @@ def test_help_has_sections_and_begins_with_what_everyone_needs(shown_help):
 
 
 @pytest.mark.parametrize(
-    "settings_class", [Settings, FinetuneSettings, EvaluationSettings, ScenesSettings, DrillSettings]
+    "settings_class",
+    [Settings, FinetuneSettings, EvaluationSettings, ScenesSettings, DrillSettings, StoreCheckSettings],
 )
 def test_every_setting_stands_in_a_section(settings_class):
     assert not [field.name for field in fields(settings_class) if marker(field, Section) is None]

@@ -11,6 +11,7 @@ from pipeline.evaluate.settings import EvaluationSettings
 from pipeline.runs.settings import RollBackSettings
 from pipeline.scenes.settings import ScenesSettings
 from pipeline.setting_fields import Section, bounds_in_words, help_texts, marker, plain_type
+from pipeline.store_check.settings import StoreCheckSettings
 from pipeline.train.settings import FinetuneSettings
 from tests.support.places import ROOT
 
@@ -44,6 +45,7 @@ JOBS = {
     "segment_bucket.py": Settings,
     "selfcheck.py": SelfCheckSettings,
     "drill.py": DrillSettings,
+    "check_store.py": StoreCheckSettings,
     "finetune.py": FinetuneSettings,
     "evaluate.py": EvaluationSettings,
     "roll_back.py": RollBackSettings,

@@ -1,0 +1,48 @@
+"""Log lines and tables of a store check."""
+
+import logging
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.store_check.check import StoreCheck
+from pipeline.store_check.properties import Finding, Verdict
+
+logger = logging.getLogger(__name__)
+
+_WORDS = {
+    Verdict.OK: "ok",
+    Verdict.NOTE: "note",
+    Verdict.UNSAFE: "[bold red]UNSAFE[/]",
+    Verdict.UNUSABLE: "[bold red]UNUSABLE[/]",
+}
+_VERDICTS = {
+    Verdict.OK: "fit: runs can write and read here",
+    Verdict.UNSAFE: "unsafe: nothing keeps a second job from writing at the same time, so jobs refuse this store",
+    Verdict.UNUSABLE: "cannot be used: a run here could fail, lose results or repeat them",
+}
+EXIT_CODES = {Verdict.OK: 0, Verdict.UNSAFE: 1, Verdict.UNUSABLE: 2}
+
+
+def say(finding: Finding) -> None:
+    """Log one finding while the check runs."""
+    logger.info("%s: %s", finding.what, finding.found)
+
+
+def print_check(check: StoreCheck) -> None:
+    """Print a row for each property and each kind of request, then the verdict."""
+    console = Console(highlight=False)
+    table = Table(title=escape(check.store))
+    for name in ("property", "found", ""):
+        table.add_column(name, overflow="fold")
+    for finding in check.findings:
+        table.add_row(finding.what, escape(finding.found), _WORDS[finding.verdict])
+    console.print(table)
+    times = Table(title="milliseconds, one request at a time")
+    for name in ("request", "number", "median", "slowest"):
+        times.add_column(name, justify="left" if name == "request" else "right")
+    for latency in check.latencies:
+        times.add_row(latency.kind, f"{latency.number:,}", f"{latency.median:,.1f}", f"{latency.most:,.1f}")
+    console.print(times)
+    console.print(f"verdict: {_VERDICTS[check.verdict]}", markup=False)
