@@ -1,9 +1,13 @@
-"""A run from S3 to S3 on a real server: odd keys, integrity, tables that every reader agrees on, no leaked secrets."""
+"""A run from S3 to S3 on a real server: odd keys, integrity, tables that every reader agrees on, no leaked secrets.
+
+The run is a job that `ray job submit` hands to a cluster, which has the credentials in its environment.
+"""
 
 import hashlib
 import io
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +26,19 @@ from boto3.s3.transfer import TransferConfig
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from m2f_core.user_cache import user_cache
 from pipeline.config import Settings
 from pipeline.inputs.fetch import FetchImages
 from pipeline.inputs.listing import list_images
 from pipeline.schema import TABLES
 from pipeline.segment.checkpoint import stage_model
 from pipeline.store.filesystem import open_filesystem, path_of, uri_of
-from tests.support.drivers import Drivers
 from tests.support.planning import planned
+from tests.support.ray_head import Submission, make_working_dir, ray_head
 from tests.support.s3_server import ACCESS_KEY, SECRET_KEY
 
 BUCKET = "m2f-s3"
+SMALL = ("--image-size", "96:160", "--device", "cpu")
 
 # Whatever a URL, a glob, a format string or a Hive path would read something into.
 ODD_KEYS = (
@@ -58,12 +64,12 @@ ODD_KEYS = (
 
 @dataclass(frozen=True)
 class Job:
-    """A finished run: what it read, what it said, where it wrote."""
+    """A finished run: what it read, where it wrote, and how it was submitted."""
 
     objects: dict[str, bytes]  # by key
     output: str
     run_id: str
-    said: str
+    submission: Submission | None = None
 
     def files(self, table: str) -> str:
         return f"{self.output}/{table}/run={self.run_id}/*.parquet"
@@ -109,14 +115,6 @@ def body(s3, key: str) -> bytes:
     return s3.client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
 
 
-def segment_bucket(drivers: Drivers, *args: str, **environment: str) -> str:
-    """What `segment_bucket.py` says, as a process of its own with a Ray of its own, on small images."""
-    driver = drivers.start(*args, "--image-size", "96:160", "--device", "cpu", **environment)
-    said = driver.finish()
-    assert driver.returncode == 0, said
-    return said
-
-
 @pytest.fixture(scope="module")
 def model_uri(bucket, tiny_checkpoint) -> str:
     """The tiny checkpoint in the bucket, with what must never be fetched beside it."""
@@ -126,24 +124,48 @@ def model_uri(bucket, tiny_checkpoint) -> str:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+    """Without checkpoints, but with the user's machine code of the kernels, which takes 15 s to compile."""
+    folder = tmp_path_factory.mktemp("cache")
+    kernels = user_cache() / "kernels"
+    kernels.mkdir(parents=True, exist_ok=True)
+    (folder / "m2f-pipeline").mkdir()
+    (folder / "m2f-pipeline" / "kernels").symlink_to(kernels)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def job(bucket, drivers, small_photographs, model_uri, cache) -> Job:
+def job(bucket, tmp_path_factory, small_photographs, model_uri, cache) -> Job:
     """Photographs under odd keys and one object that is no image, from S3 to S3, with a model from S3."""
+    if not Path("/proc").is_dir():
+        pytest.skip("finds the processes of the cluster in /proc")
     objects = {key: small_photographs[i % len(small_photographs)] for i, key in enumerate(ODD_KEYS)}
     objects["notes.txt"] = b"not an image"
     source = upload(bucket, "photos", {**objects, "nested/": b""})
     upload(bucket, "photos-old", {"not-below-the-prefix.png": small_photographs[0]})
     output = f"s3://{BUCKET}/tables"
-    said = segment_bucket(
-        drivers,
-        *("--input", source, "--output", output, "--model", model_uri),
-        *("--run-id", "nightly", "--images-per-shard", "5", "--max-failure-rate", "0.1"),
-        XDG_CACHE_HOME=str(cache),
-    )
-    return Job(objects, output, "nightly", said)
+    working_dir = tmp_path_factory.mktemp("working_dir")
+    make_working_dir(working_dir)
+    with ray_head() as head:
+        submission = head.submit(
+            "good",
+            working_dir,
+            *("--input", source, "--output", output, "--model", model_uri, *SMALL),
+            *("--run-id", "nightly", "--images-per-shard", "5", "--max-failure-rate", "0.1"),
+            OMP_NUM_THREADS="1",
+            XDG_CACHE_HOME=str(cache),
+        )
+    assert submission.returncode == 0, submission.said + submission.logs
+    return Job(objects, output, "nightly", submission)
+
+
+def test_the_submitted_job_succeeds_and_its_own_copy_of_the_program_runs(job):
+    """In the driver and in the actors, and not a package that happens to be installed on the nodes."""
+    submission = job.submission
+    assert submission.status == "SUCCEEDED" and "Job 'good' succeeded" in submission.said
+    assert f"{job.output}/segments (Delta table, version 1)" in submission.logs
+    lines = re.findall(r"^(.*?)pipeline is (\S+)", submission.logs, flags=re.MULTILINE)  # Ray puts the actor in front
+    assert all("working_dir_files" in path for _, path in lines), lines
+    assert {bool(origin) for origin, _ in lines} == {False, True}, "no line of the driver, or none of an actor"
 
 
 # --- reading the tables back ------------------------------------------------------------------------------------------
@@ -256,14 +278,14 @@ def test_the_output_holds_what_is_documented_and_nothing_else(bucket, job):
 
 def test_credentials_appear_nowhere(bucket, job):
     """Not in what the job says, and not in any byte that it writes, also not inside compressed columns."""
-    said = {"stdout and stderr": job.said}
+    said = {"ray job submit": job.submission.said, "stdout and stderr": job.submission.logs}
     for key in keys_below(bucket, "tables"):
         content = body(bucket, key)
         said[key] = content.decode("latin-1")
         if key.endswith(".parquet"):
             table = pq.read_table(io.BytesIO(content))
             said[f"{key} (columns)"] = f"{table.to_pylist()} {table.schema.metadata}"
-    assert len(said) > 2
+    assert len(said) > 3
     assert [name for name, text in said.items() if SECRET_KEY in text or ACCESS_KEY in text] == []
 
 
@@ -326,9 +348,11 @@ def test_objects_that_changed_or_went_after_the_plan_are_rows(bucket, drivers, s
     bucket.client.upload_fileobj(io.BytesIO(large[::-1]), BUCKET, "changing/multipart_same_size.png", Config=parts)
     bucket.client.delete_object(Bucket=BUCKET, Key="changing/deleted.png")
     places = ("--input", source, "--output", output, "--model", str(tiny_checkpoint))
-    said = segment_bucket(drivers, *places, "--max-failure-rate", "1")
+    driver = drivers.start(*places, *SMALL, "--max-failure-rate", "1")
+    said = driver.finish()
+    assert driver.returncode == 0, said
 
-    images = rows("images", with_pyarrow(bucket, Job({}, output, run_id, said), "images"))
+    images = rows("images", with_pyarrow(bucket, Job({}, output, run_id), "images"))
     by_name = {row["image_key"].rpartition("/")[2]: row for row in images}
     assert {name: row["error_code"] for name, row in by_name.items()} == {
         "same.png": None,
@@ -351,7 +375,7 @@ def _md5(data: bytes) -> bytes:
 
 
 def test_more_objects_than_a_page_holds(bucket):
-    objects = {f"{i % 7}/{i:04d}.jpg": b"%d" % i for i in range(1200)}
+    objects = {f"{i % 7}/{i:04d}.jpg": b"%d" % i for i in range(1010)}
     source = upload(bucket, "many", objects)
     assert bucket.client.list_objects_v2(Bucket=BUCKET, Prefix="many/")["IsTruncated"]
     listed = list(list_images(source))
