@@ -7,12 +7,12 @@ be used, or could not be tried, for the reason that is printed; 130, 143: stoppe
 import sys
 from collections.abc import Sequence
 
-from jobs.command_line import parse
+from jobs.command_line import parse, program
 from jobs.ends import run_job
 from pipeline.store_check.settings import StoreCheckSettings
 from pipeline.telemetry.log_lines import show_log_lines
 
-PROG = "check_store.py"
+PROG = program("check_store.py")
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -28,6 +28,7 @@ COMMANDS = {
     "selfcheck.py": "m2f-selfcheck",
     "drill.py": "m2f-drill",
     "roll_back.py": "m2f-roll-back",
+    "check_store.py": "m2f-check-store",
     "evaluate.py": "m2f-evaluate",
     "finetune.py": "m2f-finetune",
     "make_scenes.py": "m2f-scenes",

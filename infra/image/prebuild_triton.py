@@ -46,7 +46,17 @@ def prebuild(folder: Path) -> None:
 def write_libcuda(folder: Path, names: list[str]) -> None:
     """Write a libcuda.so.1 with functions of these names, which do nothing."""
     code = "".join(f"int {name}(void) {{ return 0; }}\n" for name in names)
-    command = ["gcc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", folder / "libcuda.so.1", "-x", "c", "-"]
+    command: list[str | Path] = [
+        "gcc",
+        "-shared",
+        "-fPIC",
+        "-Wl,-soname,libcuda.so.1",
+        "-o",
+        folder / "libcuda.so.1",
+        "-x",
+        "c",
+        "-",
+    ]
     subprocess.run(command, input=code, text=True, check=True)
 
 

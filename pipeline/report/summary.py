@@ -7,7 +7,7 @@ from pipeline.runs.accounting import Report
 from pipeline.runs.preview import Preview
 from pipeline.runs.roll_back import RollBack
 from pipeline.runs.selfcheck import SelfCheck
-from pipeline.telemetry.console import output_console
+from pipeline.telemetry.console import output_console, say
 from pipeline.telemetry.costs import ON_DEVICE
 
 
@@ -79,4 +79,4 @@ def print_roll_back(done: RollBack) -> None:
     """Print how many rows the roll-back removed, or would remove."""
     rows = " and ".join(f"{number:,} rows of {table}" for table, number in done.rows.items())
     what = f"removed {rows}" if done.done else f"has {rows}; to remove these rows, add --yes"
-    print(f"run {done.run_id}, finished {done.finished_at}: {what}")
+    say(f"run {done.run_id}, finished {done.finished_at}: {what}")

@@ -61,6 +61,7 @@ NO_RESULTS = {
     "max_failure_rate": 0.5,
     "max_failures": 3,
     "progress_seconds": 1.0,
+    "deadline_hours": 5.0,
     "log_format": "json",
 }
 OF_TASKS = [(task, name, value) for task, changes in RESULTS_OF_TASK.items() for name, value in changes.items()]
