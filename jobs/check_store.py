@@ -7,8 +7,8 @@ be used, or could not be tried, for the reason that is printed; 130, 143: stoppe
 import sys
 from collections.abc import Sequence
 
-from jobs.command_line import parse, program
-from jobs.ends import run_job
+from jobs.common.command_line import parse, program
+from jobs.common.ends import run_job
 from pipeline.store_check.settings import StoreCheckSettings
 from pipeline.telemetry.log_lines import show_log_lines
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs import evaluate, make_scenes, segment_bucket
-from jobs.command_line import parse, program
+from jobs.common.command_line import parse, program
 
 PROG = program("demo.py")
 FOLDER = Path(".demo")

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from jobs import segment_bucket
-from jobs.command_line import flags_of, parse, program
-from jobs.ends import run_job
+from jobs.common.command_line import flags_of, parse, program
+from jobs.common.ends import run_job
 from pipeline.config import Settings
 from pipeline.drill.settings import DrillSettings
 from pipeline.telemetry.log_lines import show_log_lines

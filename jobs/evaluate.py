@@ -7,8 +7,8 @@ SIGTERM.
 import sys
 from collections.abc import Sequence
 
-from jobs.command_line import parse, program
-from jobs.ends import run_job
+from jobs.common.command_line import parse, program
+from jobs.common.ends import run_job
 from pipeline.evaluate.settings import EvaluationSettings
 
 PROG = program("evaluate.py")

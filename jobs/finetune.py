@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from jobs.command_line import parse, program
-from jobs.ends import leave_with, run_job
+from jobs.common.command_line import parse, program
+from jobs.common.ends import leave_with, run_job
 from pipeline.cluster.environment import set_ray_environment
 from pipeline.report.progress import Progress
 from pipeline.telemetry.console import say

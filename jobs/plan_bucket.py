@@ -6,8 +6,8 @@ Exit code 0: done; 2: the job could not start, for the reason that is printed; 1
 import sys
 from collections.abc import Sequence
 
-from jobs.command_line import parse, program
-from jobs.ends import run_job
+from jobs.common.command_line import parse, program
+from jobs.common.ends import run_job
 from pipeline.config import Settings
 
 PROG = program("plan_bucket.py")

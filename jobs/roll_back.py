@@ -7,8 +7,8 @@ that is printed; 130, 143: stopped by Ctrl-C or SIGTERM, run the same command ag
 import sys
 from collections.abc import Sequence
 
-from jobs.command_line import parse, program
-from jobs.ends import run_job
+from jobs.common.command_line import parse, program
+from jobs.common.ends import run_job
 from pipeline.runs.settings import RollBackSettings
 
 PROG = program("roll_back.py")

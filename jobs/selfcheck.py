@@ -7,8 +7,8 @@ reason that is printed; 130, 143: stopped by Ctrl-C or SIGTERM.
 import sys
 from collections.abc import Sequence
 
-from jobs.command_line import parse, program
-from jobs.ends import run_job
+from jobs.common.command_line import parse, program
+from jobs.common.ends import run_job
 from pipeline.cluster.environment import set_ray_environment
 from pipeline.config import SelfCheckSettings
 

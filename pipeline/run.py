@@ -68,7 +68,8 @@ _IMAGES_ELSEWHERE = 8
 def segment_bucket(settings: Settings, progress: Progress) -> Report | None:
     """Run the whole job. Return None if there is nothing to do. Raise RunError if the job cannot start.
 
-    A caller that wants finished work committed on SIGTERM raises an exception in its handler, as jobs/ends.py does.
+    A caller that wants finished work committed on SIGTERM raises an exception in its handler, as jobs/common/ends.py
+    does.
     """
     try:
         report = _segment_bucket(settings, progress)

@@ -186,7 +186,7 @@ def modules_after(code: str) -> set[str]:
 
 
 def test_settings_and_command_line_load_neither_torch_nor_ray():
-    loaded = modules_after("import jobs.segment_bucket, pipeline.config, jobs.command_line")
+    loaded = modules_after("import jobs.segment_bucket, pipeline.config, jobs.common.command_line")
     assert not loaded & {"torch", "ray", "numpy", "pyarrow"}
     assert "pipeline.config" in loaded
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 import m2f_core
-from jobs.command_line import COMMANDS
+from jobs.common.command_line import COMMANDS
 from tests.support.places import ROOT
 from tests.support.runtime_environment import make_environment
 from tests.support.tables import read_table

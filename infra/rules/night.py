@@ -10,7 +10,7 @@ from pathlib import Path
 
 from infra.rules.manifests import Fault, Manifests, Object, RayJobSpec, name_of
 from infra.rules.ray import gpus_of
-from jobs.command_line import parse
+from jobs.common.command_line import parse
 from pipeline.config import Settings
 
 MAX_RAY_JOB_NAME = 47  # KubeRay adds to it, and Kubernetes' names of services end at 63

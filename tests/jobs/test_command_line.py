@@ -12,7 +12,7 @@ import pytest
 
 import m2f_core
 from jobs import drill, evaluate, finetune, make_scenes, plan_bucket, segment_bucket, selfcheck
-from jobs.command_line import COMMANDS, as_called, parse, program
+from jobs.common.command_line import COMMANDS, as_called, parse, program
 from jobs.segment_bucket import PROG, main
 from m2f_core.inference.instance import InstanceSettings
 from m2f_core.inference.panoptic import PanopticSettings

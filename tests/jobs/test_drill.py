@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 
 from jobs import drill, segment_bucket
-from jobs.command_line import flags_of, parse
+from jobs.common.command_line import flags_of, parse
 from pipeline.config import Settings
 from pipeline.drill.settings import DrillSettings
 from tests.support.places import ROOT

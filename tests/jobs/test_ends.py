@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs import drill, evaluate, finetune, make_scenes, plan_bucket, segment_bucket, selfcheck
-from jobs.ends import run_job
+from jobs.common.ends import run_job
 from pipeline.config import Settings
 from pipeline.errors import BrokenRunError, RunError, StoreUnavailableError
 

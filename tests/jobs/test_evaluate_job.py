@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jobs import segment_bucket
-from jobs.command_line import parse
+from jobs.common.command_line import parse
 from jobs.evaluate import PROG, main
 from pipeline.evaluate.report import print_evaluation
 from pipeline.evaluate.settings import EvaluationSettings

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.command_line import parse
+from jobs.common.command_line import parse
 from jobs.make_scenes import PROG, main
 from pipeline.scenes.settings import ScenesSettings
 from pipeline.setting_fields import help_texts

@@ -8,7 +8,7 @@ import pytest
 
 from jobs import segment_bucket
 from jobs import selfcheck as job
-from jobs.command_line import parse
+from jobs.common.command_line import parse
 from pipeline.config import SelfCheckSettings
 from pipeline.runs import selfcheck
 from tests.support.places import ROOT

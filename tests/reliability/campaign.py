@@ -25,7 +25,7 @@ from pathlib import Path
 
 import s3fs
 
-from jobs.command_line import parse
+from jobs.common.command_line import parse
 from pipeline.drill.fault_proxy import FaultProxy, Rule
 from pipeline.drill.processes import ACTORS, Role, find, kill_one
 from pipeline.guard.kill_points import POINTS, VARIABLE

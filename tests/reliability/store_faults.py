@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jobs.command_line import parse
+from jobs.common.command_line import parse
 from pipeline.config import Settings
 from pipeline.drill.fault_proxy import Rule
 from tests.reliability.campaign import CampaignSettings, campaign, faults

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 from typing import get_args, get_origin
 
-from jobs.command_line import COMMANDS
+from jobs.common.command_line import COMMANDS
 from pipeline.config import SelfCheckSettings, Settings
 from pipeline.drill.settings import DrillSettings
 from pipeline.evaluate.settings import EvaluationSettings

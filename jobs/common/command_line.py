@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from jobs.ends import fail
+from jobs.common.ends import fail
 from m2f_core import __version__
 from pipeline.errors import RunError
 from pipeline.setting_fields import Section, bounds_in_words, flag, help_texts, marker, plain_type, refuse_secrets
