@@ -5,6 +5,7 @@ images/ segments/                 the published tables (Delta Lake)
 _runs/
     format.json                   the schema version of everything in the output
     lease.json                    the lease: only one driver at a time works on the output
+    _nights/2026-11/              a record for each command of segment_bucket.py, also one that did nothing
     <run_id>/
         run.json                  settings, fingerprint and plan files of the run; written once the plan is complete
         plan/                     the images of each shard
@@ -109,6 +110,14 @@ class Output:
     def lease_json(self) -> str:
         return f"{self.runs}/lease.json"
 
+    @property
+    def nights(self) -> str:
+        return f"{self.runs}/_nights"
+
+    def night(self, name: str) -> str:
+        """The path of the record of a night; `name` includes the folder of the month."""
+        return f"{self.nights}/{name}"
+
     def run(self, run_id: str) -> RunFolder:
         """The folder of the run `run_id`, which need not exist."""
         return RunFolder(self.filesystem, f"{self.runs}/{run_id}")
@@ -116,7 +125,11 @@ class Output:
     def list_runs(self) -> list[RunFolder]:
         """The folders of all runs, sorted by name. Raises errors of STORE_ERRORS."""
         paths = [path.rstrip("/") for path in list_folder(self.filesystem, self.runs)]
-        return [RunFolder(self.filesystem, path) for path in paths if not path.endswith((".json", ".lock"))]
+        return [
+            RunFolder(self.filesystem, path)
+            for path in paths
+            if not path.endswith((".json", ".lock")) and path != self.nights
+        ]
 
     def at(self, path: str) -> str:
         """The path in the file system of a table or part whose path in the output is `path`."""

@@ -35,6 +35,7 @@ from pipeline.errors import BrokenRunError
 from pipeline.guard.kill_points import reached
 from pipeline.inputs.fetch import FetchImages
 from pipeline.inputs.listing import refuse_empty
+from pipeline.nights.night import Tell, tell_nobody
 from pipeline.plan.changes import describe
 from pipeline.plan.shards import spread_over
 from pipeline.plan.source import ShardSource
@@ -65,14 +66,14 @@ SHARD_IMAGES_GPU, SHARD_IMAGES_CPU = 512, 16
 _IMAGES_ELSEWHERE = 8
 
 
-def segment_bucket(settings: Settings, progress: Progress) -> Report | None:
+def segment_bucket(settings: Settings, progress: Progress, tell: Tell = tell_nobody) -> Report | None:
     """Run the whole job. Return None if there is nothing to do. Raise RunError if the job cannot start.
 
-    A caller that wants finished work committed on SIGTERM raises an exception in its handler, as jobs/common/ends.py
-    does.
+    `tell` is told what becomes known for the record of the night (Night.tell). A caller that wants finished work
+    committed on SIGTERM raises an exception in its handler, as jobs/common/ends.py does.
     """
     try:
-        report = _segment_bucket(settings, progress)
+        report = _segment_bucket(settings, progress, tell)
     except BrokenRunError:
         count_end(settings.output, "broke")
         raise
@@ -85,7 +86,7 @@ def segment_bucket(settings: Settings, progress: Progress) -> Report | None:
     return report
 
 
-def _segment_bucket(settings: Settings, progress: Progress) -> Report | None:
+def _segment_bucket(settings: Settings, progress: Progress, tell: Tell) -> Report | None:
     progress.phase("checking the settings, the checkpoint and the output")
     checked = check(settings)
     for warning in checked.model.warnings:
@@ -96,6 +97,7 @@ def _segment_bucket(settings: Settings, progress: Progress) -> Report | None:
             "run %s is already finished. To process objects added since, use another --run-id or leave it out",
             checked.settings.run_id,
         )
+        tell(nothing_to_do=f"run {checked.settings.run_id} is already finished")
         return Report(**finished)
     if find_run(checked) is None:
         refuse_empty(checked.settings.input)
@@ -104,17 +106,20 @@ def _segment_bucket(settings: Settings, progress: Progress) -> Report | None:
         with checked.output.errors():
             place = checked.output.filesystem, checked.output.lease_json
             lease = held.enter_context(Lease(*place, settings.lease_seconds, _thread.interrupt_main))
+        if lease.version:  # else this store has no leases
+            tell(lease=lease.token)
         try:
-            return _find_and_execute(checked, lease, progress)
+            return _find_and_execute(checked, lease, progress, tell)
         except KeyboardInterrupt:
             lease.check()  # raises if the loss of the lease caused the interrupt
             raise
 
 
-def _find_and_execute(checked: Checked, lease: Lease, progress: Progress) -> Report | None:
+def _find_and_execute(checked: Checked, lease: Lease, progress: Progress, tell: Tell) -> Report | None:
     settings = checked.settings
     record = find_run(checked, say_what_is_left=True)
     if record is not None:
+        tell(run_id=record.run_id)
         progress.phase("starting Ray")
         allotment = allot(settings, connect())
         return execute(_take_up(checked, record, lease), allotment, lease, progress)
@@ -122,6 +127,7 @@ def _find_and_execute(checked: Checked, lease: Lease, progress: Progress) -> Rep
     with changes_of(checked) as changes:
         if not changes.num_planned:
             logger.info("nothing to do: %s", describe(changes.counts))
+            tell(nothing_to_do=describe(changes.counts))
             return None
         progress.phase("starting Ray")
         allotment = allot(settings, connect())
@@ -129,6 +135,7 @@ def _find_and_execute(checked: Checked, lease: Lease, progress: Progress) -> Rep
         logger.info("compared the input with %s: %s", table, describe(changes.counts))
         per_shard = settings.images_per_shard or (SHARD_IMAGES_GPU if allotment.device == "cuda" else SHARD_IMAGES_CPU)
         record = plan_run(checked, changes.images(), changes.counts, per_shard, allotment.computed_on, lease.check)
+    tell(run_id=record.run_id)
     return execute(_take_up(checked, record, lease), allotment, lease, progress)
 
 

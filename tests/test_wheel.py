@@ -93,7 +93,18 @@ def test_every_module_imports_from_the_wheel(python):
 
 
 @pytest.mark.parametrize(
-    "job", ["segment_bucket", "selfcheck", "plan_bucket", "evaluate", "finetune", "make_scenes", "drill", "roll_back"]
+    "job",
+    [
+        "segment_bucket",
+        "selfcheck",
+        "plan_bucket",
+        "evaluate",
+        "finetune",
+        "make_scenes",
+        "drill",
+        "roll_back",
+        "nights",
+    ],
 )
 def test_jobs_answer(python, job):
     assert "--output" in run(python, "-m", f"jobs.{job}", "--help") or job == "evaluate"

@@ -27,6 +27,7 @@ COMMANDS = {
     "plan_bucket.py": "m2f-plan",
     "selfcheck.py": "m2f-selfcheck",
     "drill.py": "m2f-drill",
+    "nights.py": "m2f-nights",
     "roll_back.py": "m2f-roll-back",
     "check_store.py": "m2f-check-store",
     "evaluate.py": "m2f-evaluate",

@@ -19,17 +19,29 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import Literal, NoReturn, Protocol
 
 from pipeline.errors import BrokenRunError, RunError
 from pipeline.shown_text import printable_lines
 from pipeline.telemetry.log_lines import last_line
 
+End = Literal["finished", "refused", "stopped", "broke"]
+
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
 
 
-def run_job(prog: str, work: Callable[[], int], *, kept: str | Callable[[], str] = "") -> int:
+class OnEnd(Protocol):
+    """Called once when a job ends, before its last line: how, with which exit code, and why."""
+
+    def __call__(self, end: End, exit_code: int, reason: str) -> None: ...
+
+
+def _ignore(end: End, exit_code: int, reason: str) -> None:
+    pass
+
+
+def run_job(prog: str, work: Callable[[], int], *, kept: str | Callable[[], str] = "", on_end: OnEnd = _ignore) -> int:
     """Run `work`. Returns its exit code, or the code for what ended it. `kept` says what a stopped job has kept."""
 
     def after() -> str:
@@ -38,13 +50,16 @@ def run_job(prog: str, work: Callable[[], int], *, kept: str | Callable[[], str]
 
     try:
         with _sigterm_raises():
-            return work()
+            code = work()
     except RunError as error:
+        on_end("refused", 2, str(error))
         fail(prog, str(error))
     except BrokenRunError as error:
+        on_end("broke", 1, str(error))
         last_line(prog, f"{error}{after()}{_traceback_file(prog, error)}", error=error)
         return 1
     except KeyboardInterrupt:
+        on_end("stopped", _INTERRUPTED, f"interrupted{after()}")
         last_line(prog, f"interrupted{after()}", level=logging.WARNING)
         if "ray" in sys.modules:  # which not every job needs
             from pipeline.cluster.local_ray import end_own_ray_at_once
@@ -54,9 +69,16 @@ def run_job(prog: str, work: Callable[[], int], *, kept: str | Callable[[], str]
     except SystemExit as stop:
         # While ray.init runs, Ray's own handler is in place, which exits with the signal's number.
         if stop.code not in (_TERMINATED, signal.SIGTERM):
+            on_end("broke", stop.code if isinstance(stop.code, int) else 1, f"the job exits with {stop.code}")
             raise
+        on_end("stopped", _TERMINATED, f"stopped by SIGTERM{after()}")
         last_line(prog, f"stopped by SIGTERM{after()}", level=logging.WARNING)
         return _TERMINATED
+    except Exception as bug:
+        on_end("broke", 1, f"a bug of this program: {type(bug).__name__}: {bug}")
+        raise
+    on_end("finished", code, "")
+    return code
 
 
 def fail(prog: str, message: str) -> NoReturn:

@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -109,7 +110,7 @@ class Lease:
         who = f"process {holder.get('pid')} on {holder.get('host')}"
         if holder.get("released"):
             return 0.0
-        if _is_gone(holder.get("process", "")):
+        if is_gone(holder.get("process", "")):
             logger.warning(
                 "the lease on --output names %s, which no longer exists, so the lease is taken over at once", who
             )
@@ -155,7 +156,7 @@ class Lease:
         content = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "process": _process_identity(os.getpid()),
+            "process": process_identity(os.getpid()),
             "since": self.since,
             "seconds": self.seconds,
             "token": self.token,
@@ -165,7 +166,7 @@ class Lease:
         return json.dumps(content).encode()
 
 
-def _process_identity(pid: int) -> str:
+def process_identity(pid: int) -> str:
     """A unique name of a process on this machine: boot, namespace of process ids, id, start time. Empty if unknown.
 
     psutil's create_time would not do, because it depends on the system's clock: if the clock is set, two processes read
@@ -180,11 +181,29 @@ def _process_identity(pid: int) -> str:
     return f"{boot}/{namespace}/{pid}/{started}"
 
 
-def _is_gone(process: str) -> bool:
+def is_gone(process: str) -> bool:
     """Whether `process` would be visible from here if it were alive, and no longer exists."""
-    here = _process_identity(os.getpid())
-    same_machine = here and process.split("/")[:2] == here.split("/")[:2]
-    return bool(same_machine) and _process_identity(int(process.split("/")[2])) != process
+    return is_alive(process) is False
+
+
+def is_alive(process: str) -> bool | None:
+    """Whether `process` (see `process_identity`) exists; None if it cannot be seen from here."""
+    here = process_identity(os.getpid())
+    pid = process.split("/")[2:3]
+    if not here or process.split("/")[:2] != here.split("/")[:2] or not pid or not re.fullmatch(r"\d{1,9}", pid[0]):
+        return None
+    return process_identity(int(pid[0])) == process
+
+
+def holder_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str | None:
+    """The token of the lease at `path` if somebody holds the lease now, else None. Raises errors of STORE_ERRORS."""
+    found = read_stored(filesystem, path)
+    if found is None:
+        return None
+    holder = _parse(found.data)
+    seconds = holder.get("seconds")
+    runs_out = not isinstance(seconds, int | float) or found.age_seconds > seconds
+    return None if holder.get("released") or runs_out else str(holder.get("token"))
 
 
 def _parse(data: bytes) -> dict[str, Any]:

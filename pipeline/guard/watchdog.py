@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.guard.memory import MemoryBound
-from pipeline.shown_text import shown
+from pipeline.telemetry.log_lines import line_to_send
 
 _LOOK_SECONDS = 0.1  # at 2 GB/s, as fast as memory can be touched, a process grows 0.2 GB between two looks
 _WIND_SECONDS = 1.0
@@ -67,8 +67,8 @@ def _watch(step_timeout: float, then: str, bound: MemoryBound | None) -> None:
             faulthandler.dump_traceback_later(step_timeout + _WIND_SECONDS, exit=True, file=_STANDARD_ERROR)
             wound = now
         if said := _overdue(now, step_timeout) or _too_large(bound):
-            line = f"{socket.gethostname()}, process {os.getpid()}: {said}. The process ends; {then}."
-            os.write(_STANDARD_ERROR, f"{shown(line)}\n".encode())
+            message = f"{socket.gethostname()}, process {os.getpid()}: {said}. The process ends; {then}."
+            os.write(_STANDARD_ERROR, f"{line_to_send(__name__, message, **_about_image())}\n".encode())
             os._exit(1)
         time.sleep(_LOOK_SECONDS)
 
@@ -79,6 +79,13 @@ def _overdue(now: float, step_timeout: float) -> str | None:
         if now - step.started > step_timeout:
             return f"{step.name} {step.object} did not finish within {step_timeout:g} s (--step-timeout)"
     return None
+
+
+def _about_image() -> dict[str, str]:
+    """`image_key` for a log line, if the oldest step works on one image, and not on a batch or shard."""
+    steps = list(_steps.values())
+    scheme, is_uri, _ = steps[0].object.partition("://") if steps else ("", "", "")
+    return {"image_key": steps[0].object} if is_uri and scheme.isalnum() else {}
 
 
 def _too_large(bound: MemoryBound | None) -> str | None:

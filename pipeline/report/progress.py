@@ -88,11 +88,24 @@ class Progress:
         done = self.images.totals.num_images - self.images.waiting()
         return f"{done:,} of {self.images.num_images:,} images are done and kept"
 
+    def counts(self) -> dict[str, int]:
+        """Images of the run; of these, those of all attempts that are done, failed and removed; their segments."""
+        if self.images is None:
+            return {}
+        totals = self.images.totals
+        return {
+            "images": self.images.num_images,
+            "done": totals.num_images,
+            "failed": totals.num_failed,
+            "removed": totals.num_removed,
+            "segments": totals.num_segments,
+        }
+
     def line(self) -> str:
         """The text of a progress line."""
         if self.images is not None and self.images.are_coming:
             return f"{self.images.line()}{self.images.straggler()}"
-        return f"{self.name}, for {_hms(time.monotonic() - self.since)} now"
+        return f"{self.name}, for {hms(time.monotonic() - self.since)} now"
 
     def _keep_showing(self) -> None:
         said = before = time.monotonic()
@@ -119,7 +132,7 @@ class Progress:
             return
         images = self.images
         if images is None or not images.are_coming:
-            self.bar.update(self.task, description=self.name, rest=_hms(time.monotonic() - self.since))
+            self.bar.update(self.task, description=self.name, rest=hms(time.monotonic() - self.since))
             return
         done = images.totals.num_images
         self.bar.update(
@@ -165,7 +178,7 @@ class _Images:
 
     def line(self) -> str:
         """`12/40 images, 12.3 images/s, 4 failed, 0:12:30 left, slowest: model 81 ms per image`"""
-        left = "time unknown" if self.seconds_left is None else f"{_hms(self.seconds_left)} left"
+        left = "time unknown" if self.seconds_left is None else f"{hms(self.seconds_left)} left"
         counts = f"{self.totals.num_images:,}/{self.num_images:,} images, {self.rate:.2f} images/s"
         return f"{counts}, {self.totals.num_failed:,} failed, {left}{self.slowest()}"
 
@@ -183,7 +196,7 @@ class _Images:
         oldest = seen.oldest if seen is not None else None
         if oldest is None or (seconds := time.time() - oldest.since) < _STRAGGLER_SECONDS:
             return ""
-        where = f"has been {oldest.stage} on {oldest.host} for {_hms(seconds)}"
+        where = f"has been {oldest.stage} on {oldest.host} for {hms(seconds)}"
         return f"; shard {oldest.shard} (from {oldest.first_key} on) {where}"
 
     def fields(self) -> dict[str, float]:
@@ -196,6 +209,7 @@ class _Images:
         }
 
 
-def _hms(seconds: float) -> str:
+def hms(seconds: float) -> str:
+    """`1:02:03`"""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

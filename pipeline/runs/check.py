@@ -12,8 +12,8 @@ from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.images.image_size import ImageSize
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import RunError
-from pipeline.layout import RUNS, Output
-from pipeline.schema import SCHEMA_VERSION, TABLES
+from pipeline.layout import Output
+from pipeline.runs.places import usable_output, with_whole_places
 from pipeline.segment.checkpoint import is_embedded, is_local_path, stage_model
 from pipeline.segment.inference_settings import (
     InferenceSettings,
@@ -22,7 +22,7 @@ from pipeline.segment.inference_settings import (
     task_warnings,
     with_given_stuff,
 )
-from pipeline.store.filesystem import canonical, is_local, one_line, whole_path
+from pipeline.store.filesystem import one_line, whole_path
 
 
 @dataclass(frozen=True)
@@ -95,41 +95,13 @@ def check(settings: Settings) -> Checked:
     lies inside the input. Errors of the input appear only when the input is listed.
     """
     settings = _with_whole_paths(settings)
-    _check_places(settings)
+    output = usable_output(settings)
     model = check_model(settings)
     results = resolved_results(settings, model)
-    output = Output.open(settings.output)
-    with output.errors():
-        _check_schema_version(output)
     return Checked(settings, output, model, results, fingerprint(results, model.weights_sha256))
 
 
 def _with_whole_paths(settings: Settings) -> Settings:
     """The settings with all local paths made absolute."""
-    return replace(
-        settings,
-        input=whole_path(settings.input),
-        output=whole_path(settings.output),
-        model=whole_path(settings.model) if is_local_path(settings.model) else settings.model,
-    )
-
-
-def _check_places(settings: Settings) -> None:
-    source, target = canonical(settings.input), canonical(settings.output)
-    for written in (target, *(f"{target}/{name}" for name in (*TABLES, RUNS))):
-        if f"{written}/".startswith(f"{source}/"):
-            raise RunError(
-                f"--output {settings.output} has {written} inside --input; the next run would list them as images"
-            )
-    output = Output.open(settings.output)
-    if is_local(output.filesystem) and output.filesystem.isfile(output.root):
-        raise RunError(f"--output {settings.output} is a file; name a folder")
-
-
-def _check_schema_version(output: Output) -> None:
-    format_json = output.read_json_or_none(output.format_json)
-    if format_json is not None and format_json.get("schema_version") != SCHEMA_VERSION:
-        raise RunError(
-            f"--output holds tables of schema version {format_json.get('schema_version')}, but this program writes "
-            f"version {SCHEMA_VERSION}; choose another --output"
-        )
+    settings = with_whole_places(settings)
+    return replace(settings, model=whole_path(settings.model)) if is_local_path(settings.model) else settings

@@ -40,7 +40,7 @@ class SegmentImages:
     """Model actor: one shard in, one shard out; encoded bytes are replaced by segments."""
 
     def __init__(self, spec: SegmentSpec, output_uri: str, run_id: str, tell: Tell = tell_nobody):
-        send_log_lines()
+        send_log_lines(run_id)
         label_run(run_id)
         device_time = DeviceTime(spec.device)
         self.tell = tell

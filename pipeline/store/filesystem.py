@@ -33,6 +33,8 @@ SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"
 # The errors of stores. s3fs passes on botocore's own errors unchanged: no credentials, no such host, invalid name.
 STORE_ERRORS = (OSError, BotoCoreError)
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # in the reports of Rust libraries
+
 _S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {
         **S3_CLIENT,
@@ -180,7 +182,7 @@ def write_uri(uri: str, data: bytes) -> None:
 
 def one_line(error: BaseException) -> str:
     """An exception as one line for a message or a row: its text as people may see it, or its type if it has no text."""
-    text = shown(" ".join(str(error).split()))
+    text = shown(_COLOUR.sub("", " ".join(str(error).split())))
     return text[:500] if text else type(error).__name__
 
 

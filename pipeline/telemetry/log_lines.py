@@ -84,9 +84,18 @@ def show_log_lines(log_format: LogFormat = "text") -> None:
         logging.getLogger(name).propagate = False
 
 
-def send_log_lines() -> None:
+def send_log_lines(run_id: str | None = None) -> None:
     """Call in a worker process: write log lines as JSON, so that the driver can read them."""
     _write_with(_Json())
+    if run_id is not None:
+        about_run(run_id)
+
+
+def line_to_send(logger_name: str, message: str, **fields: Any) -> str:
+    """An error as a line that `send_log_lines` would write, for code that must not wait for a lock of `logging`."""
+    record = logging.LogRecord(logger_name, logging.ERROR, "", 0, message, None, None)
+    vars(record).update(fields)
+    return _Json().format(record)
 
 
 def about_run(run_id: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,12 @@ import pytest
 import ray
 from safetensors.numpy import load_file, save_file
 
+from jobs import nights
 from jobs.segment_bucket import PROG, main
 from pipeline.config import Settings
 from pipeline.drill.fault_proxy import FaultProxy, Rule
+from pipeline.layout import Output
+from pipeline.nights.seen import seen_nights
 from pipeline.schema import SCHEMA_VERSION, TABLES
 from pipeline.store import filesystem
 from tests.pipeline.test_shown_text import HOSTILE
@@ -86,8 +90,10 @@ def refused(capfd):
     return check
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+def tree(folder: Path, records: bool = True) -> dict[str, bytes]:
+    """The files below `folder`, with or without the records of nights."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path): path.read_bytes() for path in files if records or "/_runs/_nights/" not in str(path)}
 
 
 def objects(server) -> dict[str, str]:
@@ -162,8 +168,14 @@ def test_bad_files_of_settings(refused, folder, output, tiny_checkpoint, tmp_pat
 
 
 def only_a_lease(output: Path) -> bool:
-    """What is found out under the lease leaves it, released, and nothing else."""
-    return {path.name for path in output.rglob("*") if path.is_file()} <= {"lease.json", "lease.json.lock"}
+    """What is found out under the lease leaves it, released, and records of nights; nothing else."""
+    return set(tree(output, records=False)) == {f"{output}/_runs/lease.json", f"{output}/_runs/lease.json.lock"}
+
+
+def only_a_record(output: Path) -> bool:
+    """A night that is refused leaves its record, and nothing else."""
+    nights = seen_nights(Output.open(str(output)))
+    return bool(nights) and {night.outcome for night in nights} == {"refused"} and not tree(output, records=False)
 
 
 def test_more_than_the_cluster_has(refused, ray_session, folder, output, tiny_checkpoint):
@@ -278,27 +290,43 @@ def a_preprocessor_of_noise(model):
 def test_a_checkpoint_that_does_not_fit(refused, folder, output, model, break_it):
     what = break_it(model)
     refused(folder, output, model, named=("--model", model, what))
-    assert not output.exists()
+    assert only_a_record(output)
 
 
 def test_instances_of_a_checkpoint_without_things(refused, folder, output, model):
     categories = json.loads((model / "config.json").read_text())["categories"]
     change_config(model, categories=[{**category, "isthing": 0} for category in categories])
     refused(folder, output, model, "--task", "instance", named=("--task instance", "8 classes", "--model", "stuff"))
-    assert not output.exists()
+    assert only_a_record(output)
 
 
 def test_a_model_that_is_nowhere(refused, folder, output, tmp_path):
     refused(folder, output, tmp_path / "nowhere", named=("--model", "nowhere"))
     refused(folder, output, folder / "camera.png", named=("--model", "camera.png"))  # a file
-    assert not output.exists()
+    assert only_a_record(output)
 
 
 def test_a_model_that_is_not_in_the_bucket(refused, bucket, folder, output, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for uri in (f"s3://{BUCKET}/no-model", "s3://m2f-no-such-bucket/model", f"s3://{BUCKET}/photographs"):
         refused(folder, output, uri, named=("--model", uri))
-    assert not output.exists()
+    assert only_a_record(output)
+
+
+def test_a_night_that_is_refused_leaves_a_record_with_the_line(refused, folder, output, tmp_path, capsys):
+    line = refused(folder, output, tmp_path / "nowhere", "--run-id", "night-1", named=("--model",))
+    [night] = seen_nights(Output.open(str(output)))
+    assert (night.outcome, night.record.exit_code, night.record.run_id) == ("refused", 2, None)
+    assert line == f"{PROG}: error: {night.reason}" and night.record.counts == {}
+    assert night.record.command[:3] == (PROG, "--input", str(folder))
+    assert nights.main(["--output", str(output), "--expect-within", "26h"]) == 1
+    said = capsys.readouterr()
+    assert "refused" in said.out and night.reason in said.out
+    assert re.fullmatch(
+        rf"nights.py: no night of {output} has finished or found nothing to do within 26h; the newest night started at "
+        r"[\d-]+ \d\d:\d\d: refused\n",
+        said.err,
+    )
 
 
 # --- inputs -----------------------------------------------------------------------------------------------------------
@@ -309,7 +337,7 @@ def test_inputs_that_are_missing_or_empty(refused, output, tiny_checkpoint, tmp_
     refused(tmp_path / "nowhere", output, tiny_checkpoint, named=("--input", tmp_path / "nowhere", "does not exist"))
     refused(tmp_path / "empty", output, tiny_checkpoint, named=("--input", tmp_path / "empty", "no objects"))
     refused("gopher://photos", output, tiny_checkpoint, named=("gopher",))
-    assert not output.exists()
+    assert only_a_record(output)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -319,7 +347,7 @@ def test_a_folder_without_permission(refused, folder, output, tiny_checkpoint):
         refused(folder, output, tiny_checkpoint, named=("no permission to list --input", folder))
     finally:
         folder.chmod(0o755)
-    assert not output.exists()
+    assert only_a_record(output)
 
 
 def test_buckets_that_are_missing_or_empty(refused, bucket, output, tiny_checkpoint):
@@ -330,7 +358,7 @@ def test_buckets_that_are_missing_or_empty(refused, bucket, output, tiny_checkpo
         ("s3://Not_A_Name!/photographs", "cannot be listed"),
     ):
         refused(uri, output, tiny_checkpoint, named=("--input", uri, what))
-    assert not output.exists()
+    assert only_a_record(output)
 
 
 WRONG_ENVIRONMENTS = {
@@ -356,7 +384,7 @@ def test_a_store_that_cannot_be_used(
     places["source" if role == "input" else role] = uri
     before = objects(bucket)
     refused(*places.values(), named=(uri,))
-    assert not output.exists()
+    assert only_a_record(output)
     assert objects(bucket) == before
 
 
@@ -450,7 +478,7 @@ def test_an_output_with_a_damaged_version_file(refused, folder, output, tiny_che
 def test_a_run_id_of_other_settings(refused, folder, output, tiny_checkpoint, photographs):
     settings = Settings(str(folder), str(output), str(tiny_checkpoint), run_id="nightly", image_size="96:160")
     planned(settings)
-    before = tree(output)
+    before = tree(output, records=False)
     for source, args in (
         (folder, []),  # another image size
         (folder, ["--image-size", "96:160", "--limit", "1"]),
@@ -458,7 +486,7 @@ def test_a_run_id_of_other_settings(refused, folder, output, tiny_checkpoint, ph
         (photographs, ["--image-size", "96:160"]),
     ):
         refused(source, output, tiny_checkpoint, "--run-id", "nightly", *args, named=("--run-id nightly",))
-    assert tree(output) == before
+    assert tree(output, records=False) == before
 
 
 # --- text of others ---------------------------------------------------------------------------------------------------
@@ -510,7 +538,7 @@ def test_the_program_refuses_an_unknown_flag(folder, output, tiny_checkpoint):
 def test_the_program_refuses_a_missing_model(folder, output, tmp_path):
     stderr = run_job("--input", folder, "--output", output, "--model", tmp_path / "nowhere")
     check_line(stderr, "--model", tmp_path / "nowhere")
-    assert not output.exists()
+    assert only_a_record(output)
 
 
 def test_the_program_refuses_an_output_that_may_not_be_written(bucket, tiny_checkpoint):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import m2f_core
-from jobs import drill, evaluate, finetune, make_scenes, plan_bucket, segment_bucket, selfcheck
+from jobs import drill, evaluate, finetune, make_scenes, nights, plan_bucket, roll_back, segment_bucket, selfcheck
 from jobs.common.command_line import COMMANDS, as_called, parse, program
 from jobs.segment_bucket import PROG, main
 from m2f_core.inference.instance import InstanceSettings
@@ -19,6 +19,7 @@ from m2f_core.inference.panoptic import PanopticSettings
 from pipeline.config import Settings
 from pipeline.drill.settings import DrillSettings
 from pipeline.evaluate.settings import EvaluationSettings
+from pipeline.nights.settings import NightsSettings
 from pipeline.scenes.settings import ScenesSettings
 from pipeline.setting_fields import Section, help_texts, marker
 from pipeline.store_check.settings import StoreCheckSettings
@@ -174,7 +175,7 @@ def test_help_has_sections_and_begins_with_what_everyone_needs(shown_help):
 
 @pytest.mark.parametrize(
     "settings_class",
-    [Settings, FinetuneSettings, EvaluationSettings, ScenesSettings, DrillSettings, StoreCheckSettings],
+    [Settings, FinetuneSettings, EvaluationSettings, ScenesSettings, DrillSettings, StoreCheckSettings, NightsSettings],
 )
 def test_every_setting_stands_in_a_section(settings_class):
     assert not [field.name for field in fields(settings_class) if marker(field, Section) is None]
@@ -242,7 +243,7 @@ def test_defaults_are_the_documented_ones():
 
 # --- text of others --------------------------------------------------------------------------------------------------
 
-JOBS = (segment_bucket, plan_bucket, selfcheck, drill, evaluate, finetune, make_scenes)
+JOBS = (segment_bucket, plan_bucket, selfcheck, drill, evaluate, finetune, make_scenes, nights, roll_back)
 LONG_SECRET = "SECRET" * 30  # as long as a session token: a frame would break the line within
 
 

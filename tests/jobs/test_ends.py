@@ -1,5 +1,6 @@
 """How jobs end: exit code and line for each way, here without a job around it."""
 
+import contextlib
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import drill, evaluate, finetune, make_scenes, plan_bucket, segment_bucket, selfcheck
+from jobs import drill, evaluate, finetune, make_scenes, nights, plan_bucket, roll_back, segment_bucket, selfcheck
 from jobs.common.ends import run_job
 from pipeline.config import Settings
 from pipeline.errors import BrokenRunError, RunError, StoreUnavailableError
@@ -108,11 +109,38 @@ def test_outside_of_the_main_thread_signals_are_left_alone():
     assert codes == [0]
 
 
-@pytest.mark.parametrize("job", [drill, evaluate, finetune, make_scenes, plan_bucket, segment_bucket, selfcheck])
+ENDS = [
+    (lambda: 1, "finished", 1, ""),
+    (raising(StoreUnavailableError("no input")), "refused", 2, "no input"),
+    (raising(BrokenRunError("run a broke")), "broke", 1, "run a broke"),
+    (raising(KeyboardInterrupt()), "stopped", 130, "interrupted; all is kept"),
+    (raising(SystemExit(143)), "stopped", 143, "stopped by SIGTERM; all is kept"),
+    (raising(SystemExit(3)), "broke", 3, "the job exits with 3"),
+    (raising(ValueError("x")), "broke", 1, "a bug of this program: ValueError: x"),
+]
+
+
+@pytest.mark.parametrize(("work", "end", "code", "reason"), ENDS)
+def test_each_end_is_told_before_the_last_line(work, end, code, reason, capsys):
+    told = []
+
+    def on_end(*facts: object) -> None:
+        told.append((*facts, capsys.readouterr().err))
+
+    with contextlib.suppress(SystemExit, ValueError):
+        assert run_job("job.py", work, kept=KEPT, on_end=on_end) == code
+    assert told == [(end, code, reason, "")]
+
+
+@pytest.mark.parametrize(
+    "job", [drill, evaluate, finetune, make_scenes, nights, plan_bucket, roll_back, segment_bucket, selfcheck]
+)
 def test_every_job_ends_here(job, monkeypatch, capsys):
     """Ctrl-C at once, while the job is being loaded."""
-    [work] = {"_drill", "_evaluate", "_train", "_draw", "_plan", "_segment", "_check"} & set(vars(job))
-    monkeypatch.setattr(job, work, lambda *_: raising(KeyboardInterrupt())())
+    works = {"_drill", "_evaluate", "_train", "_draw", "_plan", "_check", "_list", "_roll_back", "set_ray_environment"}
+    works &= set(vars(job))
+    for work in works:
+        monkeypatch.setattr(job, work, lambda *_: raising(KeyboardInterrupt())())
     monkeypatch.setattr(sys, "argv", [job.PROG])
     monkeypatch.setattr(job, "parse", lambda *args, **kwargs: Settings("in", "out"))
     assert job.main() == 130

@@ -1,14 +1,18 @@
 """Night after night over one bucket: only what is new or changed is done again, and every row says why it is there."""
 
 import dataclasses
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from jobs import nights as list_nights
 from jobs import plan_bucket, segment_bucket
 from jobs.roll_back import main as roll_back
+from pipeline.layout import Output
+from pipeline.nights.seen import seen_nights
 from pipeline.tables.current_view import current_images, current_segments
 from pipeline.telemetry.log_lines import show_log_lines
 from tests.jobs.test_segment_bucket import SMALL
@@ -40,6 +44,10 @@ class Nights:
         assert report["num_images"] == len(rows)
         return {Path(row["image_key"]).name: row["reason"] for row in rows}
 
+    def files(self) -> list[Path]:
+        """All files of the output except the records of nights."""
+        return [path for path in self.output.rglob("*") if path.is_file() and "_nights" not in path.parts]
+
     def current(self) -> dict[str, str]:
         """File name -> status of the current view."""
         rows = current_images(str(self.output)).read_all().to_pylist()
@@ -61,17 +69,28 @@ def test_nights_of_a_bucket(nights, capsys, tmp_path):
     first = latest_run(nights.output)
 
     capsys.readouterr()
-    before = sorted(path for path in nights.output.rglob("*") if path.is_file())
+    before = set(nights.files())
     try:
         assert nights.run() == {}, "nothing had changed"
         assert nights.run("--run-id", first) == {}, "this run is finished"
     finally:
         show_log_lines()  # main() lets the log write to the stderr of this test
-    assert sorted(path for path in nights.output.rglob("*") if path.is_file()) == before
+    assert set(nights.files()) == before
+    seen = seen_nights(Output.open(str(nights.output)))
+    assert [night.outcome for night in seen] == ["finished", "nothing to do", "nothing to do"]
+    assert [night.record.exit_code for night in seen] == [0, 0, 0]
+    assert [night.reason for night in seen[1:]] == [f"{len(names)} unchanged", f"run {first} is already finished"]
     said = capsys.readouterr().err
     assert f"INFO: nothing to do: {len(names)} unchanged" in said
     assert f"INFO: run {first} is already finished. " in said
     assert "WARNING" not in said and "ERROR" not in said, "a quiet night alarms nobody"
+    assert list_nights.main(["--output", str(nights.output), "--json", "--last", "2", "--expect-within", "90m"]) == 0
+    listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [night["outcome"] for night in listed] == ["nothing to do"] * 2
+    assert listed[0]["reason"] == f"{len(names)} unchanged" and listed[0]["seconds"] > 0
+    assert list_nights.main(["--output", str(nights.output)]) == 0
+    table = capsys.readouterr().out
+    assert len(table.splitlines()) == 3 + 3 + 1 and f"{len(names)}/{len(names)}" in table
 
     os.utime(nights.bucket / names[3], (1, 1))
     shutil.copy(nights.bucket / names[0], nights.bucket / "newcomer.png")

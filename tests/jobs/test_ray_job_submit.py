@@ -3,14 +3,18 @@
 A job that succeeds is the run from S3 to S3 in test_s3.py.
 """
 
+import os
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.dataset
 import pytest
 
+from pipeline.layout import Output
+from pipeline.nights.seen import seen_nights
 from tests.support.ray_head import Head, make_working_dir, ray_head
 from tests.support.waiting import wait_until
 
@@ -42,6 +46,12 @@ def folder(tmp_path, photographs) -> Path:
     return tmp_path / "photographs"
 
 
+def outcomes(output: Path) -> list[tuple[str, int | None]]:
+    """Outcome and exit code of each night, the oldest first."""
+    nights = seen_nights(Output.open(str(output)))
+    return [(night.outcome, night.record and night.record.exit_code) for night in nights]
+
+
 def test_a_submission_with_wrong_arguments_fails_with_its_line(head, working_dir, folder, tmp_path, tiny_checkpoint):
     output = tmp_path / "tables"
     job = head.submit(
@@ -67,6 +77,7 @@ def test_a_submission_that_asks_for_more_than_the_cluster_has_fails(
         *("--input", folder, "--output", output, "--model", tiny_checkpoint, "--cpus-per-actor", "500"),
     )
     assert (job.returncode, job.status) == (1, "FAILED")
+    assert head.listed("greedy") == "FAILED" and outcomes(output) == [("refused", 2)]
     [error] = [line for line in job.logs.splitlines() if line.startswith("segment_bucket.py: error: ")]
     assert "--cpus-per-actor" in error and "3" in error
     assert "Traceback" not in job.logs
@@ -74,7 +85,7 @@ def test_a_submission_that_asks_for_more_than_the_cluster_has_fails(
 
 
 def test_a_job_that_is_stopped_goes_on_where_it_was(head, working_dir, photographs, tmp_path, tiny_checkpoint):
-    """`ray job stop` sends SIGTERM, and SIGKILL three seconds later."""
+    """`ray job stop` sends SIGTERM, and SIGKILL three seconds later. Then: a night without work, and a killed one."""
     output = tmp_path / "tables"
     (tmp_path / "many").mkdir()
     for copy in range(24):  # 12 s of work, of which the start of `ray job stop` takes up to 4
@@ -95,7 +106,8 @@ def test_a_job_that_is_stopped_goes_on_where_it_was(head, working_dir, photograp
     wait_until(has_committed)
     stop = head.ray_job("stop", "stopped")
     assert stop.returncode == 0, stop.stderr
-    assert head.get("/api/jobs/stopped")["status"] == "STOPPED"
+    assert head.get("/api/jobs/stopped")["status"] == "STOPPED" == head.listed("stopped")
+    assert outcomes(output) == [("stopped", 143)]
     logs = head.get("/api/jobs/stopped/logs")["logs"]
     assert "segment_bucket.py: stopped by SIGTERM" in logs
     assert not (output / "images" / "_delta_log").exists(), "it was to be stopped in the middle"
@@ -106,6 +118,19 @@ def test_a_job_that_is_stopped_goes_on_where_it_was(head, working_dir, photograp
     assert "Traceback" not in job.logs
     done_before = int(re.search(r" shards, (\d+) done before", job.logs)[1])
     assert done_before == len(receipts) > 0
+    assert outcomes(output) == [("stopped", 143), ("finished", 0)]
+
+    without_name = [arg for arg in args if arg not in ("--run-id", "stopped")]
+    nothing = head.submit("nothing", working_dir, *without_name, OMP_NUM_THREADS="1")
+    assert (nothing.status, head.listed("nothing")) == ("SUCCEEDED", "SUCCEEDED"), nothing.said
+    assert outcomes(output)[-1] == ("nothing to do", 0)
+
+    head.submit("killed", working_dir, *without_name, "--mode", "overwrite", wait=False, OMP_NUM_THREADS="1")
+    wait_until(lambda: outcomes(output)[-1] == ("running", None))
+    [driver] = [night.record.pid for night in seen_nights(Output.open(str(output))) if night.outcome == "running"]
+    os.kill(driver, signal.SIGKILL)
+    wait_until(lambda: head.get("/api/jobs/killed")["status"] not in ("PENDING", "RUNNING"))
+    assert head.listed("killed") == "FAILED" and outcomes(output)[-1] == ("died", None)
     images = pyarrow.dataset.dataset(output / "images" / "run=stopped").to_table(columns=["image_key"])
     keys = images.column("image_key").to_pylist()
     assert sorted(keys) == sorted(f"file://{path}" for path in (tmp_path / "many").iterdir())

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -30,6 +30,8 @@ from m2f_core.user_cache import user_cache
 from pipeline.config import Settings
 from pipeline.inputs.fetch import FetchImages
 from pipeline.inputs.listing import list_images
+from pipeline.layout import Output
+from pipeline.nights.seen import seen_nights
 from pipeline.schema import TABLES
 from pipeline.segment.checkpoint import stage_model
 from pipeline.store.filesystem import open_filesystem, path_of, uri_of
@@ -39,6 +41,13 @@ from tests.support.s3_server import ACCESS_KEY, SECRET_KEY
 
 BUCKET = "m2f-s3"
 SMALL = ("--image-size", "96:160", "--device", "cpu")
+
+# As an administrator gives them to the nodes. Nothing listens at the proxy, which only https would use.
+OTHER_SECRETS = {
+    "HF_TOKEN": "hf_tokenOfTheNodes0123456789",
+    "AZURE_STORAGE_SAS_TOKEN": "sv=2026&sig=signatureOfTheNodes",
+    "HTTPS_PROXY": "http://user:password-of-the-nodes@127.0.0.1:9",
+}
 
 # Whatever a URL, a glob, a format string or a Hive path would read something into.
 ODD_KEYS = (
@@ -70,6 +79,8 @@ class Job:
     output: str
     run_id: str
     submission: Submission | None = None
+    listed: str = ""  # its status in `ray list jobs`
+    of_ray: dict[str, str] = field(default_factory=dict)  # what Ray keeps: its answer about the job, files by path
 
     def files(self, table: str) -> str:
         return f"{self.output}/{table}/run={self.run_id}/*.parquet"
@@ -145,7 +156,7 @@ def job(bucket, tmp_path_factory, small_photographs, model_uri, cache) -> Job:
     output = f"s3://{BUCKET}/tables"
     working_dir = tmp_path_factory.mktemp("working_dir")
     make_working_dir(working_dir)
-    with ray_head() as head:
+    with ray_head(**OTHER_SECRETS) as head:
         submission = head.submit(
             "good",
             working_dir,
@@ -154,14 +165,15 @@ def job(bucket, tmp_path_factory, small_photographs, model_uri, cache) -> Job:
             OMP_NUM_THREADS="1",
             XDG_CACHE_HOME=str(cache),
         )
-    assert submission.returncode == 0, submission.said + submission.logs
-    return Job(objects, output, "nightly", submission)
+        assert submission.returncode == 0, submission.said + submission.logs
+        of_ray = {"api": json.dumps(head.get("/api/jobs/good")), **head.files()}
+        return Job(objects, output, "nightly", submission, head.listed("good"), of_ray)
 
 
 def test_the_submitted_job_succeeds_and_its_own_copy_of_the_program_runs(job):
     """In the driver and in the actors, and not a package that happens to be installed on the nodes."""
     submission = job.submission
-    assert submission.status == "SUCCEEDED" and "Job 'good' succeeded" in submission.said
+    assert submission.status == job.listed == "SUCCEEDED" and "Job 'good' succeeded" in submission.said
     assert f"{job.output}/segments (Delta table, version 1)" in submission.logs
     lines = re.findall(r"^(.*?)pipeline is (\S+)", submission.logs, flags=re.MULTILINE)  # Ray puts the actor in front
     assert all("working_dir_files" in path for _, path in lines), lines
@@ -273,12 +285,15 @@ def test_the_output_holds_what_is_documented_and_nothing_else(bucket, job):
     expected |= {f"tables/{table}/_delta_log/{number:020d}.json" for table in TABLES for number in range(2)}
     expected |= {f"tables/_runs/nightly/{name}" for name in ("run.json", "report.json", "plan/000000.parquet")}
     expected |= {"tables/_runs/format.json", "tables/_runs/lease.json", "tables/_runs/nightly/attempts/000001.json"}
-    assert keys - journal == expected
+    assert {key for key in keys - journal if "/_nights/" not in key} == expected
+    [night] = seen_nights(Output.open(job.output))
+    assert (night.outcome, night.record.run_id) == ("finished", "nightly")
 
 
 def test_credentials_appear_nowhere(bucket, job):
-    """Not in what the job says, and not in any byte that it writes, also not inside compressed columns."""
-    said = {"ray job submit": job.submission.said, "stdout and stderr": job.submission.logs}
+    """Not in what the job and Ray say, and not in any byte that they write, also not inside compressed columns."""
+    said = {"ray job submit": job.submission.said, "stdout and stderr": job.submission.logs, **job.of_ray}
+    assert any("/worker-" in name for name in said) and any("raylet" in name for name in said)
     for key in keys_below(bucket, "tables"):
         content = body(bucket, key)
         said[key] = content.decode("latin-1")
@@ -286,7 +301,9 @@ def test_credentials_appear_nowhere(bucket, job):
             table = pq.read_table(io.BytesIO(content))
             said[f"{key} (columns)"] = f"{table.to_pylist()} {table.schema.metadata}"
     assert len(said) > 3
-    assert [name for name, text in said.items() if SECRET_KEY in text or ACCESS_KEY in text] == []
+    assert any("/_runs/_nights/" in name for name in said)
+    secrets = (SECRET_KEY, ACCESS_KEY, OTHER_SECRETS["HF_TOKEN"], "signatureOfTheNodes", "password-of-the-nodes")
+    assert [(name, secret) for name, text in said.items() for secret in secrets if secret in text] == []
 
 
 # --- the model from a bucket ------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from jobs import segment_bucket
 from pipeline.commit.journal import Journal
 from pipeline.drill.processes import processes_below
 from pipeline.errors import ErrorCode
-from pipeline.layout import RunFolder
+from pipeline.layout import Output, RunFolder
+from pipeline.nights.seen import seen_nights
 from pipeline.schema import TABLES
 from pipeline.telemetry.costs import ON_DEVICE, STEPS
 from pipeline.telemetry.metrics import ALL, RETRIES, RUN_DEADLINE, STORE_ERRORS
@@ -56,6 +57,13 @@ def test_every_photograph_has_its_rows_and_the_books_close(photographs, tiny_che
         assert coco.toBbox(row["segmentation"]).tolist() == row["bbox"]
     out = capsys.readouterr().out
     assert f"{tmp_path}/segments (Delta table, version 1)" in out
+    [night] = seen_nights(Output.open(str(tmp_path)))
+    assert (night.outcome, night.record.exit_code, night.reason) == ("finished", 0, "")
+    assert night.record.run_id == report["run_id"]
+    assert night.record.counts == {
+        **{"images": len(names), "done": len(names), "failed": 0, "removed": 0},
+        "segments": len(segments),
+    }
     assert_metrics_say_what_the_report_says(report, images, tmp_path)
 
 
@@ -88,7 +96,9 @@ def test_a_finished_run_is_left_as_it_is(photographs, tiny_checkpoint, tmp_path)
     assert run(*flags) == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     assert run(*flags) == 0
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    [record] = after.keys() - before.keys()
+    assert record.parent.parent == tmp_path / "_runs" / "_nights" and after.items() > before.items()
 
 
 @pytest.mark.thorough
@@ -287,6 +297,10 @@ def test_a_run_that_breaks_says_why_and_goes_on_later(drivers, photographs, tiny
     log = process.finish()
     assert process.returncode == 0, log
     assert len(list((tmp_path / "_runs").glob("2*"))) == 1, "it went on with the same run"
+    nights = seen_nights(Output.open(str(tmp_path)))
+    assert [night.outcome for night in nights] == ["broke", "finished"]
+    assert "give every node the same checkpoint" in nights[0].reason
+    assert len({night.record.run_id for night in nights}) == 1
 
 
 @pytest.fixture
@@ -318,6 +332,9 @@ def test_a_killed_driver_goes_on_where_it_stopped(drivers, photographs, tiny_che
     done = {row["image_key"].removeprefix("file://") for row in written if row["shard"] in committed}
     for path in done:
         Path(path).unlink()
+
+    [night] = seen_nights(Output.open(str(output)))
+    assert (night.outcome, night.record.run_id) == ("died", run_folder.name)
 
     process = drivers.start(*flags)
     log = process.finish()
@@ -356,6 +373,9 @@ def test_sigterm_commits_what_is_done(drivers, photographs, tiny_checkpoint, tmp
         log.splitlines()[-1] == f"segment_bucket.py: stopped by SIGTERM; {kept}; run the same command again to continue"
     )
     assert committed >= 1, "three shards were written, at most two receipts were on their way"
+    [night] = seen_nights(Output.open(str(tmp_path)))
+    assert (night.outcome, night.record.exit_code) == ("stopped", 143)
+    assert kept in night.reason and night.record.counts["done"] >= committed
     process = drivers.start(*flags)
     log = process.finish()
     assert process.returncode == 0, log

@@ -8,6 +8,7 @@ from jobs.common.command_line import COMMANDS
 from pipeline.config import SelfCheckSettings, Settings
 from pipeline.drill.settings import DrillSettings
 from pipeline.evaluate.settings import EvaluationSettings
+from pipeline.nights.settings import NightsSettings
 from pipeline.runs.settings import RollBackSettings
 from pipeline.scenes.settings import ScenesSettings
 from pipeline.setting_fields import Section, bounds_in_words, help_texts, marker, plain_type
@@ -46,6 +47,7 @@ JOBS = {
     "selfcheck.py": SelfCheckSettings,
     "drill.py": DrillSettings,
     "check_store.py": StoreCheckSettings,
+    "nights.py": NightsSettings,
     "finetune.py": FinetuneSettings,
     "evaluate.py": EvaluationSettings,
     "roll_back.py": RollBackSettings,

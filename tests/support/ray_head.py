@@ -35,10 +35,25 @@ class Submission:
 
 @dataclass(frozen=True)
 class Head:
-    """A Ray head with a dashboard, and the environment of its processes."""
+    """A Ray head with a dashboard, the environment of its processes, and the folder of its session's files."""
 
     address: str
     environment: dict[str, str]
+    folder: Path
+
+    def listed(self, submission_id: str) -> str:
+        """The status of a job in `ray list jobs`; `ray job list` must show the same."""
+        command = [RAY, "list", "jobs", "--address", self.address, "--format", "json", "--detail"]
+        said = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True).stdout
+        [status] = {job["status"] for job in json.loads(said) if job["submission_id"] == submission_id}
+        [line] = [text for text in self.ray_job("list").stdout.split("JobDetails(") if f"'{submission_id}'" in text]
+        assert f"JobStatus.{status}" in line
+        return str(status)
+
+    def files(self) -> dict[str, str]:
+        """What lies in the session's folder: logs of Ray, of the job and of its workers."""
+        paths = [path for path in self.folder.rglob("*") if path.is_file()]
+        return {str(path): path.read_bytes().decode("latin-1") for path in paths}
 
     def submit(
         self, submission_id: str, working_dir: Path, *args: object, wait: bool = True, **env_vars: str
@@ -74,8 +89,8 @@ class Head:
 
 
 @contextlib.contextmanager
-def ray_head() -> Iterator[Head]:
-    """A head with the environment that this process has now; its processes are gone afterwards."""
+def ray_head(**more: str) -> Iterator[Head]:
+    """A head with the environment that this process has now, and `more`; its processes are gone afterwards."""
     folder = tempfile.mkdtemp(prefix="m2f-", dir="/tmp")  # short: socket paths below it may have 107 bytes
     ports = dict(
         zip(
@@ -104,6 +119,7 @@ def ray_head() -> Iterator[Head]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 127.0.0.1, not the address of the network
         **{name: port for name, port in ports.items() if name.isupper()},
         MARK: folder,
+        **more,
     }
     flags = [f"--{name}={port}" for name, port in ports.items() if not name.isupper()]
     flags += ["--num-cpus=3", "--object-store-memory=500000000", f"--temp-dir={folder}", "--block"]
@@ -112,7 +128,7 @@ def ray_head() -> Iterator[Head]:
         process = subprocess.Popen(
             [RAY, "start", "--head", *flags], env=environment, stdout=file, stderr=file, start_new_session=True
         )
-    head = Head(f"http://127.0.0.1:{ports['dashboard-port']}", environment)
+    head = Head(f"http://127.0.0.1:{ports['dashboard-port']}", environment, Path(folder))
     try:
         wait_until_ready(head, process, log)
         # The API answers before the node's agent does, and until then a submission is refused.

@@ -123,7 +123,7 @@ def test_a_holder_that_was_killed_on_this_machine_is_no_holder(uri):
 
 def test_a_holder_elsewhere_that_falls_silent_is_taken_over_when_its_time_is_up(uri, clock, monkeypatch):
     """As if the other process were on another machine: all that is seen of it is that it renews no more."""
-    monkeypatch.setattr("pipeline.commit.lease._is_gone", lambda process: False)
+    monkeypatch.setattr("pipeline.commit.lease.is_gone", lambda process: False)
     process = holder(uri, SECONDS)
     try:
         wait_until(lambda: json.loads(read_stored(*open_filesystem(uri)).data)["renewals"] > 1)
@@ -140,7 +140,7 @@ def test_a_holder_elsewhere_that_falls_silent_is_taken_over_when_its_time_is_up(
 
 
 def test_who_wakes_up_after_another_took_over_learns_it(uri, clock, monkeypatch):
-    monkeypatch.setattr("pipeline.commit.lease._is_gone", lambda process: False)
+    monkeypatch.setattr("pipeline.commit.lease.is_gone", lambda process: False)
     losses = []
     with lease(uri, SECONDS, on_loss=lambda: losses.append(True)) as first:
         first.ended.set()  # suspended: it renews no more

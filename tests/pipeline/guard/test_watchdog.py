@@ -1,5 +1,6 @@
 """A process whose step hangs, with or without Python's lock, or that grows without end, ends and says over what."""
 
+import json
 import subprocess
 import sys
 
@@ -50,7 +51,9 @@ with watch("decoding", "s3://bucket/evil.jpg"):
 """
     code, said = ends(body)
     assert code == 1
-    [line] = said.splitlines()
+    [sent] = map(json.loads, said.splitlines())
+    assert (sent["level"], sent["image_key"]) == ("ERROR", "s3://bucket/evil.jpg"), "as the workers' other lines"
+    line = sent["message"]
     assert (
         ": decoding s3://bucket/evil.jpg did not finish within 600 s (--step-timeout). The process ends; the shard"
         in line
@@ -80,7 +83,7 @@ with watch("decoding", "s3://bucket/evil.jpg"), watch("decoding", "s3://bucket/o
 """
     code, said = ends(body)
     assert code == 1
-    [line] = said.splitlines()
+    [line] = [json.loads(line)["message"] for line in said.splitlines()]
     assert "too much memory: it grew by 0." in line or "too much memory: it grew by 1." in line
     assert "more than the 0.6 GiB that its work can need" in line
     assert (

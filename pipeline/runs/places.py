@@ -1,0 +1,38 @@
+"""Check the places of input and output, before anything heavy is loaded. Nothing is written or listed."""
+
+from dataclasses import replace
+
+from pipeline.config import Settings
+from pipeline.errors import RunError
+from pipeline.layout import RUNS, Output
+from pipeline.schema import SCHEMA_VERSION, TABLES
+from pipeline.store.filesystem import canonical, is_local, whole_path
+
+
+def with_whole_places(settings: Settings) -> Settings:
+    """The settings with absolute paths of input and output, if these are local."""
+    return replace(settings, input=whole_path(settings.input), output=whole_path(settings.output))
+
+
+def usable_output(settings: Settings) -> Output:
+    """The output of these settings.
+
+    RunError if the output lies inside the input, is a file, cannot be read or belongs to another schema version.
+    """
+    source, target = canonical(settings.input), canonical(settings.output)
+    for written in (target, *(f"{target}/{name}" for name in (*TABLES, RUNS))):
+        if f"{written}/".startswith(f"{source}/"):
+            raise RunError(
+                f"--output {settings.output} has {written} inside --input; the next run would list them as images"
+            )
+    output = Output.open(settings.output)
+    if is_local(output.filesystem) and output.filesystem.isfile(output.root):
+        raise RunError(f"--output {settings.output} is a file; name a folder")
+    with output.errors():
+        format_json = output.read_json_or_none(output.format_json)
+    if format_json is not None and format_json.get("schema_version") != SCHEMA_VERSION:
+        raise RunError(
+            f"--output holds tables of schema version {format_json.get('schema_version')}, but this program writes "
+            f"version {SCHEMA_VERSION}; choose another --output"
+        )
+    return output
