@@ -127,6 +127,9 @@ class Settings:
     """End a process if it spends more than N seconds on one step of an image or batch, and retry the shard."""
     lease_seconds: Annotated[float, RUN_CONTROL, Interval(ge=1.0, le=86400.0)] = 60.0
     """Keep other drivers off --output for N seconds after the last sign of life of this driver."""
+    allow_unsafe_store: Annotated[bool, RUN_CONTROL] = False
+    """Run although the store of --output accepts conditional writes and ignores them, or has none that this program
+    knows. Other jobs are kept away less surely; see docs/stores.md."""
     progress_seconds: Annotated[float, RUN_CONTROL, Interval(ge=0.1, le=86400.0)] = 10.0
     """Print a progress line every N seconds if stderr is not a terminal."""
     deadline_hours: Annotated[float | None, RUN_CONTROL, Interval(gt=0.0, le=8760.0)] = None

@@ -6,6 +6,7 @@ _runs/
     format.json                   the schema version of everything in the output
     lease.json                    the lease: only one driver at a time works on the output
     _nights/2026-11/              a record for each command of segment_bucket.py, also one that did nothing
+    claim-*.json holder-*.json    the lease with --allow-unsafe-store; proof-*.json: the store is being tried
     <run_id>/
         run.json                  settings, fingerprint and plan files of the run; written once the plan is complete
         plan/                     the images of each shard
@@ -28,6 +29,7 @@ from pipeline.store.filesystem import list_folder, open_filesystem, store_errors
 from pipeline.store.objects import read_json_or_none
 
 RUNS = "_runs"
+_NIGHTS = "_nights"
 
 
 def part_path(table: str, run_id: str, shard: int, sha256: str) -> str:
@@ -46,6 +48,7 @@ class RunFolder:
 
     filesystem: fsspec.AbstractFileSystem
     path: str
+    has_conditions: bool = True  # see Output
 
     @property
     def run_id(self) -> str:
@@ -92,11 +95,12 @@ class Output:
     filesystem: fsspec.AbstractFileSystem
     root: str  # path of `uri` in the file system
     flag: str = "--output"
+    has_conditions: bool = True  # False: conditional writes do not hold there (--allow-unsafe-store)
 
     @classmethod
-    def open(cls, uri: str, flag: str = "--output") -> "Output":
+    def open(cls, uri: str, flag: str = "--output", has_conditions: bool = True) -> "Output":
         """Open the output `uri`. RunError if there is no such store or the environment does not say how to reach it."""
-        return cls(uri, *open_filesystem(uri), flag)
+        return cls(uri, *open_filesystem(uri), flag, has_conditions)
 
     @property
     def runs(self) -> str:
@@ -112,7 +116,7 @@ class Output:
 
     @property
     def nights(self) -> str:
-        return f"{self.runs}/_nights"
+        return f"{self.runs}/{_NIGHTS}"
 
     def night(self, name: str) -> str:
         """The path of the record of a night; `name` includes the folder of the month."""
@@ -120,16 +124,13 @@ class Output:
 
     def run(self, run_id: str) -> RunFolder:
         """The folder of the run `run_id`, which need not exist."""
-        return RunFolder(self.filesystem, f"{self.runs}/{run_id}")
+        return RunFolder(self.filesystem, f"{self.runs}/{run_id}", self.has_conditions)
 
     def list_runs(self) -> list[RunFolder]:
         """The folders of all runs, sorted by name. Raises errors of STORE_ERRORS."""
         paths = [path.rstrip("/") for path in list_folder(self.filesystem, self.runs)]
-        return [
-            RunFolder(self.filesystem, path)
-            for path in paths
-            if not path.endswith((".json", ".lock")) and path != self.nights
-        ]
+        names = [path.rpartition("/")[2] for path in paths if not path.endswith((".json", ".lock"))]
+        return [self.run(name) for name in names if name != _NIGHTS]
 
     def at(self, path: str) -> str:
         """The path in the file system of a table or part whose path in the output is `path`."""

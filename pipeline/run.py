@@ -24,6 +24,7 @@ from pipeline.cluster.environment import joins_a_cluster
 from pipeline.cluster.in_flight_actor import Board, start_board
 from pipeline.cluster.ray_private import console_handlers
 from pipeline.cluster.resources import connect
+from pipeline.commit.claims import ClaimLease
 from pipeline.commit.encode import EncodeSpec
 from pipeline.commit.journal import Committer
 from pipeline.commit.lease import Lease
@@ -35,6 +36,7 @@ from pipeline.errors import BrokenRunError
 from pipeline.guard.kill_points import reached
 from pipeline.inputs.fetch import FetchImages
 from pipeline.inputs.listing import refuse_empty
+from pipeline.layout import Output
 from pipeline.nights.night import Tell, tell_nobody
 from pipeline.plan.changes import describe
 from pipeline.plan.shards import spread_over
@@ -47,7 +49,7 @@ from pipeline.runs.check import Checked, check
 from pipeline.runs.cleanup import sweep
 from pipeline.runs.find import find_report, find_run
 from pipeline.runs.preview import changes_of
-from pipeline.runs.prove import refuse_unsafe_store
+from pipeline.runs.prove import conditions_hold
 from pipeline.runs.specs import segment_spec
 from pipeline.segment.actor import SegmentImages
 from pipeline.store.filesystem import store_errors_as
@@ -101,12 +103,13 @@ def _segment_bucket(settings: Settings, progress: Progress, tell: Tell) -> Repor
         return Report(**finished)
     if find_run(checked) is None:
         refuse_empty(checked.settings.input)
-    refuse_unsafe_store(checked.output)
+    holds = conditions_hold(checked.output, settings.allow_unsafe_store)
+    checked = replace(checked, output=replace(checked.output, has_conditions=holds))
+    lease = _lease(checked.output, settings)
     with contextlib.ExitStack() as held:
         with checked.output.errors():
-            place = checked.output.filesystem, checked.output.lease_json
-            lease = held.enter_context(Lease(*place, settings.lease_seconds, _thread.interrupt_main))
-        if lease.version:  # else this store has no leases
+            held.enter_context(lease)
+        if isinstance(lease, Lease) and lease.version:  # a night's record says "died" only if it knows the lease
             tell(lease=lease.token)
         try:
             return _find_and_execute(checked, lease, progress, tell)
@@ -115,7 +118,13 @@ def _segment_bucket(settings: Settings, progress: Progress, tell: Tell) -> Repor
             raise
 
 
-def _find_and_execute(checked: Checked, lease: Lease, progress: Progress, tell: Tell) -> Report | None:
+def _lease(output: Output, settings: Settings) -> Lease | ClaimLease:
+    if output.has_conditions:
+        return Lease(output.filesystem, output.lease_json, settings.lease_seconds, _thread.interrupt_main)
+    return ClaimLease(output.filesystem, output.runs, settings.lease_seconds, _thread.interrupt_main)
+
+
+def _find_and_execute(checked: Checked, lease: Lease | ClaimLease, progress: Progress, tell: Tell) -> Report | None:
     settings = checked.settings
     record = find_run(checked, say_what_is_left=True)
     if record is not None:
@@ -139,13 +148,13 @@ def _find_and_execute(checked: Checked, lease: Lease, progress: Progress, tell: 
     return execute(_take_up(checked, record, lease), allotment, lease, progress)
 
 
-def _take_up(checked: Checked, record: RunRecord, lease: Lease) -> Run:
+def _take_up(checked: Checked, record: RunRecord, lease: Lease | ClaimLease) -> Run:
     """Begin an attempt, which fences off all earlier attempts: only the holder of the lease may do this."""
     lease.check()
     return take_up(checked, record)
 
 
-def execute(run: Run, allotment: Allotment, lease: Lease, progress: Progress) -> Report:
+def execute(run: Run, allotment: Allotment, lease: Lease | ClaimLease, progress: Progress) -> Report:
     """Stream the shards that are not done yet, commit their receipts, check the counts and publish."""
     about_run(run.run_id)
     label_run(run.run_id)
@@ -240,6 +249,7 @@ def build_dataset(
                 settings.output,
                 run.run_id,
                 board.in_hand,
+                run.output.has_conditions,
             ),
             # An actor works on two shards at a time: one runs on the device while the next is decoded. The ratio of
             # tasks in flight to concurrent calls must stay above 1.75, or Ray never adds an actor.

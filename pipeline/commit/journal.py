@@ -20,7 +20,7 @@ from pathlib import Path
 from pipeline.commit.receipt import Receipt
 from pipeline.guard.kill_points import reached
 from pipeline.layout import RunFolder
-from pipeline.store.conditional_writes import create_object, supports_conditions
+from pipeline.store.conditional_writes import create_new
 from pipeline.store.filesystem import list_folder, put_object
 from pipeline.store.objects import read_object
 from pipeline.telemetry.metrics import IMAGES, RECEIPTS, SEGMENTS
@@ -55,10 +55,7 @@ class Journal:
                 "accepted": accepted,
             }
             path = f"{folder.attempts}/{journal.attempt:06d}.json"
-            if not supports_conditions(folder.filesystem):
-                put_object(folder.filesystem, path, json.dumps(content).encode())
-                break
-            if create_object(folder.filesystem, path, json.dumps(content).encode()) is not None:
+            if create_new(folder.filesystem, path, json.dumps(content).encode(), folder.has_conditions):
                 break
             journal.attempt += 1
         reached("attempt written")

@@ -8,6 +8,8 @@ The age of a lease is measured by the store's clock (date of the store's answer 
 drivers need no common clock. A driver that cannot renew its lease in time stops by itself. A driver that was stopped
 (SIGSTOP, a suspended machine) and wakes after another driver took over learns this at its next renewal, and whatever it
 wrote in between is ignored: see the fence in `journal.py` and the transactions in `publish.py`.
+
+On a store whose conditional writes do not hold, `claims.py` takes the place of this file.
 """
 
 import contextlib
@@ -27,12 +29,12 @@ import fsspec
 
 from pipeline.errors import BrokenRunError, RunError
 from pipeline.guard.kill_points import reached
-from pipeline.store.conditional_writes import Stored, create_object, read_stored, replace_object, supports_conditions
+from pipeline.store.conditional_writes import Stored, create_object, read_stored, replace_object
 from pipeline.store.filesystem import STORE_ERRORS, one_line
 
 logger = logging.getLogger(__name__)
 
-_RENEWALS = 4  # per duration of a lease, so that one lost request does no harm
+RENEWALS = 4  # per duration of a lease, so that one lost request does no harm
 
 
 class Lease:
@@ -61,20 +63,12 @@ class Lease:
 
     def __enter__(self) -> "Lease":
         """Raises RunError if another driver holds the lease."""
-        if not supports_conditions(self.filesystem):
-            logger.warning(
-                "this store has no conditional writes, so no lease protects --output: make sure that only one job at a "
-                "time writes there"
-            )
-            return self
         self._take()
         reached("lease taken")
         self.thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if not self.version:
-            return
         self.ended.set()
         self.thread.join()
         if self.lost is None:
@@ -83,7 +77,7 @@ class Lease:
 
     def check(self) -> None:
         """Raise BrokenRunError if the lease is lost, or so old that another driver may have taken it."""
-        if self.version and self.lost is None and time.monotonic() - self.renewed_at > self.seconds:
+        if self.lost is None and time.monotonic() - self.renewed_at > self.seconds:
             self.lost = f"the lease was not renewed for {self.seconds:g} s"
         if self.lost is not None:
             raise BrokenRunError(f"this driver lost the lease on --output ({self.lost}) and stops")
@@ -132,13 +126,13 @@ class Lease:
         return left
 
     def _keep(self) -> None:
-        while not self.ended.wait(self.seconds / _RENEWALS):
+        while not self.ended.wait(self.seconds / RENEWALS):
             self.renewals += 1
             started = time.monotonic()
             try:
                 version = replace_object(self.filesystem, self.path, self._content(), self.version)
             except STORE_ERRORS as error:
-                if time.monotonic() - self.renewed_at > self.seconds * (1 - 1 / _RENEWALS):
+                if time.monotonic() - self.renewed_at > self.seconds * (1 - 1 / RENEWALS):
                     self._lose(f"the lease could not be renewed: {one_line(error)}")
                     return
                 continue

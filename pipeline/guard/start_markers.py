@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from pipeline.errors import RunError
 from pipeline.layout import RunFolder
-from pipeline.store.conditional_writes import create_object
+from pipeline.store.conditional_writes import create_new
 from pipeline.store.filesystem import store_errors_as
 
 
@@ -49,7 +49,7 @@ class Starts:
         who = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "id": uuid.uuid4().hex}
         path = f"{self.run.started}/{shard:06d}-{number}"
         with store_errors_as(RunError, f"--output cannot be written: {path}"):
-            return create_object(self.run.filesystem, path, json.dumps(who).encode()) is not None
+            return create_new(self.run.filesystem, path, json.dumps(who).encode(), self.run.has_conditions)
 
 
 class _Door:

@@ -39,13 +39,16 @@ STARTS_BEFORE_ISOLATION = 2
 class SegmentImages:
     """Model actor: one shard in, one shard out; encoded bytes are replaced by segments."""
 
-    def __init__(self, spec: SegmentSpec, output_uri: str, run_id: str, tell: Tell = tell_nobody):
+    def __init__(
+        self, spec: SegmentSpec, output_uri: str, run_id: str, tell: Tell = tell_nobody, has_conditions: bool = True
+    ):
+        """`has_conditions`: of the output, as the driver has found out."""
         send_log_lines(run_id)
         label_run(run_id)
         device_time = DeviceTime(spec.device)
         self.tell = tell
         self.broken: Exception | None = None
-        self.starts = Starts(Output.open(output_uri).run(run_id))
+        self.starts = Starts(Output.open(output_uri, has_conditions=has_conditions).run(run_id))
         try:
             self.segmenter = Segmenter(spec, device_time.busy)
         except StoreUnavailableError:

@@ -71,6 +71,19 @@ def create_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes)
     return _conditional_put(filesystem, path, data, IfNoneMatch="*")
 
 
+def create_new(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes, has_conditions: bool) -> bool:
+    """Like `create_object`, also for a store whose conditional writes do not hold. Returns whether `data` was written.
+
+    On such a store (`has_conditions` is False) this looks first; of several writers at the same moment all succeed.
+    """
+    if has_conditions and supports_conditions(filesystem):
+        return create_object(filesystem, path, data) is not None
+    if filesystem.exists(path):
+        return False
+    put_object(filesystem, path, data)
+    return True
+
+
 def replace_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes, version: str) -> str | None:
     """Write `data` at `path` if the object there still is `version`. Returns the new version, or None if it is not."""
     if is_local(filesystem):

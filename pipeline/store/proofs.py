@@ -40,7 +40,7 @@ class Fault:
     """Something that a run relies on and the store does not do: a clause that goes on after "the store"."""
 
     words: str
-    of_conditions: bool  # False: the store cannot be used at all
+    is_usable: bool  # with --allow-unsafe-store: only the exclusion of a second driver is missing
 
 
 def find_faults(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[Fault]:
@@ -58,7 +58,7 @@ def find_faults(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[Faul
         visibility = _fault_of_visibility(filesystem, folder, path, conditions is None)
         if visibility is not None:
             faults.append(visibility)
-    return sorted(faults, key=lambda fault: fault.of_conditions)
+    return sorted(faults, key=lambda fault: fault.is_usable)
 
 
 def _fault_of_conditions(filesystem: fsspec.AbstractFileSystem, path: str) -> Fault | None:
@@ -66,10 +66,11 @@ def _fault_of_conditions(filesystem: fsspec.AbstractFileSystem, path: str) -> Fa
     if not supports_conditions(filesystem):
         return Fault("has no conditional writes that this program knows", True)
     create, replace = _names_of_writes(filesystem)
+    version = None
     try:
         version = create_object(filesystem, path, _content())
         if version is None:
-            return Fault(f"refuses to create an object that does not exist ({create})", True)
+            return Fault(f"refuses to create an object that does not exist ({create})", False)
         if create_object(filesystem, path, _content()) is not None:
             return Fault(f"accepts a second conditional create of one object and overwrites the first ({create})", True)
         if replace_object(filesystem, path, _content(), version) is None:
@@ -79,7 +80,9 @@ def _fault_of_conditions(filesystem: fsspec.AbstractFileSystem, path: str) -> Fa
     except ConditionsRefusedError as error:
         # Refused for another reason than its condition, such as a token that has run out? Then this fails too.
         put_object(filesystem, path, _content())
-        return Fault(f"has no conditional writes ({one_line(error)})", True)
+        if version is None:  # the library that writes the Delta tables cannot do without conditional creates
+            return Fault(f"has no conditional creates ({create}): {one_line(error)}", False)
+        return Fault(f"has no conditional replaces ({replace}): {one_line(error)}", True)
     return None
 
 

@@ -67,7 +67,7 @@ def _prove(trial: Trial) -> Finding:
     faults = find_faults(trial.filesystem, trial.output.runs)
     if not faults:
         return Finding(_PROOF, "hold", Verdict.OK)
-    worst = Verdict.UNSAFE if all(fault.of_conditions for fault in faults) else Verdict.UNUSABLE
+    worst = Verdict.UNSAFE if all(fault.is_usable for fault in faults) else Verdict.UNUSABLE
     return Finding(_PROOF, "; ".join(f"the store {fault.words}" for fault in faults), worst)
 
 

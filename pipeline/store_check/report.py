@@ -19,7 +19,8 @@ _WORDS = {
 }
 _VERDICTS = {
     Verdict.OK: "fit: runs can write and read here",
-    Verdict.UNSAFE: "unsafe: nothing keeps a second job from writing at the same time, so jobs refuse this store",
+    Verdict.UNSAFE: "unsafe: nothing here keeps a second job from writing at the same time, so jobs refuse this store "
+    "unless they have --allow-unsafe-store",
     Verdict.UNUSABLE: "cannot be used: a run here could fail, lose results or repeat them",
 }
 EXIT_CODES = {Verdict.OK: 0, Verdict.UNSAFE: 1, Verdict.UNUSABLE: 2}

@@ -1,10 +1,10 @@
 """A folder in which a store is tried: requests are timed, and everything that was written is removed at the end."""
 
 import contextlib
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from pipeline.layout import Output
@@ -14,6 +14,8 @@ from pipeline.store.objects import read_once
 T = TypeVar("T")
 
 _THREADS = 16
+_REMOVAL_SECONDS = 30.0
+_LISTING_SECONDS = 300.0  # of everything that was written
 
 
 class Trial:
@@ -69,8 +71,7 @@ class Trial:
 
     def together(self, work: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
         """`work` of each item, several at a time."""
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="trial") as threads:
-            return list(threads.map(work, items))
+        return _together(work, list(items))
 
     def remove_all(self) -> list[str]:
         """Remove everything below the folder. Returns what is still listed, for a message.
@@ -86,10 +87,61 @@ class Trial:
 
     def _remove(self, path: str) -> None:
         with contextlib.suppress(*STORE_ERRORS):
-            self.filesystem.rm_file(path)
+            within(_REMOVAL_SECONDS, lambda: self.filesystem.rm_file(path))
 
     def _listed(self) -> list[str]:
         with contextlib.suppress(*STORE_ERRORS):
             below = f"{self.output.root}/"
-            return [path for path in self.filesystem.find(self.output.root) if path.startswith(below)]
+            found = within(_LISTING_SECONDS, lambda: self.filesystem.find(self.output.root))
+            return [path for path in found if path.startswith(below)]
         return []
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """The result of `work`, or its exception; a TimeoutError after `seconds`.
+
+    Some servers let the client wait for ever, for example for an object whose name they do not like. `work` is then
+    left alone, in a thread that does not keep the process from ending.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="trial")
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return results[0]
+
+
+def _together(work: Callable[[Any], T], items: list[Any]) -> list[T]:
+    """Like `map` of a ThreadPoolExecutor, whose threads would keep the process from ending."""
+    left, results, errors = list(enumerate(items)), dict[int, T](), list[BaseException]()
+
+    def run() -> None:
+        while left and not errors:
+            try:
+                number, item = left.pop()
+            except IndexError:  # another thread was quicker
+                return
+            try:
+                results[number] = work(item)
+            except BaseException as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=run, daemon=True, name="trial") for _ in range(min(_THREADS, len(items)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return [results[number] for number in range(len(items))]

@@ -26,7 +26,7 @@ import sys, time
 from pipeline.commit import lease
 from pipeline.store.filesystem import open_filesystem
 
-lease._RENEWALS = 10_000
+lease.RENEWALS = 10_000
 with lease.Lease(*open_filesystem(sys.argv[1]), float(sys.argv[2])):
     print("held", flush=True)
     time.sleep(3600)
@@ -189,13 +189,6 @@ def test_a_store_that_stays_away_costs_it_before_another_may_have_it(tmp_path, c
         assert len(losses) == 1 and losses[0] <= SECONDS
         with pytest.raises(BrokenRunError, match="no route to host"):
             held.check()
-
-
-def test_a_store_without_conditional_writes_is_said_to_be_one(caplog):
-    filesystem = fsspec.filesystem("memory")
-    with caplog.at_level("WARNING", logger="pipeline.commit.lease"), Lease(filesystem, "/lease.json", 5) as held:
-        held.check()
-    assert "one job at a time" in caplog.text
 
 
 def test_a_damaged_lease_runs_out_like_any_other(tmp_path):

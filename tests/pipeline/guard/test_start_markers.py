@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from pipeline.drill.fault_proxy import FaultProxy, Rule
 from pipeline.errors import RunError
 from pipeline.guard.start_markers import Starts
 from pipeline.layout import Output
@@ -29,6 +30,15 @@ def test_a_start_is_counted_by_whoever_comes_next(output):
     filesystem, root = open_filesystem(output)
     names = sorted(path.rsplit("/", 1)[1] for path in filesystem.ls(f"{root}/_runs/night-1/started", detail=False))
     assert names == ["000042-1", "000042-2", "000042-3", "000042-4", "000043-1"]
+
+
+def test_starts_are_counted_on_a_store_that_ignores_conditions(s3, fresh_s3, monkeypatch):
+    uri = s3.bucket(f"starts-{time.monotonic_ns()}")
+    with FaultProxy(s3.url, [Rule("^PUT ", "ignore_conditions")], sign=True) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+        for before in range(3):
+            with Starts(Output.open(uri, has_conditions=False).run("night-1")).start(42) as starts_before:
+                assert starts_before == before
 
 
 def test_a_first_start_costs_one_request(s3):
@@ -76,7 +86,7 @@ def test_an_output_that_turns_read_only_is_named(tmp_path, monkeypatch):
     def refuses(*args):
         raise PermissionError("Access Denied")
 
-    monkeypatch.setattr("pipeline.guard.start_markers.create_object", refuses)
+    monkeypatch.setattr("pipeline.guard.start_markers.create_new", refuses)
     with (
         pytest.raises(RunError, match=r"--output cannot be written: .*000001-1: Access Denied"),
         Starts(Output.open(str(tmp_path)).run("night-1")).start(1),

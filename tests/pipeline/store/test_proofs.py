@@ -66,14 +66,18 @@ def test_a_local_folder_has_no_faults_and_is_left_as_it_was(tmp_path):
     [
         (Rule("^PUT ", "ignore_conditions"), "accepts a second conditional create"),
         (Rule("^PUT ", "ignore_conditions", after=2), "accepts a conditional replace of an object that has changed"),
-        (Rule("^PUT ", "refuse_conditions"), "has no conditional writes (.*NotImplemented"),
-        (Rule("^PUT ", "refuse_conditions", after=2), "has no conditional writes (.*NotImplemented"),
+        (Rule("^PUT ", "refuse_conditions", after=2), "has no conditional replaces (PUT with If-Match): "),
     ],
 )
-def test_conditions_that_are_ignored_or_refused_are_found(proxy, folder, rule, words):
+def test_conditions_that_are_ignored_are_found(proxy, folder, rule, words):
     [fault] = faults_behind(proxy, folder, rule)
-    assert fault.of_conditions
-    assert fault.words.startswith(words.partition(".*")[0]) and fault.words.count(words.rpartition(".*")[2]), fault
+    assert fault.is_usable and fault.words.startswith(words)
+
+
+def test_a_store_without_conditional_creates_is_found_and_useless(proxy, folder):
+    """No Delta table can be committed there."""
+    [fault] = faults_behind(proxy, folder, Rule("^PUT ", "refuse_conditions"))
+    assert not fault.is_usable and "has no conditional creates" in fault.words and "NotImplemented" in fault.words
 
 
 @pytest.mark.parametrize(
@@ -85,13 +89,13 @@ def test_conditions_that_are_ignored_or_refused_are_found(proxy, folder, rule, w
 )
 def test_a_store_that_shows_what_it_confirmed_only_later_is_found(proxy, folder, rule, words):
     [fault] = faults_behind(proxy, folder, rule)
-    assert (fault.words, fault.of_conditions) == (words, False)
+    assert (fault.words, fault.is_usable) == (words, False)
 
 
 def test_a_store_that_lists_only_later_is_found(proxy, folder, monkeypatch):
     monkeypatch.setattr("pipeline.store.proofs.list_folder", lambda filesystem, folder: [])
     [fault] = faults_behind(proxy, folder)
-    assert (fault.words, fault.of_conditions) == ("does not list an object that was just written", False)
+    assert (fault.words, fault.is_usable) == ("does not list an object that was just written", False)
 
 
 def test_what_makes_a_store_useless_comes_before_its_conditions(proxy, folder):
@@ -132,7 +136,7 @@ def test_a_disk_without_hard_links_has_no_conditional_writes(tmp_path, monkeypat
 
     monkeypatch.setattr(os, "link", link)
     [fault] = find_faults(*open_filesystem(str(tmp_path)))
-    assert fault == Fault("has no conditional writes (hard links: Operation not permitted)", True)
+    assert fault == Fault("has no conditional creates (link): hard links: Operation not permitted", False)
 
 
 def test_a_protocol_without_conditional_writes_has_none():
