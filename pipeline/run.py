@@ -3,7 +3,6 @@
 `build_dataset` is the core of the program: it lists every stage that a shard passes, in order.
 """
 
-import _thread
 import contextlib
 import logging
 import math
@@ -36,7 +35,6 @@ from pipeline.errors import BrokenRunError
 from pipeline.guard.kill_points import reached
 from pipeline.inputs.fetch import FetchImages
 from pipeline.inputs.listing import refuse_empty
-from pipeline.layout import Output
 from pipeline.nights.night import Tell, tell_nobody
 from pipeline.plan.changes import describe
 from pipeline.plan.shards import spread_over
@@ -49,7 +47,7 @@ from pipeline.runs.check import Checked, check
 from pipeline.runs.cleanup import sweep
 from pipeline.runs.find import find_report, find_run
 from pipeline.runs.preview import changes_of
-from pipeline.runs.prove import conditions_hold
+from pipeline.runs.prove import lease_on, proven
 from pipeline.runs.specs import segment_spec
 from pipeline.segment.actor import SegmentImages
 from pipeline.store.filesystem import store_errors_as
@@ -103,9 +101,8 @@ def _segment_bucket(settings: Settings, progress: Progress, tell: Tell) -> Repor
         return Report(**finished)
     if find_run(checked) is None:
         refuse_empty(checked.settings.input)
-    holds = conditions_hold(checked.output, settings.allow_unsafe_store)
-    checked = replace(checked, output=replace(checked.output, has_conditions=holds))
-    lease = _lease(checked.output, settings)
+    checked = replace(checked, output=proven(checked.output, settings.allow_unsafe_store))
+    lease = lease_on(checked.output, settings.lease_seconds)
     with contextlib.ExitStack() as held:
         with checked.output.errors():
             held.enter_context(lease)
@@ -116,12 +113,6 @@ def _segment_bucket(settings: Settings, progress: Progress, tell: Tell) -> Repor
         except KeyboardInterrupt:
             lease.check()  # raises if the loss of the lease caused the interrupt
             raise
-
-
-def _lease(output: Output, settings: Settings) -> Lease | ClaimLease:
-    if output.has_conditions:
-        return Lease(output.filesystem, output.lease_json, settings.lease_seconds, _thread.interrupt_main)
-    return ClaimLease(output.filesystem, output.runs, settings.lease_seconds, _thread.interrupt_main)
 
 
 def _find_and_execute(checked: Checked, lease: Lease | ClaimLease, progress: Progress, tell: Tell) -> Report | None:

@@ -124,6 +124,8 @@ def _list_bucket(filesystem: Any, path: str) -> Iterator[ListedImage]:
     while page["IsTruncated"]:
         token = {"ContinuationToken": page["NextContinuationToken"]} if "NextContinuationToken" in page else {}
         page = filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **token)
+        if page["IsTruncated"] and page.get("NextContinuationToken") in (None, token.get("ContinuationToken")):
+            raise OSError("the store says that there are more objects, but not where its listing goes on")
         for entry in page.get("Contents", ()):
             listed_any = True
             if not (entry["Key"].endswith("/") and entry["Size"] == 0):

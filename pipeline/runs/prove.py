@@ -1,9 +1,13 @@
-"""Refuse a store on which two drivers could write at once, or on which a run could lose results."""
+"""Refuse a store on which two drivers could write at once, or on which a run could lose results; choose the lease."""
 
+import _thread
 import contextlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 
+from pipeline.commit.claims import ClaimLease
+from pipeline.commit.lease import Lease
 from pipeline.errors import RunError
 from pipeline.layout import Output
 from pipeline.store.filesystem import is_local
@@ -12,15 +16,15 @@ from pipeline.store.proofs import find_faults, store_name
 logger = logging.getLogger(__name__)
 
 
-def conditions_hold(output: Output, allow_unsafe_store: bool) -> bool:
-    """Whether conditional writes keep a second driver off `output`. This tries the store with twelve small requests.
+def proven(output: Output, allow_unsafe_store: bool) -> Output:
+    """`output`, with what this has found out of its store by twelve small requests: whether it has conditional writes.
 
-    Raises RunError if they do not, unless `allow_unsafe_store` is set, and if the store cannot be used at all.
+    Raises RunError if it has none, unless `allow_unsafe_store` is set, and if the store cannot be used at all.
     """
     with output.errors():
         faults = find_faults(output.filesystem, output.runs)
     if not faults:
-        return True
+        return output
     fault = faults[0]
     found = f"{output.flag} {output.uri}: {store_name(output.filesystem, output.root)} {fault.words}"
     if fault.is_usable and allow_unsafe_store:
@@ -29,7 +33,7 @@ def conditions_hold(output: Output, allow_unsafe_store: bool) -> bool:
             "other jobs away less surely (docs/stores.md)",
             found,
         )
-        return False
+        return replace(output, has_conditions=False)
     if is_local(output.filesystem):
         with contextlib.suppress(OSError):  # if it was there before, it is not empty
             Path(output.runs).rmdir()
@@ -38,3 +42,10 @@ def conditions_hold(output: Output, allow_unsafe_store: bool) -> bool:
     else:
         advice = "a run there could fail or lose results, so use another store"
     raise RunError(f"{found}; {advice} (docs/stores.md)")
+
+
+def lease_on(output: Output, seconds: float) -> Lease | ClaimLease:
+    """The lease on `output`, which `proven` has returned. If the lease is lost, the main thread is interrupted."""
+    if output.has_conditions:
+        return Lease(output.filesystem, output.lease_json, seconds, _thread.interrupt_main)
+    return ClaimLease(output.filesystem, output.runs, seconds, _thread.interrupt_main)

@@ -2,16 +2,15 @@
 done.
 """
 
-import _thread
 import json
 import time
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.commit.lease import Lease
 from pipeline.commit.run_record import read_run_record
 from pipeline.errors import RunError
 from pipeline.layout import Output
+from pipeline.runs.prove import lease_on, proven
 from pipeline.runs.settings import RollBackSettings
 from pipeline.store.filesystem import put_object
 from pipeline.tables.remove_run import remove_run
@@ -51,7 +50,8 @@ def roll_back(settings: RollBackSettings) -> RollBack:
     finished_at = str(report["finished_at"])
     if not settings.yes:
         return RollBack(settings.run_id, finished_at, _rows_of(report), done=False)
-    with Lease(output.filesystem, output.lease_json, settings.lease_seconds, _thread.interrupt_main) as lease:
+    output = proven(output, settings.allow_unsafe_store)
+    with lease_on(output, settings.lease_seconds) as lease:
         with output.errors():
             note = json.dumps({"since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}).encode()
             put_object(output.filesystem, folder.rolled_back_json, note)

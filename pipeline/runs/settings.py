@@ -28,6 +28,8 @@ class RollBackSettings:
     """Change the tables. Without this flag, nothing is written."""
     lease_seconds: Annotated[float, RUN_CONTROL, Interval(ge=1.0, le=86_400.0)] = 60.0
     """Keep other drivers off --output for N seconds after the last sign of life of this job."""
+    allow_unsafe_store: Annotated[bool, RUN_CONTROL] = False
+    """Change the tables although the store does not keep other jobs away; give this flag if the runs have it."""
 
     def __post_init__(self) -> None:
         check_fields(self)

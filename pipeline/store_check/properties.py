@@ -84,8 +84,9 @@ class Property:
         try:
             with store_errors_as(RunError, "the store answers with an error", also=(DeltaError,)):
                 fault = within(self.seconds, lambda: self.try_it(trial))
-        except RunError as error:
-            return Finding(self.what, plain(error), self.lacking if self.failing is None else self.failing)
+        except Exception as error:  # the client may raise anything at an answer that it does not understand
+            words = plain(error) if isinstance(error, RunError) else f"{type(error).__name__}: {plain(error)}"
+            return Finding(self.what, words, self.lacking if self.failing is None else self.failing)
         return Finding(self.what, fault or "yes", self.lacking if fault else Verdict.OK)
 
 

@@ -4,7 +4,9 @@ import os
 
 import pytest
 
+from pipeline.errors import RunError
 from pipeline.inputs.listing import list_images
+from pipeline.store.filesystem import open_filesystem
 
 
 def test_links_to_themselves_and_names_that_are_not_utf8_are_left_out_and_said(tmp_path, caplog):
@@ -28,3 +30,14 @@ def test_links_to_themselves_and_names_that_are_not_utf8_are_left_out_and_said(t
         "to a file",
     ]
     assert "2 names are left out, because they are not UTF-8 or are links to themselves" in caplog.text
+
+
+def test_a_store_that_does_not_say_where_its_listing_goes_on_is_an_error(s3, monkeypatch):
+    """Otherwise the first page would be listed for ever."""
+    uri = s3.bucket("endless-listing")
+    s3.client.put_object(Bucket="endless-listing", Key="photographs/a.jpg", Body=b"1")
+    filesystem, _ = open_filesystem(uri)
+    ask = filesystem.call_s3
+    monkeypatch.setattr(filesystem, "call_s3", lambda *args, **kwargs: {**ask(*args, **kwargs), "IsTruncated": True})
+    with pytest.raises(RunError, match=r"cannot be listed: .* not where its listing goes on"):
+        list(list_images(f"{uri}/photographs"))
