@@ -106,8 +106,7 @@ def _segment_bucket(settings: Settings, progress: Progress, tell: Tell) -> Repor
     with contextlib.ExitStack() as held:
         with checked.output.errors():
             held.enter_context(lease)
-        if isinstance(lease, Lease) and lease.version:  # a night's record says "died" only if it knows the lease
-            tell(lease=lease.token)
+        tell(lease=lease.token)
         try:
             return _find_and_execute(checked, lease, progress, tell)
         except KeyboardInterrupt:

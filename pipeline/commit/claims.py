@@ -273,6 +273,12 @@ class ClaimLease:
                 self.filesystem.rm_file(path)
 
 
+def claims_to_hold(filesystem: fsspec.AbstractFileSystem, folder: str, token: str) -> bool:
+    """Whether a driver with this token has taken the lease below `folder` and has not released it; it may be dead."""
+    name = f"holder-{token}.json"
+    return _HOLDER.fullmatch(name) is not None and bool(filesystem.exists(f"{folder}/{name}"))
+
+
 def _tokens(kind: re.Pattern[str], names: Iterable[str]) -> list[str]:
     """The tokens in the names of this kind, sorted."""
     return sorted(match[1] for name in names if (match := kind.fullmatch(name)))

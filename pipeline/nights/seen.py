@@ -5,6 +5,7 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from typing import Any, Literal
 
+from pipeline.commit.claims import claims_to_hold
 from pipeline.commit.lease import holder_of, is_alive
 from pipeline.errors import RunError
 from pipeline.layout import Output
@@ -106,10 +107,10 @@ def _without_end(record: NightRecord, output: Output, holder: _Holder) -> tuple[
     if alive is not None:
         return ("running", where) if alive else ("died", f"{where} no longer exists")
     if record.lease is not None:
-        held = holder.token() == record.lease
+        if claims_to_hold(output.filesystem, output.runs, record.lease):
+            return "no end", f"its claim on the output is still there; look for {where}"
+        held = supports_conditions(output.filesystem) and holder.token() == record.lease
         return ("running", where) if held else ("died", f"{where} no longer renews its lease")
-    if not supports_conditions(output.filesystem):
-        return "no end", f"this store has no leases; look for {where}"
     if datetime.now(UTC) - record.started_at < _START:
         return "running", f"{where}, without the lease so far"
     return "died", f"{where} never took the lease"

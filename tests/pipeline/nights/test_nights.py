@@ -217,9 +217,13 @@ def test_elsewhere_before_the_lease_the_time_says(output, ago, said):
     assert outcome(output) == said
 
 
-def test_a_store_without_leases_cannot_say():
-    output = Output.open("memory://nights-without-leases")
-    put(output, NOW - timedelta(hours=2), process="elsewhere/1/2/3")
+def test_a_claim_on_a_store_without_conditional_writes_cannot_say():
+    """Nothing but the next driver finds out whether the driver behind a claim lives."""
+    output = Output.open("memory://nights-with-claims")
+    token = "0123456789abcdef" * 2
+    put(output, NOW - timedelta(hours=2), process="elsewhere/1/2/3", lease=token)
+    assert outcome(output) == "died", "the claim is released and the record has no end"
+    output.filesystem.pipe_file(f"{output.runs}/holder-{token}.json", b"{}")
     assert outcome(output) == "no end"
 
 
