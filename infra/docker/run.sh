@@ -4,8 +4,8 @@
 #   infra/docker/run.sh registry.example.com/m2f-pipeline@sha256:... night.yaml
 #
 # The job starts a Ray of its own in the container and ends with its exit code (docs/operations.md). Keys of the store:
-# AWS_* variables of this shell, or ~/.aws, or the role of the machine. Without GPUs: GPUS=none, and `device: cpu` in
-# night.yaml. Every night, in cron: 0 1 * * *  infra/docker/run.sh IMAGE night.yaml 2>>night.log
+# AWS_* variables of this shell, or ~/.aws if user 1000 may read it, or the role of the machine. Without GPUs: GPUS=none,
+# and `device: cpu` in night.yaml. Every night, in cron: 0 1 * * *  infra/docker/run.sh IMAGE night.yaml 2>>night.log
 set -euo pipefail
 [ $# -eq 2 ] || { echo "usage: run.sh IMAGE@sha256:DIGEST night.yaml" >&2; exit 2; }
 image=$1 settings=$2

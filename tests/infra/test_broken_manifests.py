@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import strategies
 
 from infra.check_manifests import faults
 from tests.support.manifests import Object, find, is_of_ray, overlay, ray_validator, schema_faults
@@ -244,6 +246,23 @@ def test_our_rules_refuse(fault, night):
     change, said = OURS[fault]
     change(night)
     assert said in "\n".join(reasons(night.objects))
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Every (dict, key) and (list, index) below `value`."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+    return [(value, key) for key in keys] + [place for key in keys for place in places(value[key])]
+
+
+@hypothesis.settings(max_examples=40)
+@hypothesis.given(random=strategies.randoms(use_true_random=False))
+def test_objects_of_any_shape_give_faults_and_never_a_stack(random):
+    objects = overlay(OVERLAY)
+    for _ in range(random.randint(1, 4)):
+        holder, key = random.choice(places([obj["spec"] for obj in objects if "spec" in obj]))
+        if isinstance(holder, dict):
+            holder[key] = random.choice([None, 1, -1, "x", [], {}, True, [None], {"a": None}])
+    assert all(fault.rule and fault.where for fault in faults(objects, allow_placeholders=True))
 
 
 @pytest.mark.parametrize("fault", KUBERNETES)

@@ -5,7 +5,6 @@ import shlex
 
 import pytest
 
-from tests.support.last_line import last_line
 from tests.support.manifests import find, overlay
 from tests.support.tables import read_report, read_table
 
@@ -27,7 +26,7 @@ def test_of_two_nights_the_second_is_refused_and_a_retry_has_nothing_to_do(drive
     second = drivers.start(*night)
     refusal = second.finish()
     assert second.returncode == 2
-    assert f"--output is in use by process {first.pid}" in json.loads(last_line(refusal))["message"]
+    assert f"--output is in use by process {first.pid}" in json.loads(refusal.splitlines()[-1])["message"]
     log = first.finish()
     assert first.returncode == 0, log
     retry = drivers.start(*night)
