@@ -19,6 +19,7 @@ PRIVATE_NAMES = {
         ("ray._private.worker", "shutdown"),
         ("ray._private.node", "Node.is_head"),
         ("ray._private.log", "PlainRayHandler"),
+        ("ray.autoscaler._private.kuberay.autoscaling_config", "AutoscalingConfigProducer"),
     ],
     "pipeline/cluster/actor_arguments.py": [
         ("ray.data._internal.execution.operators.actor_pool_map_operator", "ActorPoolMapOperator._start_actor"),

@@ -10,6 +10,9 @@ from typing import Any
 
 # The end of a raylet's program path; a raylet is Ray's process for a node.
 RAYLET_PROGRAM = "/core/src/ray/raylet/raylet"
+# The end of the path of the autoscaler's program, for both of its versions, and its flag for the file of `ray up`.
+AUTOSCALER_PROGRAM = "/monitor.py"
+AUTOSCALER_FLAG = "--autoscaling-config="
 # What the exception of ray.init says when the node has not registered in time.
 START_TIMED_OUT = "timed out during startup"
 
@@ -37,10 +40,23 @@ def leave_out_shutdown_at_exit() -> None:
 
 
 def autoscaler_config() -> Any:
-    """The autoscaler's limits, in `node_group_configs`; None in a cluster without autoscaler."""
+    """The autoscaler's limits, in `node_group_configs`, if an autoscaler has told them; that of Ray 2.60 does not."""
     import ray._private.state
 
     return ray._private.state.state.get_cluster_config()
+
+
+def autoscaling_config_of_kuberay(cluster: str, namespace: str) -> dict[str, Any]:
+    """What KubeRay's autoscaler makes of its RayCluster: `available_node_types`, with limits and resources.
+
+    Asks the API server, up to five times in 20 seconds, with the account of the pod.
+    """
+    from ray.autoscaler._private.kuberay.autoscaling_config import AutoscalingConfigProducer
+
+    # It logs a stack at each attempt; the last error is raised.
+    logging.getLogger(AutoscalingConfigProducer.__module__).setLevel(logging.CRITICAL)
+    config: dict[str, Any] = AutoscalingConfigProducer(cluster, namespace)()
+    return config
 
 
 def console_handlers(logger: str) -> list[logging.Handler]:

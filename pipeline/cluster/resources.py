@@ -14,9 +14,9 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.cluster.autoscaler_groups import startable_groups
 from pipeline.cluster.environment import joins_a_cluster
 from pipeline.cluster.local_ray import start_local_ray
-from pipeline.cluster.ray_private import autoscaler_config
 from pipeline.cluster.worker_lines import log_worker_lines
 from pipeline.errors import RunError
 from pipeline.store.filesystem import one_line
@@ -96,8 +96,7 @@ def connect(log_to_driver: bool = True) -> Resources:
                 start_local_ray(log_to_driver)
     now = Counter(_shape(node["Resources"]) for node in ray.nodes() if node["Alive"])
     may_start: Counter[tuple[float, float]] = Counter()
-    config = autoscaler_config()
-    for group in config.node_group_configs if config is not None else ():
+    for group in startable_groups() if joins_a_cluster() else ():
         # Groups of one shape add up: spot and on-demand, or one group for each zone.
         may_start[_shape(group.resources)] += UNBOUNDED if group.max_count == -1 else group.max_count
     shapes = {**now, **may_start}

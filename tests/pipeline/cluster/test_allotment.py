@@ -124,7 +124,7 @@ def test_bf16_needs_the_instructions_of_the_machine_that_computes(monkeypatch):
 
 @pytest.mark.usefixtures("ray_session")
 def test_what_the_autoscaler_can_start_counts(monkeypatch):
-    """KubeRay and `ray up` clusters tell Ray their node groups; at night most of them have no node yet."""
+    """Groups of nodes that an autoscaler has told Ray; at night most of them have no node yet."""
     import ray
     from ray.core.generated import autoscaler_pb2
 
@@ -139,6 +139,7 @@ def test_what_the_autoscaler_can_start_counts(monkeypatch):
         group = config.node_group_configs.add(name=name, max_count=count)
         group.resources.update(resources)
     monkeypatch.setattr(ray._private.state.state, "get_cluster_config", lambda: config)
+    monkeypatch.setenv("RAY_ADDRESS", "of the Ray that runs already")
     resources = connect()
     assert (resources.gpus, resources.gpus_now) == (16, 0)
     assert allot(settings(), resources).model_actors == (1, 16)
