@@ -1,6 +1,10 @@
 """Components on top of an overlay, alone and all together, as a user's kustomization lists them."""
 
+import re
+import subprocess
+
 import pytest
+import yaml
 
 from infra.check_manifests import faults
 from tests.support.manifests import (
@@ -13,6 +17,7 @@ from tests.support.manifests import (
     ray_validator,
     schema_faults,
 )
+from tests.support.places import ROOT
 
 
 def test_every_component_is_tested():
@@ -46,6 +51,21 @@ def test_prometheus_reads_ports_that_ray_has_and_is_let_in(tmp_path):
     assert sorted(read) == sorted(port["port"] for port in let_in)
     ours = {name: value for name, value in monitor["selector"]["matchLabels"].items() if not name.startswith("ray.io/")}
     assert ours.items() <= head["metadata"]["labels"].items()
+
+
+def test_grafana_finds_the_dashboard(tmp_path):
+    config_map = find(combined(tmp_path, "gpu-spot", "monitoring"), "ConfigMap", "m2f-dashboard")
+    assert config_map["data"] == {"dashboard.json": (ROOT / "infra" / "monitoring" / "dashboard.json").read_text()}
+    assert config_map["metadata"]["labels"]["grafana_dashboard"] == "1"
+
+
+def test_the_command_of_the_page_makes_an_object_of_the_alerts():
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    [command] = re.findall(r"^(\{ printf .*?\}) \| kubectl apply -f -$", page, re.DOTALL | re.MULTILINE)
+    made = subprocess.run(["bash", "-euc", command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    rules = yaml.safe_load(made)
+    assert (rules["apiVersion"], rules["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
+    assert rules["spec"] == yaml.safe_load((ROOT / "infra" / "monitoring" / "rules.yaml").read_text())
 
 
 def test_weights_are_read_only_for_the_night_and_lie_where_the_job_puts_them(tmp_path):
