@@ -41,6 +41,7 @@ PRIVATE_NAMES = {
         ("fsspec", "AbstractFileSystem._get_kwargs_from_urls"),
         ("aiobotocore.httpsession", "AIOHTTPSession._get_session"),
     ],
+    "infra/image/prebuild_triton.py": [("triton.runtime.build", "_build")],
     "infra/check_ray_up.py": [
         ("ray.autoscaler._private.util", "prepare_config"),
         ("ray.autoscaler._private.util", "validate_config"),
