@@ -191,22 +191,17 @@ def test_settings_and_command_line_load_neither_torch_nor_ray():
     assert "pipeline.config" in loaded
 
 
-def test_the_model_room_runs_without_ray_and_storage():
-    code = "import m2f_core.model.mask2former, m2f_core.checkpoints.checkpoint, m2f_core.images.image_processor"
-    loaded = modules_after(f"{code}, m2f_core.inference.panoptic")
-    assert not loaded & {"ray", "fsspec", "pyarrow", "pipeline"}
-    assert "torch" in loaded
-
-
-def test_a_checkpoint_is_opened_without_sympy(tiny_checkpoint):
+def test_the_model_room_runs_without_ray_and_storage_and_opens_a_checkpoint_without_sympy(tiny_checkpoint):
     """PyTorch loads SymPy for some operations on the meta device, which takes every process a second."""
-    code = f"from m2f_core.checkpoints.checkpoint import Checkpoint; Checkpoint({str(tiny_checkpoint)!r}).load()"
-    loaded = modules_after(code)
-    assert "sympy" not in loaded
+    code = "import m2f_core.model.mask2former, m2f_core.images.image_processor, m2f_core.inference.panoptic"
+    opens = f"from m2f_core.checkpoints.checkpoint import Checkpoint; Checkpoint({str(tiny_checkpoint)!r}).load()"
+    loaded = modules_after(f"{code}; {opens}")
+    assert not loaded & {"ray", "fsspec", "pyarrow", "pipeline", "sympy"}
     assert "torch" in loaded
 
 
-@pytest.mark.parametrize("stage", ["pipeline.inputs.fetch", "pipeline.plan.source", "pipeline.commit.write"])
-def test_stages_beside_the_model_do_not_load_torch(stage):
+def test_stages_beside_the_model_do_not_load_torch():
     """It would cost each of their processes 2 s and 300 MB. What Ray starts imports the module of the class."""
-    assert not modules_after(f"import {stage}") & {"torch", "pipeline.run"}
+    stages = {"pipeline.inputs.fetch", "pipeline.plan.source", "pipeline.commit.write"}
+    loaded = modules_after(f"import {', '.join(sorted(stages))}")
+    assert stages < loaded and not loaded & {"torch", "pipeline.run"}

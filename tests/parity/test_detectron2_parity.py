@@ -35,7 +35,13 @@ BACKBONES = {
 }
 
 
-@pytest.mark.parametrize("older_code", [False, True], ids=["today's names", "older names"])
+@pytest.mark.parametrize(
+    "older_code",
+    [
+        pytest.param(False, id="today's names"),
+        pytest.param(True, id="older names", marks=pytest.mark.thorough),
+    ],
+)
 @pytest.mark.parametrize("num_queries", [200, pytest.param(100, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_pickle_is_the_folder(tmp_path: Path, backbone: str, num_queries: int, older_code: bool) -> None:

@@ -36,6 +36,7 @@ SCENES = [
         ]
     )
 ]
+THOROUGH = [scene for scene in SCENES if scene[3] in ((480, 640), (700, 500), (500, 333)) or 10 <= scene[2] < 40]
 
 
 def theirs(
@@ -68,7 +69,10 @@ def assert_equal(
 
 
 @pytest.mark.parametrize("fuse", [frozenset(), STUFF_CLASS_IDS], ids=["apart", "fused"])
-@pytest.mark.parametrize(("seed", "mask_hw", "num_kept", "target_hw"), SCENES)
+@pytest.mark.parametrize(
+    ("seed", "mask_hw", "num_kept", "target_hw"),
+    [pytest.param(*scene, marks=[pytest.mark.thorough] if scene in THOROUGH else []) for scene in SCENES],
+)
 def test_map_and_rows_are_equal(
     seed: int, mask_hw: tuple[int, int], num_kept: int, target_hw: tuple[int, int], fuse: frozenset[int]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -113,7 +114,9 @@ def test_every_name_is_used_once_and_every_rule_is_needed(
         for spelling in zip(*sources, strict=True) if table == "RULES" else [sources]:
             theirs = [(name, source.third) for source in spelling for name in source.names]
             assert len(theirs) == len(set(theirs))
-    names = sorted({name for model in models for name in model})
+    # Layers of a stage differ in their numbers alone: the first two show whether a rule is needed.
+    first_two = re.compile(r"(?!.*(?<!stages)\.([2-9]|\d\d+)\.)")
+    names = sorted({name for model in models for name in model if first_two.match(name)})
     expected = [look_up(our_name) for our_name in names]
     rules = getattr(weight_names, table)
     for rule in rules:

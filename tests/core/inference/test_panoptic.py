@@ -136,6 +136,7 @@ def test_both_ways_equal_the_oracle_in_every_geometry(name: str, monkeypatch: py
     assert differing <= max(1, BORDERLINE_SHARE * pixels)
 
 
+@pytest.mark.thorough
 def test_both_ways_equal_the_oracle_at_the_size_of_a_photograph(monkeypatch: pytest.MonkeyPatch) -> None:
     mask_hw, geometry = FULL_SIZE
     differing, pixels = assert_equals_oracle(monkeypatch, decoder_outputs(3, mask_hw, 20, 60), geometry)

@@ -94,6 +94,7 @@ def test_both_ways_equal_the_oracle_in_every_geometry(name: str, resize: str) ->
     assert differing <= max(1, BORDERLINE_SHARE * pixels)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("resize", RESIZES)
 def test_both_ways_equal_the_oracle_at_the_size_of_a_photograph(resize: str) -> None:
     mask_hw, geometry = FULL_SIZE

@@ -233,7 +233,7 @@ def any_inputs(draw: st.DrawFn, most: int) -> Inputs:
     return Inputs(value, sizes, torch.rand(queries, 2, generator=generator), offsets, logits)
 
 
-@settings(max_examples=30, deadline=None)  # numba compiles a kernel for nearly each of them
+@settings(max_examples=settings.default.max_examples // 2)  # numba compiles a kernel for nearly each of them
 @given(any_inputs(most=40))
 def test_ways_on_a_cpu_give_the_same(inputs: Inputs) -> None:
     expected = run(attend_by_grid_sample, inputs)
@@ -241,7 +241,7 @@ def test_ways_on_a_cpu_give_the_same(inputs: Inputs) -> None:
         torch.testing.assert_close(run(attend, inputs), expected, rtol=1e-5, atol=2e-5)
 
 
-@settings(max_examples=12, deadline=None)  # the interpreter takes a second for one
+@settings(max_examples=settings.default.max_examples // 5)  # the interpreter takes a second for one
 @given(any_inputs(most=5))
 def test_triton_gives_the_same(inputs: Inputs) -> None:
     torch.testing.assert_close(

@@ -303,7 +303,8 @@ def toy_worker(rank: int, folder: str, counts: list[int]) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("counts", [COUNTS, pytest.param(FEWER_THAN_WORKERS, marks=pytest.mark.thorough)], ids=str)
+@pytest.mark.thorough
+@pytest.mark.parametrize("counts", [COUNTS, FEWER_THAN_WORKERS], ids=str)
 def test_workers_gradients_average_to_that_of_the_joined_batch(tmp_path: Path, counts: list[int]) -> None:
     joined, joined_losses = toy_gradients(ToyModel(), slice(0, 3), counts)
     torch.multiprocessing.spawn(toy_worker, args=(str(tmp_path), counts), nprocs=2)

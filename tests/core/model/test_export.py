@@ -31,6 +31,7 @@ def one_thread() -> None:
 
 @pytest.fixture
 def torch_operations_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model computes as its exported program does."""
     monkeypatch.setattr(deformable_attention, "fused_way", lambda *inputs: None)
 
 
@@ -43,10 +44,12 @@ def random_images(batch: int) -> Tensor:
     return torch.randn(batch, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(batch))
 
 
-def export(model: Mask2Former, images: Tensor, dynamic_batch: bool = False) -> torch.export.ExportedProgram:
-    shapes = {"pixel_values_B3HW": {0: torch.export.Dim("batch")}} if dynamic_batch else None
+@pytest.fixture(scope="module")
+def program(model: Mask2Former) -> torch.export.ExportedProgram:
+    """Of the model as users have it, for any number of images."""
+    shapes = {"pixel_values_B3HW": {0: torch.export.Dim("batch")}}
     with torch.no_grad():
-        return torch.export.export(model, (images,), dynamic_shapes=shapes)
+        return torch.export.export(model, (random_images(2),), dynamic_shapes=shapes)
 
 
 def assert_same_answer(program: torch.export.ExportedProgram, model: Mask2Former, images: Tensor) -> None:
@@ -62,7 +65,8 @@ def assert_same_answer(program: torch.export.ExportedProgram, model: Mask2Former
 @pytest.mark.thorough
 def test_one_size(model: Mask2Former, tmp_path: Path) -> None:
     """Also after a round through a file."""
-    program = export(model, random_images(2))
+    with torch.no_grad():
+        program = torch.export.export(model, (random_images(2),))
     assert_same_answer(program, model, random_images(2))
     with pytest.raises(AssertionError, match="Guard failed"):
         program.module()(random_images(3))
@@ -71,8 +75,7 @@ def test_one_size(model: Mask2Former, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("torch_operations_only")
-def test_any_number_of_images(model: Mask2Former) -> None:
-    program = export(model, random_images(2), dynamic_batch=True)
+def test_any_number_of_images(model: Mask2Former, program: torch.export.ExportedProgram) -> None:
     for batch in (1, 2, 5):
         assert_same_answer(program, model, random_images(batch))
 
@@ -93,10 +96,9 @@ def test_hidden_states_are_exported_where_asked_for() -> None:
         assert all(torch.equal(*pair) for pair in zip(states, getattr(expected, name), strict=True))
 
 
-def test_beside_the_kernel(model: Mask2Former) -> None:
+def test_beside_the_kernel(model: Mask2Former, program: torch.export.ExportedProgram) -> None:
     """The model as users have it, with its kernel: the program differs by rounding only."""
     images = random_images(2)
-    program = export(model, images)
     with torch.no_grad():
         output, expected = program.module()(images), model(images)
     torch.testing.assert_close(output.class_queries_logits, expected.class_queries_logits, rtol=0, atol=1e-4)
