@@ -1,6 +1,7 @@
 """Two workers that share a batch move the weights as one worker with the whole batch does."""
 
 from dataclasses import replace
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,8 @@ def test_gradients_of_two_workers_are_those_of_one_with_the_whole_batch(tmp_path
     root = tmp_path / "set"
     write_coco_folder(root, SIZES)
     expected = gradients_of_batch(str(root), 0, 1)
-    multiprocessing.spawn(_worker, args=(str(root), free_port), nprocs=2)
+    set_forkserver_preload([__name__])  # both workers are forked from one process that has imported torch
+    multiprocessing.start_processes(_worker, args=(str(root), free_port), nprocs=2, start_method="forkserver")
     found = torch.load(root / "gradients.pt", weights_only=True)
     largest = max(gradient.abs().max() for gradient in expected.values())
     for name, gradient in expected.items():
