@@ -38,7 +38,7 @@ test-short: $(VENV)/.ready-test  ## the part: the model's parts, the command lin
 	$(PYTEST) $(SHORT)
 
 SHORT := tests/core tests/jobs/test_command_line.py \
-	tests/jobs/test_segment_bucket.py::test_every_photograph_has_its_rows_and_the_books_close
+	tests/jobs/test_nights.py::test_every_photograph_has_its_rows_and_the_books_close
 
 test-slow: $(VENV)/.ready-test  ## the campaigns: many minutes each
 	$(BIN)/python -m pytest -m slow -s

@@ -1,4 +1,4 @@
-"""jobs/evaluate.py as people start it: a run that segment_bucket.py made, S3, what is printed, and bad input."""
+"""jobs/evaluate.py as people start it: S3, what is printed, and bad input; a run of the main job in test_nights.py."""
 
 import json
 import os
@@ -12,29 +12,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import segment_bucket
 from jobs.common.command_line import parse
 from jobs.evaluate import PROG, main
 from pipeline.evaluate.report import print_evaluation
 from pipeline.evaluate.settings import EvaluationSettings
 from pipeline.setting_fields import help_texts
 from tests.support.command_line_page import PAGE, page
-from tests.support.evaluation_oracles import COCO_FIGURES, coco_api, coco_results, panoptic_counts
+from tests.support.evaluation_oracles import COCO_FIGURES
 from tests.support.evaluation_runs import (
     CATEGORIES,
     MadeImage,
     Place,
     Segment,
-    bitten,
     coco_instances,
-    found_by_run,
     png_bytes,
     write_labels,
     write_panoptic,
     write_run,
 )
 from tests.support.places import ROOT
-from tests.support.tables import read_report
 
 FLAGS = (
     "--ignore-label",
@@ -252,46 +248,6 @@ def test_parts_that_the_journal_does_not_name_are_not_read(place):
     report = Path(place.root) / "report.json"
     assert run("--tables", place.tables, "--panoptic-gt", write_panoptic(place, images()), "--report", report) == 0
     assert json.loads(report.read_text())["ground_truth"]["panoptic"]["images"]["with_result"] == 5
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_run_of_segment_bucket_is_scored(photographs, tiny_checkpoint, tmp_path):
-    """Ground truth made of what the run found is found; of the same, bitten into, as much as the oracles say."""
-    folder, output = tmp_path / "in", tmp_path / "out"
-    (folder / "sub").mkdir(parents=True)
-    for name in ("coffee.png", "rocket.jpg", "sub/chelsea.png"):
-        shutil.copy(photographs / Path(name).name, folder / name)
-    (folder / "notes.jpg").write_text("no image")
-    flags = ["--input", folder, "--output", output, "--model", tiny_checkpoint, "--image-size", "160:267"]
-    code = segment_bucket.main([*map(str, flags), "--images-per-shard", "2", "--max-failure-rate", "0.2"])
-    assert code == 1, "one image of four failed, and the tables are published all the same"
-    assert read_report(output)["failed_by_code"] == {"unsupported": 1}
-
-    categories, made = found_by_run(output, folder)
-    place = Place(str(tmp_path), categories=categories)
-    assert len(made) == 3 and len({s.category_id for i in made for s in i.truth}) > 1
-
-    def scored(truth: list[MadeImage]) -> dict:
-        instances = place.put("instances.json", json.dumps(coco_instances(truth, categories)).encode())
-        ground_truths = ["--panoptic-gt", write_panoptic(place, truth), "--instances-gt", instances]
-        assert run("--tables", output, *ground_truths, "--report", tmp_path / "report.json") == 0
-        return json.loads((tmp_path / "report.json").read_text())
-
-    exact = scored(made)
-    assert exact["panoptic"]["all"]["PQ"] == exact["semantic"]["mIoU"] == 1
-    assert exact["ground_truth"]["panoptic"]["images"]["ignored"] == 1
-    assert scored([*made, MadeImage("notes.jpg", (4, 4))])["ground_truth"]["panoptic"]["images"]["failed_by_code"] == {
-        "unsupported": 1
-    }
-    truth = bitten(np.random.default_rng(0), made)
-    report = scored(truth)
-    counts = panoptic_counts(truth)
-    for entry in report["panoptic"]["per_class"]:
-        expected = counts.get(entry["category_id"], {"tp": 0, "fp": 0, "fn": 0, "iou_sum": 0})
-        assert {name: entry[name] for name in expected} == pytest.approx(expected)
-    things = [category["id"] for category in categories if category["isthing"]]
-    expected = coco_api(coco_instances(truth, categories), coco_results(truth, things), "segm")
-    assert report["segm"]["AP"] == pytest.approx(expected["AP"], abs=1e-9) and 0 < expected["AP"] < 1
 
 
 @pytest.mark.thorough
@@ -554,6 +510,6 @@ def test_a_figure_over_one_class_is_said(ready, capsys):
         pixels = np.full(image.size, 255)
         pixels[:, :3] = 0
         target.write_bytes(png_bytes(pixels))
-    assert main(["--tables", ready.tables, "--semantic-gt", str(Path(ready.root) / "masks")]) == 0
+    assert run("--tables", ready.tables, "--semantic-gt", Path(ready.root) / "masks") == 0
     said = capsys.readouterr().out
     assert "WARNING: only 1 of 4 classes has pixels in the ground truth" in said and "--ignore-label" in said

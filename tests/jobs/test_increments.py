@@ -1,24 +1,20 @@
-"""Night after night over one bucket: only what is new or changed is done again, and every row says why it is there."""
+"""Night after night over one bucket: only what is new or changed is done again, and every row says why it is there.
+
+The first nights are those of test_nights.py; here are further reasons, modes and the plan.
+"""
 
 import dataclasses
-import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from jobs import nights as list_nights
 from jobs import plan_bucket, segment_bucket
 from jobs.roll_back import main as roll_back
-from pipeline.layout import Output
-from pipeline.nights.seen import seen_nights
 from pipeline.tables.current_view import current_images, current_segments
-from pipeline.telemetry.log_lines import show_log_lines
 from tests.jobs.test_segment_bucket import SMALL
 from tests.support.tables import latest_run, read_report, read_table
-
-pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 @dataclasses.dataclass
@@ -57,54 +53,10 @@ class Nights:
 
 
 @pytest.fixture
-def nights(photographs, tiny_checkpoint, tmp_path) -> Nights:
+def nights(ray_session, photographs, tiny_checkpoint, tmp_path) -> Nights:
     bucket = tmp_path / "in"
     shutil.copytree(photographs, bucket)
     return Nights(bucket, tmp_path / "out", tiny_checkpoint)
-
-
-def test_nights_of_a_bucket(nights, capsys, tmp_path):
-    names = sorted(os.listdir(nights.bucket))
-    assert nights.run() == dict.fromkeys(names, "new")
-    first = latest_run(nights.output)
-
-    capsys.readouterr()
-    before = set(nights.files())
-    try:
-        assert nights.run() == {}, "nothing had changed"
-        assert nights.run("--run-id", first) == {}, "this run is finished"
-    finally:
-        show_log_lines()  # main() lets the log write to the stderr of this test
-    assert set(nights.files()) == before
-    seen = seen_nights(Output.open(str(nights.output)))
-    assert [night.outcome for night in seen] == ["finished", "nothing to do", "nothing to do"]
-    assert [night.record.exit_code for night in seen] == [0, 0, 0]
-    assert [night.reason for night in seen[1:]] == [f"{len(names)} unchanged", f"run {first} is already finished"]
-    said = capsys.readouterr().err
-    assert f"INFO: nothing to do: {len(names)} unchanged" in said
-    assert f"INFO: run {first} is already finished. " in said
-    assert "WARNING" not in said and "ERROR" not in said, "a quiet night alarms nobody"
-    assert list_nights.main(["--output", str(nights.output), "--json", "--last", "2", "--expect-within", "90m"]) == 0
-    listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [night["outcome"] for night in listed] == ["nothing to do"] * 2
-    assert listed[0]["reason"] == f"{len(names)} unchanged" and listed[0]["seconds"] > 0
-    assert list_nights.main(["--output", str(nights.output)]) == 0
-    table = capsys.readouterr().out
-    assert len(table.splitlines()) == 3 + 3 + 1 and f"{len(names)}/{len(names)}" in table
-
-    os.utime(nights.bucket / names[3], (1, 1))
-    shutil.copy(nights.bucket / names[0], nights.bucket / "newcomer.png")
-    (nights.bucket / names[5]).unlink()
-    assert nights.run() == {names[3]: "changed", "newcomer.png": "new"}
-    assert read_report(nights.output)["counts"] == {
-        "changed": 1,
-        "new": 1,
-        "removed": 1,
-        "unchanged": len(names) - 2,
-    }
-    assert latest_run(nights.output) != first
-    assert set(nights.current()) == {*names, "newcomer.png"}, "without being asked, nothing is taken out"
-    assert len(read_table(nights.output, "images", first)) == len(names), "the first night stays as it was"
 
 
 @pytest.mark.thorough
@@ -174,8 +126,8 @@ def test_the_plan_says_what_the_job_will_do_and_writes_nothing(nights, capsys):
     assert sorted(nights.output.rglob("*")) == before
 
 
-def test_a_plan_of_nothing_is_refused_like_a_run_of_nothing(nights, tmp_path, capsys):
-    nights.bucket = tmp_path / "empty"
+def test_a_plan_of_nothing_is_refused_like_a_run_of_nothing(tiny_checkpoint, tmp_path, capsys):
+    nights = Nights(tmp_path / "empty", tmp_path / "out", tiny_checkpoint)
     nights.bucket.mkdir()
     with pytest.raises(SystemExit) as stop:
         plan_bucket.main(nights.flags())

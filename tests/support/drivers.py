@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.drill.processes import kill, look_at
+from pipeline.drill.processes import Process, kill, look_at, outlive, processes_below
 from tests.support.places import ROOT
+from tests.support.sockets import is_loopback, listening
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 
@@ -55,6 +56,24 @@ class Driver:
         """Wait for its end; what it wrote."""
         self.wait()
         return self.said()
+
+    def finish_alone(self) -> str:
+        """`finish`, of a driver with a Ray of its own.
+
+        AssertionError where a process that it started outlives it, or listens to more than this machine.
+        """
+        started: dict[int, Process] = {}
+        listeners: dict[str, set[str]] = {}
+        while not self.ended.wait(0.5):
+            running = {process.pid: process for process in processes_below([self.pid])}
+            started |= running
+            for name, addresses in listening([self.pid, *running]).items():
+                listeners[name] = listeners.get(name, set()) | addresses
+        assert outlive(started.values(), PATIENCE_SECONDS) == [], "processes of the driver are left"
+        assert {"gcs_server", "raylet"} <= listeners.keys()
+        assert {name for name in listeners if "DashboardAgent" in name}, "the agent, which has the metrics"
+        assert all(map(is_loopback, set().union(*listeners.values()))), listeners
+        return self.finish()
 
     def wait_until(self, condition: Callable[[], Any]) -> None:
         """Wait while it runs. AssertionError where it ends before the condition holds."""

@@ -22,7 +22,7 @@ from pipeline.layout import Output
 from pipeline.schema import IMAGES, SCHEMA_VERSION, SEGMENTS
 from pipeline.store.filesystem import open_filesystem, put_object
 from tests.support.run_records import run_json
-from tests.support.tables import read_table
+from tests.support.tables import latest_run, read_table
 
 # Two things and two stuff classes; ids with gaps and not in order, as datasets have them.
 CATEGORIES = (
@@ -161,13 +161,13 @@ def _tables(place: Place, images: Sequence[MadeImage], shard: int, run_id: str, 
 
 
 def found_by_run(output: Path, folder: Path) -> tuple[list[dict[str, Any]], list[MadeImage]]:
-    """The categories of the one run below `output`, and what it found in each image of `folder`, as its truth too."""
+    """The categories of the latest run, and what it found in each image of `folder`, as its truth too."""
     found: dict[str, list[Segment]] = {}
     for row in read_table(output, "segments"):
         mask = decode(row["segmentation"]["counts"].encode(), *row["segmentation"]["size"])
         name = row["image_key"].removeprefix(f"file://{folder}/")
         found.setdefault(name, []).append(Segment(mask, row["category_id"], row["score"]))
-    [run_json] = (output / "_runs").glob("*/run.json")
+    run_json = output / "_runs" / latest_run(output) / "run.json"
     categories = json.loads(run_json.read_text())["model"]["categories"]
     return categories, [MadeImage(name, segs[0].mask.shape, segs, segs) for name, segs in found.items()]
 
