@@ -1,9 +1,11 @@
 """What many tests share: the data folder, a tiny checkpoint, photographs, an S3 server, a local Ray."""
 
+import functools
 import importlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 # Before anything imports them: no calls home, no token files in the user's home, one thread a process.
 os.environ.update(
@@ -34,10 +36,38 @@ hypothesis.settings.register_profile("short", deadline=None, max_examples=20)
 hypothesis.settings.load_profile("m2f")
 
 
+def is_short(config: pytest.Config) -> bool:
+    """Whether this is `make test`, without the thorough tests."""
+    return "not thorough" in config.getoption("markexpr")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Fewer examples in `make test` than in `make test-all`, before tests with numbers of their own are read."""
-    if "not thorough" in config.getoption("markexpr"):
+    if is_short(config):
         hypothesis.settings.load_profile("short")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile` of `make test`: all files that share the Ray of the tests go to one process, which starts it.
+
+    With the thorough tests these files are more than half of all, and each process has a Ray.
+    """
+    if not is_short(config) or config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneRay(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "the files that share a Ray" if shares_ray(config.rootpath / file) else file
+
+    return OneRay(config, log)
+
+
+@functools.cache
+def shares_ray(file: Path) -> bool:
+    return "ray_session" in file.read_text()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -535,10 +535,10 @@ def test_the_program_refuses_an_unknown_flag(folder, output, tiny_checkpoint):
     assert not output.exists()
 
 
-def test_the_program_refuses_a_missing_model(folder, output, tmp_path):
-    stderr = run_job("--input", folder, "--output", output, "--model", tmp_path / "nowhere")
-    check_line(stderr, "--model", tmp_path / "nowhere")
-    assert only_a_record(output)
+def test_the_program_refuses_a_missing_model(drivers, folder, output, tmp_path):
+    driver = drivers.start("--input", folder, "--output", output, "--model", tmp_path / "nowhere")
+    check_line(driver.finish(), "--model", tmp_path / "nowhere")
+    assert driver.returncode == 2 and only_a_record(output)
 
 
 def test_the_program_refuses_an_output_that_may_not_be_written(bucket, tiny_checkpoint):
@@ -552,3 +552,12 @@ def test_the_program_refuses_an_output_that_may_not_be_written(bucket, tiny_chec
     )
     check_line(stderr, "no permission to use --output", target)
     assert objects(bucket) == before
+
+
+def test_ray_that_cannot_start(drivers, folder, output, tiny_checkpoint, tmp_path):
+    """Its temporary folder would lie below a file."""
+    (tmp_path / "file").touch()
+    flags = ["--input", folder, "--output", output, "--model", tiny_checkpoint, "--device", "cpu"]
+    driver = drivers.start(*flags, RAY_TMPDIR=str(tmp_path / "file"))
+    check_line(driver.finish(), "Ray cannot start on this machine: ", tmp_path / "file")
+    assert driver.returncode == 2 and "Traceback" not in driver.said()

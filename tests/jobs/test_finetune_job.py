@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 
@@ -22,8 +23,8 @@ from tests.support.coco_folders import CATEGORIES, CocoFolder, write_coco_folder
 from tests.support.drivers import Driver
 from tests.support.last_line import last_line
 
-STEPS = 64
-SAVE_EVERY = 8
+STEPS = 32
+SAVE_EVERY = 4
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +91,12 @@ def iteration_of(place: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(job, folder, architecture, tmp_path_factory) -> Path:
-    """The output of a training that nothing disturbs."""
+def undisturbed(drivers, ray_session, folder, architecture, tmp_path_factory) -> Path:
+    """The output of a training that nothing disturbs, in the Ray of the tests."""
     output = tmp_path_factory.mktemp("undisturbed") / "out"
-    said = finish(job(flags_of(folder, output, architecture=architecture, **validation(folder))))
+    flags = flags_of(folder, output, architecture=architecture, **validation(folder))
+    cluster = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    said = finish(drivers.start(*flags, program="finetune", **QUICK_REPORTS, **cluster))
     assert f"{STEPS}/{STEPS}  loss" in said and "PQ" in said
     return output
 
@@ -228,8 +231,8 @@ def test_a_start_from_a_checkpoint_keeps_or_replaces_the_class_head(job, folder,
         ({"crop_size": "whole", "max_scale": 3.0}, "--max-scale sets the jitter"),
         ({"batch_size": 3, "workers": 2}, "--batch-size 3 cannot be shared equally by 2 --workers"),
         (
-            {"evaluate_every": 12, "val_images": "images", "val_gt": "gt.json"},
-            "--evaluate-every 12 is not a multiple of --save-every 8",
+            {"evaluate_every": 6, "val_images": "images", "val_gt": "gt.json"},
+            f"--evaluate-every 6 is not a multiple of --save-every {SAVE_EVERY}",
         ),
         ({"evaluate_every": 8}, "--evaluate-every needs images to validate with"),
         ({"images": "missing"}, r"image .*missing/001.png does not exist"),
@@ -238,7 +241,6 @@ def test_a_start_from_a_checkpoint_keeps_or_replaces_the_class_head(job, folder,
         ({"val_images": "images"}, "--val-images and --val-gt belong together"),
         ({"min_scale": 3.0}, "--min-scale 3.0 is above --max-scale 2.0"),
         ({"importance_sample_ratio": 1.5}, "--importance-sample-ratio is 1.5; it must lie in 0.0 .. 1.0"),
-        ({"workers": 1000, "batch_size": 1000}, "1000 workers with 1 CPUs each do not fit"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(folder, architecture, tmp_path, capsys, changed, message):
@@ -250,6 +252,15 @@ def test_bad_input_is_one_line_and_writes_nothing(folder, architecture, tmp_path
     line = last_line(capsys.readouterr().err)
     assert re.search(message, line), line
     assert not output.exists()
+
+
+def test_more_workers_than_the_cluster_has_cpus_for(ray_session, folder, architecture, tmp_path, capsys):
+    flags = flags_of(folder, tmp_path / "out", architecture=architecture, workers=1000, batch_size=1000)
+    with pytest.raises(SystemExit) as stop:
+        finetune.main(flags)
+    assert stop.value.code == 2
+    assert "1000 workers with 1 CPUs each do not fit" in last_line(capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_trainings_folder_is_refused(folder, architecture, undisturbed, tmp_path, capsys):

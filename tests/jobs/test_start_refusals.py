@@ -43,15 +43,6 @@ def test_bf16_on_a_cpu_without_amx(photographs, tiny_checkpoint, tmp_path, job):
     assert not list(tmp_path.rglob("run.json"))
 
 
-def test_ray_that_cannot_start(photographs, tiny_checkpoint, tmp_path):
-    """Its temporary folder would lie below a file."""
-    (tmp_path / "file").touch()
-    flags = ["--input", photographs, "--output", tmp_path / "out", "--model", tiny_checkpoint, "--device", "cpu"]
-    line = refused("jobs/segment_bucket.py", *flags, RAY_TMPDIR=str(tmp_path / "file"))
-    assert line.startswith("segment_bucket.py: error: Ray cannot start on this machine: ")
-    assert str(tmp_path / "file") in line
-
-
 def test_ray_has_minutes_to_start_unless_the_user_says_otherwise(monkeypatch):
     names = ("RAY_raylet_start_wait_time_s", "RAY_gcs_server_port_wait_time_s")
     monkeypatch.setattr(os, "environ", {"RAY_AUTH_MODE": "disabled", names[0]: "7"})
