@@ -18,7 +18,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Literal, NoReturn, Protocol
 
 from pipeline.errors import BrokenRunError, RunError
@@ -48,6 +48,7 @@ def run_job(prog: str, work: Callable[[], int], *, kept: str | Callable[[], str]
         words = kept if isinstance(kept, str) else kept()
         return f"; {words}" if words else ""
 
+    sys.excepthook = _print_stack
     try:
         with _sigterm_raises():
             code = work()
@@ -85,6 +86,11 @@ def fail(prog: str, message: str) -> NoReturn:
     """One line on stderr, exit code 2."""
     last_line(prog, message)
     raise SystemExit(2)
+
+
+def _print_stack(kind: type[BaseException], error: BaseException, stack: TracebackType | None) -> None:
+    """For an uncaught exception, in place of Python's own hook: its text may quote names and URIs of others."""
+    sys.stderr.write(printable_lines("".join(traceback.format_exception(kind, error, stack))))
 
 
 def _traceback_file(prog: str, error: BaseException) -> str:

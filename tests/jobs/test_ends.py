@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ from jobs import drill, evaluate, finetune, make_scenes, nights, plan_bucket, ro
 from jobs.common.ends import run_job
 from pipeline.config import Settings
 from pipeline.errors import BrokenRunError, RunError, StoreUnavailableError
+from tests.support.places import ROOT
 
 KEPT = "all is kept"
 
@@ -81,6 +83,20 @@ def test_bugs_and_other_exits_are_left_as_they_are(error):
     with pytest.raises(type(error)) as raised:
         run_job("job.py", raising(error))
     assert raised.value is error
+
+
+BUG = """
+from jobs.common.ends import run_job
+def work():
+    raise ValueError("s3://K:SECRET@b \u202e")
+run_job("job.py", work)
+"""
+
+
+def test_the_stack_of_a_bug_is_text_without_secrets():
+    done = subprocess.run([sys.executable, "-c", BUG], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and done.stderr.startswith("Traceback")
+    assert done.stderr.endswith("ValueError: s3://***@b \\u202e\n")
 
 
 def test_a_signal_leaves_through_the_exits_of_each_with(capsys):
