@@ -71,7 +71,6 @@ class Driver:
                 listeners[name] = listeners.get(name, set()) | addresses
         assert outlive(started.values(), PATIENCE_SECONDS) == [], "processes of the driver are left"
         assert {"gcs_server", "raylet"} <= listeners.keys()
-        assert {name for name in listeners if "DashboardAgent" in name}, "the agent, which has the metrics"
         assert all(map(is_loopback, set().union(*listeners.values()))), listeners
         return self.finish()
 
