@@ -16,6 +16,7 @@ import yaml
 from pipeline.cluster.ray_private import (
     AUTOSCALER_FLAG,
     AUTOSCALER_PROGRAM,
+    GCS_FLAG,
     autoscaler_config,
     autoscaling_config_of_kuberay,
 )
@@ -77,11 +78,12 @@ def _groups(config: dict[str, Any]) -> list[StartableGroup]:
 
 def _file_of_ray_up() -> Path | None:
     """The file of the autoscaler that runs on this machine for this cluster: `ray up` starts it beside the head."""
-    cluster = f"--gcs-address={ray.get_runtime_context().gcs_address}"
+    # The driver may know this machine by another address than the autoscaler; the port is that of one cluster only.
+    _, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
-        if cluster in command and any(word.endswith(AUTOSCALER_PROGRAM) for word in command):
-            for word in command:
-                if word.startswith(AUTOSCALER_FLAG):
-                    return Path(word.removeprefix(AUTOSCALER_FLAG)).expanduser()
+        of_cluster = any(word.startswith(GCS_FLAG) and word.endswith(f":{port}") for word in command)
+        if of_cluster and any(word.endswith(AUTOSCALER_PROGRAM) for word in command):
+            files = [word.removeprefix(AUTOSCALER_FLAG) for word in command if word.startswith(AUTOSCALER_FLAG)]
+            return Path(files[0]).expanduser() if files else None
     return None

@@ -10,8 +10,10 @@ from typing import Any
 
 # The end of a raylet's program path; a raylet is Ray's process for a node.
 RAYLET_PROGRAM = "/core/src/ray/raylet/raylet"
-# The end of the path of the autoscaler's program, for both of its versions, and its flag for the file of `ray up`.
+# The end of the path of the autoscaler's program, for both of its versions, and its flags for the address of the
+# cluster and for the file of `ray up`.
 AUTOSCALER_PROGRAM = "/monitor.py"
+GCS_FLAG = "--gcs-address="
 AUTOSCALER_FLAG = "--autoscaling-config="
 # What the exception of ray.init says when the node has not registered in time.
 START_TIMED_OUT = "timed out during startup"

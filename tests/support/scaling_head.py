@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.jobs.test_ray_job_submit import MARK, end, processes_of
+from tests.support.ray_head import MARK, end, processes_of
 from tests.support.s3_server import free_ports
 from tests.support.waiting import wait_until
 

@@ -30,6 +30,6 @@ def test_the_sigterm_handler_of_a_job_outlives_the_start_of_ray(joined, monkeypa
     monkeypatch.setattr(resources.ray, "init", ray_sets_its_own)
     monkeypatch.setattr(resources, "joins_a_cluster", lambda: joined)
     monkeypatch.setattr(resources.ray, "nodes", list)
-    monkeypatch.setattr(resources.ray._private.state.state, "get_cluster_config", lambda: None)
+    monkeypatch.setattr(resources, "startable_groups", list)
     assert resources.connect() == Resources((), joined)
     assert signal.getsignal(signal.SIGTERM) is handler
