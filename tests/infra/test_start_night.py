@@ -1,6 +1,9 @@
 """The program of the CronJob's pod against an API server of the test: it starts a night, and tells how it ended."""
 
 import json
+import shutil
+import ssl
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -183,6 +186,40 @@ def test_it_asks_for_no_more_than_its_role_allows(server, api):
     asked = {(path.split("/")[1], verbs[method]) for method, path, _ in server.requests}
     rules = find(overlay("gpu-spot"), "Role")["rules"]
     assert asked == {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_the_program_in_its_pod_trusts_the_certificate_of_the_cluster_alone(server, tmp_path, monkeypatch, capsys):
+    """As in the pod: TLS, the account's folder, the address from the environment."""
+    account, other = tmp_path / "account", tmp_path / "other"
+    for folder in (account, other):
+        folder.mkdir()
+        options = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+        options += ["-subj", "/CN=kubernetes", "-addext", "subjectAltName=IP:127.0.0.1"]
+        files = ["-keyout", folder / "key.pem", "-out", folder / "ca.crt"]
+        subprocess.run(["openssl", *options, *files], check=True, capture_output=True)
+    (account / "namespace").write_text("m2f")
+    (account / "token").write_text("of the account")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(account / "ca.crt", account / "key.pem")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    monkeypatch.setattr(start_night(), "ACCOUNT", account)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.server_port))
+    monkeypatch.setenv("JOB_NAME", JOB_NAME)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # that of the store
+    monkeypatch.setattr(sys, "argv", ["start_night.py", "--template", "m2f-night"])
+    server.states = [SUCCEEDED]
+    assert start_night().main() == 0
+    assert {token for _, _, token in server.requests} == {"Bearer of the account"}
+    server.faults = {"GET": [(403, "not yours")]}
+    assert start_night().main() == 2
+    assert "error: GET raycronjobs/m2f-night: not yours" in capsys.readouterr().err
+
+    (account / "ca.crt").write_bytes((other / "ca.crt").read_bytes())
+    api = start_night().Api(f"https://127.0.0.1:{server.server_port}", "m2f", account / "token", account / "ca.crt")
+    with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
+        api("GET", "raycronjobs/m2f-night")
 
 
 @pytest.mark.parametrize(
