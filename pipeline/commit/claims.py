@@ -30,6 +30,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import fsspec
@@ -37,6 +38,7 @@ import fsspec
 from pipeline.commit.lease import RENEWALS, is_gone, process_identity
 from pipeline.errors import BrokenRunError, RunError
 from pipeline.guard.kill_points import reached
+from pipeline.shown_text import shown
 from pipeline.store.filesystem import STORE_ERRORS, list_folder, one_line, put_object
 from pipeline.store.objects import read_once
 
@@ -45,7 +47,19 @@ logger = logging.getLogger(__name__)
 PERIOD_SECONDS = 5.0
 _TRIES = 5
 _CLAIM = re.compile(r"claim-([0-9a-f]{32})\.json")
+_PROCESS = re.compile(r"[0-9a-f-]+/\d+/\d+/\d+")
 _HOLDER = re.compile(r"holder-([0-9a-f]{32})\.json")
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a claim or a holder object says, as far as other drivers read it."""
+
+    who: str
+    since: str
+    process: str  # as `process_identity` writes it, or empty
+    seconds: float
+    replaces: frozenset[str]  # tokens
 
 
 class TooSlowError(Exception):
@@ -123,14 +137,13 @@ class ClaimLease:
         unchanged_for, content = self._watch(path)
         if content is None or token in self.dead:  # released since the listing, or replaced by us
             return True
-        who = f"process {content.get('pid')} on {content.get('host')}"
         if not is_new and unchanged_for == 0:
-            raise RunError(f"--output is in use by {who} since {content.get('since')}, whose lease is {path}")
-        if is_gone(str(content.get("process"))):
-            logger.warning("the lease on --output names %s, which no longer exists", who)
-        elif unchanged_for <= _number(content.get("seconds"), self.seconds) + 2 * PERIOD_SECONDS:
+            raise RunError(f"--output is in use by {content.who} since {content.since}, whose lease is {path}")
+        if is_gone(content.process):
+            logger.warning("the lease on --output names %s, which no longer exists", content.who)
+        elif unchanged_for <= content.seconds + 2 * PERIOD_SECONDS:
             if is_new:
-                logger.warning("waiting to see whether %s renews its lease on --output", who)
+                logger.warning("waiting to see whether %s renews its lease on --output", content.who)
             return False
         self.dead.add(token)
         return True
@@ -180,7 +193,7 @@ class ClaimLease:
         unchanged_for, content = self._watch(path)
         if content is None:
             return True
-        if unchanged_for > 4 * PERIOD_SECONDS or is_gone(str(content.get("process"))):
+        if unchanged_for > 4 * PERIOD_SECONDS or is_gone(content.process):
             self._remove([path])
             return True
         return False
@@ -220,7 +233,7 @@ class ClaimLease:
     def _wins(self, token: str) -> bool:
         """Whether the driver with this token keeps the lease, and this driver loses it: it took over, or is lower."""
         _, content = self._watch(self._holder(token))
-        return content is not None and (self.token in content.get("replaces", ()) or token < self.token)
+        return content is not None and (self.token in content.replaces or token < self.token)
 
     def _lose(self, why: str) -> None:
         self.lost = why
@@ -237,7 +250,7 @@ class ClaimLease:
     def _names(self) -> list[str]:
         return [path.rpartition("/")[2] for path in list_folder(self.filesystem, self.folder)]
 
-    def _watch(self, path: str) -> tuple[float, dict[str, Any] | None]:
+    def _watch(self, path: str) -> tuple[float, "_Content | None"]:
         """For how long we have seen the object at `path` with this content, and the content; None if it is gone.
 
         The time runs from the answer to the first request to the sending of this one: the object had this content then.
@@ -252,7 +265,7 @@ class ClaimLease:
         if before != data:
             since = time.monotonic()
             self.seen[path] = (data, since)
-        return max(0.0, asked - since), _parse(data)
+        return max(0.0, asked - since), _parse(data, self.seconds)
 
     def _content(self) -> bytes:
         content = {
@@ -291,13 +304,18 @@ def _limit(what: str, since: float, periods: int) -> None:
         raise TooSlowError(f"{what} after {passed:.1f} s, more than {periods * PERIOD_SECONDS:g} s")
 
 
-def _number(value: object, otherwise: float) -> float:
-    return float(value) if isinstance(value, int | float) and 0 < value <= 86_400 else otherwise
-
-
-def _parse(data: bytes) -> dict[str, Any]:
+def _parse(data: bytes, seconds: float) -> "_Content":
+    """The content of a claim or a holder object. Fields that no driver writes get defaults: the object runs out."""
     try:
-        content = json.loads(data)
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        found = None
+    fields: dict[str, Any] = found if isinstance(found, dict) else {}
+    lasts, replaces, process = fields.get("seconds"), fields.get("replaces"), str(fields.get("process"))
+    return _Content(
+        who=f"process {shown(str(fields.get('pid')))} on {shown(str(fields.get('host')))}",
+        since=shown(str(fields.get("since"))),
+        process=process if _PROCESS.fullmatch(process) else "",
+        seconds=float(lasts) if isinstance(lasts, int | float) and 0 < lasts <= 86_400 else seconds,
+        replaces=frozenset(map(str, replaces)) if isinstance(replaces, list) else frozenset(),
+    )

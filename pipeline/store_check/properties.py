@@ -24,7 +24,7 @@ from pipeline.store.conditional_writes import (
     replace_object,
     supports_conditions,
 )
-from pipeline.store.filesystem import list_folder, put_object, store_errors_as
+from pipeline.store.filesystem import STORE_ERRORS, list_folder, put_object
 from pipeline.store.objects import md5_of
 from pipeline.store_check.trial import Trial, within
 from pipeline.tables.current_view import delta_options, table_uri
@@ -82,10 +82,10 @@ class Property:
         if self.only_s3 and not trial.is_s3:
             return Finding(self.what, "only on S3", Verdict.OK)
         try:
-            with store_errors_as(RunError, "the store answers with an error", also=(DeltaError,)):
-                fault = within(self.seconds, lambda: self.try_it(trial))
+            fault = within(self.seconds, lambda: self.try_it(trial))
         except Exception as error:  # the client may raise anything at an answer that it does not understand
-            words = plain(error) if isinstance(error, RunError) else f"{type(error).__name__}: {plain(error)}"
+            is_answer = isinstance(error, (*STORE_ERRORS, DeltaError, RunError))
+            words = f"{'an error' if is_answer else type(error).__name__}: {plain(error)}"
             return Finding(self.what, words, self.lacking if self.failing is None else self.failing)
         return Finding(self.what, fault or "yes", self.lacking if fault else Verdict.OK)
 

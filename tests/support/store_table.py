@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import s3fs
+from botocore.exceptions import ClientError
 
 from pipeline.errors import RunError
 from pipeline.store_check.check import check_store
@@ -49,7 +50,7 @@ def main(names: list[str]) -> None:
                 else:
                     with running(SERVERS[name], Path(folder) / "root") as server:
                         print(row(name, SERVERS[name].package, server), flush=True)
-            except (CannotBeHadError, RunError) as error:
+            except (CannotBeHadError, RunError, ClientError) as error:
                 print(f"| {name} | {error} |", flush=True)
 
 

@@ -200,3 +200,20 @@ def test_without_one_of_its_rules_two_drivers_would_write(simulate, monkeypatch,
         tokens = claims._tokens
         monkeypatch.setattr(claims, "_tokens", lambda of, names: [] if of is kind else tokens(of, names))
     assert any(simulate(seed, num_drivers=4, slow=0.2).most_at_once > 1 for seed in range(200))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[" * 100_000,
+        b'{"pid": [], "host": "\\u001b[2J", "process": "a/b/c", "seconds": "x", "replaces": 3}',
+        b'{"seconds": 1e300, "process": null, "replaces": [1, {}]}',
+        b'{"seconds": NaN}',
+    ],
+)
+def test_whatever_lies_under_the_name_of_a_holder_runs_out_like_one(content):
+    read = claims._parse(content, SECONDS)
+    assert read.seconds == SECONDS and read.process == ""
+    assert "\x1b" not in read.who + read.since
