@@ -127,6 +127,7 @@ class ClaimLease:
 
     def _wait_for_holders(self) -> None:
         """Return when no holder is left, or only dead ones. RunError if a holder renews its lease."""
+        # `sum` and not `any`, so that all holders are watched from the start.
         while sum(not self._is_dead(token) for token in _tokens(_HOLDER, self._names())):
             time.sleep(1.0)
 
