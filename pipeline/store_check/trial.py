@@ -82,7 +82,8 @@ class Trial:
             with contextlib.suppress(FileNotFoundError):
                 self.filesystem.rm(self.output.root, recursive=True)
             return []
-        self.together(self._remove, sorted(self.written | set(self._listed())))
+        self.together(self._remove, sorted(self.written))
+        self.together(self._remove, self._listed())  # the files of the Delta table; a store may fail at longer listings
         return self._listed()
 
     def _remove(self, path: str) -> None:
