@@ -74,6 +74,7 @@ def test_a_store_without_conditional_writes_is_unsafe_or_useless(s3, uri, capsys
     assert keys_below(s3, uri) == []
 
 
+@pytest.mark.thorough
 def test_a_store_that_forgets_removals_cannot_be_used(s3, uri, capsys, monkeypatch):
     with FaultProxy(s3.url, [Rule("^DELETE ", "forget", times=3)], sign=True) as store:
         monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
