@@ -1,7 +1,10 @@
 """The lease for stores without conditional writes: in virtual time, at every moment at most one driver may write."""
 
 import heapq
+import os
 import random
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -11,7 +14,9 @@ import pytest
 
 from pipeline.commit import claims
 from pipeline.commit.claims import ClaimLease
+from pipeline.drill.fault_proxy import FaultProxy, Rule
 from pipeline.errors import BrokenRunError, RunError
+from tests.support.places import ROOT
 
 SECONDS = 20.0
 
@@ -217,3 +222,42 @@ def test_whatever_lies_under_the_name_of_a_holder_runs_out_like_one(content):
     read = claims._parse(content, SECONDS)
     assert read.seconds == SECONDS and read.process == ""
     assert "\x1b" not in read.who + read.since
+
+
+HOLD = """
+import sys, time
+from pipeline.commit.claims import ClaimLease
+from pipeline.errors import RunError
+from pipeline.store.filesystem import open_filesystem
+
+try:
+    with ClaimLease(*open_filesystem(sys.argv[1]), 8):
+        print("held", flush=True)
+        sys.stdin.read()
+except RunError as error:
+    print(error, flush=True)
+"""
+
+
+@pytest.mark.thorough
+def test_of_four_processes_on_a_store_that_ignores_conditions_one_holds_the_lease(s3):
+    """In real time, on a real server; the next takes over at once from a process of this machine that was killed."""
+    place = f"{s3.bucket(f'claims-{uuid.uuid4().hex[:8]}')}/_runs"
+    with FaultProxy(s3.url, [Rule("^PUT ", "ignore_conditions")], sign=True) as store:
+        environment = {**os.environ, **s3.environment, "AWS_ENDPOINT_URL": store.url, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", HOLD, place]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        four = [subprocess.Popen(command, env=environment, **pipes) for _ in range(4)]
+        try:
+            lines = [process.stdout.readline().strip() for process in four]
+            [holder] = [process for process, line in zip(four, lines, strict=True) if line == "held"]
+            refused = [line for line in lines if line != "held"]
+            assert all(line.startswith(f"--output is in use by process {holder.pid} on ") for line in refused), lines
+            holder.kill()
+            holder.wait()
+            after = subprocess.run(command, env=environment, input="", capture_output=True, text=True)
+            assert after.stdout == "held\n", after
+        finally:
+            for process in four:
+                process.kill()
+                process.communicate()
