@@ -191,6 +191,15 @@ class Settings:
         return {name: value for name, value in self.to_dict().items() if name in names}
 
 
+def is_run_id(text: str) -> bool:
+    """Whether a run may have this name."""
+    try:
+        _check_run_id(text)
+    except RunError:
+        return False
+    return True
+
+
 def _check_run_id(run_id: str) -> None:
     """Raise RunError unless `run_id` can name a folder below `_runs` in every store.
 

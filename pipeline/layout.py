@@ -1,4 +1,7 @@
-"""An output, opened once: its file system and the names of all objects below it.
+"""An output, opened once: its file system, the names of all objects below it, and the one way to read them back.
+
+Anybody who may write to the output can have put anything there, so whatever is read back is untrusted: the number of
+bytes is bounded, each field is checked, and links that lead out of the output are not followed (docs/security.md).
 
 images/ segments/                 the published tables (Delta Lake)
     run=<run_id>/                 the parts of a run, shard-000042-<sha256>.parquet
@@ -18,18 +21,35 @@ _runs/
 """
 
 import contextlib
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import fsspec
+from pydantic import TypeAdapter
 
+from pipeline.config import is_run_id
 from pipeline.errors import RunError
-from pipeline.store.filesystem import list_folder, open_filesystem, store_errors_as
-from pipeline.store.objects import read_json_or_none
+from pipeline.schema import TABLES
+from pipeline.store.filesystem import is_local, list_folder, open_filesystem, store_errors_as
+from pipeline.store.json_records import parse_record, shown
+from pipeline.store.objects import read_bytes, read_or_none
+
+T = TypeVar("T")
 
 RUNS = "_runs"
 _NIGHTS = "_nights"
+PLAN_FILE, ATTEMPT, JOURNAL_OBJECT = "#.parquet", "#.json", "#-#.jsonl"  # see `numbered`
+MOST_RECORD_BYTES = 64 * 2**20  # run.json names the files of its plan: 3,000 at 100 M images
+
+
+def numbered(form: str, *numbers: int) -> str:
+    """`form` with its `#`s replaced by numbers of at least six digits."""
+    for number in numbers:
+        form = form.replace("#", f"{number:06d}", 1)
+    return form
 
 
 def part_path(table: str, run_id: str, shard: int, sha256: str) -> str:
@@ -46,9 +66,16 @@ def parts_folder(table: str, run_id: str) -> str:
 class RunFolder:
     """The folder of one run: its path and the names of the objects in it."""
 
-    filesystem: fsspec.AbstractFileSystem
+    output: "Output"
     path: str
-    has_conditions: bool = True  # see Output
+
+    @property
+    def filesystem(self) -> fsspec.AbstractFileSystem:
+        return self.output.filesystem
+
+    @property
+    def has_conditions(self) -> bool:
+        return self.output.has_conditions
 
     @property
     def run_id(self) -> str:
@@ -99,8 +126,19 @@ class Output:
 
     @classmethod
     def open(cls, uri: str, flag: str = "--output", has_conditions: bool = True) -> "Output":
-        """Open the output `uri`. RunError if there is no such store or the environment does not say how to reach it."""
-        return cls(uri, *open_filesystem(uri), flag, has_conditions)
+        """Open the output `uri`. RunError if there is no such store or the environment does not say how to reach it.
+
+        RunError also if one of the output's own folders is a link that leads out of the output.
+        """
+        output = cls(uri, *open_filesystem(uri), flag, has_conditions)
+        for path in (output.runs, output.format_json, output.lease_json, output.nights, *map(output.at, TABLES)):
+            output.inside(path)
+        return output
+
+    @property
+    def name(self) -> str:
+        """The output in messages."""
+        return f"{self.flag} {self.uri}"
 
     @property
     def runs(self) -> str:
@@ -123,26 +161,83 @@ class Output:
         return f"{self.nights}/{name}"
 
     def run(self, run_id: str) -> RunFolder:
-        """The folder of the run `run_id`, which need not exist."""
-        return RunFolder(self.filesystem, f"{self.runs}/{run_id}", self.has_conditions)
+        """The folder of the run `run_id`, which need not exist.
+
+        RunError if there can be no such run, or if one of its folders is a link that leads out of the output.
+        """
+        if not is_run_id(run_id):
+            raise RunError(f"{self.name}: {shown(run_id)} cannot be the name of a run")
+        folder = RunFolder(self, f"{self.runs}/{run_id}")
+        for path in (folder.path, folder.plan, folder.attempts, folder.journal, folder.started):
+            self.inside(path)
+        for table in TABLES:
+            self.inside(self.at(parts_folder(table, run_id)))
+        return folder
 
     def list_runs(self) -> list[RunFolder]:
-        """The folders of all runs, sorted by name. Raises errors of STORE_ERRORS."""
+        """The folders of all runs, sorted by name; others are not ours. Raises errors of STORE_ERRORS."""
         paths = [path.rstrip("/") for path in list_folder(self.filesystem, self.runs)]
-        names = [path.rpartition("/")[2] for path in paths if not path.endswith((".json", ".lock"))]
-        return [self.run(name) for name in names if name != _NIGHTS]
+        names = (path.rpartition("/")[2] for path in paths)
+        return [self.run(name) for name in names if is_run_id(name)]
 
     def at(self, path: str) -> str:
         """The path in the file system of a table or part whose path in the output is `path`."""
         return f"{self.root}/{path}"
 
-    def read_json_or_none(self, path: str) -> dict[str, Any] | None:
-        """An object of the output as a JSON object. None if it does not exist, RunError if it cannot be read."""
-        return read_json_or_none(self.filesystem, path, f"{self.flag} {self.uri}:")
+    # --- what is read back --------------------------------------------------------------------------------------------
+
+    def inside(self, path: str) -> str:
+        """`path`, whose name lies below the output. RunError if a link there leads out of the output."""
+        if is_local(self.filesystem):
+            root, real = os.path.realpath(self.root), os.path.realpath(path)
+            if real != root and not real.startswith(f"{root.rstrip('/')}/"):
+                raise RunError(
+                    f"{self.name}: {path} is a link that leads out of the output, to {real}; remove the link"
+                )
+        return path
+
+    def read(self, path: str, most_bytes: int = MOST_RECORD_BYTES) -> bytes:
+        """The bytes of an object of the output. RunError if there are more than `most_bytes`, or it cannot be read."""
+        return read_bytes(self.filesystem, self.inside(path), f"{self.name}:", most_bytes)
+
+    def read_or_none(self, path: str) -> bytes | None:
+        """Like `read`, but None if there is no object."""
+        return read_or_none(self.filesystem, self.inside(path), f"{self.name}:", MOST_RECORD_BYTES)
+
+    def read_record(self, adapter: TypeAdapter[T], path: str) -> T | None:
+        """An object of the output as a record. None if there is no object, RunError if it is not such a record."""
+        data = self.read_or_none(path)
+        return None if data is None else self.parse(adapter, data, path)
+
+    def parse(self, adapter: TypeAdapter[T], data: bytes, path: str) -> T:
+        """`data`, read from `path`, as a record. RunError with one line that names the field."""
+        try:
+            return parse_record(adapter, data)
+        except ValueError as error:
+            raise self.damaged(path, str(error)) from None
+
+    def damaged(self, path: str, why: str) -> RunError:
+        """What is said of an object that this program did not write, or that has changed since."""
+        return RunError(f"{self.name}: {path} is damaged, or another program wrote it: {why}")
+
+    def list_numbered(self, folder: str, form: str) -> list[tuple[tuple[int, ...], str]]:
+        """(numbers, path) of the objects in `folder` whose names `numbered(form)` gives, sorted by their numbers.
+
+        Objects of other names are not ours. Raises errors of STORE_ERRORS.
+        """
+        pattern = re.compile(re.escape(form).replace(r"\#", "([0-9]{6,9})"))  # the tables hold attempts as int32
+        found = []
+        for path in list_folder(self.filesystem, self.inside(folder)):
+            match = pattern.fullmatch(path.rpartition("/")[2])
+            if match is not None:
+                numbers = tuple(map(int, match.groups()))
+                if numbered(form, *numbers) == match[0]:
+                    found.append((numbers, self.inside(path)))
+        return sorted(found)
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
         """Turn errors of the store into a RunError that names the output."""
-        name = f"{self.flag} {self.uri}"
-        with store_errors_as(RunError, f"{name} cannot be used", denied=f"no permission to use {name}"):
+        denied = f"no permission to use {self.name}"
+        with store_errors_as(RunError, f"{self.name} cannot be used", denied=denied):
             yield

@@ -27,8 +27,10 @@ from pipeline.commit.claims import ClaimLease
 from pipeline.commit.encode import EncodeSpec
 from pipeline.commit.journal import Committer
 from pipeline.commit.lease import Lease
-from pipeline.commit.receipt import Receipt, Totals
+from pipeline.commit.receipt import Receipt
 from pipeline.commit.run_record import PlanFile, RunRecord
+from pipeline.commit.run_report import Report
+from pipeline.commit.totals import Totals
 from pipeline.commit.write import EncodeAndWrite
 from pipeline.config import Settings
 from pipeline.errors import BrokenRunError
@@ -41,7 +43,7 @@ from pipeline.plan.shards import spread_over
 from pipeline.plan.source import ShardSource
 from pipeline.report.progress import Progress
 from pipeline.report.run_watch import RunWatch, count_end
-from pipeline.runs.accounting import Clock, Report, close_books
+from pipeline.runs.accounting import Clock, close_books
 from pipeline.runs.begin import Run, plan_run, take_up
 from pipeline.runs.check import Checked, check
 from pipeline.runs.cleanup import sweep
@@ -98,7 +100,7 @@ def _segment_bucket(settings: Settings, progress: Progress, tell: Tell) -> Repor
             checked.settings.run_id,
         )
         tell(nothing_to_do=f"run {checked.settings.run_id} is already finished")
-        return Report(**finished)
+        return finished
     if find_run(checked) is None:
         refuse_empty(checked.settings.input)
     checked = replace(checked, output=proven(checked.output, settings.allow_unsafe_store))
@@ -150,7 +152,7 @@ def execute(run: Run, allotment: Allotment, lease: Lease | ClaimLease, progress:
     label_run(run.run_id)
     totals = Totals()
     with _store_errors(run):
-        for receipt in run.journal.read():
+        for receipt in run.journal.read(run.plan.num_shards):
             totals.add(receipt)
     done_before = len(totals.shards)
     todo = f"{run.plan.num_images} images in {run.plan.num_shards} shards, {done_before} done before this attempt"
@@ -182,7 +184,7 @@ def execute(run: Run, allotment: Allotment, lease: Lease | ClaimLease, progress:
             publisher.compact()
         lease.check()
         sweep(run)
-        run.write_report(vars(report))
+        report.write(run.folder)
         reached("after report")
     return report
 
@@ -217,13 +219,15 @@ def build_dataset(
     """
     settings = run.settings
     num_shards = sum(len(pending) for _, pending in shards)
-    elsewhere = spread_over(run.output.filesystem, run.plan, _IMAGES_ELSEWHERE)
+    elsewhere = spread_over(run.output, settings.input, run.plan, _IMAGES_ELSEWHERE)
     _set_ray_data_options()
     pass_actor_arguments_by_value()
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "max_restarts": -1, "max_task_retries": 8}
     return (
         ray.data.read_datasource(
-            ShardSource(settings.output, shards), num_cpus=READ_PLAN_CPUS, override_num_blocks=len(shards)
+            ShardSource(settings.output, settings.input, shards),
+            num_cpus=READ_PLAN_CPUS,
+            override_num_blocks=len(shards),
         )
         .map_batches(
             FetchImages,
@@ -285,7 +289,7 @@ def _stream_receipts(run: Run, allotment: Allotment, done: set[int], board: Boar
             dataset = build_dataset(run, allotment, shards, board)
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 assert isinstance(batch, pa.Table)
-                yield from map(Receipt.from_json, batch.column("receipt").to_pylist())
+                yield from (Receipt.from_json(line, run.run_id) for line in batch.column("receipt").to_pylist())
         except Exception as error:  # errors of Ray; not all errors of Ray Data are RayErrors
             raise BrokenRunError(f"run {run.run_id} broke: {_innermost(error)}") from error
 

@@ -16,7 +16,8 @@ from typing_extensions import TypedDict  # pydantic wants this one below Python 
 from m2f_core.masks import rle
 from m2f_core.masks.polygons import FEWEST_NUMBERS, fill_polygons
 from pipeline.errors import RunError
-from pipeline.store.objects import parse_json_object, read_uri
+from pipeline.store.json_records import parse_json_object
+from pipeline.store.objects import read_uri
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 _FORM = "[[x0, y0, x1, y1, x2, y2, ...], ...]"

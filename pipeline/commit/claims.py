@@ -35,11 +35,12 @@ from typing import Any
 
 import fsspec
 
-from pipeline.commit.lease import RENEWALS, is_gone, process_identity
+from pipeline.commit.lease import MOST_LEASE_BYTES, RENEWALS, is_gone, process_identity
 from pipeline.errors import BrokenRunError, RunError
 from pipeline.guard.kill_points import reached
 from pipeline.shown_text import shown
 from pipeline.store.filesystem import STORE_ERRORS, list_folder, one_line, put_object
+from pipeline.store.json_records import parse_json
 from pipeline.store.objects import read_once
 
 logger = logging.getLogger(__name__)
@@ -258,7 +259,7 @@ class ClaimLease:
         """
         asked = time.monotonic()
         try:
-            data = read_once(self.filesystem, path)
+            data = read_once(self.filesystem, path, MOST_LEASE_BYTES)
         except FileNotFoundError:
             self.seen.pop(path, None)
             return 0.0, None
@@ -308,8 +309,8 @@ def _limit(what: str, since: float, periods: int) -> None:
 def _parse(data: bytes, seconds: float) -> "_Content":
     """The content of a claim or a holder object. Fields that no driver writes get defaults: the object runs out."""
     try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
+        found = parse_json(data)
+    except ValueError:
         found = None
     fields: dict[str, Any] = found if isinstance(found, dict) else {}
     lasts, replaces, process = fields.get("seconds"), fields.get("replaces"), str(fields.get("process"))

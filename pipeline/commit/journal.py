@@ -9,24 +9,43 @@ driver that seemed dead and goes on writing. So all readers, now and later, see 
 
 import json
 import os
-import re
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from io import BytesIO
-from pathlib import Path
+from typing import Annotated
 
-from pipeline.commit.receipt import Receipt
+from annotated_types import Interval
+from pydantic import TypeAdapter, with_config
+from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
+
+from pipeline.commit.receipt import MOST_SHARDS, Receipt
 from pipeline.guard.kill_points import reached
-from pipeline.layout import RunFolder
+from pipeline.layout import ATTEMPT, JOURNAL_OBJECT, RunFolder, numbered
+from pipeline.look_ahead import look_ahead
 from pipeline.store.conditional_writes import create_new
-from pipeline.store.filesystem import list_folder, put_object
-from pipeline.store.objects import read_object
+from pipeline.store.filesystem import put_object
+from pipeline.store.json_records import STRICT
 from pipeline.telemetry.metrics import IMAGES, RECEIPTS, SEGMENTS
 
 # If the driver is killed, receipts of at most this many seconds are lost, and their shards are processed again.
 JOURNAL_SECONDS = 5.0
+
+_READ_THREADS = 16  # a day of work is 17,000 small objects
+
+_Number = Annotated[int, Interval(ge=0, le=10**9)]
+
+
+@with_config(STRICT)
+class _Attempt(TypedDict):
+    """What the readers of `attempts/000002.json` need: journal numbers that count, by earlier attempt."""
+
+    accepted: dict[str, list[_Number]]
+
+
+_ATTEMPT = TypeAdapter(_Attempt)
 
 
 class Journal:
@@ -54,7 +73,7 @@ class Journal:
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
                 "accepted": accepted,
             }
-            path = f"{folder.attempts}/{journal.attempt:06d}.json"
+            path = f"{folder.attempts}/{numbered(ATTEMPT, journal.attempt)}"
             if create_new(folder.filesystem, path, json.dumps(content).encode(), folder.has_conditions):
                 break
             journal.attempt += 1
@@ -66,20 +85,36 @@ class Journal:
         lines = "".join(receipt.to_json() + "\n" for receipt in receipts)
         if lines:
             reached("before journal")
-            path = f"{self.folder.journal}/{self.attempt:06d}-{self.next_number:06d}.jsonl"
+            path = f"{self.folder.journal}/{numbered(JOURNAL_OBJECT, self.attempt, self.next_number)}"
             self.next_number += 1  # also if the write fails: the object may exist and must not be overwritten
             put_object(self.filesystem, path, lines.encode())
             reached("after journal")
 
-    def read(self) -> Iterator[Receipt]:
-        """All receipts that count, one per shard, in the order of their commits."""
+    def read(self, num_shards: int = MOST_SHARDS) -> Iterator[Receipt]:
+        """All receipts that count, one per shard, in the order of their commits. `num_shards`: of the run's plan.
+
+        RunError if an object of the journal is damaged, or a receipt is not one of a shard of this run.
+        """
         seen: set[int] = set()
-        for _, _, path in self._counted():
-            for line in BytesIO(read_object(self.filesystem, path)):
-                receipt = Receipt.from_json(line)
-                if receipt.shard not in seen:
-                    seen.add(receipt.shard)
-                    yield receipt
+        with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="journal") as threads:
+            paths = (path for _, _, path in self._counted())
+            for receipts in look_ahead(lambda path: threads.submit(self._read_object, path), paths, _READ_THREADS):
+                for receipt in receipts:
+                    if receipt.shard >= num_shards:
+                        why = f"it has a receipt of shard {receipt.shard}, but the plan has {num_shards} shards"
+                        raise self.folder.output.damaged(self.folder.journal, why)
+                    if receipt.shard not in seen:
+                        seen.add(receipt.shard)
+                        yield receipt
+
+    def _read_object(self, path: str) -> list[Receipt]:
+        receipts = []
+        for number, line in enumerate(BytesIO(self.folder.output.read(path)), 1):
+            try:
+                receipts.append(Receipt.from_json(line, self.folder.run_id))
+            except ValueError as error:
+                raise self.folder.output.damaged(f"{path}, line {number},", str(error)) from None
+        return receipts
 
     def is_the_latest(self) -> bool:
         """Whether everything that this attempt appended counts, because no other attempt has started since."""
@@ -87,23 +122,20 @@ class Journal:
 
     def _attempts(self) -> dict[int, str]:
         """The path of each attempt's object, by number of the attempt."""
-        paths = list_folder(self.filesystem, self.folder.attempts)
-        return {int(Path(path).stem): path for path in paths if re.fullmatch(r"\d+\.json", Path(path).name)}
+        found = self.folder.output.list_numbered(self.folder.attempts, ATTEMPT)
+        return {attempt: path for (attempt,), path in found}
 
     def _counted(self) -> Iterator[tuple[int, int, str]]:
         """(attempt, number, path) of every journal object that counts, in order."""
-        attempts = self._attempts()
+        attempts, output = self._attempts(), self.folder.output
         latest = max(attempts, default=0)
-        accepted: dict[str, list[int]] = {}
+        accepted: dict[str, set[int]] = {}
         if attempts:
-            accepted = json.loads(read_object(self.filesystem, attempts[latest]))["accepted"]
-        named = re.compile(r".*/(\d+)-(\d+)\.jsonl")
-        for path in list_folder(self.filesystem, self.folder.journal):
-            match = named.fullmatch(path)
-            if match is not None:
-                attempt, number = int(match[1]), int(match[2])
-                if attempt >= latest or number in accepted.get(str(attempt), ()):
-                    yield attempt, number, path
+            content = output.parse(_ATTEMPT, output.read(attempts[latest]), attempts[latest])
+            accepted = {attempt: set(numbers) for attempt, numbers in content["accepted"].items()}
+        for (attempt, number), path in output.list_numbered(self.folder.journal, JOURNAL_OBJECT):
+            if attempt >= latest or number in accepted.get(str(attempt), ()):
+                yield attempt, number, path
 
 
 class Committer:

@@ -22,19 +22,42 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import fsspec
+from annotated_types import Interval
+from pydantic import StringConstraints, TypeAdapter, with_config
 
 from pipeline.errors import BrokenRunError, RunError
 from pipeline.guard.kill_points import reached
 from pipeline.store.conditional_writes import Stored, create_object, read_stored, replace_object
 from pipeline.store.filesystem import STORE_ERRORS, one_line
+from pipeline.store.json_records import STRICT, parse_record, shown
+from pipeline.store.objects import TooManyBytesError
 
 logger = logging.getLogger(__name__)
 
 RENEWALS = 4  # per duration of a lease, so that one lost request does no harm
+MOST_LEASE_BYTES = 2**16  # of lease.json
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class Holder:
+    """The fields of lease.json that other drivers read."""
+
+    host: str
+    pid: int
+    process: Annotated[str, StringConstraints(pattern=r"^$|^[0-9a-f-]+/[0-9]+/[0-9]+/[0-9]+$")]  # process_identity
+    since: str
+    seconds: Annotated[float, Interval(ge=0.001, le=86400.0)]
+    token: str
+    released: bool
+
+
+_HOLDER = TypeAdapter(Holder)
 
 
 class Lease:
@@ -85,7 +108,10 @@ class Lease:
     def _take(self) -> None:
         while True:
             started = time.monotonic()
-            found = read_stored(self.filesystem, self.path)
+            try:
+                found = read_stored(self.filesystem, self.path, MOST_LEASE_BYTES)
+            except TooManyBytesError as error:
+                raise self._damaged(error) from None
             if found is None:
                 version = create_object(self.filesystem, self.path, self._content())
             elif (wait := self._seconds_to_wait(found)) > 0:
@@ -100,20 +126,23 @@ class Lease:
 
     def _seconds_to_wait(self, found: Stored) -> float:
         """The seconds until the lease `found` may be taken over. RunError if its holder seems to be alive."""
-        holder = _parse(found.data)
-        who = f"process {holder.get('pid')} on {holder.get('host')}"
-        if holder.get("released"):
+        try:
+            holder = parse_record(_HOLDER, found.data)
+        except ValueError as error:
+            raise self._damaged(error) from None
+        who = f"process {holder.pid} on {shown(holder.host)}"
+        if holder.released:
             return 0.0
-        if is_gone(holder.get("process", "")):
+        if is_gone(holder.process):
             logger.warning(
                 "the lease on --output names %s, which no longer exists, so the lease is taken over at once", who
             )
             return 0.0
-        lasts = float(holder.get("seconds", self.seconds))
+        lasts = holder.seconds
         left = lasts - found.age_seconds
         if left > lasts / 2:
             raise RunError(
-                f"--output is in use by {who} since {holder.get('since')}; if that process is dead, its lease "
+                f"--output is in use by {who} since {shown(holder.since)}; if that process is dead, its lease "
                 f"{self.path} runs out in {left:.0f} s"
             )
         if found.version != self.waited_for:
@@ -124,6 +153,12 @@ class Lease:
                 found.age_seconds,
             )
         return left
+
+    def _damaged(self, error: Exception) -> RunError:
+        return RunError(
+            f"the lease on --output {self.path} is damaged, or another program wrote it: {error}; if no job is using "
+            "this output, delete the lease"
+        )
 
     def _keep(self) -> None:
         while not self.ended.wait(self.seconds / RENEWALS):
@@ -190,19 +225,15 @@ def is_alive(process: str) -> bool | None:
 
 
 def holder_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str | None:
-    """The token of the lease at `path` if somebody holds the lease now, else None. Raises errors of STORE_ERRORS."""
-    found = read_stored(filesystem, path)
+    """The token of the lease at `path` if somebody holds the lease now, else None. Raises errors of STORE_ERRORS.
+
+    A damaged lease has no holder that could be named.
+    """
+    found = read_stored(filesystem, path, MOST_LEASE_BYTES)
     if found is None:
         return None
-    holder = _parse(found.data)
-    seconds = holder.get("seconds")
-    runs_out = not isinstance(seconds, int | float) or found.age_seconds > seconds
-    return None if holder.get("released") or runs_out else str(holder.get("token"))
-
-
-def _parse(data: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(data)
+        holder = parse_record(_HOLDER, found.data)
     except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
+        return None
+    return None if holder.released or found.age_seconds > holder.seconds else holder.token

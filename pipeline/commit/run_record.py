@@ -1,61 +1,83 @@
 """run.json, the record of a run: written once the plan of the run is complete, and never changed."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any
 
+from annotated_types import Interval, Len
+from pydantic import AfterValidator, FailFast, TypeAdapter, with_config
+from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
+
+from pipeline.commit.receipt import MOST_SHARDS
 from pipeline.errors import RunError
-from pipeline.layout import Output, RunFolder
+from pipeline.layout import PLAN_FILE, Output, RunFolder, numbered
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.store.filesystem import put_object
+from pipeline.store.json_records import STRICT, Count, moment, plain_values, shown
+
+NumShards = Annotated[int, Interval(ge=0, le=MOST_SHARDS)]
+PlainValues = Annotated[dict[str, Any], AfterValidator(plain_values)]
 
 
+@with_config(STRICT)
 @dataclass(frozen=True)
 class PlanFile:
     """One Parquet file of the plan. Row group i holds shard `first_shard + i`."""
 
     path: str
-    first_shard: int
-    num_shards: int
+    first_shard: NumShards
+    num_shards: NumShards
 
 
+@with_config(STRICT)
 @dataclass(frozen=True)
 class PlanSummary:
     """A summary of the plan of a run."""
 
-    files: tuple[PlanFile, ...]
-    num_images: int
-    num_shards: int
-    size_bytes: int  # encoded bytes to read
+    files: Annotated[tuple[PlanFile, ...], FailFast()]
+    num_images: Count
+    num_shards: NumShards
+    size_bytes: Count  # encoded bytes to read
 
 
+@with_config(STRICT)
+class CategoryRecord(TypedDict):
+    """A category of the checkpoint's label map."""
+
+    id: Annotated[int, Interval(ge=0, le=2**31 - 1)]
+    name: str
+    isthing: Annotated[int, Interval(ge=0, le=1)]
+
+
+@with_config(STRICT)
 @dataclass(frozen=True)
 class ModelRecord:
     """The checkpoint that a run uses."""
 
     name: str  # as given
     weights_sha256: str
-    categories: list[dict[str, Any]]  # by the model's class_id: id, name, isthing
+    categories: list[CategoryRecord]  # by the model's class_id
 
 
+@with_config(STRICT)
 @dataclass(frozen=True)
 class RunRecord:
     """The fields of run.json."""
 
     schema_version: int
     run_id: str
-    created: str  # ISO 8601, UTC
+    created: Annotated[str, AfterValidator(moment("microseconds"))]  # ISO 8601, UTC
     fingerprint: str
-    input: str  # the canonical name of --input
-    limit: int | None
+    input: Annotated[str, Len(1)]  # the canonical name of --input
+    limit: Annotated[int, Interval(ge=1, le=2**62)] | None
     mode: str
     tombstone_removed: bool
-    settings: dict[str, Any]  # all settings, as given
-    results: dict[str, Any]  # the settings that change results, defaults filled in
+    settings: PlainValues  # all settings, as given
+    results: PlainValues  # the settings that change results, defaults filled in
     model_license: str
     model: ModelRecord
     plan: PlanSummary
-    counts: dict[str, int]  # images by reason, including images that are not in the plan: see changes.Changes
+    counts: dict[str, Count]  # images by reason, including images that are not in the plan: see changes.Changes
     versions: dict[str, str]  # of Python and of the packages that results depend on
     # Device, precision and CPU instructions of the first attempt; report.json has the values of the last attempt. Added
     # without a new schema version: older runs have none.
@@ -65,23 +87,61 @@ class RunRecord:
         put_object(folder.filesystem, folder.run_json, json.dumps(asdict(self), indent=1).encode())
 
 
+@with_config(STRICT)
+class Versioned(TypedDict):
+    """What run.json and format.json have in common in every version of the program."""
+
+    schema_version: Annotated[int, Interval(ge=1, le=10**6)]
+
+
+VERSIONED, _RECORD = TypeAdapter(Versioned), TypeAdapter(RunRecord)
+
+
 def read_run_record(output: Output, folder: RunFolder) -> RunRecord | None:
-    """The run in `folder`, or None if there is none. RunError if run.json is damaged or has another schema version."""
-    content = output.read_json_or_none(folder.run_json)
-    if content is None:
+    """The run in `folder`, or None if there is none.
+
+    RunError if run.json is not a record of this run and this schema version, or if its plan does not lie in `folder`.
+    """
+    version = output.read_record(VERSIONED, folder.run_json)
+    if version is None:
         return None
-    if content.get("schema_version") != SCHEMA_VERSION:
+    if version["schema_version"] != SCHEMA_VERSION:
         raise RunError(
-            f"run {folder.run_id} has tables of schema version {content.get('schema_version')}, but this program reads "
+            f"run {folder.run_id} has tables of schema version {version['schema_version']}, but this program reads "
             f"version {SCHEMA_VERSION}"
         )
+    record = output.read_record(_RECORD, folder.run_json)
+    if record is None:
+        return None
     try:
-        names = {field.name for field in fields(RunRecord)}
-        known = {name: value for name, value in content.items() if name in names}  # others come from later programs
-        plan = {**known["plan"], "files": tuple(PlanFile(**file) for file in known["plan"]["files"])}
-        return RunRecord(**{**known, "model": ModelRecord(**known["model"]), "plan": PlanSummary(**plan)})
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{output.flag} {output.uri}: {folder.run_json} is not a valid run record ({type(error).__name__}: "
-            f"{error}); move the folder of the run away"
-        ) from None
+        if record.run_id != folder.run_id:
+            raise ValueError(f"run_id is {shown(record.run_id)}; it must be the name of its folder")
+        if not isinstance(record.results.get("task"), str):
+            raise ValueError(f"results.task is {shown(record.results.get('task'))}; it must be a text")
+        return replace(record, plan=_plan_in(folder, record.plan))
+    except ValueError as error:
+        raise output.damaged(folder.run_json, f"{error}; move the folder of the run away") from None
+
+
+def _plan_in(folder: RunFolder, plan: PlanSummary) -> PlanSummary:
+    """The plan with its files in `folder`, wherever the output lay when the plan was written.
+
+    ValueError if the files are not those of a plan, or do not hold each shard once.
+    """
+    files, num_shards = [], 0
+    for number, file in enumerate(plan.files):
+        name = numbered(PLAN_FILE, number)
+        if file.path.rpartition("/")[2] != name:
+            raise ValueError(f"plan.files[{number}].path is {shown(file.path)}; it must end in {name}")
+        if file.first_shard != num_shards or file.num_shards < 1:
+            raise ValueError(
+                f"plan.files[{number}] begins with shard {file.first_shard} and has {file.num_shards}; it must begin "
+                f"with shard {num_shards}"
+            )
+        num_shards += file.num_shards
+        files.append(replace(file, path=f"{folder.plan}/{name}"))
+    if num_shards != plan.num_shards:
+        raise ValueError(f"plan.num_shards is {plan.num_shards}, but the files of the plan hold {num_shards}")
+    if plan.num_images < plan.num_shards:
+        raise ValueError(f"plan.num_images is {plan.num_images}, fewer than its {plan.num_shards} shards")
+    return replace(plan, files=tuple(files))

@@ -26,6 +26,7 @@ from pipeline.drill.settings import DrillSettings
 from pipeline.errors import RunError
 from pipeline.guard import kill_points, planted_faults
 from pipeline.store.filesystem import STORE_ERRORS, canonical, is_local, is_s3, one_line, open_filesystem, uri_of
+from pipeline.store.removal import remove_folder_of
 from pipeline.tables.compare import Rows, check_books, compare, read_rows
 
 _LONGEST_SECONDS = 1800.0  # for a driver; a driver that does not end is a finding too
@@ -87,7 +88,7 @@ def _remove(place: str) -> str:
     filesystem, root = open_filesystem(place)
     try:
         if filesystem.exists(root):
-            filesystem.rm(root, recursive=True)
+            remove_folder_of(filesystem, root.rpartition("/")[0], root)
     except STORE_ERRORS as error:
         return one_line(error)
     return ""

@@ -130,7 +130,7 @@ def _score_spec(settings: EvaluationSettings, run: FinishedRun, truths: dict[str
 
 def _part_tasks(run: FinishedRun, censuses: dict[str, Census]) -> list[PartTask]:
     """The parts that hold images of the ground truth; the segments of other parts are not read."""
-    read = partial(read_part, run.tables, columns=["image_key", "status", "error_code", "height", "width"])
+    read = partial(read_part, run.tables, "images", columns=["image_key", "status", "error_code", "height", "width"])
     tasks = []
     with ThreadPoolExecutor(READ_AHEAD) as threads:
         tables = look_ahead(

@@ -164,7 +164,7 @@ def _segments_by_image(tables: str, task: PartTask) -> dict[str | None, list[Rec
     """Rows of `segments` by image; rows with equal image and segment_id (from `--postprocess hf`) are merged."""
     if task.part is None:
         return {}
-    table = read_part(tables, task.part, _COLUMNS)
+    table = read_part(tables, "segments", task.part, _COLUMNS)
     wanted = pa.array([image.image_key for image in task.images], pa.string())
     by_image: dict[str | None, dict[int, Record]] = defaultdict(dict)
     for row in table.filter(pc.is_in(table.column("image_key"), value_set=wanted)).to_pylist():

@@ -8,12 +8,14 @@ driver that was killed) cost time and change no row.
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 
+from m2f_core.whole_files import is_temporary
 from pipeline.errors import RunError
 from pipeline.layout import RunFolder
 from pipeline.store.conditional_writes import create_new
@@ -50,6 +52,11 @@ class Starts:
         path = f"{self.run.started}/{shard:06d}-{number}"
         with store_errors_as(RunError, f"--output cannot be written: {path}"):
             return create_new(self.run.filesystem, path, json.dumps(who).encode(), self.run.has_conditions)
+
+
+def is_start_marker(path: str) -> bool:
+    """Whether this program gave an object in `started/` its name; a killed process leaves half-written ones."""
+    return is_temporary(path) or re.fullmatch(r"[0-9]{6,}-[0-9]+", path.rpartition("/")[2]) is not None
 
 
 class _Door:

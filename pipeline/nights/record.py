@@ -17,7 +17,6 @@ from pipeline.errors import RunError
 from pipeline.layout import Output
 from pipeline.shown_text import shown
 from pipeline.store.filesystem import list_folder, put_object
-from pipeline.store.objects import read_or_none
 
 End = Literal["finished", "nothing to do", "refused", "stopped", "broke"]
 
@@ -74,7 +73,7 @@ def write_record(output: Output, name: str, record: NightRecord) -> None:
 
 def read_record(output: Output, name: str) -> NightRecord | None:
     """The record of this name, or None if there is none. RunError if it is damaged or cannot be read."""
-    data = read_or_none(output.filesystem, output.night(name), f"{output.flag} {output.uri}:")
+    data = output.read_or_none(output.night(name))
     if data is None:
         return None
     try:

@@ -26,9 +26,8 @@ from pipeline.config import Settings
 from pipeline.errors import TRANSIENT
 from pipeline.inputs.listing import ListedImage
 from pipeline.layout import Output
-from pipeline.plan.shards import PlannedImage
+from pipeline.plan.shards import PlannedImage, below_input
 from pipeline.schema import PLAN, REASONS
-from pipeline.store.filesystem import full_uri
 from pipeline.tables.current_view import load_current
 from pipeline.tables.spill_database import MEMORY_MIB, ScratchDatabase, out_of_room
 
@@ -110,7 +109,7 @@ def compare(
         with out_of_room():
             _load_listing(scratch.connection, islice(listing, settings.limit))
             columns = ("etag", "size_bytes", "status", "error_code", "fingerprint", "run_created")
-            version = load_current(scratch.connection, output, columns, below=_below(settings.input))
+            version = load_current(scratch.connection, output, columns, below=below_input(settings.input))
             _load_fingerprints(scratch.connection, output, fingerprint, weights_sha256)
             _join(scratch.connection, settings.mode, whole_listing=settings.limit is None)
             # Without this, DuckDB 1.5 returns the sorted rows in another order. Set any earlier, it costs memory.
@@ -121,12 +120,6 @@ def compare(
         scratch.close()
         raise
     return changes
-
-
-def _below(input_uri: str) -> str:
-    """The prefix of all keys of the input: the folder with its slash, spelled as `list_images` spells keys."""
-    uri = full_uri(input_uri)
-    return uri if uri.endswith("/") else f"{uri}/"
 
 
 def _load_listing(database: duckdb.DuckDBPyConnection, listing: Iterable[ListedImage]) -> None:

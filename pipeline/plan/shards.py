@@ -14,17 +14,20 @@ from itertools import islice
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.commit.run_record import PlanFile, PlanSummary
 from pipeline.inputs.listing import ListedImage
-from pipeline.schema import PLAN
-from pipeline.store.filesystem import put_object
-from pipeline.store.objects import read_object
+from pipeline.layout import PLAN_FILE, Output, numbered
+from pipeline.schema import PLAN, REASONS
+from pipeline.store.filesystem import full_uri, one_line, put_object
+from pipeline.store.json_records import shown
 
 logger = logging.getLogger(__name__)
 
 SHARDS_PER_PLAN_FILE = 64  # at 512 images per shard: 4 MB per file, and 3,000 files for 100 M images
+_MOST_FILE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def write_plan(shards: Iterable[list[PlannedImage]], filesystem: fsspec.Abstract
         with pq.ParquetWriter(buffer, PLAN, compression="zstd") as writer:
             for table in pending:
                 writer.write_table(table, row_group_size=max(1, table.num_rows))
-        path = f"{folder}/{len(files):06d}.parquet"
+        path = f"{folder}/{numbered(PLAN_FILE, len(files))}"
         put_object(filesystem, path, buffer.getvalue())
         files.append(PlanFile(path, num_shards - len(pending), len(pending)))
         pending.clear()
@@ -87,21 +90,70 @@ def write_plan(shards: Iterable[list[PlannedImage]], filesystem: fsspec.Abstract
 
 
 def read_plan_file(
-    filesystem: fsspec.AbstractFileSystem, plan_file: PlanFile, shards: Iterable[int]
+    output: Output, source: str, plan_file: PlanFile, shards: Iterable[int]
 ) -> Iterator[tuple[int, pa.Table]]:
-    """Yield (shard, images of the shard without the column `shard`) for the wanted `shards` of one plan file."""
-    file = pq.ParquetFile(pa.BufferReader(read_object(filesystem, plan_file.path)))
-    for shard in shards:
-        yield shard, file.read_row_group(shard - plan_file.first_shard).drop_columns(["shard"])
+    """Yield (shard, images of the shard without the column `shard`) for the wanted `shards` of one plan file.
+
+    `source` is the input of the run. RunError if the file is not the one that run.json names, or if it names an object
+    outside of the input: whoever can write to the output could otherwise have any object read.
+    """
+    below = below_input(source)
+    seen: set[str] = set()
+    data = output.read(plan_file.path, _MOST_FILE_BYTES)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if file.num_row_groups != plan_file.num_shards:
+            raise ValueError(f"it has {file.num_row_groups} shards, but run.json says {plan_file.num_shards}")
+        for shard in shards:
+            images = file.read_row_group(shard - plan_file.first_shard)
+            _check_images(images, shard, below, seen)
+            yield shard, images.drop_columns(["shard"])
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise output.damaged(plan_file.path, one_line(error)) from None
 
 
-def spread_over(filesystem: fsspec.AbstractFileSystem, plan: PlanSummary, number: int) -> list[ListedImage]:
+def _check_images(images: pa.Table, shard: int, below: str, seen: set[str]) -> None:
+    """ValueError if these are not the images of a shard, or if one of their keys is in `seen`; adds the keys to it."""
+    if not images.schema.equals(PLAN):
+        raise ValueError("its columns are not those of a plan")
+    if not images.num_rows or any(column.null_count for column in images.columns):
+        raise ValueError(f"shard {shard} has no images, or null as a value")
+    if images["shard"].unique().to_pylist() != [shard]:
+        raise ValueError(f"the column shard holds {shown(images['shard'].unique().to_pylist())}, not {shard}")
+    if pc.min(images["size_bytes"]).as_py() < 0 or not set(images["reason"].unique().to_pylist()) <= set(REASONS):
+        raise ValueError(f"shard {shard} has a size below 0, or a reason that there is not")
+    for key in images["image_key"].to_pylist():
+        if not is_below(key, below):
+            raise ValueError(f"shard {shard} names {shown(key)}, which does not lie below the input")
+        if key in seen:
+            raise ValueError(f"shard {shard} names {shown(key)} a second time")
+        seen.add(key)
+
+
+def below_input(source: str) -> str:
+    """The prefix of all keys of the input: the folder with its slash, spelled as `list_images` spells keys."""
+    uri = full_uri(source)
+    return uri if uri.endswith("/") else f"{uri}/"
+
+
+def is_below(image_key: str, below: str) -> bool:
+    """Whether the key lies below the input with this prefix. An input may also be one object.
+
+    In a local key, `..` would lead out again; a bucket has no folders, and its keys are as they are.
+    """
+    if image_key == below.rstrip("/"):
+        return True
+    is_file = below.startswith("file://")
+    return image_key.startswith(below) and not (is_file and ".." in image_key.removeprefix(below).split("/"))
+
+
+def spread_over(output: Output, source: str, plan: PlanSummary, number: int) -> list[ListedImage]:
     """One image that can probably be read from each of at most `number` shards, spread evenly over the plan."""
     shards = sorted({place * plan.num_shards // number for place in range(number)}) if plan.num_shards else []
     images = []
     for file in plan.files:
         wanted = [shard for shard in shards if file.first_shard <= shard < file.first_shard + file.num_shards]
-        for _, table in read_plan_file(filesystem, file, wanted) if wanted else ():
+        for _, table in read_plan_file(output, source, file, wanted) if wanted else ():
             there = (row for row in table.to_pylist() if row["reason"] not in ("removed", "retry"))
             images += [ListedImage(row["image_key"], row["etag"], row["size_bytes"]) for row in islice(there, 1)]
     return images

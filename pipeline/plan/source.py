@@ -16,9 +16,11 @@ from pipeline.schema import pack_shard
 class ShardSource(Datasource):
     """One read task per plan file; one row per shard that is not done."""
 
-    def __init__(self, output: str, shards: "list[tuple[PlanFile, list[int]]]"):
+    def __init__(self, output: str, source: str, shards: "list[tuple[PlanFile, list[int]]]"):
+        """`source` is the input of the run."""
         super().__init__()
         self.output = output
+        self.source = source
         self.shards = shards
 
     def estimate_inmemory_data_size(self) -> int | None:
@@ -28,10 +30,10 @@ class ShardSource(Datasource):
         return [self._read_task(plan_file, pending) for plan_file, pending in self.shards]
 
     def _read_task(self, plan_file: PlanFile, pending: list[int]) -> ReadTask:
-        output = self.output
+        output, source = self.output, self.source
 
         def read() -> Iterator[pa.Table]:
-            for shard, images in read_plan_file(Output.open(output).filesystem, plan_file, pending):
+            for shard, images in read_plan_file(Output.open(output), source, plan_file, pending):
                 yield pack_shard(shard, images)
 
         metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=(plan_file.path,), exec_stats=None)

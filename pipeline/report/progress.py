@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
-from pipeline.commit.receipt import Totals
+from pipeline.commit.totals import Totals
 from pipeline.telemetry.in_flight import InFlight
 from pipeline.telemetry.log_lines import LogFormat
 

@@ -2,8 +2,8 @@
 
 from rich.table import Table
 
+from pipeline.commit.run_report import Report
 from pipeline.plan.changes import describe
-from pipeline.runs.accounting import Report
 from pipeline.runs.preview import Preview
 from pipeline.runs.roll_back import RollBack
 from pipeline.runs.selfcheck import SelfCheck

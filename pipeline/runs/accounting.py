@@ -1,44 +1,14 @@
 """The accounting of a run: the run is finished only if every planned image has exactly one row."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pipeline.commit.receipt import Receipt, Totals
+from pipeline.commit.receipt import Receipt
+from pipeline.commit.run_report import Report
+from pipeline.commit.totals import Totals
 from pipeline.errors import BrokenRunError
 from pipeline.runs.begin import Run
 from pipeline.telemetry.costs import ON_DEVICE
-
-
-@dataclass(frozen=True)
-class Report:
-    """The counts and timings of a run, as report.json stores them."""
-
-    run_id: str
-    created: str  # when the run was planned, ISO 8601, UTC
-    num_images: int  # rows of the run: ok + failed + removed
-    num_ok: int
-    num_failed: int
-    num_removed: int
-    counts: dict[str, int]  # images by reason, including images that were left out: see changes.Changes
-    num_segments: int
-    failed_by_code: dict[str, int]
-    num_shards: int
-    num_shards_done_before: int  # finished by earlier attempts; this attempt never opened them
-    seconds: float  # of this attempt, from the first shard on a model to the last receipt
-    images_per_second: float  # of this attempt, model load excluded
-    finished_at: str  # ISO 8601, UTC
-    table_versions: dict[str, int] = field(default_factory=dict)  # of the Delta tables, once published
-    # Milliseconds per image for each step, over all attempts: elapsed time for steps on the device, CPU time for the
-    # others. See costs.
-    step_ms: dict[str, float] = field(default_factory=dict)
-    # Device, precision and CPU instructions of this attempt; run.json has the values of the first attempt.
-    computed_on: dict[str, str | None] = field(default_factory=dict)
-    # For each model actor of this attempt: in which share of its working time its device was busy. See Clock.
-    device_busy: dict[str, float] = field(default_factory=dict)
-
-    def exit_code(self, max_failure_rate: float) -> int:
-        """1 if more than `max_failure_rate` of the processed images failed, else 0. Removed images do not count."""
-        return 1 if self.num_failed > max_failure_rate * (self.num_images - self.num_removed) else 0
 
 
 @dataclass

@@ -8,20 +8,21 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 from m2f_core import __version__
 from pipeline.commit.journal import Journal
-from pipeline.commit.run_record import ModelRecord, PlanSummary, RunRecord
+from pipeline.commit.run_record import CategoryRecord, ModelRecord, PlanSummary, RunRecord
 from pipeline.config import Settings
 from pipeline.errors import BrokenRunError
 from pipeline.guard.kill_points import reached
-from pipeline.layout import Output, RunFolder
+from pipeline.layout import PLAN_FILE, Output, RunFolder
 from pipeline.plan.shards import PlannedImage, group_into_shards, write_plan
 from pipeline.runs.check import Checked, Model
 from pipeline.runs.find import identity
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.store.filesystem import STORE_ERRORS, put_object
+from pipeline.store.removal import remove_objects
 
 T = TypeVar("T")
 
@@ -50,10 +51,6 @@ class Run:
     def folder(self) -> RunFolder:
         return self.journal.folder
 
-    def write_report(self, content: dict[str, Any]) -> None:
-        """Write report.json, which says that the run is finished."""
-        put_object(self.output.filesystem, self.folder.report_json, json.dumps(content, indent=1).encode())
-
 
 def plan_run(
     checked: Checked,
@@ -81,7 +78,8 @@ def plan_run(
             # hold work of other drivers.
             with contextlib.suppress(BrokenRunError, *STORE_ERRORS):
                 may_write()
-                output.filesystem.rm(folder.plan, recursive=True)
+                plan_files = [path for _, path in output.list_numbered(folder.plan, PLAN_FILE)]
+                remove_objects(output.filesystem, folder.plan, plan_files)
             raise
         reached("plan written")
         record = RunRecord(
@@ -92,7 +90,11 @@ def plan_run(
             settings=settings.to_dict(),
             results=checked.results,
             model_license=checked.model.license,
-            model=ModelRecord(checked.model.name, checked.model.weights_sha256, checked.model.labels.to_list()),
+            model=ModelRecord(
+                checked.model.name,
+                checked.model.weights_sha256,
+                cast(list[CategoryRecord], checked.model.labels.to_list()),
+            ),
             plan=plan,
             counts=counts,
             versions=_versions(),
@@ -107,7 +109,10 @@ def plan_run(
 def take_up(checked: Checked, record: RunRecord) -> Run:
     """Begin an attempt at the run. From now on, earlier drivers cannot add to the journal of the run."""
     with checked.output.errors():
-        journal = Journal.start_attempt(checked.output.run(record.run_id))
+        folder = checked.output.run(record.run_id)
+        for _ in Journal(folder).read(record.plan.num_shards):
+            pass  # a damaged journal is refused before this driver writes anything
+        journal = Journal.start_attempt(folder)
     return Run(
         run_id=record.run_id,
         created=datetime.fromisoformat(record.created),

@@ -9,10 +9,13 @@ import contextlib
 import logging
 
 from m2f_core.whole_files import is_temporary
+from pipeline.guard.start_markers import is_start_marker
 from pipeline.layout import parts_folder
 from pipeline.runs.begin import Run
 from pipeline.schema import TABLES
 from pipeline.store.filesystem import STORE_ERRORS, list_folder, one_line
+from pipeline.store.removal import remove_objects
+from pipeline.tables.current_view import published_files
 
 logger = logging.getLogger(__name__)
 
@@ -20,18 +23,22 @@ logger = logging.getLogger(__name__)
 def sweep(run: Run) -> int:
     """Delete the parts of `run` that its journal does not name, and incomplete files. Return the number of both."""
     named = {run.output.at(part.path) for receipt in run.journal.read() for part in receipt.parts.values()}
+    filesystem, started = run.output.filesystem, run.folder.started
     orphans = [
         path
         for table in TABLES
-        for path in list_folder(run.output.filesystem, run.output.at(parts_folder(table, run.run_id)))
+        for path in list_folder(filesystem, run.output.at(parts_folder(table, run.run_id)))
         if (path.endswith(".parquet") and path not in named) or is_temporary(path)
     ]
+    if orphans:  # a damaged journal may have lost the receipt of a part that readers see
+        published = {run.output.at(path) for table in TABLES for path in published_files(run.output, table)}
+        orphans = [path for path in orphans if path not in published]
     for path in orphans:
         try:
             with contextlib.suppress(FileNotFoundError):
-                run.output.filesystem.rm_file(path)
+                filesystem.rm_file(path)
         except STORE_ERRORS as error:  # harmless: readers of the tables do not see these files
             logger.warning("no receipt names %s, but the file cannot be deleted: %s", path, one_line(error))
-    with contextlib.suppress(*STORE_ERRORS):  # harmless as well; FileNotFoundError if no shard was ever started
-        run.output.filesystem.rm(run.folder.started, recursive=True)
+    with contextlib.suppress(*STORE_ERRORS):  # harmless as well
+        remove_objects(filesystem, started, filter(is_start_marker, list_folder(filesystem, started)))
     return len(orphans)

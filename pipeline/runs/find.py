@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipeline.commit.run_record import RunRecord, read_run_record
+from pipeline.commit.run_report import Report, read_report
 from pipeline.errors import RunError
 from pipeline.layout import Output, parts_folder
 from pipeline.runs.check import Checked
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 _READ_THREADS = 16  # a year of nightly runs means 365 small objects to read
 
 
-def find_report(checked: Checked) -> dict[str, Any] | None:
+def find_report(checked: Checked) -> Report | None:
     """The report of the run that --run-id names, if that run is finished.
 
     RunError if the run has other settings, or if it is rolled back.
@@ -31,7 +32,7 @@ def find_report(checked: Checked) -> dict[str, Any] | None:
                 f"--run-id {folder.run_id} was used before: that run is rolled back; give another --run-id or leave it "
                 "out"
             )
-        return checked.output.read_json_or_none(folder.report_json)
+        return read_report(checked.output, folder)
 
 
 def find_run(checked: Checked, say_what_is_left: bool = False) -> RunRecord | None:
@@ -106,14 +107,14 @@ def _newest_unfinished(output: Output, wanted: dict[str, Any], say_what_is_left:
     folders = output.list_runs()
     with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="runs") as threads:
         # Read the reports first: run.json is large, and nearly all past runs are finished.
-        reports = list(threads.map(lambda folder: output.read_json_or_none(folder.report_json), folders))
+        reports = list(threads.map(lambda folder: read_report(output, folder), folders))
         unfinished = [folder for folder, report in zip(folders, reports, strict=True) if report is None]
         found = threads.map(lambda folder: read_run_record(output, folder), unfinished)
         same = [run for run in found if run is not None and _has(run, wanted)]
         newest = max(same, key=lambda run: (run.created, run.run_id), default=None)
         if newest is None:
             return None
-        later = [f for f, r in zip(folders, reports, strict=True) if r is not None and r["created"] > newest.created]
+        later = [f for f, r in zip(folders, reports, strict=True) if r is not None and r.created > newest.created]
         finished = threads.map(lambda f: None if f.is_rolled_back() else read_run_record(output, f), later)
         hiding = [run for run in finished if run is not None and _hides(run, newest)]
     if hiding and say_what_is_left:

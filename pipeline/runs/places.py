@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from pipeline.commit.run_record import VERSIONED
 from pipeline.config import Settings
 from pipeline.errors import RunError
 from pipeline.layout import RUNS, Output
@@ -29,10 +30,10 @@ def usable_output(settings: Settings) -> Output:
     if is_local(output.filesystem) and output.filesystem.isfile(output.root):
         raise RunError(f"--output {settings.output} is a file; name a folder")
     with output.errors():
-        format_json = output.read_json_or_none(output.format_json)
-    if format_json is not None and format_json.get("schema_version") != SCHEMA_VERSION:
+        format_json = output.read_record(VERSIONED, output.format_json)
+    if format_json is not None and format_json["schema_version"] != SCHEMA_VERSION:
         raise RunError(
-            f"--output holds tables of schema version {format_json.get('schema_version')}, but this program writes "
+            f"--output holds tables of schema version {format_json['schema_version']}, but this program writes "
             f"version {SCHEMA_VERSION}; choose another --output"
         )
     return output

@@ -5,9 +5,9 @@ done.
 import json
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.commit.run_record import read_run_record
+from pipeline.commit.run_report import read_report
 from pipeline.errors import RunError
 from pipeline.layout import Output
 from pipeline.runs.prove import lease_on, proven
@@ -41,22 +41,19 @@ def roll_back(settings: RollBackSettings) -> RollBack:
     output = Output.open(settings.output)
     with output.errors():
         folder = output.run(settings.run_id)
-        report = None if read_run_record(output, folder) is None else output.read_json_or_none(folder.report_json)
+        report = None if read_run_record(output, folder) is None else read_report(output, folder)
     if report is None:
         raise RunError(
             f"--output {settings.output} holds no finished run {settings.run_id}; only a finished run can be rolled "
             "back: to finish a run, repeat the command that started it"
         )
-    finished_at = str(report["finished_at"])
     if not settings.yes:
-        return RollBack(settings.run_id, finished_at, _rows_of(report), done=False)
+        rows = {"images": report.num_images, "segments": report.num_segments}
+        return RollBack(settings.run_id, report.finished_at, rows, done=False)
     output = proven(output, settings.allow_unsafe_store)
     with lease_on(output, settings.lease_seconds) as lease:
         with output.errors():
             note = json.dumps({"since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}).encode()
             put_object(output.filesystem, folder.rolled_back_json, note)
-        return RollBack(settings.run_id, finished_at, remove_run(output, settings.run_id, lease.check), done=True)
-
-
-def _rows_of(report: dict[str, Any]) -> dict[str, int]:
-    return {"images": report["num_images"], "segments": report["num_segments"]}
+        removed = remove_run(output, settings.run_id, lease.check)
+        return RollBack(settings.run_id, report.finished_at, removed, done=True)

@@ -23,7 +23,7 @@ from tenacity import retry_if_exception_type
 
 from m2f_core.whole_files import sync_file, temporary_beside
 from pipeline.store.filesystem import is_local, is_s3, put_object
-from pipeline.store.objects import DamagedError, get_object
+from pipeline.store.objects import DamagedError, get_object, read_file
 from pipeline.store.retries import CONDITIONAL_WRITE, OBJECT
 
 # Error codes that mean that the condition does not hold. If-Match on a missing object gives NoSuchKey on AWS and
@@ -99,12 +99,15 @@ def replace_object(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes
 
 
 @OBJECT.retrying(retry_if_exception_type(DamagedError)).wraps
-def read_stored(filesystem: fsspec.AbstractFileSystem, path: str) -> Stored | None:
-    """The object at `path` with its version and age, or None if there is no object."""
+def read_stored(filesystem: fsspec.AbstractFileSystem, path: str, most_bytes: int | None = None) -> Stored | None:
+    """The object at `path` with its version and age, or None if there is no object.
+
+    TooManyBytesError if it has more than `most_bytes`.
+    """
     if is_local(filesystem):
-        return _read_file(Path(path))
+        return _read_file(Path(path), most_bytes)
     try:
-        answer = get_object(filesystem, path)
+        answer = get_object(filesystem, path, most_bytes)
     except FileNotFoundError:
         return None
     date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
@@ -148,9 +151,9 @@ def _create_file(path: Path, data: bytes) -> str | None:
     return _digest(data)
 
 
-def _read_file(path: Path) -> Stored | None:
+def _read_file(path: Path, most_bytes: int | None) -> Stored | None:
     try:
-        data, written = path.read_bytes(), path.stat().st_mtime
+        data, written = read_file(str(path), most_bytes), path.stat().st_mtime
     except (FileNotFoundError, NotADirectoryError):
         return None
     # Use the disk's clock, which on a network file system is not this machine's clock.

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.layout import Output
 from pipeline.tables.current_view import open_table
+from pipeline.tables.stream_table import check_files, check_table
 
 # Columns that differ by design between two runs over the same images.
 _OF_THE_RUN = frozenset(("run_id", "run_created", "attempt", "shard"))
@@ -90,8 +91,13 @@ def check_books(rows: Rows, planned: Iterable[str]) -> list[str]:
 
 
 def _read(output: str, table: str) -> list[Row]:
-    delta = open_table(Output.open(output), table)
-    return [] if delta is None else delta.to_pyarrow_dataset().to_table().to_pylist()
+    place = Output.open(output)
+    delta = open_table(place, table)
+    if delta is None:
+        return []
+    check_table(place, table, delta)
+    check_files(place, table, delta)
+    return delta.to_pyarrow_dataset().to_table().to_pylist()
 
 
 def _by_image(rows: Iterable[Row]) -> dict[str, list[Row]]:

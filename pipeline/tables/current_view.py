@@ -5,8 +5,10 @@ of `images` first and the snapshot of `segments` second: then every visible imag
 image_key and run_id drops segments of images that are not visible yet.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -21,7 +23,7 @@ from pipeline.layout import Output
 from pipeline.schema import TABLES
 from pipeline.store.filesystem import STORE_ERRORS, is_local, is_s3, uri_of
 from pipeline.tables.spill_database import MEMORY_MIB, ScratchDatabase, out_of_room
-from pipeline.tables.stream_table import plain, retrying, stream_table
+from pipeline.tables.stream_table import check_files, plain, retrying, stream_table
 
 _T = TypeVar("_T")
 
@@ -98,10 +100,31 @@ def open_table(output: Output, table: str, version: int | None = None) -> DeltaT
 
 def _open(output: Output, table: str, version: int | None) -> DeltaTable | None:
     uri = table_uri(output, table)
+    check_log(output, table)
     try:
         return DeltaTable(uri, version=version, storage_options=delta_options(output))
     except TableNotFoundError:
         return None
+
+
+def published_files(output: Output, table: str) -> set[str]:
+    """The paths, relative to the output, of the files that the table has now. RunError if it cannot be read."""
+    snapshot = open_table(output, table)
+    return (
+        set()
+        if snapshot is None
+        else {f"{table}/{p}" for p in check_files(output, table, snapshot)["path"].to_pylist()}
+    )
+
+
+def check_log(output: Output, table: str) -> None:
+    """Raise RunError if the log of the table, or an object in it, is a link that leads out of the output."""
+    log = output.inside(output.at(f"{table}/_delta_log"))
+    if is_local(output.filesystem) and Path(log).is_dir():
+        with os.scandir(log) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    output.inside(entry.path)
 
 
 def _with_retries(output: Output, table: str, read: Callable[[], _T]) -> _T:

@@ -1,6 +1,7 @@
 """A finished run as a reader sees it: its task, its categories, and its parts as the journal names them."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,14 @@ import pyarrow.parquet as pq
 from pipeline.commit.journal import Journal
 from pipeline.commit.receipt import PartRecord
 from pipeline.commit.run_record import read_run_record
+from pipeline.commit.run_report import read_report
 from pipeline.errors import RunError
 from pipeline.layout import Output, RunFolder
-from pipeline.store.filesystem import store_errors_as
-from pipeline.store.objects import read_bytes
+from pipeline.schema import TABLES
+from pipeline.store.filesystem import one_line, store_errors_as
 
 _FLAG = "--tables"
+_READ_THREADS = 16  # a year of nightly runs means 365 small objects to read
 
 
 @dataclass(frozen=True)
@@ -40,29 +43,37 @@ def find_finished_run(tables: str, run_id: str | None) -> FinishedRun:
     run = read_run_record(output, folder)
     if run is None:
         raise RunError(f"{_FLAG} {tables} holds no run {folder.run_id}; its runs: {_some_runs(output)}")
-    if output.read_json_or_none(folder.report_json) is None:
+    if read_report(output, folder) is None:
         raise RunError(f"run {run.run_id} is not finished; to finish it, repeat the command that started it")
-    parts = _parts(Journal(folder), run.plan.num_shards)
-    return FinishedRun(tables, run.run_id, run.results["task"], run.fingerprint, tuple(run.model.categories), parts)
+    with output.errors():
+        parts = _parts(Journal(folder), run.plan.num_shards)
+    return FinishedRun(
+        tables, run.run_id, run.results["task"], run.fingerprint, tuple(dict(c) for c in run.model.categories), parts
+    )
 
 
-def read_part(tables: str, part: PartRecord, columns: list[str]) -> pa.Table:
-    """Some columns of a part. RunError if the part is gone, damaged or not the part that the journal names."""
+def read_part(tables: str, table: str, part: PartRecord, columns: list[str]) -> pa.Table:
+    """Some columns of a part of `table`. RunError if it is gone, damaged or not the part that the journal names."""
     output = Output.open(tables, _FLAG)
-    data = read_bytes(output.filesystem, output.at(part.path), f"{_FLAG}: the part")
+    data = output.read(output.at(part.path), part.size_bytes)
     if hashlib.sha256(data).hexdigest() != part.sha256:
         raise RunError(f"{_FLAG}: the part {part.path} is damaged: its sha256 is not the one in the journal")
-    return pq.read_table(pa.BufferReader(data), columns=columns)
+    try:
+        schema = pa.schema([TABLES[table].field(name) for name in columns])
+        return pq.read_table(pa.BufferReader(data), columns=columns).select(columns).cast(schema)
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise RunError(f"{_FLAG}: the part {part.path} is not a part of this program: {one_line(error)}") from None
 
 
 def _last_finished(output: Output) -> RunFolder:
     folders = _run_folders(output)
     if not folders:
         raise RunError(f"{_FLAG} {output.root} holds no run; give the --output of a run")
-    reports = [output.read_json_or_none(folder.report_json) for folder in folders]
-    finished = sorted((report["finished_at"], report["run_id"]) for report in reports if report is not None)
+    with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="reports") as threads:
+        reports = list(threads.map(lambda folder: read_report(output, folder), folders))
+    finished = sorted((report.finished_at, report.run_id) for report in reports if report is not None)
     for _, run_id in reversed(finished):
-        folder = output.run(str(run_id))
+        folder = output.run(run_id)
         if not folder.is_rolled_back():
             return folder
     raise RunError(f"{_FLAG} {output.root} holds no finished run; unfinished runs: {_some_runs(output)}")
@@ -82,13 +93,11 @@ def _some_runs(output: Output) -> str:
 def _parts(journal: Journal, num_shards: int) -> tuple[dict[str, PartRecord], ...]:
     """The parts of every shard."""
     by_shard: dict[int, dict[str, PartRecord]] = {}
-    run_id, damaged = journal.folder.run_id, (ValueError, TypeError, KeyError)
-    with store_errors_as(RunError, f"{_FLAG}: the journal of run {run_id} cannot be read", also=damaged):
-        for receipt in journal.read():
-            by_shard[receipt.shard] = receipt.parts
+    for receipt in journal.read(num_shards):
+        by_shard[receipt.shard] = receipt.parts
     if len(by_shard) != num_shards:
         raise RunError(
-            f"{_FLAG}: the journal of run {run_id} has receipts of {len(by_shard)} shards, but its plan has "
-            f"{num_shards}"
+            f"{_FLAG}: the journal of run {journal.folder.run_id} has receipts of {len(by_shard)} shards, but its plan "
+            f"has {num_shards}"
         )
     return tuple(by_shard[shard] for shard in sorted(by_shard))

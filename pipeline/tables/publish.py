@@ -28,13 +28,13 @@ from tenacity import retry_if_exception_type
 
 from pipeline.commit.journal import Journal
 from pipeline.commit.receipt import PartRecord
-from pipeline.errors import BrokenRunError
+from pipeline.errors import BrokenRunError, RunError
 from pipeline.guard.kill_points import reached
 from pipeline.layout import Output
 from pipeline.schema import SCHEMA_VERSION, TABLES
 from pipeline.store.retries import TABLE_COMMIT
-from pipeline.tables.current_view import delta_options, open_table, table_uri
-from pipeline.tables.stream_table import plain, stream_table
+from pipeline.tables.current_view import check_log, delta_options, open_table, table_uri
+from pipeline.tables.stream_table import check_files, check_table, plain, stream_table
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ class Publisher:
         for name in ORDER:
             try:
                 table = DeltaTable(table_uri(self.output, name), storage_options=delta_options(self.output))
+                check_files(self.output, name, table)
                 metrics = table.optimize.compact(target_size=_TARGET_FILE_BYTES)
             except (DeltaError, OSError, pa.ArrowException) as error:
                 logger.warning("the table %s is published, but its files could not be merged: %s", name, plain(error))
@@ -93,12 +94,13 @@ class Publisher:
         # reads the table again.
         for attempt in TABLE_COMMIT.retrying(retry_if_exception_type((DeltaError, OSError))):
             with attempt:
+                check_log(self.output, name)
                 DeltaTable.create(uri, schema=TABLES[name], mode="ignore", storage_options=options)
                 table = DeltaTable(uri, storage_options=options)
+                check_table(self.output, name, table)
                 there = self._shards_in(table, name)
-                new = {
-                    receipt.shard: receipt.parts[name] for receipt in self.journal.read() if receipt.shard not in there
-                }
+                receipts = self.journal.read(self.num_shards)
+                new = {receipt.shard: receipt.parts[name] for receipt in receipts if receipt.shard not in there}
                 if not new:
                     return table.version()
                 # An empty part adds nothing; a file without rows would only cost readers a request.
@@ -116,6 +118,11 @@ class Publisher:
     def _shards_in(self, table: DeltaTable, name: str) -> set[int]:
         """The shards of this run that `table` holds, or whose part is empty."""
         count = table.transaction_version(_app_id(self.run_id)) or 0
+        if not 0 <= count <= self.num_shards:
+            raise RunError(
+                f"the log of the table {name} below {self.output.uri} says that it has {count} shards of run "
+                f"{self.run_id}, which has {self.num_shards}: somebody has changed the log"
+            )
         known = self.shards.get(name, set())
         if count == len(known):
             return known

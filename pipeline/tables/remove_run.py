@@ -20,7 +20,7 @@ from pipeline.layout import Output
 from pipeline.store.retries import TABLE_COMMIT
 from pipeline.tables.current_view import delta_options, open_table, table_uri
 from pipeline.tables.publish import ORDER
-from pipeline.tables.stream_table import plain
+from pipeline.tables.stream_table import check_files, check_table, plain
 
 
 def remove_run(output: Output, run_id: str, may_change: Callable[[], None]) -> dict[str, int]:
@@ -48,6 +48,8 @@ def _remove(output: Output, name: str, run_id: str, may_change: Callable[[], Non
     for attempt in TABLE_COMMIT.retrying(retry_if_exception_type((DeltaError, OSError))):
         with attempt:
             table = DeltaTable(table_uri(output, name), storage_options=delta_options(output))
+            check_table(output, name, table)
+            check_files(output, name, table)
             may_change()
             removed += table.delete(f"run_id = '{quoted}'")["num_deleted_rows"]
     return removed

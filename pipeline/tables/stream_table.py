@@ -1,9 +1,11 @@
 """Stream a snapshot of a published table as record batches, file by file, for any number of files."""
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +18,7 @@ from pipeline.layout import Output
 from pipeline.look_ahead import look_ahead
 from pipeline.schema import TABLES
 from pipeline.store.filesystem import STORE_ERRORS, one_line
+from pipeline.store.json_records import shown
 from pipeline.store.objects import read_once
 from pipeline.store.retries import TABLE_READ, last_error
 
@@ -40,28 +43,28 @@ def stream_table(
     Raises RunError if the table requires features of readers that this reader lacks, and an error of STORE_ERRORS or an
     ArrowException if a file cannot be read.
     """
-    features = snapshot.protocol().reader_features
-    if features:
-        raise RunError(
-            f"the table {table} below {output.uri} requires the Delta features {', '.join(features)}, which this "
-            "program does not support"
-        )
+    check_table(output, table, snapshot)
     schema = pa.schema([TABLES[table].field(name) for name in columns])
+
+    def of_table(file: pq.ParquetFile, path: str) -> pq.ParquetFile:
+        if missing := set(columns) - set(file.schema_arrow.names):
+            raise RunError(f"{path} of the table {table} below {output.uri} has no column {min(missing)}")
+        return file
 
     def read_whole(path: str, size: int) -> list[pa.RecordBatch]:
         return retrying((*STORE_ERRORS, pa.ArrowException), but=FileNotFoundError)(read_file, path, size)
 
     def read_file(path: str, size: int) -> list[pa.RecordBatch]:
-        data = read_once(output.filesystem, output.at(f"{table}/{path}"))
+        data = read_once(output.filesystem, output.inside(output.at(f"{table}/{path}")), size)
         if len(data) != size:
             raise OSError(f"{path} has {len(data)} bytes, but the log of the table says {size}")
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        file = of_table(pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True), path)
         # Files that another writer compacted may spell strings and lists differently.
         return file.read(columns=list(columns), use_threads=False).select(columns).cast(schema).to_batches()
 
     def read_by_row_group(path: str) -> Iterator[pa.RecordBatch]:
-        with output.filesystem.open(output.at(f"{table}/{path}"), "rb") as opened:
-            file = pq.ParquetFile(opened, pre_buffer=False, page_checksum_verification=True)
+        with output.filesystem.open(output.inside(output.at(f"{table}/{path}")), "rb") as opened:
+            file = of_table(pq.ParquetFile(opened, pre_buffer=False, page_checksum_verification=True), path)
             for batch in file.iter_batches(_BATCH_ROWS, columns=list(columns), use_threads=False):
                 yield batch.select(columns).cast(schema)
 
@@ -69,7 +72,7 @@ def stream_table(
         large: list[str] = []
 
         def small() -> Iterator[tuple[str, int]]:
-            for path, size in _files(snapshot, below):
+            for path, size in _files(output, table, snapshot, below):
                 if size > _LARGE_BYTES:
                     large.append(path)
                 else:
@@ -93,9 +96,60 @@ def stream_table(
     return batches()
 
 
-def _files(snapshot: DeltaTable, below: str) -> Iterator[tuple[str, int]]:
-    """(path in the table, size in bytes) of the files of a snapshot that may hold keys below `below`."""
+def check_table(output: Output, table: str, snapshot: DeltaTable) -> None:
+    """Raise RunError if the log describes a table that this program cannot read or append to, or not this table.
+
+    This program writes neither partitions nor deletion vectors. A reader that overlooked them would see other rows.
+    """
+    name, protocol, metadata = f"the table {table} below {output.uri}", snapshot.protocol(), snapshot.metadata()
+    if protocol.reader_features or protocol.min_reader_version > 1:
+        features = ", ".join(protocol.reader_features or [f"reader version {protocol.min_reader_version}"])
+        raise RunError(f"{name} requires the Delta features {features}, which this program does not support")
+    if metadata.partition_columns:
+        raise RunError(f"{name} is divided by {shown(metadata.partition_columns)}, which this program does not support")
+    there = pa.schema(snapshot.schema())
+    for field in TABLES[table]:
+        place = there.get_field_index(field.name)
+        if place < 0 or not _can_hold(there.field(place).type, field.type):
+            found = "is missing" if place < 0 else f"has the type {there.field(place).type}, not {field.type}"
+            raise RunError(f"{name} is not a table of this program: its column {field.name} {found}")
+
+
+def _can_hold(there: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a column of the table has the type of our column; strings and lists have several spellings."""
+    try:
+        pa.nulls(0, there).cast(wanted)
+    except pa.ArrowException:
+        return False
+    return _kind(there) == _kind(wanted)
+
+
+def _kind(of: pa.DataType) -> str:
+    if pa.types.is_struct(of):
+        return f"struct of {', '.join(field.name for field in of)}"
+    for name in ("string", "list", "timestamp"):
+        if re.search(rf"^(large_)?{name}(_view)?\b", str(of)):
+            return name
+    return str(of)
+
+
+def check_files(output: Output, table: str, snapshot: DeltaTable) -> pa.Table:
+    """The files of a snapshot, as the log names them. RunError if one does not lie in the folder of the table."""
     files = pa.table(snapshot.get_add_actions(flatten=True))
+    for path, size in zip(files["path"].to_pylist(), files["size_bytes"].to_pylist(), strict=True):
+        names = {path, unquote(path)}  # whether a reader takes %2e for a dot depends on the reader
+        inside = all(name and name not in (".", "..") for path in names for name in path.split("/"))
+        if not inside or any(":" in path or "\\" in path for path in names) or size is None or size < 0:
+            raise RunError(
+                f"the log of the table {table} below {output.uri} names the file {shown(path)} of {size} bytes, which "
+                "does not lie in the folder of the table: somebody has changed the log"
+            )
+    return files
+
+
+def _files(output: Output, table: str, snapshot: DeltaTable, below: str) -> Iterator[tuple[str, int]]:
+    """(path in the table, size in bytes) of the files of a snapshot that may hold keys below `below`."""
+    files = check_files(output, table, snapshot)
     if below and "min.image_key" in files.column_names:
         # Keys below a folder form one range, because "0" is the character after "/". A file without statistics may hold
         # any key.

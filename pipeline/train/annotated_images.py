@@ -37,7 +37,8 @@ from pipeline.errors import ImageError, RunError
 from pipeline.segment.checkpoint import stage_model
 from pipeline.segment.decode import decode_image
 from pipeline.store.filesystem import one_line, open_filesystem, store_errors_as, uri_of
-from pipeline.store.objects import parse_json_object, read_uri
+from pipeline.store.json_records import parse_json_object
+from pipeline.store.objects import read_uri
 from pipeline.train.packed_sequence import PackedSequence
 from pipeline.train.settings import FinetuneSettings
 

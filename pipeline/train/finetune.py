@@ -37,7 +37,9 @@ from pipeline.store.filesystem import (
     store_errors_as,
     whole_path,
 )
-from pipeline.store.objects import parse_json_object, read_or_none
+from pipeline.store.json_records import parse_json_object
+from pipeline.store.objects import read_or_none
+from pipeline.store.removal import remove_folder_of
 from pipeline.train.annotated_images import labels_of, training_data, validation_data
 from pipeline.train.ray_train_files import LIST_OF_CHECKPOINTS, is_checkpoint, listed_checkpoints
 from pipeline.train.settings import PLACES, FinetuneSettings
@@ -192,7 +194,7 @@ def _remove_unfinished_checkpoints(filesystem: Any, root: str) -> None:
     whole = _whole_checkpoints(filesystem, root)
     for name in _checkpoints(filesystem, root):
         if name not in whole:
-            filesystem.rm(f"{root}/{_TRAIN}/{name}", recursive=True)
+            remove_folder_of(filesystem, f"{root}/{_TRAIN}", f"{root}/{_TRAIN}/{name}")
 
 
 def _publish(filesystem: Any, root: str, checkpoint: Path) -> None:

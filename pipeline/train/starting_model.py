@@ -22,7 +22,8 @@ from m2f_core.training.initial_weights import initial_model, new_class_predictor
 from pipeline.errors import RunError
 from pipeline.segment.checkpoint import stage_model
 from pipeline.store.filesystem import one_line
-from pipeline.store.objects import parse_json_object, read_uri
+from pipeline.store.json_records import parse_json_object
+from pipeline.store.objects import read_uri
 from pipeline.train.settings import FinetuneSettings
 
 ARCHITECTURES = {

@@ -37,14 +37,13 @@ from pipeline.commit.journal import Journal
 from pipeline.commit.receipt import Receipt
 from pipeline.config import Settings
 from pipeline.guard.watchdog import watch
-from pipeline.layout import RunFolder
+from pipeline.layout import Output
 from pipeline.report.progress import Progress
 from pipeline.segment import segmenter
 from pipeline.segment.actor import SegmentImages
 from pipeline.segment.device_model import PreparedImage
 from pipeline.segment.postprocess import InferenceResult, infer
 from pipeline.segment.segmenter import SegmentSpec
-from pipeline.store.filesystem import open_filesystem
 from pipeline.telemetry.costs import Costs
 from tests.support.decoder_scenes import STUFF_CLASS_IDS, decoder_outputs
 
@@ -164,8 +163,7 @@ def main() -> None:
             report = run.segment_bucket(settings, progress)
         cpu = time.process_time() - cpu
         assert report is not None and report.num_ok == report.num_images
-        filesystem, root = open_filesystem(args.output)
-        receipts = list(Journal(RunFolder(filesystem, f"{root}/_runs/{report.run_id}")).read())
+        receipts = list(Journal(Output.open(args.output).run(report.run_id)).read())
         document = {
             **{name: value for name, value in vars(args).items() if name not in ("input", "output")},
             "images": report.num_images,

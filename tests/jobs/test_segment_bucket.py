@@ -16,7 +16,7 @@ from jobs import segment_bucket
 from pipeline.commit.journal import Journal
 from pipeline.drill.processes import processes_below
 from pipeline.errors import ErrorCode
-from pipeline.layout import Output, RunFolder
+from pipeline.layout import Output
 from pipeline.nights.seen import seen_nights
 from pipeline.schema import TABLES
 from pipeline.telemetry.costs import ON_DEVICE, STEPS
@@ -280,9 +280,7 @@ def test_a_run_that_breaks_says_why_and_goes_on_later(drivers, photographs, tiny
 
 
 def local_journal(run_folder: Path) -> Journal:
-    import fsspec
-
-    return Journal(RunFolder(fsspec.filesystem("file"), str(run_folder)))
+    return Journal(Output.open(str(run_folder.parent.parent)).run(run_folder.name))
 
 
 @pytest.mark.thorough

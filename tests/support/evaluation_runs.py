@@ -21,7 +21,7 @@ from pipeline.commit.write import ShardWriter
 from pipeline.layout import Output
 from pipeline.schema import IMAGES, SCHEMA_VERSION, SEGMENTS
 from pipeline.store.filesystem import open_filesystem, put_object
-from tests.support.run_records import run_json
+from tests.support.run_records import report, run_json
 from tests.support.tables import latest_run, read_table
 
 # Two things and two stuff classes; ids with gaps and not in order, as datasets have them.
@@ -111,8 +111,7 @@ def write_run(
     place.put("tables/_runs/format.json", json.dumps({"schema_version": SCHEMA_VERSION}).encode())
     place.put(f"tables/_runs/{run_id}/run.json", run.encode())
     if finished_at is not None:
-        report = {"run_id": run_id, "finished_at": finished_at}
-        place.put(f"tables/_runs/{run_id}/report.json", json.dumps(report).encode())
+        report(run_id, finished_at=finished_at).write(writer.output.run(run_id))
 
 
 def _tables(place: Place, images: Sequence[MadeImage], shard: int, run_id: str, prefix: str) -> dict[str, pa.Table]:

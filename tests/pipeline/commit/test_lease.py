@@ -49,8 +49,8 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def read_stored(self, filesystem: fsspec.AbstractFileSystem, path: str) -> Stored | None:
-        found = read_stored(filesystem, path)
+    def read_stored(self, filesystem: fsspec.AbstractFileSystem, path: str, most_bytes: int) -> Stored | None:
+        found = read_stored(filesystem, path, most_bytes)
         return found and replace(found, age_seconds=found.age_seconds + self.now)
 
 
@@ -191,11 +191,14 @@ def test_a_store_that_stays_away_costs_it_before_another_may_have_it(tmp_path, c
             held.check()
 
 
-def test_a_damaged_lease_runs_out_like_any_other(tmp_path):
+def test_a_damaged_lease_is_refused_until_somebody_deletes_it(tmp_path):
+    """Nobody knows whose it is, so nobody knows that its holder is gone."""
     path = tmp_path / "lease.json"
     path.write_text("{")
-    with pytest.raises(RunError, match="in use"), lease(str(path), SECONDS):
-        pass
     os.utime(path, (time.time() - SECONDS - 1,) * 2)
-    with lease(str(path), SECONDS):
-        assert read_stored(fsspec.filesystem("file"), str(path)).data != b"{"
+    with pytest.raises(RunError, match=r"lease\.json is damaged, .* delete the lease"), lease(str(path), SECONDS):
+        pass
+    assert path.read_text() == "{"
+    path.unlink()
+    with lease(str(path), SECONDS) as held:
+        held.check()

@@ -248,7 +248,7 @@ def test_a_damaged_run_json_is_one_clear_line(tmp_path):
         str(tmp_path), "run0", PastRun(0, "other weights", {"/x": (("ok", None), ("e1", 1))}), "file:///in"
     )
     (tmp_path / "_runs" / "run0" / "run.json").write_text("{")
-    with pytest.raises(RunError, match=r"run\.json is not JSON"):
+    with pytest.raises(RunError, match=r"run\.json is damaged, .* not JSON"):
         compare([], Settings("/in", str(tmp_path)), Output.open(str(tmp_path)), fingerprint="now", weights_sha256="w1")
 
 

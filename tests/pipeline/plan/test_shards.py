@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import RunError
 from pipeline.inputs.listing import list_images
+from pipeline.layout import Output
 from pipeline.plan.shards import PlannedImage, group_into_shards, read_plan_file, spread_over, write_plan
 from pipeline.schema import PLAN
 
@@ -43,15 +44,15 @@ def test_a_shard_ends_only_where_the_next_image_does_not_fit(images, max_images,
 def test_a_written_plan_reads_back_shard_by_shard(num_images, per_shard):
     reasons = itertools.cycle(["new", "changed", "removed"])
     images = [PlannedImage(f"s3://b/{i:04d}.jpg", f"etag{i}", i, next(reasons)) for i in range(num_images)]
-    filesystem = fsspec.filesystem("memory")
+    output = Output("", fsspec.filesystem("memory"), "/plan-test")
     shards = list(group_into_shards(images, max_images=per_shard, max_bytes=10**9))
-    plan = write_plan(shards, filesystem, "/plan-test")
+    plan = write_plan(shards, output.filesystem, output.root)
     assert (plan.num_images, plan.num_shards) == (num_images, len(shards))
     assert plan.size_bytes == sum(i for i in range(num_images) if i % 3 != 2), "nothing is read of removed images"
     read = {}
     for file in plan.files:
         wanted = range(file.first_shard, file.first_shard + file.num_shards)
-        for shard, table in read_plan_file(filesystem, file, wanted):
+        for shard, table in read_plan_file(output, "s3://b", file, wanted):
             read[shard] = [PlannedImage(**row) for row in table.to_pylist()]
     assert read == dict(enumerate(shards))
 
@@ -65,11 +66,11 @@ def test_plan_files_have_the_declared_schema(tmp_path):
 @given(PLANNED.filter(len), st.integers(1, 3), st.integers(1, 9))
 def test_images_from_all_over_a_plan(images, per_shard, number):
     """One of each shard at most, the first that is still there; of all shards, where there are so few."""
-    images = [replace(image, image_key=f"{place:02d}") for place, image in enumerate(images)]
+    images = [replace(image, image_key=f"s3://b/{place:02d}") for place, image in enumerate(images)]
     shards = list(group_into_shards(images, max_images=per_shard, max_bytes=10**9))
-    filesystem = fsspec.filesystem("memory")
-    plan = write_plan(shards, filesystem, "/spread")
-    found = [image.image_key for image in spread_over(filesystem, plan, number)]
+    output = Output("", fsspec.filesystem("memory"), "/spread")
+    plan = write_plan(shards, output.filesystem, output.root)
+    found = [image.image_key for image in spread_over(output, "s3://b", plan, number)]
     firsts = [next((i.image_key for i in shard if i.reason == "new"), None) for shard in shards]
     places = [firsts.index(key) for key in found]
     assert places == sorted(set(places)) and len(places) <= number

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from pipeline.cluster.in_flight_actor import start_board
-from pipeline.commit.receipt import PartRecord, Receipt, Totals
+from pipeline.commit.receipt import PartRecord, Receipt
+from pipeline.commit.totals import Totals
 from pipeline.report import progress as progress_module
 from pipeline.report.progress import Progress
 from pipeline.telemetry.in_flight import InFlight, UnderWay

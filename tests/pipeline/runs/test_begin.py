@@ -6,16 +6,17 @@ import shutil
 
 import pytest
 
-from pipeline.commit.receipt import PartRecord, Receipt, Totals
+from pipeline.commit.totals import Totals
 from pipeline.config import Settings
 from pipeline.errors import BrokenRunError, RunError
 from pipeline.plan.shards import PlannedImage
-from pipeline.runs.accounting import Clock, Report, close_books
+from pipeline.runs.accounting import Clock, close_books
 from pipeline.runs.begin import plan_run
 from pipeline.runs.check import check
 from pipeline.runs.find import find_report, find_run
 from tests.pipeline.tables.test_publish import journal_of, publisher, write_shard
 from tests.support.planning import planned
+from tests.support.run_records import receipt, report
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def settings(tmp_path, tiny_checkpoint):
 
 
 def finish(run):
-    run.write_report({"run_id": run.run_id, "created": run.created.isoformat()})
+    report(run.run_id, created=run.created.isoformat(timespec="microseconds")).write(run.folder)
 
 
 def test_an_unfinished_run_is_taken_up_and_keeps_its_plan(settings, tmp_path):
@@ -152,7 +153,7 @@ def test_the_report_of_a_named_run_is_that_of_its_settings(settings):
     run = planned(dataclasses.replace(settings, run_id="nightly"))
     finish(run)
     named = dataclasses.replace(settings, run_id="nightly")
-    assert find_report(check(named))["run_id"] == "nightly"
+    assert find_report(check(named)).run_id == "nightly"
     with pytest.raises(RunError, match=r"exif \(True in the run, False here\)"):
         find_report(check(dataclasses.replace(named, exif=False)))
 
@@ -176,9 +177,7 @@ def test_the_name_of_a_run_whose_books_are_gone_is_not_used_again(settings, tmp_
 
 def receipts_of(run):
     """One for each shard of the plan, as if all were done."""
-    part = PartRecord("images/run=x/shard.parquet", 1, 1, "", None, None)
-    parts = {"images": part, "segments": part}
-    return [Receipt(shard, 1, 0, {}, parts, started=1.0, finished=2.0) for shard in range(run.plan.num_shards)]
+    return [receipt(run.run_id, shard) for shard in range(run.plan.num_shards)]
 
 
 def test_books_are_not_closed_by_a_driver_that_was_fenced_off(settings):
@@ -186,8 +185,8 @@ def test_books_are_not_closed_by_a_driver_that_was_fenced_off(settings):
     first = planned(settings, images_per_shard=1)
     second = planned(settings, images_per_shard=1)
     totals = Totals()
-    for receipt in receipts_of(first):
-        totals.add(receipt)
+    for one in receipts_of(first):
+        totals.add(one)
     first.journal.append(receipts_of(first))
     with pytest.raises(BrokenRunError, match=f"another driver took over run {first.run_id}"):
         close_books(first, totals, 0, Clock())
@@ -196,10 +195,8 @@ def test_books_are_not_closed_by_a_driver_that_was_fenced_off(settings):
 
 
 def test_removed_images_are_no_part_of_the_failure_rate():
-    of_run = {"run_id": "r", "created": "", "counts": {}, "num_segments": 0, "failed_by_code": {}, "num_shards": 1}
-    times = {"num_shards_done_before": 0, "seconds": 1.0, "images_per_second": 1.0, "finished_at": ""}
-    report = Report(num_images=1005, num_ok=0, num_failed=5, num_removed=1000, **of_run, **times)
-    assert report.exit_code(0.01) == 1 and report.exit_code(1.0) == 0
+    of_run = report("r", num_images=1005, num_failed=5, num_removed=1000)
+    assert of_run.exit_code(0.01) == 1 and of_run.exit_code(1.0) == 0
 
 
 def test_of_two_unfinished_runs_the_newest_is_taken_up(settings):

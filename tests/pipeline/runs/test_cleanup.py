@@ -10,7 +10,7 @@ from pipeline.config import Settings
 from pipeline.layout import RUNS, parts_folder
 from pipeline.runs.cleanup import sweep
 from pipeline.schema import TABLES
-from tests.pipeline.tables.test_publish import write_shard
+from tests.pipeline.tables.test_publish import publisher, rows, write_shard
 from tests.support.planning import planned
 
 
@@ -65,3 +65,13 @@ def test_what_cannot_be_deleted_is_named_and_ends_nothing(run, tmp_path, monkeyp
     assert sweep(run) == 2
     assert "shard-000000-b.parquet, but the file cannot be deleted" in caplog.text
     assert not (folder / "shard-000000-c.parquet").exists() and (folder / "shard-000000-b.parquet").exists()
+
+
+def test_a_part_that_readers_see_stays_though_the_journal_has_lost_its_receipt(run, tmp_path):
+    publisher(run.settings.output, run.run_id, 1, run.journal).publish()
+    [journal] = (tmp_path / "out" / RUNS / run.run_id / "journal").iterdir()
+    journal.write_bytes(b"")
+    parts = {path for path in files(tmp_path / "out") if path.endswith(".parquet")}
+    assert sweep(run) == 0
+    assert parts == {path for path in files(tmp_path / "out") if path.endswith(".parquet")}
+    assert len(rows(run.settings.output, "images")) == 2

@@ -4,7 +4,6 @@ import threading
 import uuid
 from dataclasses import replace
 
-import fsspec
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
@@ -17,7 +16,7 @@ from pipeline.commit.encode import encode_shard
 from pipeline.commit.journal import Journal
 from pipeline.commit.write import ShardWriter
 from pipeline.errors import BrokenRunError
-from pipeline.layout import Output, RunFolder
+from pipeline.layout import Output
 from pipeline.segment.actor import segmented_table
 from pipeline.tables import publish
 from pipeline.tables.current_view import delta_options, table_uri
@@ -235,7 +234,7 @@ def test_a_driver_without_its_lease_publishes_nothing(output):
 
 def test_a_table_that_cannot_be_written_ends_the_run_with_its_name(tmp_path, no_pauses):
     (tmp_path / "segments").write_text("in the way")
-    journal = Journal(RunFolder(fsspec.filesystem("file"), str(tmp_path / "_runs" / "r1")), 1)
+    journal = Journal(Output.open(str(tmp_path)).run("r1"), 1)
     with pytest.raises(BrokenRunError, match="the table segments cannot be published"):
         publisher(str(tmp_path), "r1", 1, journal).publish()
 
