@@ -77,7 +77,9 @@ class Publisher:
         """
         for name in ORDER:
             try:
+                check_log(self.output, name)
                 table = DeltaTable(table_uri(self.output, name), storage_options=delta_options(self.output))
+                check_table(self.output, name, table)
                 check_files(self.output, name, table)
                 metrics = table.optimize.compact(target_size=_TARGET_FILE_BYTES)
             except (DeltaError, OSError, pa.ArrowException) as error:

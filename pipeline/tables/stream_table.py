@@ -62,19 +62,21 @@ def stream_table(
         # Files that another writer compacted may spell strings and lists differently.
         return file.read(columns=list(columns), use_threads=False).select(columns).cast(schema).to_batches()
 
-    def read_by_row_group(path: str) -> Iterator[pa.RecordBatch]:
+    def read_by_row_group(path: str, size: int) -> Iterator[pa.RecordBatch]:
         with output.filesystem.open(output.inside(output.at(f"{table}/{path}")), "rb") as opened:
+            if opened.size != size:
+                raise OSError(f"{path} has {opened.size} bytes, but the log of the table says {size}")
             file = of_table(pq.ParquetFile(opened, pre_buffer=False, page_checksum_verification=True), path)
             for batch in file.iter_batches(_BATCH_ROWS, columns=list(columns), use_threads=False):
                 yield batch.select(columns).cast(schema)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        large: list[str] = []
+        large: list[tuple[str, int]] = []
 
         def small() -> Iterator[tuple[str, int]]:
             for path, size in _files(output, table, snapshot, below):
                 if size > _LARGE_BYTES:
-                    large.append(path)
+                    large.append((path, size))
                 else:
                     yield path, size
 
@@ -88,8 +90,8 @@ def stream_table(
                 most_size=_LARGE_BYTES,
             ):
                 yield from read
-            for path in large:
-                yield from read_by_row_group(path)
+            for path, size in large:
+                yield from read_by_row_group(path, size)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -139,7 +141,8 @@ def check_files(output: Output, table: str, snapshot: DeltaTable) -> pa.Table:
     for path, size in zip(files["path"].to_pylist(), files["size_bytes"].to_pylist(), strict=True):
         names = {path, unquote(path)}  # whether a reader takes %2e for a dot depends on the reader
         inside = all(name and name not in (".", "..") for path in names for name in path.split("/"))
-        if not inside or any(":" in path or "\\" in path for path in names) or size is None or size < 0:
+        is_plain = all(path.isprintable() and not {":", "\\"} & set(path) for path in names)
+        if not inside or not is_plain or size is None or size < 0:
             raise RunError(
                 f"the log of the table {table} below {output.uri} names the file {shown(path)} of {size} bytes, which "
                 "does not lie in the folder of the table: somebody has changed the log"
