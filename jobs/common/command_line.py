@@ -5,6 +5,7 @@ import inspect
 import io
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, make_dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ _COMMON_FLAGS = (
     "--config FILE reads settings from a YAML file with the same names; flags win. --version prints the version."
 )
 _OTHER = Section("other")
+_MOST_CONFIG_BYTES = 2**16
 _KINDS: dict[type, tuple[str, str]] = {
     int: ("INT", "a whole number"),
     float: ("FLOAT", "a number"),
@@ -212,11 +214,22 @@ def _flags_in_file(settings_class: type, config: Path) -> list[str]:
     import yaml  # imported here, because --help should not wait for it
 
     try:
-        values = yaml.load(config.read_text(), Loader=_plain_loader()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        with config.open("rb") as file:
+            data = file.read(_MOST_CONFIG_BYTES + 1)
+        if len(data) > _MOST_CONFIG_BYTES:
+            raise ValueError(f"the file has more than {_MOST_CONFIG_BYTES:,} bytes")
+        values = yaml.load(data, Loader=_plain_loader()) or {}
+    except RecursionError:
+        raise RunError(f"--config {config}: the file holds values within values; write names and values") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise RunError(f"--config {config}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise RunError(f"--config {config}: the file must hold names and values, not a {type(values).__name__}")
+    for name, value in values.items():
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, str | int | float | None):
+                wanted = "must be one value or a list of values"
+                raise RunError(f"--config {config}: {flag(str(name))} {wanted}, not {one!r:.60}")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     known = {field.name for field in fields(settings_class)}
     if unknown := sorted(set(values) - known):
@@ -230,10 +243,24 @@ def _flags_in_file(settings_class: type, config: Path) -> list[str]:
 
 
 def _plain_loader() -> type:
-    """A YAML loader that knows only null and true/false: `1:8` is not a number in base 60, and a date is its text."""
+    """A YAML loader that knows only null and true/false: `1:8` is not a number in base 60, and a date is its text.
+
+    A name twice is refused, and so are aliases: a few lines of them stand for gigabytes.
+    """
     import yaml
 
     class PlainLoader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise ValueError(f"write out the value of *{self.peek_event().anchor}")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if twice := [name for name, times in Counter(names).items() if times > 1]:
+                raise ValueError(f"{twice[0]} is there twice")
+            return super().construct_mapping(node, deep)
+
         yaml_implicit_resolvers = {  # noqa: RUF012
             first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":bool"))]
             for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -9,17 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
 import numpy as np
-from annotated_types import Ge, Len
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError, with_config
+from annotated_types import Ge, Interval, Len
+from pydantic import BeforeValidator, FailFast, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
 from m2f_core.masks import rle
 from m2f_core.masks.polygons import FEWEST_NUMBERS, fill_polygons
 from pipeline.errors import RunError
-from pipeline.store.json_records import parse_json_object
+from pipeline.store.json_records import STRICT, parse_record
 from pipeline.store.objects import read_uri
 
-_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+MOST_PIXELS = 2**30  # of an image: its mask takes as many bytes
 _FORM = "[[x0, y0, x1, y1, x2, y2, ...], ...]"
 
 
@@ -28,13 +28,13 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Pixels = Annotated[int, BeforeValidator(_whole), Ge(1)]
+Pixels = Annotated[int, BeforeValidator(_whole), Interval(ge=1, le=MOST_PIXELS)]
 Id = Annotated[int, BeforeValidator(_whole), Ge(0)]
 Flag = Literal[0, 1]
 Name = Annotated[str, Len(1)]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class Image(TypedDict):
     """An image of the instances format."""
 
@@ -44,7 +44,7 @@ class Image(TypedDict):
     width: Pixels
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class PanopticImage(TypedDict):
     """An image of the panoptic format; in Cityscapes' files, ids are names."""
 
@@ -54,7 +54,7 @@ class PanopticImage(TypedDict):
     width: Pixels
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class Category(TypedDict):
     """A category of either format."""
 
@@ -63,7 +63,7 @@ class Category(TypedDict):
     isthing: NotRequired[Flag]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class Segment(TypedDict):
     """An entry of `segments_info`."""
 
@@ -72,7 +72,7 @@ class Segment(TypedDict):
     iscrowd: NotRequired[Flag]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class PanopticEntry(TypedDict):
     """An annotation of the panoptic format: the segments of one image."""
 
@@ -81,7 +81,7 @@ class PanopticEntry(TypedDict):
     segments_info: list[Segment]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class Annotation(TypedDict):
     """An annotation of the instances format: one object."""
 
@@ -94,18 +94,18 @@ class Annotation(TypedDict):
     bbox: NotRequired[Annotated[list[float], Len(4, 4)]]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class PanopticFile(TypedDict):
-    images: Annotated[list[PanopticImage], Len(1)]
-    annotations: Annotated[list[PanopticEntry], Len(1)]
-    categories: Annotated[list[Category], Len(1)]
+    images: Annotated[list[PanopticImage], Len(1), FailFast()]
+    annotations: Annotated[list[PanopticEntry], Len(1), FailFast()]
+    categories: Annotated[list[Category], Len(1), FailFast()]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class InstancesFile(TypedDict):
-    images: Annotated[list[Image], Len(1)]
-    annotations: list[Annotation]
-    categories: Annotated[list[Category], Len(1)]
+    images: Annotated[list[Image], Len(1), FailFast()]
+    annotations: Annotated[list[Annotation], FailFast()]
+    categories: Annotated[list[Category], Len(1), FailFast()]
 
 
 _FIELDS = frozenset(
@@ -212,9 +212,9 @@ File = TypeVar("File", PanopticFile, InstancesFile)
 
 def _read(adapter: TypeAdapter[File], flag: str, place: str) -> File:
     try:
-        return adapter.validate_python(parse_json_object(read_uri(place, flag), place, flag))
-    except ValidationError as error:
-        raise RunError(f"{flag} {place}: {_one_line(error)}") from None
+        return parse_record(adapter, read_uri(place, flag), _one_line)
+    except ValueError as error:
+        raise RunError(f"{flag} {place}: {error}") from None
 
 
 def _one_line(error: ValidationError) -> str:
@@ -226,6 +226,8 @@ def _one_line(error: ValidationError) -> str:
     places = [part for part in first["loc"] if isinstance(part, int) or part in _FIELDS]
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in places]
     kind = "is it the right kind of COCO file?"
+    if not first["loc"]:
+        return f"it must hold a JSON object, not a {type(first['input']).__name__}"
     if first["type"] == "missing":
         owner = "".join(parts[:-1]).lstrip(".")
         return f"{owner} has no {first['loc'][-1]!r}; {kind}" if owner else f"{first['loc'][-1]} is not a list; {kind}"
@@ -238,8 +240,12 @@ def _one_line(error: ValidationError) -> str:
 
 
 def _checked_ids(content: PanopticFile | InstancesFile, where: str) -> tuple[dict[Any, Any], dict[int, Category]]:
-    """Images and categories by id. RunError if two share an id, or two images a name."""
+    """Images and categories by id. RunError if two share an id, or two images a name, or an image is too large."""
     images: Sequence[Any] = content["images"]
+    for index, image in enumerate(images):
+        if image["height"] * image["width"] > MOST_PIXELS:
+            size = f"{image['height']} x {image['width']}"
+            raise RunError(f"{where}: images[{index}] has {size} pixels; at most {MOST_PIXELS:,} can be used")
     for name in ("id", "file_name"):
         _refuse_twice((image[name] for image in images), f"{where}: images", name)
     _refuse_twice((category["id"] for category in content["categories"]), f"{where}: categories", "id")

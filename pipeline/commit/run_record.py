@@ -102,17 +102,16 @@ def read_run_record(output: Output, folder: RunFolder) -> RunRecord | None:
 
     RunError if run.json is not a record of this run and this schema version, or if its plan does not lie in `folder`.
     """
-    version = output.read_record(VERSIONED, folder.run_json)
-    if version is None:
+    data = output.read_or_none(folder.run_json)
+    if data is None:
         return None
+    version = output.parse(VERSIONED, data, folder.run_json)
     if version["schema_version"] != SCHEMA_VERSION:
         raise RunError(
             f"run {folder.run_id} has tables of schema version {version['schema_version']}, but this program reads "
             f"version {SCHEMA_VERSION}"
         )
-    record = output.read_record(_RECORD, folder.run_json)
-    if record is None:
-        return None
+    record = output.parse(_RECORD, data, folder.run_json)
     try:
         if record.run_id != folder.run_id:
             raise ValueError(f"run_id is {shown(record.run_id)}; it must be the name of its folder")

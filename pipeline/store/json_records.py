@@ -55,13 +55,19 @@ def plain_values(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def parse_record(adapter: TypeAdapter[T], data: bytes) -> T:
-    """`data` as a record. ValueError with one line that names the field, or says why `data` is not JSON."""
-    data = _as_utf8(data)
+def parse_record(adapter: TypeAdapter[T], data: bytes, describe: Callable[[ValidationError], str] | None = None) -> T:
+    """`data` as a record. ValueError with one line that names the field, or says why `data` is not JSON.
+
+    `describe` makes the line of a field that is wrong; default: `one_mistake`.
+    """
     try:
+        data = _as_utf8(data)
         record = adapter.validate_json(data)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not JSON: {error}") from None
     except ValidationError as error:
-        raise ValueError(one_mistake(error)) from None
+        is_json = error.errors(include_url=False)[0]["type"] != "json_invalid"
+        raise ValueError((describe if is_json and describe else one_mistake)(error)) from None
     _refuse_repeated_names(data)
     return record
 

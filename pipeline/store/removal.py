@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 from fsspec.asyn import sync
 
-from pipeline.store.filesystem import is_local, is_s3
+from pipeline.store.filesystem import STORE_ERRORS, is_local, is_s3
 from pipeline.store.fsspec_private import call_s3
 
 _MOST_AT_ONCE = 1000  # S3's limit of one request
@@ -29,7 +29,11 @@ def remove_objects(filesystem: fsspec.AbstractFileSystem, folder: str, paths: It
     below = iter([_below(folder, path) for path in paths])
     if is_s3(filesystem):
         while page := list(islice(below, _MOST_AT_ONCE)):
-            _remove_from_s3(filesystem, page)
+            try:
+                _remove_from_s3(filesystem, page)
+            except STORE_ERRORS:  # not every store knows the request that removes many
+                for path in page:
+                    filesystem.rm_file(path)
         return
     for path in below:
         with contextlib.suppress(FileNotFoundError):

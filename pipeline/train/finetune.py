@@ -175,10 +175,10 @@ def _whole_checkpoints(filesystem: Any, root: str) -> set[str]:
         return set()
     try:
         return listed_checkpoints(data)
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         names = ", ".join(_checkpoints(filesystem, root))
         raise RunError(
-            f"--output {place} is damaged ({type(error).__name__}: {one_line(error)}), and without this list Ray Train "
+            f"--output {place} is damaged ({one_line(error)}), and without this list Ray Train "
             f"cannot continue. Start a new --output with one of the checkpoints beside the list as --model ({names}) "
             "and the remaining --iterations"
         ) from None

@@ -5,10 +5,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from pipeline.store.json_records import STRICT, parse_record
+
 LOG_FILE = "log.jsonl"
 PLOT_FILE = "loss.png"
 
 Row = dict[str, Any]
+_ROW: TypeAdapter[Row] = TypeAdapter(dict[str, int | float | None], config=STRICT)
 
 # Validation metrics: key in a row -> title in the plot.
 FIGURES = {
@@ -26,7 +31,8 @@ def to_lines(rows: Sequence[Row]) -> bytes:
 
 
 def from_lines(data: bytes) -> list[Row]:
-    return [json.loads(line) for line in data.splitlines()]
+    """The inverse of `to_lines`. ValueError if a line is no row."""
+    return [parse_record(_ROW, line) for line in data.splitlines()]
 
 
 def as_text(row: Row, num_iterations: int) -> str:

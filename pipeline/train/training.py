@@ -11,10 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Interval
+from pydantic import TypeAdapter, with_config
 from torch import nn
+from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
 from m2f_core.config.labels import LabelMap
 from m2f_core.images.image_processor import ImageProcessor
@@ -22,6 +26,8 @@ from m2f_core.losses.loss import is_distributed
 from m2f_core.model.mask2former import Mask2Former
 from m2f_core.training.optimization import LearningRate, parameter_groups
 from pipeline.errors import RunError
+from pipeline.store.filesystem import one_line
+from pipeline.store.json_records import STRICT, parse_record
 from pipeline.train.data import Batch
 from pipeline.train.log import LOG_FILE, Row, from_lines, to_lines
 from pipeline.train.settings import FinetuneSettings
@@ -29,6 +35,16 @@ from pipeline.train.starting_model import license_of_start, save_model
 
 _OPTIMIZER_FILE = "optimizer.pt"
 _PLACE_FILE = "training.json"
+
+
+@with_config(STRICT)
+class _Place(TypedDict):
+    """The content of training.json."""
+
+    iteration: Annotated[int, Interval(ge=0, le=2**53)]
+
+
+_PLACE = TypeAdapter(_Place)
 
 
 @dataclass
@@ -140,11 +156,22 @@ class Training:
         (folder / _PLACE_FILE).write_text(json.dumps({"iteration": self.iteration}))
 
     def resume(self, folder: Path) -> None:
-        """Restore everything but the model's weights, which the caller loads from `folder` as from any checkpoint."""
-        state = torch.load(folder / _OPTIMIZER_FILE, map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict(state)
-        self.iteration = json.loads((folder / _PLACE_FILE).read_text())["iteration"]
-        self.log = from_lines((folder / LOG_FILE).read_bytes())
+        """Restore everything but the model's weights, which the caller loads from `folder` as from any checkpoint.
+
+        RunError if a file of the checkpoint is damaged, or not of this training.
+        """
+        name = _OPTIMIZER_FILE
+        try:
+            state = torch.load(folder / name, map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(state)
+            name = _PLACE_FILE
+            self.iteration = parse_record(_PLACE, (folder / name).read_bytes())["iteration"]
+            if self.iteration > self.settings.iterations:
+                raise ValueError(f"iteration is {self.iteration}, but the training has {self.settings.iterations}")
+            name = LOG_FILE
+            self.log = from_lines((folder / name).read_bytes())
+        except Exception as error:  # PyTorch raises errors of many types for a damaged file
+            raise RunError(f"the checkpoint {folder.name} cannot be continued, {name}: {one_line(error)}") from error
         self.meter = LossMeter()
 
 

@@ -389,6 +389,16 @@ def test_a_value_in_a_file_is_never_taken_for_a_flag(tmp_path, capsys, yaml):
         ("device: tpu", ["--device", "tpu", "cuda"]),
         ("exif: 'yes'", ["exif", "yes"]),
         ("score_threshold: 2", ["--score-threshold", "2"]),
+        ("limit: 1\nlimit: 2", ["limit is there twice"]),
+        ("a: &a [x, x]\nb: &b [*a, *a]\ninput: [*b, *b]", ["write out the value of *a"]),  # grows to gigabytes
+        ("input: !!python/object/apply:os.system ['true']", ["python/object"]),
+        ("input: !!binary aGVsbG8=", ["--input", "one value"]),
+        ("limit: !!int " + "9" * 5000, ["4300 digits"]),
+        ("input: [[a]]", ["--input", "one value"]),
+        ("? [a]\n: b", ["unhashable"]),
+        ("input: " + "[" * 20_000, ["values within values"]),
+        ("input: " + "{a: " * 10_000, ["values within values"]),
+        ("input: " + "x" * 70_000, ["65,536 bytes"]),
     ],
 )
 def test_what_a_file_may_not_hold_is_named(tmp_path, capsys, yaml, named):

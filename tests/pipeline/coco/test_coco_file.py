@@ -187,6 +187,47 @@ def test_names_as_ids_of_images_are_those_of_cityscapes(contents, tmp_path):
     assert isinstance(outcome(READERS["panoptic.json"], tmp_path / "p.json", content), GroundTruth)
 
 
+# --- no JSON of the format --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (lambda text: "[" * 100_000, "recursion limit exceeded"),
+        (lambda text: '{"a":' * 100_000, "recursion limit exceeded"),
+        (lambda text: f'{{"x": {"[" * 100_000}{"]" * 100_000}, {text[1:]}', "recursion limit exceeded"),
+        (lambda text: text.replace('"images"', f'"images": {"[" * 150}{"]" * 150}, "others"', 1), "images[0] is [["),
+        (lambda text: text[:-20], "it is not JSON"),
+        (lambda text: "", "it is not JSON"),
+        (lambda text: "[]", "it must hold a JSON object, not a list"),
+        (lambda text: "5", "it must hold a JSON object, not a int"),
+        (lambda text: f'{text[:-1]}, "categories": []}}', "it has no categories"),
+        (lambda text: f"{text[:-1]}, {text[1:]}", "twice in one object"),
+        (lambda text: f'{text[:-1]}, "x": NaN}}', "NaN is no number"),
+        (lambda text: f'{text[:-1]}, "x": {"9" * 5000}}}', "number out of range"),
+        (
+            lambda text: text.replace('"height": 40', '"height": 1000000', 1).replace("48", "9999999"),
+            "x 9999999 pixels",
+        ),
+        (lambda text: text.replace('"height": 40', f'"height": 1{"0" * 60}', 1), "less than or equal to"),
+    ],
+)
+@pytest.mark.parametrize("name", READERS)
+def test_what_is_no_json_of_the_format_is_a_line(name, broken, said, contents, tmp_path):
+    file = tmp_path / name
+    file.write_text(broken(json.dumps(contents[name])))
+    with pytest.raises(RunError) as refused:
+        READERS[name](str(file))
+    assert said in str(refused.value) and str(file) in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_no_mistake(encoding, contents, tmp_path):
+    for name, reader in READERS.items():
+        (tmp_path / name).write_text(json.dumps(contents[name]), encoding=encoding)
+        assert len(reader(str(tmp_path / name)).images) == 2
+
+
 # --- nothing to learn -------------------------------------------------------------------------------------------------
 
 

@@ -120,6 +120,9 @@ def test_what_cannot_be_used_is_one_line(tmp_path):
     refused("holds the value 2, but the 2 classes are numbered from 0", id2label=str(tmp_path / "two.json"))
     (tmp_path / "bad.json").write_text('{"road": 0}')
     refused("--id2label .*bad.json: id2label must have whole numbers as keys", id2label=str(tmp_path / "bad.json"))
+    for text in ("[" * 100_000, '{"0": "a", "0": "b"}', '{"0": NaN}', "[]", ""):
+        (tmp_path / "bad.json").write_text(text)
+        refused("--id2label .*bad.json (is not JSON|must hold a JSON object)", id2label=str(tmp_path / "bad.json"))
     Image.fromarray(np.zeros((16, 24, 3), np.uint8) + np.arange(3, dtype=np.uint8)).save(tmp_path / "labels" / "a.png")
     refused("is in colour")
     Image.fromarray(BANDS[:8]).save(tmp_path / "labels" / "a.png")

@@ -1,5 +1,7 @@
 """One worker's training: it learns, resumes bit for bit, and refuses to go on after a gradient that is not finite."""
 
+import os
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -60,6 +62,30 @@ def batches(data, labels, iterations: range):
     jitter = LargeScaleJitter((64, 64), 0.9, 1.1, True)
     samples = TrainingSamples(data, labels.class_id_of_category, jitter, SETTINGS.seed)
     return load_batches(samples, WorkerShare(SETTINGS.batch_size, 0, 1), iterations, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("optimizer.pt", b""),
+        ("optimizer.pt", b"PK\x03\x04" + bytes(50)),
+        ("optimizer.pt", pickle.dumps({"state": os.system})),
+        ("training.json", b'{"iteration": -1}'),
+        ("training.json", b'{"iteration": "2"}'),
+        ("training.json", b'{"iteration": 1001}'),
+        ("training.json", b"[" * 100_000),
+        ("log.jsonl", b'{"iteration": "x"}\n'),
+        ("log.jsonl", b"[" * 100_000),
+    ],
+    ids=["empty", "no zip", "a program", "below 0", "a text", "beyond the end", "deep", "no number", "a deep log"],
+)
+def test_a_checkpoint_whose_files_are_damaged_is_a_line(name, content, labels, tmp_path):
+    training = training_of(initial_model(tiny_config(labels), 0), labels)
+    training.save(tmp_path / "checkpoint_1")
+    (tmp_path / "checkpoint_1" / name).write_bytes(content)
+    with pytest.raises(RunError, match=f"the checkpoint checkpoint_1 cannot be continued, {name}: ") as refused:
+        training.resume(tmp_path / "checkpoint_1")
+    assert "\n" not in str(refused.value)
 
 
 def test_it_goes_on_bit_for_bit(data, labels, tmp_path):
