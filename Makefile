@@ -5,7 +5,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: check-cluster demo test test-all test-short test-other-pythons test-slow monitoring-tools lint bench overfit \
+.PHONY: check-cluster demo test test-all test-short test-other-pythons test-slow monitoring-tools lint bench fuzz overfit \
 	drill-kills drill-faults release audit clean
 
 demo: $(VENV)/.ready-demo  ## set up, segment held-out scenes with the checkpoint of the package
@@ -77,6 +77,9 @@ bench: $(VENV)/.ready-test  ## speed against transformers + pycocotools, as rati
 	$(BIN)/python tests/benchmarks/bench_job.py
 	$(BIN)/python tests/benchmarks/bench_devices.py
 
+fuzz: $(VENV)/.ready-fuzz  ## readers of untrusted bytes; TARGETS="rle image" EXECUTIONS=20000 SEED=1
+	$(BIN)/python -m tests.fuzz.drive $(TARGETS) --executions $(or $(EXECUTIONS),20000) --seed $(or $(SEED),1)
+
 overfit: $(VENV)/.ready-test  ## five hours: 13 photographs of ../shared/data by heart
 	$(BIN)/python tests/training/overfit_photographs.py
 
@@ -108,6 +111,7 @@ $(VENV)-release/.ready: pyproject.toml constraints.txt $(filter-out .,$(WHEEL))
 	@touch $@
 
 EXTRAS_test := [test]
+EXTRAS_fuzz := [test,fuzz]
 EXTRAS_release := [release]
 
 $(VENV)/.ready-%: pyproject.toml constraints.txt

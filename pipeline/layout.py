@@ -34,7 +34,7 @@ from pipeline.config import is_run_id
 from pipeline.errors import RunError
 from pipeline.schema import TABLES
 from pipeline.store.filesystem import is_local, list_folder, open_filesystem, store_errors_as
-from pipeline.store.json_records import parse_record, shown
+from pipeline.store.json_records import excerpt, parse_record
 from pipeline.store.objects import read_bytes, read_or_none
 
 T = TypeVar("T")
@@ -166,7 +166,7 @@ class Output:
         RunError if there can be no such run, or if one of its folders is a link that leads out of the output.
         """
         if not is_run_id(run_id):
-            raise RunError(f"{self.name}: {shown(run_id)} cannot be the name of a run")
+            raise RunError(f"{self.name}: {excerpt(run_id)} cannot be the name of a run")
         folder = RunFolder(self, f"{self.runs}/{run_id}")
         for path in (folder.path, folder.plan, folder.attempts, folder.journal, folder.started):
             self.inside(path)

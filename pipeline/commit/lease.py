@@ -34,7 +34,7 @@ from pipeline.errors import BrokenRunError, RunError
 from pipeline.guard.kill_points import reached
 from pipeline.store.conditional_writes import Stored, create_object, read_stored, replace_object
 from pipeline.store.filesystem import STORE_ERRORS, one_line
-from pipeline.store.json_records import STRICT, parse_record, shown
+from pipeline.store.json_records import STRICT, excerpt, parse_record
 from pipeline.store.objects import TooManyBytesError
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class Lease:
             holder = parse_record(_HOLDER, found.data)
         except ValueError as error:
             raise self._damaged(error) from None
-        who = f"process {holder.pid} on {shown(holder.host)}"
+        who = f"process {holder.pid} on {excerpt(holder.host)}"
         if holder.released:
             return 0.0
         if is_gone(holder.process):
@@ -142,7 +142,7 @@ class Lease:
         left = lasts - found.age_seconds
         if left > lasts / 2:
             raise RunError(
-                f"--output is in use by {who} since {shown(holder.since)}; if that process is dead, its lease "
+                f"--output is in use by {who} since {excerpt(holder.since)}; if that process is dead, its lease "
                 f"{self.path} runs out in {left:.0f} s"
             )
         if found.version != self.waited_for:

@@ -9,7 +9,7 @@ from pydantic import StringConstraints, TypeAdapter, with_config
 
 from pipeline.layout import part_path
 from pipeline.schema import TABLES
-from pipeline.store.json_records import STRICT, Count, Seconds, parse_record, shown
+from pipeline.store.json_records import STRICT, Count, Seconds, excerpt, parse_record
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 MOST_SHARDS = 2**31 - 1  # the tables hold the number as int32
@@ -63,11 +63,11 @@ class Receipt:
         """ValueError if the receipt does not add up, or names a part of another shard or run: it would count twice."""
         name = f"the receipt of shard {self.shard}"
         if self.parts.keys() != TABLES.keys():
-            raise ValueError(f"{name} has parts of {shown(sorted(self.parts))}, not of {sorted(TABLES)}")
+            raise ValueError(f"{name} has parts of {excerpt(sorted(self.parts))}, not of {sorted(TABLES)}")
         for table, part in self.parts.items():
             expected = part_path(table, run_id, self.shard, part.sha256)
             if part.path != expected:
-                raise ValueError(f"{name} has {shown(part.path)} as parts.{table}.path; it must be {expected}")
+                raise ValueError(f"{name} has {excerpt(part.path)} as parts.{table}.path; it must be {expected}")
         if self.parts["images"].num_rows != self.num_images:
             rows = self.parts["images"].num_rows
             raise ValueError(f"{name} has {rows} as parts.images.num_rows, but {self.num_images} images")

@@ -13,7 +13,7 @@ from pipeline.errors import RunError
 from pipeline.layout import PLAN_FILE, Output, RunFolder, numbered
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.store.filesystem import put_object
-from pipeline.store.json_records import STRICT, Count, moment, plain_values, shown
+from pipeline.store.json_records import STRICT, Count, excerpt, moment, plain_values
 
 NumShards = Annotated[int, Interval(ge=0, le=MOST_SHARDS)]
 PlainValues = Annotated[dict[str, Any], AfterValidator(plain_values)]
@@ -114,9 +114,9 @@ def read_run_record(output: Output, folder: RunFolder) -> RunRecord | None:
     record = output.parse(_RECORD, data, folder.run_json)
     try:
         if record.run_id != folder.run_id:
-            raise ValueError(f"run_id is {shown(record.run_id)}; it must be the name of its folder")
+            raise ValueError(f"run_id is {excerpt(record.run_id)}; it must be the name of its folder")
         if not isinstance(record.results.get("task"), str):
-            raise ValueError(f"results.task is {shown(record.results.get('task'))}; it must be a text")
+            raise ValueError(f"results.task is {excerpt(record.results.get('task'))}; it must be a text")
         return replace(record, plan=_plan_in(folder, record.plan))
     except ValueError as error:
         raise output.damaged(folder.run_json, f"{error}; move the folder of the run away") from None
@@ -131,7 +131,7 @@ def _plan_in(folder: RunFolder, plan: PlanSummary) -> PlanSummary:
     for number, file in enumerate(plan.files):
         name = numbered(PLAN_FILE, number)
         if file.path.rpartition("/")[2] != name:
-            raise ValueError(f"plan.files[{number}].path is {shown(file.path)}; it must end in {name}")
+            raise ValueError(f"plan.files[{number}].path is {excerpt(file.path)}; it must end in {name}")
         if file.first_shard != num_shards or file.num_shards < 1:
             raise ValueError(
                 f"plan.files[{number}] begins with shard {file.first_shard} and has {file.num_shards}; it must begin "

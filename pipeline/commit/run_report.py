@@ -9,7 +9,7 @@ from pydantic import AfterValidator, TypeAdapter, with_config
 
 from pipeline.layout import Output, RunFolder
 from pipeline.store.filesystem import put_object
-from pipeline.store.json_records import STRICT, Count, Seconds, moment, shown
+from pipeline.store.json_records import STRICT, Count, Seconds, excerpt, moment
 
 
 @with_config(STRICT)
@@ -57,7 +57,7 @@ def read_report(output: Output, folder: RunFolder) -> Report | None:
     if report is None:
         return None
     if report.run_id != folder.run_id:
-        raise output.damaged(folder.report_json, f"run_id is {shown(report.run_id)}, not the name of its folder")
+        raise output.damaged(folder.report_json, f"run_id is {excerpt(report.run_id)}, not the name of its folder")
     if report.num_ok + report.num_failed + report.num_removed != report.num_images:
         raise output.damaged(folder.report_json, f"num_images is {report.num_images}, not ok + failed + removed")
     return report

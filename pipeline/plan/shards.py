@@ -22,7 +22,7 @@ from pipeline.inputs.listing import ListedImage
 from pipeline.layout import PLAN_FILE, Output, numbered
 from pipeline.schema import PLAN, REASONS
 from pipeline.store.filesystem import full_uri, one_line, put_object
-from pipeline.store.json_records import shown
+from pipeline.store.json_records import excerpt
 
 logger = logging.getLogger(__name__)
 
@@ -119,14 +119,14 @@ def _check_images(images: pa.Table, shard: int, below: str, seen: set[str]) -> N
     if not images.num_rows or any(column.null_count for column in images.columns):
         raise ValueError(f"shard {shard} has no images, or null as a value")
     if images["shard"].unique().to_pylist() != [shard]:
-        raise ValueError(f"the column shard holds {shown(images['shard'].unique().to_pylist())}, not {shard}")
+        raise ValueError(f"the column shard holds {excerpt(images['shard'].unique().to_pylist())}, not {shard}")
     if pc.min(images["size_bytes"]).as_py() < 0 or not set(images["reason"].unique().to_pylist()) <= set(REASONS):
         raise ValueError(f"shard {shard} has a size below 0, or a reason that there is not")
     for key in images["image_key"].to_pylist():
         if not is_below(key, below):
-            raise ValueError(f"shard {shard} names {shown(key)}, which does not lie below the input")
+            raise ValueError(f"shard {shard} names {excerpt(key)}, which does not lie below the input")
         if key in seen:
-            raise ValueError(f"shard {shard} names {shown(key)} a second time")
+            raise ValueError(f"shard {shard} names {excerpt(key)} a second time")
         seen.add(key)
 
 

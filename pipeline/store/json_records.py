@@ -51,7 +51,7 @@ def plain_values(values: dict[str, Any]) -> dict[str, Any]:
         for one in value if isinstance(value, list) else [value]:
             is_plain = one is None or isinstance(one, (str, int, float))
             if not is_plain or (isinstance(one, float) and not isfinite(one)):
-                raise ValueError(f"{shown(name)} must be a plain value")
+                raise ValueError(f"{excerpt(name)} must be a plain value")
     return values
 
 
@@ -101,7 +101,7 @@ def one_mistake(error: ValidationError) -> str:
         owner = place_of(first["loc"][:-1])
         return f"{owner} has no {first['loc'][-1]!r}" if owner else f"{first['loc'][-1]!r} is missing"
     said = f"{first['msg'][0].lower()}{first['msg'][1:]}".removeprefix("value error, ")
-    return f"{name or 'its content'} is {shown(first['input'])}; {said}"
+    return f"{name or 'its content'} is {excerpt(first['input'])}; {said}"
 
 
 def place_of(location: tuple[int | str, ...]) -> str:
@@ -110,14 +110,14 @@ def place_of(location: tuple[int | str, ...]) -> str:
     return "".join(parts).lstrip(".")
 
 
-def shown(value: Any) -> str:
+def excerpt(value: Any) -> str:
     """The beginning of a value that may be long, in printable characters."""
     text = ascii(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _name(part: str) -> str:
-    return part if part.isidentifier() and part.isascii() else shown(part)
+    return part if part.isidentifier() and part.isascii() else excerpt(part)
 
 
 def _as_utf8(data: bytes) -> bytes:
@@ -135,7 +135,7 @@ def _refuse_repeated_names(data: bytes) -> None:
         found = dict(pairs)
         if len(found) < len(pairs):
             twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
-            raise ValueError(f"it has the name {shown(twice)} twice in one object")
+            raise ValueError(f"it has the name {excerpt(twice)} twice in one object")
         return found
 
     def constant(name: str) -> Any:

@@ -18,7 +18,7 @@ from pipeline.layout import Output
 from pipeline.look_ahead import look_ahead
 from pipeline.schema import TABLES
 from pipeline.store.filesystem import STORE_ERRORS, one_line
-from pipeline.store.json_records import shown
+from pipeline.store.json_records import excerpt
 from pipeline.store.objects import read_once
 from pipeline.store.retries import TABLE_READ, last_error
 
@@ -108,7 +108,9 @@ def check_table(output: Output, table: str, snapshot: DeltaTable) -> None:
         features = ", ".join(protocol.reader_features or [f"reader version {protocol.min_reader_version}"])
         raise RunError(f"{name} requires the Delta features {features}, which this program does not support")
     if metadata.partition_columns:
-        raise RunError(f"{name} is divided by {shown(metadata.partition_columns)}, which this program does not support")
+        raise RunError(
+            f"{name} is divided by {excerpt(metadata.partition_columns)}, which this program does not support"
+        )
     there = pa.schema(snapshot.schema())
     for field in TABLES[table]:
         place = there.get_field_index(field.name)
@@ -144,8 +146,8 @@ def check_files(output: Output, table: str, snapshot: DeltaTable) -> pa.Table:
         is_plain = all(path.isprintable() and not {":", "\\"} & set(path) for path in names)
         if not inside or not is_plain or size is None or size < 0:
             raise RunError(
-                f"the log of the table {table} below {output.uri} names the file {shown(path)} of {size} bytes, which "
-                "does not lie in the folder of the table: somebody has changed the log"
+                f"the log of the table {table} below {output.uri} names the file {excerpt(path)} of {size} bytes, "
+                "which does not lie in the folder of the table: somebody has changed the log"
             )
     return files
 

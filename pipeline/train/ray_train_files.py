@@ -7,7 +7,7 @@ tests/test_private_names.py fails if a later version has renamed these files.
 from pydantic import TypeAdapter, with_config
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
-from pipeline.store.json_records import STRICT, parse_record, shown
+from pipeline.store.json_records import STRICT, excerpt, parse_record
 
 LIST_OF_CHECKPOINTS = "checkpoint_manager_snapshot.json"
 _PREFIX = "checkpoint_"
@@ -36,5 +36,5 @@ def listed_checkpoints(data: bytes) -> set[str]:
     names = {checkpoint["checkpoint_dir_name"] for checkpoint in parse_record(_LIST, data)["checkpoint_results"]}
     for name in names:
         if not is_checkpoint(name):
-            raise ValueError(f"it names {shown(name)}, which is no checkpoint of this training")
+            raise ValueError(f"it names {excerpt(name)}, which is no checkpoint of this training")
     return names

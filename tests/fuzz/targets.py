@@ -1,0 +1,336 @@
+"""What is fuzzed: readers of bytes that a stranger may have made, each with seeds and the errors that it may raise.
+
+A target takes any bytes. It ends in a result or in one of its errors, of one line; in at most 5 seconds; in at most
+1 GiB more than before. Anything else is a finding.
+"""
+
+import io
+import json
+import os
+import pickle
+import resource
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from jobs import command_line
+from m2f_core.checkpoints.checkpoint import CONFIG_FILE, Checkpoint
+from m2f_core.checkpoints.plain_pickle import read_plain_pickle
+from m2f_core.masks import rle
+from m2f_core.masks.polygons import fill_polygons
+from pipeline.coco.coco_file import read_instances_file, read_panoptic_file
+from pipeline.commit.journal import Journal
+from pipeline.commit.lease import Lease
+from pipeline.commit.run_record import PlanFile, read_run_record
+from pipeline.commit.run_report import read_report
+from pipeline.config import Settings
+from pipeline.errors import ImageError, RunError
+from pipeline.layout import Output
+from pipeline.plan.shards import read_plan_file
+from pipeline.schema import PLAN
+from pipeline.segment.decode import decode_image, measure_image
+from tests.support.inputs import make_model
+from tests.support.places import SHARED_DATA
+from tests.support.run_records import receipt, report, run_json
+
+MOST_SECONDS = 5.0
+MOST_BYTES = 2**30
+MOST_PIXELS = 2**20  # of an image; enough for every seed
+
+
+class FindingError(Exception):
+    """A target did what it must not do."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader, bytes to begin with, and the errors that it may raise."""
+
+    read: Callable[[bytes], object]
+    seeds: Callable[[], Sequence[bytes]]
+    errors: tuple[type[Exception], ...]
+    longest: int = 4096  # bytes of an input
+
+    def __call__(self, data: bytes) -> bool:
+        """Whether there is a result. FindingError if the target raises other errors, takes too long or too much."""
+        before, started, is_read = _most_memory(), time.process_time(), True
+        try:
+            self.read(data)
+        except self.errors as error:
+            is_read = False
+            if "\n" in str(error):
+                raise FindingError(f"the error has several lines: {error}") from error
+        except Exception as error:
+            raise FindingError(f"{type(error).__name__}: {error}") from error
+        if (seconds := time.process_time() - started) > MOST_SECONDS:
+            raise FindingError(f"{seconds:.1f} s of CPU time")
+        if (grown := _most_memory() - before) > MOST_BYTES:
+            raise FindingError(f"{grown / 2**20:.0f} MiB")
+        return is_read
+
+
+def _most_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@cache
+def folder() -> Path:
+    """A folder of this process; in memory where the machine has such a place."""
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    kept.append(tempfile.TemporaryDirectory(prefix="m2f-fuzz-", dir=place))
+    return Path(kept[-1].name)
+
+
+kept: list[tempfile.TemporaryDirectory] = []  # removed at the end of the process
+
+
+def put(name: str, data: bytes) -> Path:
+    path = folder() / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+def read_rle(data: bytes) -> object:
+    """Two bytes of size, then counts."""
+    height, width = (data[0] + 1, data[1] + 1) if len(data) > 1 else (1, 1)
+    counts = data[2:]
+    return rle.decode_counts(counts), rle.counts_area(counts), rle.decode(counts, height, width)
+
+
+def rle_seeds() -> list[bytes]:
+    masks = [
+        np.zeros((9, 7), bool),
+        np.ones((9, 7), bool),
+        np.eye(9, 7, dtype=bool),
+        np.arange(63).reshape(9, 7) % 5 > 2,
+    ]
+    return [bytes((8, 6)) + rle.encode_mask(np.asfortranarray(mask)) for mask in masks]
+
+
+def read_polygons(data: bytes) -> object:
+    """Two bytes of size, then numbers of four bytes; a NaN ends a polygon."""
+    height, width = (data[0] + 1, data[1] + 1) if len(data) > 1 else (1, 1)
+    numbers = struct.unpack(f"<{len(data[2:]) // 4}f", data[2 : 2 + len(data[2:]) // 4 * 4])
+    polygons: list[list[float]] = [[]]
+    for number in numbers:
+        polygons.append([]) if number != number else polygons[-1].append(number)
+    return fill_polygons(polygons, height, width)
+
+
+def polygon_seeds() -> list[bytes]:
+    triangle, far = (1.0, 1.5, 8.0, 2.0, 4.0, 9.0), (-50.0, -50.0, 500.0, 3.0, 7.0, 800.0)
+    return [bytes((9, 9)) + struct.pack(f"<{len(p)}f", *p) for p in (triangle, far, (*triangle, float("nan"), *far))]
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@cache
+def model_folder() -> Path:
+    make_model(folder() / "model")
+    return folder() / "model"
+
+
+def read_safetensors(data: bytes) -> object:
+    """Names, shapes and the values of the first tensors of a file."""
+    from m2f_core.checkpoints.checkpoint import _open_safetensors
+
+    with ExitStack() as stack:
+        stored = _open_safetensors([put("weights.safetensors", data)], stack)
+        return [(name, tensor.shape, tensor.read()) for name, tensor in list(stored.items())[:3]]
+
+
+def in_model(name: str, data: bytes) -> object:
+    """Check a sound checkpoint in which one file is replaced, as a job does before it starts."""
+    whole = (model_folder() / name).read_bytes()
+    (model_folder() / name).write_bytes(data)
+    try:
+        checkpoint = Checkpoint(model_folder())
+        checkpoint.check()
+        return checkpoint.labels, checkpoint.preprocessor_config
+    finally:
+        (model_folder() / name).write_bytes(whole)
+
+
+@cache
+def header() -> bytes:
+    """The header of a safetensors file with two tensors, and their values."""
+    from safetensors.numpy import save
+
+    return save({"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.float16)})
+
+
+def pickles() -> list[bytes]:
+    arrays = {"model": {"a.weight": np.zeros((2, 3), np.float32), "b": np.arange(4)}, "n": 3, "t": ("x", 1.5, None)}
+    return [pickle.dumps(arrays, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+
+
+# --- ground truth and settings ----------------------------------------------------------------------------------------
+
+
+def coco_seeds() -> list[bytes]:
+    image = {"id": 1, "file_name": "a.png", "height": 9, "width": 7}
+    category = {"id": 3, "name": "cat", "isthing": 1}
+    shapes: list[Any] = [
+        [[1, 1, 5, 1, 5, 5]],
+        {"size": [9, 7], "counts": rle.encode_mask(np.eye(9, 7, dtype=bool)).decode()},
+        {"size": [9, 7], "counts": [3, 60]},
+    ]
+    objects = [
+        {"id": n, "image_id": 1, "category_id": 3, "segmentation": s, "bbox": [1, 1, 4, 4.5]}
+        for n, s in enumerate(shapes)
+    ]
+    entry = {"image_id": 1, "file_name": "a.png", "segments_info": [{"id": 1, "category_id": 3, "iscrowd": 0}]}
+    files = [
+        {"images": [image], "categories": [category], "annotations": objects},
+        {"images": [image], "categories": [category], "annotations": [entry]},
+    ]
+    return [json.dumps(file).encode() for file in files]
+
+
+def read_config(data: bytes) -> object:
+    return command_line._flags_in_file(Settings, put("settings.yaml", data))
+
+
+YAML = (
+    b"input: s3://bucket/x\nlimit: 5\nexif: false\nlabel_ids_to_fuse: [1, 2]\nscore_threshold: 0.5\n",
+    b"a: &a [x, x]\nb: &b [*a, *a]\ninput: *b\n",
+    b"input: !!python/object/apply:os.system ['true']\nlimit: !!int 0x10\n<<: {a: 1}\n? [x]\n: y\n",
+)
+
+
+# --- what an output holds ---------------------------------------------------------------------------------------------
+
+
+@cache
+def output() -> Output:
+    return Output.open(str(folder() / "out"))
+
+
+def in_run(name: str, read: Callable[[], object]) -> Callable[[bytes], object]:
+    def reader(data: bytes) -> object:
+        put(f"out/_runs/r/{name}", data)
+        return read()
+
+    return reader
+
+
+def read_attempts(data: bytes) -> object:
+    run = output().run("attempts")
+    put("out/_runs/attempts/journal/000001-000000.jsonl", receipt("attempts", 0).to_json().encode())
+    put("out/_runs/attempts/attempts/000002.json", data)
+    return list(Journal(run).read(2))
+
+
+def read_lease(data: bytes) -> object:
+    from pipeline.store.conditional_writes import Stored
+
+    return Lease(output().filesystem, output().lease_json, 60.0)._seconds_to_wait(Stored(data, "v", 100.0))
+
+
+LEASE = {
+    "host": "h", "pid": 5, "process": "0-a/4026531836/1/99", "since": "2026", "seconds": 60.0, "token": "t",
+    "renewals": 3, "released": False,
+}  # fmt: skip
+
+
+def read_plan(data: bytes) -> object:
+    path = str(put("out/_runs/r/plan/000000.parquet", data))
+    return list(read_plan_file(output(), "s3://b/in", PlanFile(path, 0, 2), [0, 1]))
+
+
+def plan_seeds() -> list[bytes]:
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, PLAN, compression="zstd") as writer:
+        for shard in range(2):
+            rows = {
+                "shard": [shard],
+                "image_key": [f"s3://b/in/{shard}"],
+                "etag": ["e"],
+                "size_bytes": [3],
+                "reason": ["new"],
+            }
+            writer.write_table(pa.table(rows, schema=PLAN))
+    return [buffer.getvalue()]
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def read_image(data: bytes) -> object:
+    try:
+        measured = measure_image(data, max_pixels=MOST_PIXELS, apply_exif=True)
+    except ImageError:
+        measured = None
+    image = decode_image(data, max_pixels=MOST_PIXELS, apply_exif=True)
+    if measured is not None and measured != (image.height, image.width):
+        raise AssertionError(f"measured {measured}, decoded {(image.height, image.width)}")
+    return image
+
+
+def image_seeds() -> list[bytes]:
+    """Small files of every format, and the odd ones that are small."""
+    picture = Image.fromarray(np.arange(16 * 12 * 3, dtype=np.uint8).reshape(16, 12, 3))
+    seeds = []
+    for kind, options in (
+        ("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("GIF", {}), ("BMP", {}), ("PPM", {}), ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {}), ("WEBP", {"lossless": True}), ("AVIF", {}),
+        ("JPEG2000", {}),
+    ):  # fmt: skip
+        buffer = io.BytesIO()
+        picture.save(buffer, kind, **options)
+        seeds.append(buffer.getvalue())
+    odd = SHARED_DATA / "odd_images"
+    files = sorted(path for path in odd.rglob("*") if path.is_file()) if odd.is_dir() else []
+    return seeds + [path.read_bytes() for path in files if path.stat().st_size <= 4096]
+
+
+RUN = (RunError,)
+TARGETS = {
+    "rle": Target(read_rle, rle_seeds, (ValueError,), 512),
+    "polygons": Target(read_polygons, polygon_seeds, (ValueError,), 512),
+    "pickle": Target(read_plain_pickle, pickles, (ValueError,)),
+    "safetensors": Target(read_safetensors, lambda: [header()], (ValueError,)),
+    "config": Target(
+        lambda data: in_model(CONFIG_FILE, data),
+        lambda: [(model_folder() / CONFIG_FILE).read_bytes()],
+        (ValueError,),
+    ),
+    "instances": Target(lambda data: read_instances_file("--gt", str(put("gt.json", data))), coco_seeds, RUN),
+    "panoptic": Target(lambda data: read_panoptic_file("--gt", str(put("gt.json", data))), coco_seeds, RUN),
+    "yaml": Target(read_config, lambda: YAML, RUN),
+    "run": Target(
+        in_run("run.json", lambda: read_run_record(output(), output().run("r"))),
+        lambda: [run_json("r", num_shards=3, categories=[{"id": 1, "name": "cat", "isthing": 1}]).encode()],
+        RUN,
+    ),
+    "report": Target(
+        in_run("report.json", lambda: read_report(output(), output().run("r"))),
+        lambda: [json.dumps(asdict(report("r"))).encode()],
+        RUN,
+    ),
+    "journal": Target(
+        in_run("journal/000001-000000.jsonl", lambda: list(Journal(output().run("r")).read(4))),
+        lambda: ["".join(receipt("r", shard, 3).to_json() + "\n" for shard in range(3)).encode()],
+        RUN,
+    ),
+    "attempts": Target(read_attempts, lambda: [b'{"host": "h", "accepted": {"1": [0, 1]}}'], RUN),
+    "lease": Target(read_lease, lambda: [json.dumps(LEASE).encode()], RUN),
+    "plan": Target(read_plan, plan_seeds, RUN, 8192),
+    "image": Target(read_image, image_seeds, (ImageError,), 8192),
+}
