@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from m2f_core.masks.rle import decode
+from m2f_core.masks.rle import decode, decode_counts
 from pipeline.coco.ground_truth import GtImage, check_size
 from pipeline.coco.ground_truth_png import panoptic_classes, panoptic_records, read_label_png, read_panoptic_png
 from pipeline.commit.receipt import PartRecord
@@ -160,6 +160,19 @@ def _check_rows_size(rows: list[Record], image: GtImage, truth_HW: NDArray[np.in
         check_size(row["image_key"], (height, width), image, (truth_HW.shape[0], truth_HW.shape[1]))
 
 
+def _check_row(row: Record, part: PartRecord) -> None:
+    """Raise RunError if the row cannot be one that this program wrote: whoever may write parts could crash a scorer."""
+    try:
+        if any(value is None for value in row.values()) or len(row["bbox"]) != 4:
+            raise ValueError("it has no value in a column, or no box")
+        height, width = row["segmentation"]["size"]
+        total = int(decode_counts(row["segmentation"]["counts"].encode()).sum())
+        if height < 1 or width < 1 or total != height * width:
+            raise ValueError(f"its mask has {total} pixels, but its size is {height} x {width}")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RunError(f"{part.path}: segment {row['segment_id']} of {row['image_key']} is damaged: {error}") from None
+
+
 def _segments_by_image(tables: str, task: PartTask) -> dict[str | None, list[Record]]:
     """Rows of `segments` by image; rows with equal image and segment_id (from `--postprocess hf`) are merged."""
     if task.part is None:
@@ -168,5 +181,6 @@ def _segments_by_image(tables: str, task: PartTask) -> dict[str | None, list[Rec
     wanted = pa.array([image.image_key for image in task.images], pa.string())
     by_image: dict[str | None, dict[int, Record]] = defaultdict(dict)
     for row in table.filter(pc.is_in(table.column("image_key"), value_set=wanted)).to_pylist():
+        _check_row(row, task.part)
         by_image[row["image_key"]][row["segment_id"]] = row
     return {key: list(rows.values()) for key, rows in by_image.items()}

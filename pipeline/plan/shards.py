@@ -9,6 +9,7 @@ a time. Each row group of a plan file is one shard.
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from itertools import islice
 
@@ -21,7 +22,7 @@ from pipeline.commit.run_record import PlanFile, PlanSummary
 from pipeline.inputs.listing import ListedImage
 from pipeline.layout import PLAN_FILE, Output, numbered
 from pipeline.schema import PLAN, REASONS
-from pipeline.store.filesystem import full_uri, one_line, put_object
+from pipeline.store.filesystem import canonical, full_uri, one_line, put_object
 from pipeline.store.json_records import excerpt
 
 logger = logging.getLogger(__name__)
@@ -139,12 +140,22 @@ def below_input(source: str) -> str:
 def is_below(image_key: str, below: str) -> bool:
     """Whether the key lies below the input with this prefix. An input may also be one object.
 
-    In a local key, `..` would lead out again; a bucket has no folders, and its keys are as they are.
+    In a local key, `..` would lead out again; a bucket has no folders, and its keys are as they are. A local input may
+    be spelled with and without links: the folder of the image must lie in the input, as the listing follows no links to
+    folders.
     """
     if image_key == below.rstrip("/"):
         return True
-    is_file = below.startswith("file://")
-    return image_key.startswith(below) and not (is_file and ".." in image_key.removeprefix(below).split("/"))
+    if not below.startswith("file://"):
+        return image_key.startswith(below)
+    if ".." in image_key.split("/") or not image_key.startswith("file://"):
+        return False
+    return image_key.startswith(below) or f"{_real(image_key.rpartition('/')[0])}/".startswith(f"{_real(below)}/")
+
+
+@lru_cache
+def _real(folder: str) -> str:
+    return canonical(folder)
 
 
 def spread_over(output: Output, source: str, plan: PlanSummary, number: int) -> list[ListedImage]:

@@ -601,3 +601,38 @@ def test_the_figures_that_the_coco_api_published_come_out(shared_data, kind):
         states.append(instance_state(kind, images, known, found, categories, "here"))
     figures = instance_summary(states, categories)
     assert [f"{figures[name]:.3f}" for name in COCO_FIGURES] == expected
+
+
+# --- a part that another program wrote --------------------------------------------------------------------------------
+
+
+class Forged(Segment):
+    """A segment whose columns are given as they are."""
+
+    def __init__(self, **columns: object):
+        super().__init__(np.ones((4, 6), bool), 7)
+        object.__setattr__(self, "columns", columns)
+
+    rle = property(lambda self: self.columns.get("segmentation", Segment.rle.fget(self)))
+    bbox = property(lambda self: self.columns.get("bbox", Segment.bbox.fget(self)))
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"segmentation": {"size": [4, 6], "counts": "~~~"}}, "malformed RLE"),
+        ({"segmentation": {"size": [4, 6], "counts": "\u00e9"}}, "malformed RLE"),
+        ({"segmentation": {"size": [4, 6], "counts": "01"}}, "pixels, but its size is 4 x 6"),
+        ({"segmentation": {"size": [40_000, 60_000], "counts": "0h0"}}, "pixels, but its size is 40000 x 60000"),
+        ({"segmentation": {"size": [4], "counts": "0h0"}}, "values to unpack"),
+        ({"segmentation": {"size": None, "counts": None}}, "cannot unpack"),
+        ({"bbox": [1.0]}, "no box"),
+    ],
+)
+def test_a_row_that_another_program_wrote_is_a_line(tmp_path, columns, said):
+    place = Place(str(tmp_path))
+    image = MadeImage("a.jpg", (4, 6), [Segment(np.ones((4, 6), bool), 7)], [Forged(**columns)])
+    write_run(place, [image])
+    truths = {"panoptic_gt": write_panoptic(place, [image])}
+    with pytest.raises(RunError, match=rf"shard-000000-.*: segment 1 of s3://photographs/a.jpg is damaged: .*{said}"):
+        evaluate(EvaluationSettings(tables=place.tables, workers=1, **truths))

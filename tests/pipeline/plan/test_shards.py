@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from pipeline.errors import RunError
 from pipeline.inputs.listing import list_images
 from pipeline.layout import Output
-from pipeline.plan.shards import PlannedImage, group_into_shards, read_plan_file, spread_over, write_plan
+from pipeline.plan.shards import (
+    PlannedImage,
+    below_input,
+    group_into_shards,
+    is_below,
+    read_plan_file,
+    spread_over,
+    write_plan,
+)
 from pipeline.schema import PLAN
 
 PLANNED = st.lists(
@@ -125,3 +133,18 @@ def test_one_file_may_be_the_input(tmp_path):
 def test_a_missing_folder_is_one_clear_line(tmp_path):
     with pytest.raises(RunError, match="does not exist"):
         list(list_images(str(tmp_path / "nowhere")))
+
+
+def test_a_key_lies_below_the_input_by_whatever_spelling_of_it(tmp_path):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "out").symlink_to(tmp_path / "other")
+    below = below_input(str(tmp_path / "in"))
+    for good in ("in/a.jpg", "in/sub/a.jpg", "link/a.jpg", "link/sub/a.jpg"):
+        assert is_below(f"file://{tmp_path}/{good}", below)
+    for bad in ("other/a.jpg", "in2/a.jpg", "in/../other/a.jpg", "link/out/a.jpg", "a.jpg"):
+        assert not is_below(f"file://{tmp_path}/{bad}", below)
+    assert is_below("s3://b/in/../x", below_input("s3://b/in/")), "a bucket has no folders"
+    for bad in ("s3://b/in2/x", "s3://c/in/x", "file:///in/x", "s3://b/x"):
+        assert not is_below(bad, below_input("s3://b/in"))
