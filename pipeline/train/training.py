@@ -7,11 +7,12 @@ wrapped.
 import json
 import math
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -162,8 +163,7 @@ class Training:
         """
         name = _OPTIMIZER_FILE
         try:
-            state = torch.load(folder / name, map_location="cpu", weights_only=True)
-            self.optimizer.load_state_dict(state)
+            self.optimizer.load_state_dict(read_optimizer_state(folder / name))
             name = _PLACE_FILE
             self.iteration = parse_record(_PLACE, (folder / name).read_bytes())["iteration"]
             if self.iteration > self.settings.iterations:
@@ -173,6 +173,17 @@ class Training:
         except Exception as error:  # PyTorch raises errors of many types for a damaged file
             raise RunError(f"the checkpoint {folder.name} cannot be continued, {name}: {one_line(error)}") from error
         self.meter = LossMeter()
+
+
+def read_optimizer_state(file: Path) -> Any:
+    """The state that `Training.save` wrote. Raises errors of many types if the file is another one.
+
+    PyTorch writes an archive without compression; in another, a few bytes could stand for gigabytes.
+    """
+    with zipfile.ZipFile(file) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("it is compressed, which PyTorch never does")
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _mix(*numbers: int) -> int:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import struct
 import tempfile
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 from jobs import command_line
@@ -40,6 +42,7 @@ from pipeline.layout import Output
 from pipeline.plan.shards import read_plan_file
 from pipeline.schema import PLAN
 from pipeline.segment.decode import decode_image, measure_image
+from pipeline.train.training import read_optimizer_state
 from tests.support.inputs import make_model
 from tests.support.places import SHARED_DATA
 from tests.support.run_records import receipt, report, run_json
@@ -61,6 +64,7 @@ class Target:
     seeds: Callable[[], Sequence[bytes]]
     errors: tuple[type[Exception], ...]
     longest: int = 4096  # bytes of an input
+    one_line: bool = True  # of an error; else a caller makes it one
 
     def __call__(self, data: bytes) -> bool:
         """Whether there is a result. FindingError if the target raises other errors, takes too long or too much."""
@@ -69,7 +73,7 @@ class Target:
             self.read(data)
         except self.errors as error:
             is_read = False
-            if "\n" in str(error):
+            if self.one_line and "\n" in str(error):
                 raise FindingError(f"the error has several lines: {error}") from error
         except Exception as error:
             raise FindingError(f"{type(error).__name__}: {error}") from error
@@ -180,6 +184,24 @@ def pickles() -> list[bytes]:
     return [pickle.dumps(arrays, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
 
 
+def read_optimizer(data: bytes) -> object:
+    return read_optimizer_state(put("optimizer.pt", data))
+
+
+def optimizer_seeds() -> list[bytes]:
+    """The state after a step, in today's format, and in the format before it, which is refused."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight])
+    weight.sum().backward()
+    optimizer.step()
+    seeds = []
+    for is_zip in (True, False):
+        buffer = io.BytesIO()
+        torch.save(optimizer.state_dict(), buffer, _use_new_zipfile_serialization=is_zip)
+        seeds.append(buffer.getvalue())
+    return seeds
+
+
 # --- ground truth and settings ----------------------------------------------------------------------------------------
 
 
@@ -269,6 +291,37 @@ def plan_seeds() -> list[bytes]:
     return [buffer.getvalue()]
 
 
+RECORDS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "run": (lambda: run_json("r", num_shards=3, categories=[{"id": 1, "name": "a", "isthing": 1}]).encode(), "run"),
+    "report": (lambda: json.dumps(asdict(report("r"))).encode(), "report"),
+    "journal": (lambda: receipt("r", 1, 3).to_json().encode(), "journal"),
+    "attempts": (lambda: b'{"accepted": {"1": [0, 1], "2": []}}', "attempts"),
+    "lease": (lambda: json.dumps(LEASE).encode(), "lease"),
+    "instances": (lambda: coco_seeds()[0], "instances"),
+    "panoptic": (lambda: coco_seeds()[1], "panoptic"),
+}
+VALUES = (
+    b"null", b"true", b"-1", b"0", b"1.5", b"1e999", b"NaN", b"9" * 30, b'""', b'"../../x"', b'"/etc"', b'"\\u0000"',
+    b"[]", b"{}", b"[[]]", b'{"a": 1}', b"[" * 40 + b"]" * 40, b'"' + b"0" * 64 + b'"', b'"2026-01-01T00:00:00+00:00"',
+)  # fmt: skip
+
+
+def read_changed_record(data: bytes) -> object:
+    """A sound record in which values are replaced: one byte says which record, each further pair which value by which.
+
+    Bytes changed at random hardly ever leave JSON that is JSON; these always do.
+    """
+    name = list(RECORDS)[data[0] % len(RECORDS)] if data else "run"
+    seed, target = RECORDS[name]
+    text = seed()
+    for where, what in zip(data[1::2], data[2::2], strict=False):
+        values = list(re.finditer(rb'(?<=[:,\[{] )("[^"]*"|-?[0-9.]+|true|false|null|\[\]|\{\})(?=[,\]}])', text))
+        if values:
+            place = values[where % len(values)]
+            text = text[: place.start()] + VALUES[what % len(VALUES)] + text[place.end() :]
+    return TARGETS[target].read(text)
+
+
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
@@ -306,6 +359,7 @@ TARGETS = {
     "polygons": Target(read_polygons, polygon_seeds, (ValueError,), 512),
     "pickle": Target(read_plain_pickle, pickles, (ValueError,)),
     "safetensors": Target(read_safetensors, lambda: [header()], (ValueError,)),
+    "optimizer": Target(read_optimizer, optimizer_seeds, (Exception,), 8192, one_line=False),
     "config": Target(
         lambda data: in_model(CONFIG_FILE, data),
         lambda: [(model_folder() / CONFIG_FILE).read_bytes()],
@@ -331,6 +385,9 @@ TARGETS = {
     ),
     "attempts": Target(read_attempts, lambda: [b'{"host": "h", "accepted": {"1": [0, 1]}}'], RUN),
     "lease": Target(read_lease, lambda: [json.dumps(LEASE).encode()], RUN),
+    "records": Target(
+        read_changed_record, lambda: [bytes((n, *more)) for n in range(len(RECORDS)) for more in ((), (3, n))], RUN, 32
+    ),
     "plan": Target(read_plan, plan_seeds, RUN, 8192),
     "image": Target(read_image, image_seeds, (ImageError,), 8192),
 }

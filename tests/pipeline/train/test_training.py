@@ -1,7 +1,9 @@
 """One worker's training: it learns, resumes bit for bit, and refuses to go on after a gradient that is not finite."""
 
+import io
 import os
 import pickle
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -64,12 +66,20 @@ def batches(data, labels, iterations: range):
     return load_batches(samples, WorkerShare(SETTINGS.batch_size, 0, 1), iterations, 0)
 
 
+def compressed(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", data)
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
         ("optimizer.pt", b""),
         ("optimizer.pt", b"PK\x03\x04" + bytes(50)),
         ("optimizer.pt", pickle.dumps({"state": os.system})),
+        ("optimizer.pt", compressed(bytes(2**20))),
         ("training.json", b'{"iteration": -1}'),
         ("training.json", b'{"iteration": "2"}'),
         ("training.json", b'{"iteration": 1001}'),
@@ -77,7 +87,18 @@ def batches(data, labels, iterations: range):
         ("log.jsonl", b'{"iteration": "x"}\n'),
         ("log.jsonl", b"[" * 100_000),
     ],
-    ids=["empty", "no zip", "a program", "below 0", "a text", "beyond the end", "deep", "no number", "a deep log"],
+    ids=[
+        "empty",
+        "no zip",
+        "a program",
+        "compressed",
+        "below 0",
+        "a text",
+        "beyond the end",
+        "deep",
+        "no number",
+        "a deep log",
+    ],
 )
 def test_a_checkpoint_whose_files_are_damaged_is_a_line(name, content, labels, tmp_path):
     training = training_of(initial_model(tiny_config(labels), 0), labels)
