@@ -135,6 +135,9 @@ class Settings:
     deadline_hours: Annotated[float | None, RUN_CONTROL, Interval(gt=0.0, le=8760.0)] = None
     """Tell the monitoring that the run has to be done N hours after it was planned, so that an alert can fire when the
     run will be late; nothing stops."""
+    otlp_endpoint: Annotated[str | None, RUN_CONTROL] = None
+    """Send a trace of the run, with spans for shards, stages and steps, to this OTLP/HTTP collector (needs the extra
+    `otel`). Default: that of OTEL_EXPORTER_OTLP_ENDPOINT, if set."""
     log_format: Annotated[Literal["text", "json"], RUN_CONTROL] = "text"
     """json: write each line on stderr as a JSON object, progress included; a terminal has no live line then."""
     publish_every: Annotated[float | None, _PUBLISHING, Interval(ge=0.0, le=10_000.0)] = None

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.data
 from ray.data import ActorPoolStrategy
 
@@ -33,7 +34,7 @@ from pipeline.commit.run_report import Report
 from pipeline.commit.totals import Totals
 from pipeline.commit.write import EncodeAndWrite
 from pipeline.config import Settings
-from pipeline.errors import BrokenRunError
+from pipeline.errors import BrokenRunError, RunError
 from pipeline.guard.kill_points import reached
 from pipeline.inputs.fetch import FetchImages
 from pipeline.inputs.listing import refuse_empty
@@ -42,6 +43,7 @@ from pipeline.plan.changes import describe
 from pipeline.plan.shards import spread_over
 from pipeline.plan.source import ShardSource
 from pipeline.report.progress import Progress
+from pipeline.report.run_trace import RunTrace
 from pipeline.report.run_watch import RunWatch, count_end
 from pipeline.runs.accounting import Clock, close_books
 from pipeline.runs.begin import Run, plan_run, take_up
@@ -52,10 +54,11 @@ from pipeline.runs.preview import changes_of
 from pipeline.runs.prove import lease_on, proven
 from pipeline.runs.specs import segment_spec
 from pipeline.segment.actor import SegmentImages
-from pipeline.store.filesystem import store_errors_as
+from pipeline.store.filesystem import full_uri, store_errors_as
 from pipeline.tables.publish import Publisher
 from pipeline.telemetry.instruments import label_run
 from pipeline.telemetry.log_lines import about_run
+from pipeline.telemetry.spans import Spans, check_endpoint, wants_trace
 
 logger = logging.getLogger(__name__)
 
@@ -82,13 +85,18 @@ def segment_bucket(settings: Settings, progress: Progress, tell: Tell = tell_nob
     except (KeyboardInterrupt, SystemExit):
         count_end(settings.output, "stopped")
         raise
-    if joins_a_cluster():
-        connect()  # a run without work has not needed Ray, and shall count there too
+    if joins_a_cluster() and not ray.is_initialized():
+        # A run without work has not needed Ray, and has to count too: else an alert would say that there was no run.
+        try:
+            connect()
+        except RunError as error:
+            logger.warning("this run is not counted in the metrics: %s", error)
     count_end(settings.output, "finished" if report is not None else "nothing_to_do")
     return report
 
 
 def _segment_bucket(settings: Settings, progress: Progress, tell: Tell) -> Report | None:
+    check_endpoint(settings.otlp_endpoint)
     progress.phase("checking the settings, the checkpoint and the output")
     checked = check(settings)
     for warning in checked.model.warnings:
@@ -157,13 +165,16 @@ def execute(run: Run, allotment: Allotment, lease: Lease | ClaimLease, progress:
     done_before = len(totals.shards)
     todo = f"{run.plan.num_images} images in {run.plan.num_shards} shards, {done_before} done before this attempt"
     logger.info(f"run {run.run_id}: {todo}; at most {allotment.model_actors[1]} model actors on {allotment.device}")
-    clock, board = Clock(), start_board()
+    traced = wants_trace(run.settings.otlp_endpoint)
+    clock, board = Clock(), start_board(traced)
+    spans = Spans(run.settings.otlp_endpoint, full_uri(run.output.uri), run.run_id) if traced else None
     publisher = Publisher(run.output, run.run_id, run.plan.num_shards, run.journal, lease.check)
     publications = _Timer(run.settings.publish_every)
     with (
         _store_errors(run),
         Committer(run.journal, may_commit=lease.check) as committer,
-        RunWatch(progress, board.look, run.settings.max_failure_rate, run.deadline),
+        RunTrace(spans, board.drain, run.journal.attempt) as trace,
+        RunWatch(progress, board.look, run.settings.max_failure_rate, run.deadline, trace.pass_on),
     ):
         progress.follow(run.plan.num_images, totals, committer.num_waiting, board.look)
         _check_failures(run, totals)
@@ -172,6 +183,7 @@ def execute(run: Run, allotment: Allotment, lease: Lease | ClaimLease, progress:
             if totals.add(receipt):
                 committer.add(receipt)
                 clock.add(receipt)
+                trace.add(receipt)
                 _check_failures(run, totals)
             if publications.is_due():
                 committer.commit()
@@ -186,6 +198,7 @@ def execute(run: Run, allotment: Allotment, lease: Lease | ClaimLease, progress:
         sweep(run)
         report.write(run.folder)
         reached("after report")
+        trace.run_is_finished(run.created.timestamp(), report.num_images, report.num_failed)
     return report
 
 

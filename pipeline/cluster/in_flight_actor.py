@@ -8,7 +8,7 @@ import contextlib
 import secrets
 import socket
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,22 +17,25 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from pipeline.cluster.resources import on_this_node
-from pipeline.telemetry.in_flight import STAGES, InFlight, UnderWay
+from pipeline.telemetry.costs import Costs
+from pipeline.telemetry.in_flight import STAGES, InFlight, UnderWay, Visit
 
 _ANSWER_SECONDS = 5.0
+_MOST_VISITS = 100_000  # kept for the trace if the driver does not fetch them: about 40 MB
 
 
 class Board:
     """The stages' handle of the in-flight actor: small, and safe to pickle."""
 
-    def __init__(self, name: str, actor: Any = None):
-        """`name` is the actor's name in the namespace of the job."""
+    def __init__(self, name: str, traced: bool = False, actor: Any = None):
+        """`name` is the actor's name in the namespace of the job; `traced`: keep the visits for `drain`."""
         self.name = name
+        self.traced = traced
         self._actor = actor
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickle the name only: with a handle among its arguments, an actor needs that object to restart (ray#53727).
-        return Board, (self.name,)
+        return Board, (self.name, self.traced)
 
     def _call(self, method: str, *args: Any) -> Any:
         """Call a method of the actor and return a reference to the result. RayError if the actor is gone."""
@@ -44,13 +47,17 @@ class Board:
         return getattr(self._actor, method).remote(*args)
 
     @contextlib.contextmanager
-    def in_hand(self, shard: int, stage: str, first_key: str) -> Iterator[None]:
-        """Report that this process is at `stage` of a shard. If it fails or dies there, the report stays."""
+    def in_hand(self, shard: int, stage: str, first_key: str, costs: Costs | None = None) -> Iterator[None]:
+        """Report that this process is at `stage` of a shard. If it fails or dies there, the report stays.
+
+        `costs` has the steps of the visit by the end of the context.
+        """
         with contextlib.suppress(RayError):
             self._call("take", UnderWay(shard, stage, first_key, socket.gethostname(), time.time()))
         yield
         with contextlib.suppress(RayError):
-            self._call("leave", shard, stage)
+            steps = {step: (*span, costs.seconds[step]) for step, span in costs.spans.items()} if costs else {}
+            self._call("leave", shard, stage, time.time(), steps if self.traced else {})
 
     def done(self, shard: int) -> None:
         """Report that the shard has a receipt."""
@@ -68,22 +75,37 @@ class Board:
             return None
         return seen
 
+    def drain(self) -> list[Visit]:
+        """The visits since the last call; none if the actor does not answer."""
+        try:
+            visits: list[Visit] = ray.get(self._call("drain"), timeout=_ANSWER_SECONDS)
+        except RayError:
+            return []
+        return visits
+
 
 class _Held:
-    def __init__(self) -> None:
+    def __init__(self, traced: bool) -> None:
+        self.traced = traced
+        self.begun: dict[tuple[int, str], UnderWay] = {}  # by shard and stage, if the run is traced
+        self.visits: deque[Visit] = deque(maxlen=_MOST_VISITS)
         self.under_way: dict[int, UnderWay] = {}
         self.waiting: dict[int, str] = {}  # shard -> the stage that it waits for
         self.stages: frozenset[str] = frozenset()
 
     def take(self, taken: UnderWay) -> None:
         self.stages |= {taken.stage}
+        if self.traced:
+            self._end_visit(taken.shard, taken.stage, taken.since, {}, lost=True)
+            self.begun[taken.shard, taken.stage] = taken
         before = self.under_way.get(taken.shard)
         if before is not None and before.stage == taken.stage:  # a worker died, or Ray repeats the task
             taken = replace(taken, since=before.since)
         self.under_way[taken.shard] = taken
         self.waiting.pop(taken.shard, None)
 
-    def leave(self, shard: int, stage: str) -> None:
+    def leave(self, shard: int, stage: str, ended: float, steps: dict[str, tuple[float, float, float]]) -> None:
+        self._end_visit(shard, stage, ended, steps)
         # Messages of different processes may overtake each other: the next stage may already have the shard.
         if shard in self.under_way and self.under_way[shard].stage == stage:
             del self.under_way[shard]
@@ -94,6 +116,17 @@ class _Held:
         self.under_way.pop(shard, None)
         self.waiting.pop(shard, None)
 
+    def _end_visit(
+        self, shard: int, stage: str, ended: float, steps: dict[str, tuple[float, float, float]], lost: bool = False
+    ) -> None:
+        one = self.begun.pop((shard, stage), None)
+        if one is not None:
+            self.visits.append(Visit(shard, stage, one.first_key, one.host, one.since, ended, lost, steps))
+
+    def drain(self) -> list[Visit]:
+        visits, self.visits = list(self.visits), deque(maxlen=_MOST_VISITS)
+        return visits
+
     def look(self) -> InFlight:
         return InFlight(
             min(self.under_way.values(), key=lambda one: one.since, default=None),
@@ -103,8 +136,8 @@ class _Held:
         )
 
 
-def start_board() -> Board:
-    """Start the in-flight actor on this node; it ends with the driver."""
+def start_board(traced: bool = False) -> Board:
+    """Start the in-flight actor on this node; it ends with the driver. `traced`: it keeps visits for `Board.drain`."""
     name = f"in-flight-{secrets.token_hex(8)}"
-    actor = ray.remote(_Held).options(name=name, num_cpus=0, scheduling_strategy=on_this_node()).remote()
-    return Board(name, actor)
+    actor = ray.remote(_Held).options(name=name, num_cpus=0, scheduling_strategy=on_this_node()).remote(traced)
+    return Board(name, traced, actor)

@@ -91,8 +91,8 @@ class EncodeAndWrite:
         self.writer.check_visible()
         shard, images = unpack_shard(row)
         first_key, visit = images.column("image_key")[0].as_py(), visit_of(row)
-        with self.tell(shard, "writing", first_key), watch("encoding and writing", f"shard {shard}"):
-            began, costs = time.monotonic(), Costs()
+        began, costs = time.monotonic(), Costs()
+        with self.tell(shard, "writing", first_key, costs), watch("encoding and writing", f"shard {shard}"):
             with costs.of_process("encode"):
                 tables = encode_shard(shard, images, self.encode)
             with costs.of_process("write"):

@@ -65,7 +65,7 @@ class FetchImages:
         shard, images = unpack_shard(row)
         planned = images.select(["image_key", "etag", "size_bytes", "reason"]).to_pylist()
         began, costs = time.monotonic(), Costs()
-        with self.tell(shard, "reading", planned[0]["image_key"]), costs.of_process("read"):
+        with self.tell(shard, "reading", planned[0]["image_key"], costs), costs.of_process("read"):
             results = list(self.threads.map(lambda image: self._fetch_planned(**image), planned))
         # An image that failed in an earlier run says nothing about the store if it fails again.
         reasons = [image["reason"] for image in planned]

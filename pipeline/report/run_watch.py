@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from pipeline.report.progress import Progress
+from pipeline.shown_text import shown
 from pipeline.store.filesystem import full_uri
 from pipeline.telemetry.in_flight import STAGES, InFlight
 from pipeline.telemetry.metrics import (
@@ -32,8 +33,13 @@ class RunWatch:
         look: Callable[[], InFlight | None],
         max_failure_rate: float,
         deadline: float | None,
+        each_time: Callable[[], None] = lambda: None,
     ):
-        """`look`: the shards that stages are working on; `deadline`: in seconds since the epoch, if the run has one."""
+        """`look`: the shards that stages are working on; `deadline`: in seconds since the epoch, if the run has one.
+
+        `each_time` is called as often as gauges are set, by the same thread.
+        """
+        self.each_time = each_time
         self.progress, self.look = progress, look
         self.max_failure_rate, self.deadline = max_failure_rate, deadline
         self.num_done, self.last_receipt = -1, 0.0
@@ -52,6 +58,7 @@ class RunWatch:
     def _keep_watching(self) -> None:
         while True:
             self.set_gauges()
+            self.each_time()
             if self.ended.wait(_SECONDS):
                 return
 
@@ -81,4 +88,4 @@ class RunWatch:
 
 def count_end(output: str, outcome: str) -> None:
     """Count the end of a driver that has joined a Ray. Ray keeps this count after the driver has gone."""
-    RUNS.add(output=full_uri(output), outcome=outcome)
+    RUNS.add(output=shown(full_uri(output)), outcome=outcome)

@@ -66,7 +66,7 @@ class SegmentImages:
         started, began, costs = time.time(), time.monotonic(), Costs()
         shard, images = unpack_shard(row)
         encoded, names = images.column("data").to_pylist(), images.column("image_key").to_pylist()
-        with self.tell(shard, "segmenting", names[0]), self.starts.start(shard) as starts_before:
+        with self.tell(shard, "segmenting", names[0], costs), self.starts.start(shard) as starts_before:
             if starts_before:
                 RETRIES.add(cause="shard_restarted" if starts_before < STARTS_BEFORE_ISOLATION else "one_by_one")
             if starts_before < STARTS_BEFORE_ISOLATION:

@@ -20,6 +20,8 @@ class Costs:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        # Of each step, when its first piece began and its last piece ended, in seconds since the epoch.
+        self.spans: dict[str, tuple[float, float]] = {}
         self._lock = threading.Lock()
 
     @contextmanager
@@ -42,10 +44,11 @@ class Costs:
 
     @contextmanager
     def _measured(self, step: str, clock: Callable[[], float]) -> Iterator[None]:
-        started = clock()
+        began, started = time.time(), clock()
         try:
             yield
         finally:
-            taken = clock() - started
+            taken, ended = clock() - started, time.time()
             with self._lock:
                 self.seconds[step] = self.seconds.get(step, 0.0) + taken
+                self.spans[step] = (min(began, self.spans.get(step, (began, 0.0))[0]), ended)

@@ -1,8 +1,11 @@
 """Reports of the stages about the shards that they are working on. A stage calls a given function and never waits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
+
+from pipeline.telemetry.costs import Costs
 
 STAGES = ("reading", "segmenting", "writing")  # in the order of the flow
 
@@ -28,9 +31,28 @@ class InFlight:
     waiting: Mapping[str, int] = field(default_factory=dict)  # shards that wait for a stage, by stage
 
 
-Tell = Callable[[int, str, str], AbstractContextManager[None]]  # (shard, stage, first key) -> context of the work
+@dataclass(frozen=True)
+class Visit:
+    """The time that a shard spent at a stage, for the trace. All times are seconds since the epoch."""
+
+    shard: int
+    stage: str
+    first_key: str
+    host: str
+    began: float
+    ended: float
+    lost: bool = False  # the visit never ended, and `ended` is when the shard came back to the stage
+    steps: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)  # began, ended, seconds as in Costs
 
 
-def tell_nobody(shard: int, stage: str, first_key: str) -> AbstractContextManager[None]:
+class Tell(Protocol):
+    """Report that a stage works on a shard while the context is open; `costs` has grown by its end."""
+
+    def __call__(
+        self, shard: int, stage: str, first_key: str, costs: Costs | None = None
+    ) -> AbstractContextManager[None]: ...
+
+
+def tell_nobody(shard: int, stage: str, first_key: str, costs: Costs | None = None) -> AbstractContextManager[None]:
     """Report nothing, for a run without an in-flight actor."""
     return nullcontext()

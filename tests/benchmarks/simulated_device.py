@@ -5,7 +5,7 @@
 Runs the job on a Ray that says it has N GPUs and C CPUs, with actors whose network sleeps S seconds for 32 images and
 then gives what the reduction found once in a scene of 20 segments. As beside a real GPU, images are handed to the
 device as decoded, and resizing, the model and the reduction cost no CPU; reading, decoding, encoding and writing do.
-Prints one JSON document.
+`--metrics off` leaves out what the stages export. Prints one JSON document.
 """
 
 import argparse
@@ -35,8 +35,10 @@ from m2f_core.inference.panoptic import PanopticSettings
 from pipeline import run
 from pipeline.commit.journal import Journal
 from pipeline.commit.receipt import Receipt
+from pipeline.commit.write import EncodeAndWrite
 from pipeline.config import Settings
 from pipeline.guard.watchdog import watch
+from pipeline.inputs.fetch import FetchImages
 from pipeline.layout import Output
 from pipeline.report.progress import Progress
 from pipeline.segment import segmenter
@@ -45,12 +47,13 @@ from pipeline.segment.device_model import PreparedImage
 from pipeline.segment.postprocess import InferenceResult, infer
 from pipeline.segment.segmenter import SegmentSpec
 from pipeline.telemetry.costs import Costs
+from pipeline.telemetry.instruments import Instrument
 from tests.support.decoder_scenes import STUFF_CLASS_IDS, decoder_outputs
 
 BATCH = 32
 ORIGINAL_HW = (480, 640)
 NUM_CLASSES = 8  # of the checkpoint that comes with the package, at least
-SECONDS, SIZES = "SIMULATED_SECONDS", "SIMULATED_SIZES"
+SECONDS, SIZES, METRICS = "SIMULATED_SECONDS", "SIMULATED_SIZES", "SIMULATED_METRICS"
 
 
 class SimulatedNetwork:
@@ -88,7 +91,24 @@ class SimulatedNetwork:
         pass
 
 
-class SimulatedSegmentImages(SegmentImages):
+class _Measured:
+    """Before a stage: with --metrics off, its process drops all values, as a process without Ray does."""
+
+    def __init__(self, *args: object):
+        if os.environ[METRICS] == "off":
+            Instrument._ready = lambda self: None
+        super().__init__(*args)
+
+
+class MeasuredFetchImages(_Measured, FetchImages):
+    pass
+
+
+class MeasuredEncodeAndWrite(_Measured, EncodeAndWrite):
+    pass
+
+
+class SimulatedSegmentImages(_Measured, SegmentImages):
     """The model actor, with that network; writes down how many bytes of each shard come in and go out."""
 
     def __init__(self, *args: object):
@@ -138,9 +158,10 @@ def main() -> None:
     parser.add_argument("--cpus", type=int, required=True)
     parser.add_argument("--seconds", required=True, help="that the device takes for 32 images")
     parser.add_argument("--images-per-shard", type=int, default=64)
+    parser.add_argument("--metrics", choices=("on", "off"), default="on")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as sizes:
-        os.environ.update({SECONDS: args.seconds, SIZES: sizes})
+        os.environ.update({SECONDS: args.seconds, SIZES: sizes, METRICS: args.metrics})
         ray.init(
             address="local",
             num_cpus=args.cpus,
@@ -150,6 +171,7 @@ def main() -> None:
             object_store_memory=2_000_000_000,
         )
         run.SegmentImages = SimulatedSegmentImages
+        run.FetchImages, run.EncodeAndWrite = MeasuredFetchImages, MeasuredEncodeAndWrite
         settings = Settings(
             input=args.input,
             output=args.output,

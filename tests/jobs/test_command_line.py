@@ -54,6 +54,7 @@ FLAGS = (
     "--max-image-pixels",
     "--mode",
     "--model",
+    "--otlp-endpoint",
     "--output",
     "--overlap-threshold",
     "--postprocess",

@@ -13,8 +13,10 @@ from pathlib import Path
 import pyarrow.dataset
 import pytest
 
+from pipeline.drill.fault_proxy import FaultProxy, Rule
 from pipeline.layout import Output
 from pipeline.nights.seen import seen_nights
+from tests.support.prometheus import metrics_of, prometheus, queries, rules
 from tests.support.ray_head import Head, make_working_dir, ray_head
 from tests.support.waiting import wait_until
 
@@ -134,3 +136,33 @@ def test_a_job_that_is_stopped_goes_on_where_it_was(head, working_dir, photograp
     images = pyarrow.dataset.dataset(output / "images" / "run=stopped").to_table(columns=["image_key"])
     keys = images.column("image_key").to_pylist()
     assert sorted(keys) == sorted(f"file://{path}" for path in (tmp_path / "many").iterdir())
+
+
+def test_prometheus_finds_every_metric_of_the_dashboard_and_the_rules(
+    head, working_dir, photographs, tiny_checkpoint, tmp_path, s3
+):
+    """It scrapes what Ray's discovery file names, while a job reads from a store that is not well."""
+    bucket = s3.bucket("watched")
+    for path in photographs.iterdir():
+        s3.client.upload_file(str(path), bucket.removeprefix("s3://"), path.name)
+    faults = [Rule("^GET /watched/[a-z]", "slow_down", times=3), Rule("^GET /watched/[a-z]", "truncate", times=3)]
+    discovery = head.folder / "prom_metrics_service_discovery.json"
+    with FaultProxy(s3.url, faults) as proxy, prometheus(tmp_path, discovery) as running:
+        wait_until(lambda: running.has("ray_node_mem_used"), "for the first scrape of the node")
+        args = ["--input", bucket, "--output", tmp_path / "tables", "--model", tiny_checkpoint]
+        args += ["--image-size", "96:160", "--images-per-shard", "2", "--deadline-hours", "8"]
+        environment = {**s3.environment, "AWS_ENDPOINT_URL": proxy.url, "OMP_NUM_THREADS": "1"}
+        job = head.submit("watched", working_dir, *args, "--run-id", "watched", **environment)
+        assert (job.returncode, job.status) == (0, "SUCCEEDED"), job.said
+        names = {name for text in (*queries(), *(rule["expr"] for rule in rules())) for name in metrics_of(text)}
+        missing = {name for name in names if not running.has(f'last_over_time({name}{{run_id="watched"}}[1h])')}
+        assert len(names) > 25 and missing == set()
+        # Gauges go when the driver goes, counters stay: the alert for a night without a run relies on that.
+        wait_until(lambda: not running.has('ray_m2f_run_images{run_id="watched"}'), "for the gauges to go")
+        assert running.has('ray_m2f_runs_total{run_id="watched",outcome="finished"} == 1')
+        assert running.has('sum(ray_m2f_images_total{run_id="watched",status="ok"}) == 11')
+        job = head.submit("nothing-new", working_dir, *args, **environment)
+        assert (job.returncode, job.status) == (0, "SUCCEEDED") and "nothing to do" in job.logs, job.said
+        wait_until(lambda: running.has('ray_m2f_runs_total{outcome="nothing_to_do"} == 1'), "for the second night")
+        loaded = [rule for group in running.get("rules")["groups"] for rule in group["rules"]]
+        assert len(loaded) == len(rules()) and {rule["health"] for rule in loaded} == {"ok"}

@@ -22,6 +22,7 @@ from pipeline.schema import TABLES
 from pipeline.telemetry.costs import ON_DEVICE, STEPS
 from pipeline.telemetry.metrics import ALL, RETRIES, RUN_DEADLINE, STORE_ERRORS
 from tests.support.metrics_page import wait_for_values
+from tests.support.otlp_collector import collector
 from tests.support.tables import read_report, read_table, results_by_image
 
 SMALL = ["--image-size", "160:267"]
@@ -38,9 +39,37 @@ def places(input_folder, output, model) -> list:
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("ray_session")
-def test_metrics_say_what_the_report_says(photographs, tiny_checkpoint, tmp_path):
-    assert run(*places(photographs, tmp_path, tiny_checkpoint), *SMALL, "--images-per-shard", 4) == 0
-    assert_metrics_say_what_the_report_says(read_report(tmp_path), read_table(tmp_path, "images"), tmp_path)
+def test_metrics_and_the_trace_say_what_the_report_says(photographs, tiny_checkpoint, tmp_path):
+    with collector() as traces:
+        flags = ["--images-per-shard", 4, "--otlp-endpoint", traces.endpoint]
+        assert run(*places(photographs, tmp_path, tiny_checkpoint), *SMALL, *flags) == 0
+    report = read_report(tmp_path)
+    assert_metrics_say_what_the_report_says(report, read_table(tmp_path, "images"), tmp_path)
+    assert_the_trace_is_whole(report, traces)
+
+
+def assert_the_trace_is_whole(report, traces) -> None:
+    """run -> shard -> stage -> step, each within the span above it, in time and place."""
+    spans = traces.wait_for(lambda spans: any(span.name.startswith("attempt") for span in spans))
+    assert len({span.trace_id for span in spans}) == 1
+    [root] = [span for span in spans if not span.parent_id]
+    assert (root.name, root.attributes["m2f.images"]) == (f"run {report['run_id']}", report["num_images"])
+    below = {span.id: sorted(s.name for s in spans if s.parent_id == span.id) for span in spans}
+    shards = [span for span in spans if span.name.startswith("shard ")]
+    assert below[root.id] == sorted(["attempt 1", *(f"shard {n}" for n in range(report["num_shards"]))])
+    assert sum(span.attributes["m2f.images"] for span in shards) == report["num_images"]
+    steps = {
+        "reading": ["read"],
+        "segmenting": ["decode", "encode", "model", "reduce", "resize"],
+        "writing": ["encode", "write"],
+    }
+    for shard in shards:
+        assert below[shard.id] == list(steps)
+        for visit in (span for span in spans if span.parent_id == shard.id):
+            assert below[visit.id] == steps[visit.name]
+            assert shard.began <= visit.began <= visit.ended and not visit.error
+            for step in (span for span in spans if span.parent_id == visit.id):
+                assert visit.began <= step.began <= step.ended <= visit.ended
 
 
 def assert_metrics_say_what_the_report_says(report, images, output) -> None:
