@@ -174,7 +174,7 @@ def execute(run: Run, allotment: Allotment, lease: Lease | ClaimLease, progress:
         _store_errors(run),
         Committer(run.journal, may_commit=lease.check) as committer,
         RunTrace(spans, board.drain, run.journal.attempt) as trace,
-        RunWatch(progress, board.look, run.settings.max_failure_rate, run.deadline, trace.pass_on),
+        RunWatch(progress, board.look, run.failure_budget, run.deadline, trace.pass_on),
     ):
         progress.follow(run.plan.num_images, totals, committer.num_waiting, board.look)
         _check_failures(run, totals)

@@ -31,17 +31,18 @@ class RunWatch:
         self,
         progress: Progress,
         look: Callable[[], InFlight | None],
-        max_failure_rate: float,
+        failure_budget: float,
         deadline: float | None,
         each_time: Callable[[], None] = lambda: None,
     ):
-        """`look`: the shards that stages are working on; `deadline`: in seconds since the epoch, if the run has one.
+        """`look`: the shards that stages are working on; `failure_budget`: how many images may fail; `deadline`: in
+        seconds since the epoch, if the run has one.
 
         `each_time` is called as often as gauges are set, by the same thread.
         """
         self.each_time = each_time
         self.progress, self.look = progress, look
-        self.max_failure_rate, self.deadline = max_failure_rate, deadline
+        self.failure_budget, self.deadline = failure_budget, deadline
         self.num_done, self.last_receipt = -1, 0.0
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._keep_watching, daemon=True, name="run watch")
@@ -74,7 +75,7 @@ class RunWatch:
         RUN_IMAGES_FAILED.set(images.totals.num_failed)
         if images.seconds_left is not None:
             RUN_SECONDS_LEFT.set(images.seconds_left)
-        RUN_FAILURE_BUDGET.set(self.max_failure_rate)
+        RUN_FAILURE_BUDGET.set(self.failure_budget)
         if self.deadline is not None:
             RUN_DEADLINE.set(self.deadline)
         RUN_LAST_RECEIPT.set(self.last_receipt)

@@ -42,6 +42,12 @@ class Run:
     journal: Journal
 
     @property
+    def failure_budget(self) -> float:
+        """How many images may fail before the run stops or ends with exit code 1."""
+        by_rate = self.settings.max_failure_rate * self.plan.num_images
+        return by_rate if self.settings.max_failures is None else min(by_rate, self.settings.max_failures)
+
+    @property
     def deadline(self) -> float | None:
         """When the run has to be done, in seconds since the epoch; None without --deadline-hours."""
         hours = self.settings.deadline_hours

@@ -27,7 +27,10 @@ RUN_SECONDS_LEFT = Gauge(
     "m2f_run_seconds_left",
     "Time until the last image is done, at the mean rate of this attempt; absent at first.",
 )
-RUN_FAILURE_BUDGET = Gauge("m2f_run_failure_budget_ratio", "--max-failure-rate of the run.")
+RUN_FAILURE_BUDGET = Gauge(
+    "m2f_run_failure_budget_images",
+    "How many images may fail: --max-failure-rate of the plan, or --max-failures if that is less.",
+)
 RUN_DEADLINE = Gauge(
     "m2f_run_deadline_timestamp_seconds", "When the run has to be done, with --deadline-hours; absent without."
 )

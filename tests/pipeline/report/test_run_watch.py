@@ -33,7 +33,7 @@ def test_gauges_follow_the_run(gauges):
         {"segmenting": 2},
         {"segmenting": 3},
     )
-    watch = RunWatch(progress, lambda: seen, 0.01, now + 3600)
+    watch = RunWatch(progress, lambda: seen, 1.5, now + 3600)
     watch.set_gauges()
     assert gauges == {}, "no run to speak of yet"
 
@@ -41,7 +41,7 @@ def test_gauges_follow_the_run(gauges):
     watch.set_gauges()
     assert (gauges["images"], gauges["images_left"], gauges["images_failed"]) == (100, 100, 0)
     assert "seconds_left" not in gauges and gauges["last_receipt_timestamp_seconds"] == pytest.approx(now, abs=60)
-    assert (gauges["failure_budget_ratio"], gauges["deadline_timestamp_seconds"]) == (0.01, now + 3600)
+    assert (gauges["failure_budget_images"], gauges["deadline_timestamp_seconds"]) == (1.5, now + 3600)
     assert 50 <= gauges["slowest_shard_seconds"] < 110
     assert (gauges["shards/segmenting/working"], gauges["shards/segmenting/waiting"]) == (2, 3)
     assert (gauges["shards/writing/working"], gauges["shards/reading/waiting"]) == (0, 0)
