@@ -38,6 +38,12 @@ REFUSES_PICKLES = (
     f"a pickle can run code; convert it to {WEIGHTS_FILE} first (or name it, if it is a {PICKLES} of the original code)"
 )
 HASH_BLOCK_BYTES = 1 << 20
+# Beyond what any checkpoint has, and little enough to read before its weights show whether it is one. The index of a
+# large checkpoint has 100 kB, and a published model has 1,100 tensors.
+MAX_JSON_BYTES = 32 << 20
+MAX_JSON_DEPTH = 16
+MAX_TENSORS = 100_000
+_TOO_DEEP = f"its lists and objects are nested in more than {MAX_JSON_DEPTH} levels; download the checkpoint again"
 
 
 class Checkpoint:
@@ -232,15 +238,37 @@ def _weights_files(folder: Path) -> list[Path]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file. CheckpointError if it is none, or larger or deeper than any file of a checkpoint."""
     try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: has {path.stat().st_size:,} bytes, but at most {MAX_JSON_BYTES:,} are read")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing; is this a checkpoint's folder?") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); download the checkpoint again") from error
+    except CheckpointError:
+        raise
+    except RecursionError:
+        raise CheckpointError(f"{path}: {_TOO_DEEP}") from None
+    except (OSError, ValueError) as error:  # not UTF-8, not JSON, or a number of more than 4,300 digits
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); download the checkpoint again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: must hold a JSON object, not a {type(content).__name__}")
+    if _is_deeper(content, MAX_JSON_DEPTH):
+        raise CheckpointError(f"{path}: {_TOO_DEEP}")
     return content
+
+
+def _is_deeper(content: object, depth: int) -> bool:
+    """Whether lists and objects are nested in more than `depth` levels."""
+    level = [content]
+    for _ in range(depth):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)  # type: ignore[attr-defined]
+            if isinstance(inner, (dict, list))
+        ]
+    return bool(level)
 
 
 def _empty_model(config: Mask2FormerConfig) -> Mask2Former:
@@ -263,7 +291,10 @@ def _open_safetensors(files: list[Path], stack: ExitStack) -> dict[str, StoredTe
             file = stack.enter_context(safe_open(path, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: is not a complete safetensors file ({error}); download it again") from error
-        for name in file.keys():  # noqa: SIM118  the file is not a dictionary
+        names = file.keys()
+        if len(stored) + len(names) > MAX_TENSORS:
+            raise CheckpointError(f"{path}: has {len(names):,} tensors, but at most {MAX_TENSORS:,} are read")
+        for name in names:
             header = file.get_slice(name)
             dtype = header.get_dtype()
             stored[as_swin(name)] = StoredTensor(

@@ -23,6 +23,7 @@ from m2f_core.checkpoints.pickled_arrays import PickledArray, PlainPickleError
 from m2f_core.checkpoints.plain_pickle import read_plain_pickle
 from m2f_core.checkpoints.stored_weights import CheckpointError, StoredTensor
 from m2f_core.config.backbones import BackboneConfig, ResNetConfig, SwinConfig
+from m2f_core.config.fields import MAX_CLASSES, MAX_LAYERS, MAX_WINDOW_SIZE
 from m2f_core.config.labels import LabelMap
 from m2f_core.config.mask2former import PAPER_DROP_PATH_RATE, ConfigError, Mask2FormerConfig
 
@@ -33,10 +34,9 @@ HEAD = "sem_seg_head."
 PIXEL_DECODER = HEAD + "pixel_decoder."
 PREDICTOR = HEAD + "predictor."
 
-# A file beyond these limits is no Mask2Former, but could make a model that needs more memory than the file has bytes.
-MAX_CLASSES = 100_000
-MAX_LAYERS = 99  # layers of one kind, or blocks of a stage; published: 23
-MAX_WINDOW_SIZE = 24  # published: 12. A block stores window^4 numbers beside its weights
+# Arrays may be views of the same bytes. In memory each tensor has its own: together they must not be many times the
+# file.
+MAX_SHARING = 2
 
 # Every deformable attention in the original has three levels, four points and two coordinates.
 OFFSETS_PER_HEAD = 3 * 4 * 2
@@ -81,6 +81,9 @@ def open_pickle(path: Path) -> PickledCheckpoint:
                 raise CheckpointError(f"{path}: is an archive of torch.save, not a pickle of numpy arrays")
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         model = _model_entry(read_plain_pickle(memoryview(content)))
+        num_bytes = sum(array.nbytes for array in model.values())
+        if num_bytes > MAX_SHARING * len(content):
+            raise PlainPickleError(f"has {len(content):,} bytes, but arrays of {num_bytes:,} bytes, which share them")
         return PickledCheckpoint(path, _todays_names(model))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing") from None

@@ -20,6 +20,11 @@ from m2f_core.checkpoints.pickled_arrays import PickledArray, PickledDtype, Plai
 
 MAX_INSTRUCTIONS = 10_000_000  # a checkpoint has about 20 for each of its tensors
 MAX_NAME_BYTES = 500
+# Numbers as keys of dictionaries, in the whole pickle; the state of an optimizer has some hundreds. An attacker can
+# choose numbers that share one hash (the multiples of 2**61 - 1), and each is compared with all before. Strings are
+# hashed with a secret.
+MAX_NUMBER_KEYS = 5_000
+MAX_KEY = 2**63  # longer numbers take time to hash, each time
 LATIN_1 = ("latin1", "latin-1")
 
 ARRAY_CLASS = ("numpy", "ndarray")
@@ -50,6 +55,7 @@ class _Machine:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.encoded: dict[str, bytes] = {}
+        self.num_number_keys = 0
 
     def run(self) -> Any:
         if bytes(self.data[:1]) != pickle.PROTO:
@@ -129,7 +135,23 @@ class _Machine:
         self.top(list).extend(items)
 
     def set_items(self, items: list[Any]) -> None:
-        self.top(dict).update(_pairs(items))
+        self.top(dict).update(self.pairs(items))
+
+    def pairs(self, items: list[Any]) -> dict[Any, Any]:
+        """`items` alternate between keys and values."""
+        keys, values = items[::2], items[1::2]
+        if len(keys) != len(values):
+            raise PlainPickleError("has a key without a value")
+        for key in keys:
+            # Hashing a million nested tuples would overflow the interpreter's own stack.
+            if not isinstance(key, (str, int, float, type(None))):
+                raise PlainPickleError(f"has a {type(key).__name__} as a key of a dictionary")
+            if isinstance(key, int) and not -MAX_KEY <= key < MAX_KEY:
+                raise PlainPickleError("has a number of more than 64 bits as a key of a dictionary")
+            self.num_number_keys += not isinstance(key, str)
+        if self.num_number_keys > MAX_NUMBER_KEYS:
+            raise PlainPickleError(f"has more than {MAX_NUMBER_KEYS} numbers as keys of dictionaries")
+        return dict(zip(keys, values, strict=True))
 
     def look_up(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str) or (module, name) not in ALLOWED:
@@ -162,7 +184,7 @@ class _Machine:
             case "dictionary", ():
                 result = {}
             case "dictionary", (list(pairs),) if all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-                result = _pairs([entry for pair in pairs for entry in pair])  # the form that Python 2 wrote
+                result = self.pairs([entry for pair in pairs for entry in pair])  # the form that Python 2 wrote
                 pairs.clear()  # otherwise further calls could copy them again and again
             case _:
                 raise PlainPickleError(
@@ -249,18 +271,6 @@ def read_plain_pickle(data: bytes | memoryview) -> object:
         return _Machine(memoryview(data)).run()
     except UnicodeError:
         raise PlainPickleError("has a string that cannot be decoded") from None
-
-
-def _pairs(items: list[Any]) -> dict[Any, Any]:
-    """`items` alternate between keys and values."""
-    keys, values = items[::2], items[1::2]
-    if len(keys) != len(values):
-        raise PlainPickleError("has a key without a value")
-    for key in keys:
-        # Hashing a million nested tuples would overflow the interpreter's own stack.
-        if not isinstance(key, (str, int, float, type(None))):
-            raise PlainPickleError(f"has a {type(key).__name__} as a key of a dictionary")
-    return dict(zip(keys, values, strict=True))
 
 
 def _check_protocol(version: int) -> None:

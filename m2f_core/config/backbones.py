@@ -12,13 +12,20 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from m2f_core.config.fields import (
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_PATCH_SIZE,
+    MAX_WIDTH,
+    MAX_WINDOW_SIZE,
     ConfigError,
     check_activation,
     check_booleans,
     check_count_tuple,
     check_counts,
     check_divisible,
+    check_numbers,
     known_fields,
+    shown,
 )
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")  # every stage is an output
@@ -47,20 +54,18 @@ class SwinConfig:
     drop_path_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        check_counts(self, ("embed_dim", "window_size", "patch_size"))
-        check_count_tuple(self, "depths", 4)
-        check_count_tuple(self, "num_heads", 4)
+        check_counts(self, ("embed_dim",), MAX_WIDTH // 8)
+        check_counts(self, ("window_size",), MAX_WINDOW_SIZE)
+        check_counts(self, ("patch_size",), MAX_PATCH_SIZE)
+        check_count_tuple(self, "depths", 4, MAX_LAYERS)
+        check_count_tuple(self, "num_heads", 4, MAX_HEADS)
         check_booleans(self, ("qkv_bias",))
         for stage, (width, heads) in enumerate(zip(self.feature_channels, self.num_heads, strict=True), start=1):
             check_divisible(f"the width of Swin stage {stage}", width, "its entry of num_heads", heads)
         _check_rgb(self.num_channels)
-        for name in ("mlp_ratio", "layer_norm_eps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-                raise ConfigError(f"{name} must be a positive number, not {value!r}")
-        rate = self.drop_path_rate
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-            raise ConfigError(f"drop_path_rate must be a number from 0 to below 1, not {rate!r}")
+        check_numbers(self, ("mlp_ratio",), least=1 / self.embed_dim, most=MAX_WIDTH / self.feature_channels[-1])
+        check_numbers(self, ("layer_norm_eps",), least=1e-30, most=1)
+        check_numbers(self, ("drop_path_rate",), most=0.999999)
         check_activation(self, "hidden_act")
 
     @property
@@ -78,7 +83,7 @@ class SwinConfig:
         """Read the `backbone_config` of a Hugging Face config.json."""
         known = known_fields(cls, json_dict)
         patch_size = known.get("patch_size")
-        if isinstance(patch_size, tuple) and len(set(patch_size)) == 1:
+        if isinstance(patch_size, tuple) and patch_size and patch_size.count(patch_size[0]) == len(patch_size):
             known["patch_size"] = patch_size[0]  # older files write [4, 4]
         if json_dict.get("use_absolute_embeddings"):
             raise ConfigError("use_absolute_embeddings=true is not supported: no published Mask2Former uses it")
@@ -110,12 +115,12 @@ class ResNetConfig:
     downsample_in_bottleneck: bool = False
 
     def __post_init__(self) -> None:
-        check_counts(self, ("embedding_size",))
-        check_count_tuple(self, "hidden_sizes", 4)
-        check_count_tuple(self, "depths", 4)
+        check_counts(self, ("embedding_size",), MAX_WIDTH)
+        check_count_tuple(self, "hidden_sizes", 4, MAX_WIDTH)
+        check_count_tuple(self, "depths", 4, MAX_LAYERS)
         check_booleans(self, ("downsample_in_first_stage", "downsample_in_bottleneck"))
         if self.layer_type not in ("basic", "bottleneck"):
-            raise ConfigError(f'layer_type must be "basic" or "bottleneck", not {self.layer_type!r}')
+            raise ConfigError(f'layer_type must be "basic" or "bottleneck", not {shown(self.layer_type)}')
         for stage, width in enumerate(self.hidden_sizes if self.layer_type == "bottleneck" else (), start=1):
             check_divisible(f"the width of ResNet stage {stage}", width, "its reduction", BOTTLENECK_REDUCTION)
         _check_rgb(self.num_channels)
@@ -167,10 +172,10 @@ def backbone_by_name(name: str) -> BackboneConfig | None:
 
     Their files need not be downloaded, because the names say all.
     """
-    if match := re.fullmatch(r"microsoft/swin-(\w+)-patch4-window(\d+)-\d+(-in22k)?", name):
+    if match := re.fullmatch(r"microsoft/swin-(\w+)-patch4-window(\d{1,9})-\d+(-in22k)?", name):
         size = _SWIN_SIZES.get(match[1])
         return None if size is None else SwinConfig(window_size=int(match[2]), **size)
-    if match := re.fullmatch(r"microsoft/resnet-(\d+)", name):
+    if match := re.fullmatch(r"microsoft/resnet-(\d{1,9})", name):
         layers = int(match[1])
         if layers not in _RESNET_DEPTHS:
             return None
@@ -182,12 +187,12 @@ def backbone_by_name(name: str) -> BackboneConfig | None:
 
 def _check_rgb(num_channels: object) -> None:
     if isinstance(num_channels, bool) or num_channels != 3:
-        raise ConfigError(f"num_channels must be 3 (RGB), not {num_channels!r}")
+        raise ConfigError(f"num_channels must be 3 (RGB), not {shown(num_channels)}")
 
 
 def _check_outputs(json_dict: Mapping[str, Any]) -> None:
     if json_dict.get("out_features") not in (None, list(STAGES)):
-        raise ConfigError(f"out_features must be {list(STAGES)}, not {json_dict['out_features']!r}")
+        raise ConfigError(f"out_features must be {list(STAGES)}, not {shown(json_dict['out_features'])}")
 
 
 def _json_fields(config: BackboneConfig) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -14,45 +13,64 @@ _OTHERS = ("hardswish", "laplace", "linear", "mish", "quick_gelu", "sigmoid", "s
 ACTIVATIONS = (*_GELUS, "gelu_pytorch_tanh", *_RELUS, *_OTHERS)
 
 
+# The largest numbers that a configuration may have. They are far above every published model's (in brackets), and so
+# low that a model without values, its labels and its tables of positions cost megabytes: config.json is read before the
+# weights show whether it tells the truth.
+MAX_CLASSES = 100_000  # (150)
+MAX_QUERIES = 10_000  # (200)
+MAX_WIDTH = 65_536  # channels of any layer (6,144)
+MAX_LAYERS = 99  # of one kind, or blocks of a stage (36)
+MAX_HEADS = 1_024  # (48)
+MAX_WINDOW_SIZE = 24  # (12); a table of positions has window^4 numbers
+MAX_PATCH_SIZE = 64  # (4)
+MAX_POINTS = 1_000_000  # that the loss samples (12,544)
+MAX_NUMBER = 1e6  # weights of losses, scales, ratios, ignored values
+
+
 class ConfigError(ValueError):
     """A model configuration that cannot be built; the message names the field."""
+
+
+def shown(value: object) -> str:
+    """A wrong value for a message of one line, however long it is."""
+    text = ascii(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def check_counts(config: object, names: tuple[str, ...]) -> None:
+def check_counts(config: object, names: tuple[str, ...], most: int) -> None:
     for name in names:
-        if not is_count(getattr(config, name)):
-            raise ConfigError(f"{name} must be a whole number of at least 1, not {getattr(config, name)!r}")
+        value = getattr(config, name)
+        if not is_count(value) or value > most:
+            raise ConfigError(f"{name} must be a whole number from 1 to {most}, not {shown(value)}")
 
 
 def check_booleans(config: object, names: tuple[str, ...]) -> None:
     for name in names:
         if not isinstance(getattr(config, name), bool):
-            raise ConfigError(f"{name} must be true or false, not {getattr(config, name)!r}")
+            raise ConfigError(f"{name} must be true or false, not {shown(getattr(config, name))}")
 
 
-def check_numbers(config: object, names: tuple[str, ...], least: float = 0, most: float = math.inf) -> None:
+def check_numbers(config: object, names: tuple[str, ...], least: float = 0, most: float = MAX_NUMBER) -> None:
     """Each field must be a finite number from `least` to `most`, whole or not."""
     for name in names:
         value = getattr(config, name)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value != math.inf
-        if not is_number or not least <= value <= most:
-            bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
-            raise ConfigError(f"{name} must be a number {bounds}, not {value!r}")
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
+            raise ConfigError(f"{name} must be a number from {least:.9g} to {most:.9g}, not {shown(value)}")
 
 
-def check_count_tuple(config: object, name: str, length: int) -> None:
+def check_count_tuple(config: object, name: str, length: int, most: int) -> None:
     values = getattr(config, name)
-    if not isinstance(values, tuple) or len(values) != length or not all(map(is_count, values)):
-        raise ConfigError(f"{name} must be {length} whole numbers of at least 1, not {values!r}")
+    if not isinstance(values, tuple) or len(values) != length or not all(is_count(v) and v <= most for v in values):
+        raise ConfigError(f"{name} must be {length} whole numbers from 1 to {most}, not {shown(values)}")
 
 
 def check_activation(config: object, name: str) -> None:
     if getattr(config, name) not in ACTIVATIONS:
-        raise ConfigError(f"{name} must be one of {', '.join(ACTIVATIONS)}, not {getattr(config, name)!r}")
+        raise ConfigError(f"{name} must be one of {', '.join(ACTIVATIONS)}, not {shown(getattr(config, name))}")
 
 
 def check_divisible(what: str, value: int, by_what: str, by: int) -> None:

@@ -15,6 +15,7 @@ from functools import cache, partial
 from importlib.resources import files
 from typing import Any, Literal, get_args
 
+from m2f_core.config.fields import shown
 from m2f_core.config.mask2former import ConfigError, read_id2label
 
 # Names for users -> files. Panoptic and semantic models have all classes of a dataset, instance models its things.
@@ -26,6 +27,8 @@ DATASET_FILES = {
 }
 Task = Literal["panoptic", "instance", "semantic"]
 TASKS: tuple[Task, ...] = get_args(Task)
+
+MAX_CATEGORY_ID = 2**31 - 1  # the tables hold category ids in 32 bits
 
 # Share of a checkpoint's names that must match a dataset, each at its place; a fine-tuned model may rename a few.
 SHARE_OF_NAMES = 0.95
@@ -197,14 +200,17 @@ def _read_categories(entries: object, num_labels: int) -> list[Category]:
     categories = []
     for class_id, entry in enumerate(entries):
         if not isinstance(entry, Mapping):
-            raise ConfigError(f"categories[{class_id}] must be an object with id, name and isthing, not {entry!r}")
+            raise ConfigError(f"categories[{class_id}] must be an object with id, name and isthing, not {shown(entry)}")
         category_id, name, isthing = entry.get("id"), entry.get("name"), entry.get("isthing")
-        if isinstance(category_id, bool) or not isinstance(category_id, int) or category_id < 0:
-            raise ConfigError(f"categories[{class_id}].id must be a whole number of at least 0, not {category_id!r}")
+        if isinstance(category_id, bool) or not isinstance(category_id, int) or not 0 <= category_id <= MAX_CATEGORY_ID:
+            raise ConfigError(
+                f"categories[{class_id}].id must be a whole number from 0 to {MAX_CATEGORY_ID}, "
+                f"not {shown(category_id)}"
+            )
         if not isinstance(name, str):
-            raise ConfigError(f"categories[{class_id}].name must be a string, not {name!r}")
+            raise ConfigError(f"categories[{class_id}].name must be a string, not {shown(name)}")
         if isthing not in (0, 1):
-            raise ConfigError(f"categories[{class_id}].isthing must be 0 or 1, not {isthing!r}")
+            raise ConfigError(f"categories[{class_id}].isthing must be 0 or 1, not {shown(isthing)}")
         categories.append(Category(class_id, category_id, name, bool(isthing)))
     if len({category.category_id for category in categories}) != len(categories):
         raise ConfigError("categories must have different ids")

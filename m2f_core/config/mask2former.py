@@ -13,8 +13,15 @@ from typing import Any
 from m2f_core.config.backbones import BACKBONES, BackboneConfig, backbone_by_name
 from m2f_core.config.backbones import ResNetConfig as ResNetConfig
 from m2f_core.config.backbones import SwinConfig as SwinConfig
-from m2f_core.config.fields import ConfigError as ConfigError
 from m2f_core.config.fields import (
+    MAX_CLASSES,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_NUMBER,
+    MAX_PATCH_SIZE,
+    MAX_POINTS,
+    MAX_QUERIES,
+    MAX_WIDTH,
     check_activation,
     check_booleans,
     check_count_tuple,
@@ -23,7 +30,9 @@ from m2f_core.config.fields import (
     check_numbers,
     is_count,
     known_fields,
+    shown,
 )
+from m2f_core.config.fields import ConfigError as ConfigError
 
 GROUP_NORM_GROUPS = 32  # in the pixel decoder; a constant of the architecture, not a field
 PAPER_DROP_PATH_RATE = 0.3  # every published Swin model was trained with this
@@ -57,9 +66,9 @@ def read_id2label(json_dict: Mapping[str, Any]) -> dict[int, str]:
     num_labels = json_dict.get("num_labels")
     if num_labels is None:
         num_labels = 2 if by_id is None else len(by_id)  # transformers' default
-    if not is_count(num_labels):
-        name = "num_labels" if "num_labels" in json_dict else "id2label"
-        raise ConfigError(f"{name} must give at least one class, not {json_dict[name]!r}")
+    if not is_count(num_labels) or num_labels > MAX_CLASSES:
+        name = "num_labels" if json_dict.get("num_labels") is not None else "id2label"
+        raise ConfigError(f"{name} must give 1 to {MAX_CLASSES} classes, not {shown(json_dict[name])}")
     if by_id is None or len(by_id) != num_labels:
         return _numbered_labels(num_labels)
     return {class_id: by_id.get(class_id, label) for class_id, label in _numbered_labels(num_labels).items()}
@@ -109,10 +118,12 @@ def _given_labels(json_dict: Mapping[str, Any]) -> dict[int, str] | None:
         return None
     if not isinstance(raw, Mapping):
         raise ConfigError(f"id2label must map class ids to names, not be a {type(raw).__name__}")
+    if len(raw) > MAX_CLASSES:
+        raise ConfigError(f"id2label must give at most {MAX_CLASSES} classes, not {len(raw)}")
     try:
         return {int(class_id): str(name) for class_id, name in raw.items()}
-    except (TypeError, ValueError):
-        raise ConfigError(f"id2label must have whole numbers as keys, not {list(raw)[:3]!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"id2label must have whole numbers as keys, not {shown(list(raw)[:3])}") from None
 
 
 @dataclass(frozen=True)
@@ -162,11 +173,15 @@ class Mask2FormerConfig:
     id2label: dict[int, str] = field(default_factory=lambda: _numbered_labels(2), hash=False)
 
     def __post_init__(self) -> None:
-        check_counts(self, ("feature_size", "mask_feature_size", "hidden_dim", "encoder_layers"))
-        check_counts(self, ("encoder_feedforward_dim", "decoder_layers", "num_attention_heads", "dim_feedforward"))
-        check_counts(self, ("common_stride", "num_queries"))
+        check_counts(self, ("feature_size", "mask_feature_size", "hidden_dim"), MAX_WIDTH)
+        check_counts(self, ("encoder_feedforward_dim", "dim_feedforward"), MAX_WIDTH)
+        check_counts(self, ("encoder_layers",), MAX_LAYERS)
+        check_counts(self, ("decoder_layers",), MAX_LAYERS + 1)
+        check_counts(self, ("num_attention_heads",), MAX_HEADS)
+        check_counts(self, ("common_stride",), MAX_PATCH_SIZE)
+        check_counts(self, ("num_queries",), MAX_QUERIES)
         check_booleans(self, ("pre_norm", "enforce_input_projection"))
-        check_count_tuple(self, "feature_strides", 4)
+        check_count_tuple(self, "feature_strides", 4, 8 * MAX_PATCH_SIZE)
         for name in ("feature_size", "hidden_dim"):
             check_divisible(name, getattr(self, name), "num_attention_heads", self.num_attention_heads)
             check_divisible(name, getattr(self, name), "the four parts of a 2D sine code", 4)
@@ -181,15 +196,18 @@ class Mask2FormerConfig:
             raise ConfigError(f"common_stride must be {self.feature_strides[0]}, not {self.common_stride}")
         check_activation(self, "activation_function")
         self._check_training()
+        if len(self.id2label) > MAX_CLASSES:
+            raise ConfigError(f"id2label must name at most {MAX_CLASSES} classes, not {len(self.id2label)}")
         if not self.id2label or sorted(self.id2label) != list(range(len(self.id2label))):
             raise ConfigError("id2label must name the classes 0, 1, 2, ... without a gap, and at least one")
 
     def _check_training(self) -> None:
-        check_counts(self, ("train_num_points",))
+        check_counts(self, ("train_num_points",), MAX_POINTS)
         check_booleans(self, ("use_auxiliary_loss",))
         if self.output_auxiliary_logits is not None:
             check_booleans(self, ("output_auxiliary_logits",))
-        if isinstance(self.ignore_value, bool) or not isinstance(self.ignore_value, int):
+        check_numbers(self, ("ignore_value",), least=-MAX_NUMBER)
+        if not isinstance(self.ignore_value, int):
             raise ConfigError(f"ignore_value must be a whole number, not {self.ignore_value!r}")
         check_numbers(self, (*LOSS_WEIGHTS, "no_object_weight", "init_std", "init_xavier_std"))
         check_numbers(self, ("oversample_ratio",), least=1)
@@ -207,7 +225,9 @@ class Mask2FormerConfig:
         """Read a Hugging Face config.json. Unknown keys are ignored; missing keys get transformers' defaults."""
         model_type = json_dict.get("model_type")
         if model_type != "mask2former":
-            raise ConfigError(f'model_type must be "mask2former", not {model_type!r}: this is another architecture')
+            raise ConfigError(
+                f'model_type must be "mask2former", not {shown(model_type)}: this is another architecture'
+            )
         legacy = {name: json_dict[old] for old, name in LEGACY_NAMES.items() if old in json_dict}
         known = known_fields(cls, {**legacy, **json_dict})
         known.pop("backbone_config", None)
@@ -323,8 +343,8 @@ def _read_backbone(json_dict: Mapping[str, Any]) -> dict[str, BackboneConfig]:
     if not isinstance(backbone, Mapping):
         raise ConfigError(f"backbone_config must be an object, not a {type(backbone).__name__}")
     model_type = backbone.get("model_type")
-    if model_type not in BACKBONES:
-        raise ConfigError(f"backbone_config.model_type must be one of {', '.join(BACKBONES)}, not {model_type!r}")
+    if not isinstance(model_type, str) or model_type not in BACKBONES:
+        raise ConfigError(f"backbone_config.model_type must be one of {', '.join(BACKBONES)}, not {shown(model_type)}")
     return {"backbone_config": BACKBONES[model_type].from_dict(backbone)}
 
 
@@ -336,7 +356,7 @@ def _named_backbone(json_dict: Mapping[str, Any]) -> dict[str, BackboneConfig]:
     found = None if json_dict.get("use_timm_backbone") else backbone_by_name(str(name))
     if found is None:
         raise ConfigError(
-            f"backbone {name!r} is given by name, and only microsoft/swin-... and microsoft/resnet-... are known; "
+            f"backbone {shown(name)} is given by name, and only microsoft/swin-... and microsoft/resnet-... are known; "
             "write out its backbone_config"
         )
     return {"backbone_config": found}

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 from m2f_core.checkpoints.checkpoint import CONFIG_FILE, Checkpoint
 from m2f_core.checkpoints.hub import HUB_ID, fetch_from_hub
 from m2f_core.config import backbones, mask2former
-from m2f_core.config.fields import ConfigError
+from m2f_core.config.fields import ConfigError, shown
 from m2f_core.config.mask2former import LEGACY_NAMES
 from m2f_core.whole_files import written_whole
 
@@ -34,13 +34,21 @@ def locate(path: str | Path, options: dict[str, Any]) -> Checkpoint:
     return Checkpoint(fetch_from_hub(str(path), **{name: v for name, v in hub_options.items() if v is not None}))
 
 
+def check_no_method(cls: type, given: Mapping[str, Any]) -> None:
+    """ConfigError for a key of a file that would take the place of a method of the object that holds the keys."""
+    for name in given:
+        if callable(getattr(cls, name, None)):
+            raise ConfigError(f"{shown(name)} is a method of {cls.__name__} and cannot be a field")
+
+
 class _Config:
     """Keyword arguments as attributes, completed and checked by `core_class`."""
 
     model_type: ClassVar[str]
     core_class: ClassVar[type[Any]]
 
-    def __init__(self, **given: Any):
+    def __init__(self, /, **given: Any):
+        check_no_method(type(self), given)
         self.__dict__.update(given)
         checked = self.core()
         for field in fields(checked):
@@ -106,7 +114,7 @@ class Mask2FormerConfig(_Config):
     return_dict: bool
     use_auxiliary_loss: bool
 
-    def __init__(self, **given: Any):
+    def __init__(self, /, **given: Any):
         given = {LEGACY_NAMES.get(name, name): value for name, value in given.items() if name != "model_type"}
         super().__init__(**{**_GENERAL, **given})
         backbone = given.get("backbone_config")

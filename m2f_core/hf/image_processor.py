@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m2f_core.checkpoints.checkpoint import PREPROCESSOR_FILE
-from m2f_core.hf.config import locate
+from m2f_core.hf.config import check_no_method, locate
 from m2f_core.hf.outputs import BatchFeature, as_tensors
 from m2f_core.hf.pixels import for_channels, pad, resized, to_channels_first, to_list, to_map
 from m2f_core.hf.post_process import PostProcessing
@@ -69,9 +69,10 @@ class Mask2FormerImageProcessor(PostProcessing):
 
     model_input_names = ("pixel_values", "pixel_mask")
 
-    def __init__(self, **settings: Any):
+    def __init__(self, /, **settings: Any):
         """ValueError names a wrong parameter. Unknown ones are kept and written, but have no effect."""
         settings = {_RENAMED.get(name, name): value for name, value in settings.items() if name not in _NOT_SETTINGS}
+        check_no_method(type(self), settings)
         given = {name: value for name, value in settings.items() if value is not None}
         if "size" not in given and "max_size" in given:
             given["size"] = {**DEFAULTS["size"], "longest_edge": given["max_size"]}

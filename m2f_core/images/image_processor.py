@@ -17,7 +17,6 @@ Legend: B batch, C = 3 channels (red, green, blue), V = 256 values of a uint8, h
 Tuples `*_hw` are (height, width) in pixels.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,9 +25,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from m2f_core.config.fields import MAX_NUMBER, shown
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.images.hf_values import hf_values
-from m2f_core.images.image_size import PAPER_EDGES, PAPER_SIZE, ImageSize
+from m2f_core.images.image_size import MAX_PIXELS_A_SIDE, PAPER_EDGES, PAPER_SIZE, ImageSize
 from m2f_core.images.pixel_table import look_up
 from m2f_core.images.resize import RESAMPLES, resize_by_kernel, resize_by_torch
 
@@ -36,6 +36,8 @@ MODES = ("reference", "hf")
 NETWORK_STRIDE = 32  # of the coarsest feature map; the authors pad to multiples of it
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_DIVISOR = 1024  # published: 32. Every side of every image is rounded up to it
+LEAST_SCALE = 1e-9  # of a deviation or a factor; smaller ones make numbers that are not finite
 _NOT_NORMALIZED = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # mean and deviation
 
 
@@ -282,7 +284,7 @@ def _round_up(length: int, divisor: int) -> int:
 
 
 def _field_error(field: str, value: object, reason: str) -> ValueError:
-    return ValueError(f"preprocessor_config.json: {field} = {value!r}: {reason}")
+    return ValueError(f"preprocessor_config.json: {field} = {shown(value)}: {reason}")
 
 
 def _is_pixels(value: object) -> bool:
@@ -290,7 +292,7 @@ def _is_pixels(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -MAX_NUMBER <= value <= MAX_NUMBER
 
 
 def _file_size(config: Mapping[str, Any]) -> ImageSize | None:
@@ -347,6 +349,8 @@ def read_pad_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
     lengths = (lengths, lengths) if _is_pixels(lengths) else lengths
     if not isinstance(lengths, (list, tuple)) or len(lengths) != 2 or not all(map(_is_pixels, lengths)):
         raise _field_error("pad_size", value, 'expected the form {"height": 512, "width": 512}')
+    if max(lengths) > MAX_PIXELS_A_SIDE:
+        raise _field_error("pad_size", value, f"a side may have at most {MAX_PIXELS_A_SIDE} pixels")
     return int(lengths[0]), int(lengths[1])
 
 
@@ -358,9 +362,9 @@ def _three_numbers(
         return default
     numbers = [value] * 3 if _is_number(value) else value
     if not isinstance(numbers, (list, tuple)) or len(numbers) != 3 or not all(map(_is_number, numbers)):
-        raise _field_error(field, value, "expected three finite numbers")
-    if positive and min(numbers) <= 0:
-        raise _field_error(field, value, "must be positive")
+        raise _field_error(field, value, f"expected three finite numbers from -{MAX_NUMBER:.9g} to {MAX_NUMBER:.9g}")
+    if positive and min(numbers) < LEAST_SCALE:
+        raise _field_error(field, value, f"must be positive, at least {LEAST_SCALE}")
     return (float(numbers[0]), float(numbers[1]), float(numbers[2]))
 
 
@@ -368,8 +372,10 @@ def _rescale_factor(config: Mapping[str, Any]) -> float:
     value = config.get("rescale_factor")
     if value is None:
         return 1 / 255
-    if not _is_number(value) or value <= 0:
-        raise _field_error("rescale_factor", value, "expected a positive number")
+    if not _is_number(value) or value < LEAST_SCALE:
+        raise _field_error(
+            "rescale_factor", value, f"expected a positive number from {LEAST_SCALE} to {MAX_NUMBER:.9g}"
+        )
     return float(value)
 
 
@@ -389,6 +395,7 @@ def _size_divisor(config: Mapping[str, Any]) -> int:
         return NETWORK_STRIDE
     if value == 0 and not isinstance(value, bool):
         return 0
-    if not _is_pixels(value):
-        raise _field_error("size_divisor", value, "expected a whole number of pixels, or 0 to round nothing")
+    if not _is_pixels(value) or value > MAX_DIVISOR:
+        reason = f"expected a whole number of pixels up to {MAX_DIVISOR}, or 0 to round nothing"
+        raise _field_error("size_divisor", value, reason)
     return int(value)

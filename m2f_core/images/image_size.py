@@ -11,6 +11,8 @@ _WRITTEN = re.compile(r"([0-9]{1,6})([:x])([0-9]{1,6})")
 
 MAX_PIXELS_A_SIDE = 16_384  # a larger value must be a typing error: one image would take 3 GB
 
+MAX_LONGEST_EDGE = 4 * MAX_PIXELS_A_SIDE  # a limit for long, thin images only; published: 1333 to 5120
+
 
 @dataclass(frozen=True)
 class ImageSize:
@@ -35,6 +37,8 @@ class ImageSize:
             raise ValueError(f"image size {self}: every length must be at least 1 pixel")
         if max(self.fixed_hw or self.within_hw or (self.edges or ())[:1]) > MAX_PIXELS_A_SIDE:
             raise ValueError(f"image size {self}: a side may have at most {MAX_PIXELS_A_SIDE} pixels")
+        if self.edges is not None and self.edges[1] > MAX_LONGEST_EDGE:
+            raise ValueError(f"image size {self}: the longest edge may have at most {MAX_LONGEST_EDGE} pixels")
         if self.edges is not None and self.edges[0] > self.edges[1]:
             raise ValueError(f"image size {self}: the shortest edge, written first, is longer than the longest edge")
 

@@ -8,8 +8,11 @@ N = window_size^2 cells of a window, V windows of an image, M heads, D channels 
 """
 
 from collections.abc import Callable
+from functools import cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,6 +61,15 @@ def stranger_mask(height: int, width: int, size: int, shift: int, device: torch.
     return (strangers_VNN * STRANGER_LOGIT).unsqueeze(1)
 
 
+@cache
+def _bias_index(window_size: int) -> NDArray[np.int64]:
+    """[N, N]: the row of the table of biases for each pair of cells of a window. All blocks share its memory."""
+    row, column = np.indices((window_size, window_size)).reshape(2, -1)
+    row_step = row[:, None] - row[None, :] + window_size - 1
+    column_step = column[:, None] - column[None, :] + window_size - 1
+    return row_step * (2 * window_size - 1) + column_step
+
+
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside each window, with a learned bias per relative position and head."""
 
@@ -67,12 +79,8 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.out_proj = nn.Linear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
-        # Explicitly on "cpu", so that the index has values even in a model that is built on "meta".
-        axis = torch.arange(window_size, device="cpu")
-        row, column = (grid.flatten() for grid in torch.meshgrid(axis, axis, indexing="ij"))
-        row_step = row[:, None] - row[None, :] + window_size - 1
-        column_step = column[:, None] - column[None, :] + window_size - 1
-        self.register_buffer("bias_index", row_step * (2 * window_size - 1) + column_step, persistent=False)
+        # Of numpy, so that the index has values even in a model that is built on "meta".
+        self.register_buffer("bias_index", torch.from_numpy(_bias_index(window_size)), persistent=False)
         self.bias_index: Tensor
 
     def forward(self, x_XNC: Tensor, mask_V1NN: Tensor | None) -> Tensor:

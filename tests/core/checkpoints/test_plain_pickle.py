@@ -29,7 +29,7 @@ ARRAYS = hnp.arrays(
 ).flatmap(
     lambda array: st.sampled_from([array, np.asfortranarray(array), array.T, array[::2] if array.ndim else array])
 )
-KEYS = st.one_of(st.text(), st.integers(), st.floats(allow_nan=False), st.none(), st.booleans())
+KEYS = st.one_of(st.text(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.none(), st.booleans())
 SCALARS = hnp.from_dtype(np.dtype("f4")) | hnp.from_dtype(np.dtype("i8")) | hnp.from_dtype(np.dtype("?"))
 LEAVES = st.one_of(KEYS, st.binary(), st.integers(-(2**900), 2**900), ARRAYS, SCALARS)
 OBJECTS = st.recursive(
@@ -262,6 +262,7 @@ def program(*parts: bytes | str) -> bytes:
         (program("(R"), "takes more from its stack"),
         (program("NNs"), "expects a dict on its stack"),
         (program("}(Nu"), "has a key without a value"),
+        (program(b"}\x8a\x09" + bytes(8) + b"\x01NsK"), "has a number of more than 64 bits as a key"),
         (program("NNa"), "expects a list on its stack"),
         (program("cnumpy"), "has a name without an end"),
         (program(b"\x8c\x01\xff"), "has a string that cannot be decoded"),

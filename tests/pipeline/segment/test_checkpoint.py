@@ -39,6 +39,7 @@ from tests.support.seeded_model import seeded_model
 
 BUCKET = "m2f-weights"
 NAME = "model_final_9fd0ae.pkl"
+DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
 
 
 @pytest.fixture(autouse=True)
@@ -188,6 +189,27 @@ def test_what_would_run_ends_the_check_by_name(settings, tmp_path):
         check(dataclasses.replace(settings, model=str(path)))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("config.json", {"num_labels": 10**9, "id2label": None}, "num_labels must give 1 to"),
+        ("config.json", {"hidden_dim": 10**9}, "hidden_dim must be a whole number"),
+        ("config.json", DEEP, "nested in more than"),
+        ("preprocessor_config.json", DEEP, "nested in more than"),
+        ("preprocessor_config.json", {"size_divisor": 10**9}, "size_divisor = 1000000000"),
+    ],
+)
+def test_a_hostile_file_of_a_checkpoint_is_one_line(settings, tiny_checkpoint, tmp_path, name, content, says):
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+    if isinstance(content, dict):
+        before = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+        content = json.dumps({key: value for key, value in (before | content).items() if value is not None})
+    (folder / name).write_text(content)
+    with pytest.raises(RunError, match=says) as error:
+        check_model(dataclasses.replace(settings, model=str(folder)))
+    assert "\n" not in str(error.value) and name in str(error.value)
 
 
 def test_an_actor_finds_the_same_segments_with_either_format(tiny_checkpoint, pickled):
