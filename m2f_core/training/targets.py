@@ -137,7 +137,10 @@ def annotation_mask(segmentation: object, height: int, width: int) -> NDArray[np
     if isinstance(counts, (list, tuple)):
         if not all(isinstance(length, int) for length in counts):
             raise ValueError("the counts of an uncompressed RLE must be whole numbers")
-        counts = rle.encode_counts(np.array(counts, np.int64))
+        try:
+            counts = rle.encode_counts(np.array(counts, np.int64))
+        except OverflowError:
+            raise ValueError(f"run lengths must be numbers from 0 to {rle.MAX_PIXELS}") from None
     if not isinstance(counts, (str, bytes)):
         raise ValueError(f"the counts of an RLE must be a list, a string or bytes, not a {type(counts).__name__}")
     return rle.decode(counts.encode() if isinstance(counts, str) else counts, height, width)

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict  # pydantic wants this one below Python 
 from m2f_core.masks import rle
 from m2f_core.masks.polygons import FEWEST_NUMBERS, fill_polygons
 from pipeline.errors import RunError
+from pipeline.segment.costs import MAX_SIDE
 from pipeline.store.json_records import STRICT, parse_record
 from pipeline.store.objects import read_uri
 
@@ -28,7 +29,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Pixels = Annotated[int, BeforeValidator(_whole), Interval(ge=1, le=MOST_PIXELS)]
+Pixels = Annotated[int, BeforeValidator(_whole), Interval(ge=1, le=MAX_SIDE)]  # no larger image is decoded
 Id = Annotated[int, BeforeValidator(_whole), Ge(0)]
 Flag = Literal[0, 1]
 Name = Annotated[str, Len(1)]

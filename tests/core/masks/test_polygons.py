@@ -1,6 +1,7 @@
 """Polygons against pycocotools bit for bit, their properties, refusals."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,11 @@ coordinates = st.one_of(
 )
 corners = st.tuples(coordinates, coordinates)
 polygons = st.lists(corners, min_size=3, max_size=10).map(lambda pairs: [number for pair in pairs for number in pair])
+far_polygons = st.lists(
+    st.tuples(*[st.one_of(st.integers(-2000, 2000).map(float), st.floats(-3000, 3000), coordinates)] * 2),
+    min_size=3,
+    max_size=6,
+).map(lambda pairs: [number for pair in pairs for number in pair])
 lengths = st.integers(1, 40)
 
 
@@ -35,6 +41,36 @@ def test_equals_pycocotools(polygons: list[list[float]], height: int, width: int
     mask = fill_polygons(polygons, height, width)
     assert mask.shape == (height, width) and mask.dtype == np.bool_
     np.testing.assert_array_equal(mask, pycocotools_mask(polygons, height, width))
+
+
+@given(far_polygons, lengths, lengths, st.sampled_from([1, 50, 1 << 18]))
+@settings(max_examples=300)
+def test_equals_pycocotools_far_outside_of_the_image(polygon: list[float], height: int, width: int, most: int) -> None:
+    """Whether crossings are looked for in one part or in many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("m2f_core.masks.polygons._CROSSINGS_AT_ONCE", most)
+        mask = fill_polygons([polygon], height, width)
+    np.testing.assert_array_equal(mask, pycocotools_mask([polygon], height, width))
+
+
+def test_equals_pycocotools_at_the_largest_coordinates() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        polygon = rng.uniform(-MAX_COORDINATE, MAX_COORDINATE, 8).tolist()
+        np.testing.assert_array_equal(fill_polygons([polygon], 30, 40), pycocotools_mask([polygon], 30, 40))
+
+
+@pytest.mark.parametrize(("num_corners", "extent"), [(40, MAX_COORDINATE), (20_000, 100), (20_000, MAX_COORDINATE)])
+def test_memory_is_bounded_by_image_and_corners(num_corners: int, extent: int) -> None:
+    """40 corners took 2.2 GiB: the outline was made, point by point."""
+    polygon = np.random.default_rng(0).uniform(-extent, extent, 2 * num_corners).tolist()
+    fill_polygons([polygon[:80]], 10, 10)
+    tracemalloc.start()
+    try:
+        fill_polygons([polygon], 10, 10)
+        assert tracemalloc.get_traced_memory()[1] < (100_000 if num_corners == 40 else 20_000_000)
+    finally:
+        tracemalloc.stop()
 
 
 def test_equals_pycocotools_on_real_annotations(shared_data: Path) -> None:

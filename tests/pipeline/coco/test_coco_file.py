@@ -4,6 +4,7 @@ starts. Training and evaluation read through the same functions.
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,33 @@ def test_every_field_that_is_wrong_is_a_line_or_changes_nothing(name, contents, 
             assert isinstance(found, str) or found == right, (path, wrong)
             num_lines += isinstance(found, str)
     assert num_lines > 150
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"height": 10**9}, "height"),
+        ({"width": 65_536}, "width"),
+        ({"height": 65_535, "width": 65_535}, r"images\[0\] has 4,294,836,225 pixels"),
+        ({"height": 10**400}, "height"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_an_image_cannot_declare_a_size_that_no_image_has(name, change, says, contents, tmp_path):
+    """Masks of its objects have a byte for each pixel."""
+    content = copy.deepcopy(contents[name])
+    content["images"][0].update(change)
+    found = outcome(READERS[name], tmp_path / name, content)
+    assert isinstance(found, str) and re.search(says, found), found
+
+
+@pytest.mark.parametrize("counts", [[10**30], [2**32, 5], [40 * 48, 1], "oooooo3" * 9, "1" * 100_000])
+def test_run_lengths_beyond_the_image_are_a_line(counts, contents, tmp_path):
+    content = copy.deepcopy(contents["instances.json"])
+    content["annotations"][1]["segmentation"]["counts"] = counts
+    found = outcome(read_instances, tmp_path / "instances.json", content)
+    assert isinstance(found, str) and "RLE" in found
 
 
 # Without these, a file is complete.
