@@ -33,7 +33,10 @@ class ConfigError(ValueError):
 
 def shown(value: object) -> str:
     """A wrong value for a message of one line, however long it is."""
-    text = ascii(value)
+    try:
+        text = ascii(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} with many levels"
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 

@@ -124,6 +124,17 @@ def test_an_image_cannot_declare_a_size_that_no_image_has(name, change, says, co
     assert isinstance(found, str) and re.search(says, found), found
 
 
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("levels", [500, 100_000])
+def test_a_deep_file_is_a_line(name, levels, contents, tmp_path):
+    content = json.dumps(contents[name])
+    deep = "[" * levels + "]" * levels
+    (tmp_path / name).write_text(f'{content[:-1]}, "categories": {deep}}}')
+    with pytest.raises(RunError) as error:
+        READERS[name](str(tmp_path / name))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
 @pytest.mark.parametrize("counts", [[10**30], [2**32, 5], [40 * 48, 1], "oooooo3" * 9, "1" * 100_000])
 def test_run_lengths_beyond_the_image_are_a_line(counts, contents, tmp_path):
     content = copy.deepcopy(contents["instances.json"])

@@ -1,6 +1,7 @@
 """What a training starts from: which weights a checkpoint gives, and what flags replace."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -53,6 +54,28 @@ def test_sampled_points_are_those_of_the_flags_else_of_the_start(checkpoint, kin
     assert (model.criterion.num_points, model.criterion.importance_sample_ratio) == expected
     for name, weight in saved.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["model", "architecture"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("num_queries", "1000000000"),
+        ("hidden_dim", "9" * 5000),
+        ("hidden_dim", "[" * 940 + "]" * 940),
+        ("hidden_dim", "[" * 100_000 + "]" * 100_000),
+    ],
+    ids=["large", "digits", "levels", "many levels"],
+)
+def test_a_hostile_config_is_one_line_before_anything_starts(checkpoint, tmp_path, kind, name, text):
+    folder = shutil.copytree(checkpoint[0], tmp_path / "start")
+    content = json.loads((folder / CONFIG_FILE).read_text())
+    del content[name]
+    (folder / CONFIG_FILE).write_text(f'{{"{name}": {text}, {json.dumps(content)[1:]}')
+    start = {"model": str(folder)} if kind == "model" else {"architecture": str(folder / CONFIG_FILE)}
+    with pytest.raises(RunError) as error:
+        start_warnings(FinetuneSettings(images="images", output="out", panoptic_gt="panoptic.json", **start))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
 def test_the_class_head_is_kept_in_whatever_order_its_classes_were(checkpoint, tmp_path):
