@@ -22,7 +22,7 @@ def user_cache() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
-    return private_folder() / _NAME
+    return private_folder() / ".cache" / _NAME
 
 
 def private_folder(place: str | None = None) -> Path:

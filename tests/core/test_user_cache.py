@@ -30,13 +30,13 @@ def test_the_users_cache_is_where_users_look_for_it(tmp_path, monkeypatch):
 
 def test_a_user_without_a_home_has_a_cache_of_his_own(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "home", homeless)
-    assert user_cache() == tmp_path / f"m2f-{os.geteuid()}" / "m2f-pipeline"
+    assert user_cache() == tmp_path / f"m2f-{os.geteuid()}" / ".cache" / "m2f-pipeline"
 
 
 def test_a_home_that_cannot_be_written_to_is_left_alone(tmp_path, monkeypatch):
     (tmp_path / "home").touch()  # a file: root could write to a folder without permissions
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert user_cache() == tmp_path / f"m2f-{os.geteuid()}" / "m2f-pipeline"
+    assert user_cache() == tmp_path / f"m2f-{os.geteuid()}" / ".cache" / "m2f-pipeline"
 
 
 def test_a_private_folder_is_closed_to_others_whatever_it_was_before(tmp_path):

@@ -90,6 +90,14 @@ def test_images_of_others_are_pinned_by_a_digest_that_has_no_default():
     assert "ARG PYTHON_DIGEST" in instructions(IMAGE / "Dockerfile")
 
 
+def test_the_page_lists_the_build_arguments():
+    arguments = {
+        line.split()[1].split("=")[0] for line in instructions(IMAGE / "Dockerfile") if line.startswith("ARG ")
+    }
+    page = (IMAGE / "README.md").read_text().split("| build argument |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)) == arguments
+
+
 def test_the_image_has_no_compiler_and_runs_as_nobody_special():
     [*_, (name, last)] = stages(IMAGE / "Dockerfile").items()
     assert name == "image"
