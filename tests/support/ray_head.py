@@ -79,7 +79,7 @@ class Head:
         data, header = json.dumps({"entrypoint": "true"}).encode(), {"Content-Type": "application/json"}
         try:
             urllib.request.urlopen(urllib.request.Request(f"{self.address}/api/jobs/", data, header)).close()
-        except urllib.error.HTTPError:
+        except OSError:  # refused, or no answer
             return False
         return True
 
