@@ -10,6 +10,7 @@ Legend of the formats' own words: ITU T.81 (JPEG), T.800 (JPEG 2000), AV1 bitstr
 import re
 import struct
 from collections.abc import Iterator
+from typing import Literal
 
 from pipeline.errors import ErrorCode, ImageError
 from pipeline.segment.repair import jpeg_segments, png_chunks
@@ -19,10 +20,15 @@ from pipeline.segment.repair import jpeg_segments, png_chunks
 MAX_SIDE = 65_535
 # A scan goes over each coefficient of the image: 0.07 s for 64 M pixels, from 1 kB. libjpeg writes 10, others up to 20.
 MAX_JPEG_SCANS = 50
-# Pillow reads segments and chunks one by one in Python: 0.2 s and 0.6 s at the limit. Large profiles and extended XMP
-# make hundreds of segments; a PNG of 800 MB in pieces of 8 kB has 100,000 chunks.
+# Pillow and the checks here read segments, chunks, boxes and blocks one by one in Python: 0.1 to 0.6 s at the limit.
+# Large profiles and extended XMP make hundreds of them; a PNG of 800 MB in pieces of 8 kB has 100,000 chunks.
 MAX_JPEG_SEGMENTS = 50_000
 MAX_PNG_CHUNKS = 100_000
+MAX_GIF_BLOCKS = 100_000  # before the first frame
+MAX_BOXES = 100_000  # of JPEG 2000 and AVIF
+# Pillow makes a Python object of each strip or tile; 64 M pixels have 250,000 tiles of 16 x 16.
+MAX_TIFF_STRIPS = 1_000_000
+MAX_TIFF_TAGS = 4_096  # of a page; usual files have 20
 # Pillow reads the header of a PNM byte by byte, comments included: 0.4 µs each.
 MAX_PNM_HEADER_BYTES = 65_536
 # Plain PNM and run-length BMP are decoded number by number in Python: 0.5 µs each.
@@ -31,15 +37,19 @@ MAX_SLOW_VALUES = 8_000_000
 MAX_JPEG_2000_BYTES = 256 << 20
 _BYTES_OF_TILE, _BYTES_OF_BLOCK = 8_500, 550  # measured: a tile; a precinct or a block of code
 _BYTES_OF_PACKET = 32  # it has 2, but each also takes 0.15 µs
-MAX_TILE_PARTS = 200_000
+MAX_JPEG_2000_SEGMENTS = 200_000  # of all headers; 10,000 tiles have 20,000
 # Pixels of all pictures of an AVIF, in images of `max_pixels`: colour, alpha and a gain map. One has `max_pixels`.
 MAX_AVIF_PICTURES = 3
+MAX_AVIF_ITEMS = 10_000  # 64 M pixels have 250 cells of 512 x 512
 
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN = 0xDA
 _PNM_COMMENT = re.compile(rb"#[^\r\n]*(?:[\r\n]|$)")
 _BMP_RUN_LENGTHS = (1, 2)
+_GIF_EXTENSION, _GIF_FRAME, _GIF_END = b"!,;"
+_PLACES_OF_PIXELS = (273, 279, 324, 325)  # offsets and lengths of strips and tiles
+_CODESTREAM = b"\xff\x4f"
 
 
 def _too_large(what: str, number: int, limit: int) -> ImageError:
@@ -69,6 +79,12 @@ def check_before_opening(data: bytes, format_name: str) -> None:
         )
     elif format_name == "PNG":
         _check_number(png_chunks(data), "PNG chunks", MAX_PNG_CHUNKS)
+    elif format_name == "GIF":
+        _check_number(_gif_blocks(data), "GIF blocks before the pixels", MAX_GIF_BLOCKS)
+    elif format_name == "TIFF":
+        _check_tiff(data)
+    elif format_name == "JPEG2000" and not data.startswith(_CODESTREAM):
+        _codestream_at(data)
     elif format_name == "PPM" and len(data) > MAX_PNM_HEADER_BYTES:
         num_tokens = 3 if data[1:2] in b"14" else 4  # bitmaps have no highest value
         if len(_PNM_COMMENT.sub(b" ", data[:MAX_PNM_HEADER_BYTES]).split(None, num_tokens)) < num_tokens:
@@ -122,15 +138,46 @@ def _check_scans(data: bytes) -> None:
             raise _too_many("JPEG segments", MAX_JPEG_SEGMENTS)
 
 
+def _gif_blocks(data: bytes) -> Iterator[int]:
+    """The places of what precedes the first frame: blocks of extensions, and bytes that are none."""
+    at = 13 + (3 << (data[10] & 7) + 1 if data[10:11] and data[10] & 128 else 0)
+    while at < len(data) and data[at] not in (_GIF_FRAME, _GIF_END):
+        yield at
+        if data[at] != _GIF_EXTENSION:
+            at += 1
+            continue
+        at += 2
+        while at < len(data) and data[at]:
+            yield at
+            at += 1 + data[at]
+        at += 1
+
+
+def _check_tiff(data: bytes) -> None:
+    """The entries of the first directory, and the number of values of those that Pillow makes objects of."""
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+    big = 43 in data[2:4]
+    offset_bytes, count_bytes, entry_bytes = (8, 8, 20) if big else (4, 2, 12)
+    start = 8 if big else 4
+    at = int.from_bytes(data[start : start + offset_bytes], order)
+    num_tags = int.from_bytes(data[at : at + count_bytes], order)
+    if num_tags > MAX_TIFF_TAGS:
+        raise _too_large("tags of a TIFF", num_tags, MAX_TIFF_TAGS)
+    at += count_bytes
+    for place in range(at, at + num_tags * entry_bytes, entry_bytes):
+        entry = data[place : place + entry_bytes]
+        num_values = int.from_bytes(entry[4 : 4 + offset_bytes], order)
+        if int.from_bytes(entry[:2], order) in _PLACES_OF_PIXELS and num_values > MAX_TIFF_STRIPS:
+            raise _too_large("strips or tiles of a TIFF", num_values, MAX_TIFF_STRIPS)
+
+
 # --- JPEG 2000 --------------------------------------------------------------------------------------------------------
 
 _SIZE, _CODING, _CODING_OF_COMPONENT, _START_OF_TILE_PART, _START_OF_DATA = 0x51, 0x52, 0x53, 0x90, 0x93
 
 
 def _check_jpeg_2000(data: bytes) -> None:
-    start = 0
-    if not data.startswith(b"\xff\x4f"):
-        start = next((begin for kind, begin, _ in _boxes(data, 0, len(data)) if kind == b"jp2c"), len(data))
+    start = 0 if data.startswith(_CODESTREAM) else _codestream_at(data)
     size: tuple[int, ...] = ()
     for marker, content in _jpeg_2000_segments(data, start + 2):
         if marker == _SIZE and len(content) >= 36:
@@ -143,19 +190,23 @@ def _check_jpeg_2000(data: bytes) -> None:
                 )
 
 
+def _codestream_at(data: bytes) -> int:
+    return next((begin for kind, begin, _ in _boxes(data, 0, len(data)) if kind == b"jp2c"), len(data))
+
+
 def _jpeg_2000_segments(data: bytes, at: int) -> Iterator[tuple[int, bytes]]:
     """The segments (marker, content) of the main header and of the header of each tile part."""
-    next_part, num_parts = len(data), 0
+    next_part, number = len(data), 0
     while at + 4 <= len(data) and data[at] == 0xFF:
+        number += 1
+        if number > MAX_JPEG_2000_SEGMENTS:
+            raise _too_many("segments of a JPEG 2000", MAX_JPEG_2000_SEGMENTS)
         marker = data[at + 1]
         if marker == _START_OF_DATA:
             at = next_part
             continue
         length = int.from_bytes(data[at + 2 : at + 4], "big")
         if marker == _START_OF_TILE_PART:
-            num_parts += 1
-            if num_parts > MAX_TILE_PARTS:
-                raise _too_many("parts of tiles of a JPEG 2000", MAX_TILE_PARTS)
             part_bytes = int.from_bytes(data[at + 6 : at + 10], "big")
             next_part = at + part_bytes if part_bytes >= 14 else len(data)
         yield marker, data[at + 4 : at + 2 + length]
@@ -208,7 +259,11 @@ _OBUS_LOOKED_AT = 16  # the sequence header is the first or the second
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """(kind, begin, end) of the contents of boxes that follow one another."""
+    number = 0
     while start + 8 <= end:
+        number += 1
+        if number > MAX_BOXES:
+            raise _too_many("boxes", MAX_BOXES)
         length, begin = int.from_bytes(data[start : start + 4], "big"), start + 8
         kind = data[start + 4 : start + 8]
         if length == 1:
@@ -251,6 +306,8 @@ def _pictures_of_items(data: bytes, start: int, end: int) -> Iterator[int]:
     wide = 4 if version == 2 else 2
     num_items = int.from_bytes(data[at + 6 : at + 6 + wide], "big")
     at += 6 + wide
+    if num_items > MAX_AVIF_ITEMS:
+        raise _too_large("items of an AVIF", num_items, MAX_AVIF_ITEMS)
     for _ in range(num_items):
         at += wide
         method = data[at + 1] & 15 if version and at + 1 < stop else 0

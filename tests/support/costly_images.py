@@ -114,6 +114,56 @@ def jpeg_2000_with_layers(side: int, layers: int) -> bytes:
     return data[:at] + struct.pack(">H", layers) + data[at + 2 :]
 
 
+def gif_with_blocks(middle: bytes) -> bytes:
+    """`middle` lies before the first frame."""
+    file = io.BytesIO()
+    Image.new("P", (8, 8)).save(file, "GIF")
+    data = file.getvalue()
+    at = 13 + 3 * (2 << (data[10] & 7))
+    return data[:at] + middle + data[at:]
+
+
+def box(kind: bytes, content: bytes = b"") -> bytes:
+    """Of a JP2 or AVIF."""
+    return struct.pack(">I", 8 + len(content)) + kind + content
+
+
+def jp2_with_boxes(num_boxes: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (8, 8)).save(file, "JPEG2000")
+    data = file.getvalue()
+    return data[:32] + box(b"free") * num_boxes + data[32:]  # after the signature and the type
+
+
+def jpeg_2000_with_comments(number: int) -> bytes:
+    data = jpeg_2000(8, 8)
+    at = data.index(b"\xff\x52")
+    return data[:at] + segment(0x64, b"") * number + data[at:]
+
+
+def avif_with_items(number: int) -> bytes:
+    """A second list of items, each without a place."""
+    file = io.BytesIO()
+    Image.new("L", (16, 16)).save(file, "AVIF")
+    places = struct.pack(">IBBI", 2 << 24, 0x44, 0, number) + struct.pack(">IHHH", 1, 0, 0, 0) * number
+    return file.getvalue() + box(b"meta", bytes(4) + box(b"iloc", places))
+
+
+def tiff_of_strips(number: int) -> bytes:
+    """8 x 8 pixels, and that many strips, which share their place."""
+    fields = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 277: 1, 278: 1}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items()]
+    entries += [struct.pack("<HHII", tag, 4, number, 8) for tag in (273, 279)]
+    content = struct.pack("<I", 64) * number
+    head = b"II*\0" + struct.pack("<I", 8 + len(content)) + content
+    return head + struct.pack("<H", len(entries)) + b"".join(sorted(entries)) + bytes(4)
+
+
+def bigtiff_with_tags(number: int) -> bytes:
+    entry = struct.pack("<HHQQ", 256, 4, 1, 8)
+    return b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, number) + entry * number + bytes(8)
+
+
 def avif_that_lies(real: tuple[int, int], declared: tuple[int, int]) -> bytes:
     """An AVIF whose item property says (width, height) `declared`, while the coded picture has `real`."""
     file = io.BytesIO()

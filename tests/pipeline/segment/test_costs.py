@@ -50,6 +50,16 @@ COSTLY: dict[str, tuple[str, Callable[[], bytes]]] = {
     "small precincts by level": ("JPEG 2000", lambda: costly.jpeg_2000(2000, 2000, precinct=1, levels=5)),  # 2.1 GiB
     "blocks of a JPEG 2000": ("JPEG 2000", lambda: costly.jpeg_2000(7900, 7900, code_block=(2, 2))),  # 1.5 GiB
     "tiles of a JPEG 2000": ("JPEG 2000", lambda: costly.jpeg_2000(7900, 7900, tile=(31, 31))),  # 0.6 GiB
+    "blocks of a GIF": (
+        "GIF blocks",
+        lambda: costly.gif_with_blocks(b"!\xfe" + b"\x01a" * 200_000 + b"\0"),
+    ),  # 1 s for 7 MB
+    "no blocks of a GIF": ("GIF blocks", lambda: costly.gif_with_blocks(b"\1" * 200_000)),  # 1 s for 9 MB
+    "strips of a TIFF": ("strips or tiles", lambda: costly.tiff_of_strips(1_000_001)),  # more than 120 s for 40 MB
+    "tags of a BigTIFF": ("tags of a TIFF", lambda: costly.bigtiff_with_tags(200_000)),  # 1 s for 20 MB
+    "boxes of a JP2": ("boxes", lambda: costly.jp2_with_boxes(200_000)),  # 1 s for 6 MB
+    "comments of a JPEG 2000": ("segments of a JPEG 2000", lambda: costly.jpeg_2000_with_comments(200_000)),
+    "items of an AVIF": ("items of an AVIF", lambda: costly.avif_with_items(100_000)),
     "layers of a JPEG 2000": ("JPEG 2000", lambda: costly.jpeg_2000_with_layers(2000, 65_535)),
 }
 
