@@ -1,8 +1,10 @@
 """What the autoscaler can start counts, although Ray's own autoscaler does not tell it: at night no GPU is up yet."""
 
 import json
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -76,6 +78,25 @@ def test_a_broken_file_of_ray_up_is_one_line(tmp_path, monkeypatch, text):
     monkeypatch.setattr(autoscaler_groups, "_file_of_ray_up", lambda: file)
     with pytest.raises(RunError, match=r"how many nodes the autoscaler can start, from \S+yaml: "):
         startable_groups()
+
+
+@pytest.mark.parametrize(("port", "found"), [(6379, [StartableGroup({"CPU": 8.0, "GPU": 1.0}, 8)]), (6380, [])])
+def test_the_file_of_the_autoscaler_of_this_cluster_counts(tmp_path, monkeypatch, port, found):
+    """A process with the command line of Ray's autoscaler; the driver knows the head by another address."""
+    file = tmp_path / "ray_bootstrap_config.yaml"
+    shutil.copy(ROOT / "infra" / "ray-up" / "aws.yaml", file)
+    flags = ["--gcs-address=10.0.0.10:6379", f"--autoscaling-config={file}"]
+    sleep = "import sys; print('up', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", sleep, "/ray/autoscaler/v2/monitor.py", *flags]
+    monkeypatch.setattr(autoscaler_groups, "autoscaler_config", lambda: None)
+    context = SimpleNamespace(gcs_address=f"127.0.0.1:{port}")
+    monkeypatch.setattr(autoscaler_groups.ray, "get_runtime_context", lambda: context)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as autoscaler:
+        try:
+            assert autoscaler.stdout is not None and autoscaler.stdout.readline() == "up\n"
+            assert startable_groups() == found
+        finally:
+            autoscaler.kill()
 
 
 @pytest.mark.thorough
