@@ -15,6 +15,7 @@ from typing import Any
 
 from m2f_core import __version__
 from pipeline.commit.lease import process_identity
+from pipeline.errors import RunError
 from pipeline.layout import Output
 from pipeline.nights.record import End, NightRecord, new_name, short, short_command, write_record
 from pipeline.store.filesystem import STORE_ERRORS, one_line
@@ -75,7 +76,7 @@ class Night:
             return
         try:
             write_record(self.output, self.name, self.record)
-        except STORE_ERRORS as error:
+        except (RunError, *STORE_ERRORS) as error:
             logger.warning("the record of this night cannot be written: %s", one_line(error))
 
 

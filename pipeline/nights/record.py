@@ -67,8 +67,8 @@ def new_name(started_at: datetime) -> str:
 
 
 def write_record(output: Output, name: str, record: NightRecord) -> None:
-    """Write or replace a record. Raises errors of STORE_ERRORS."""
-    put_object(output.filesystem, output.night(name), record.model_dump_json(indent=1).encode())
+    """Write or replace a record. Raises errors of STORE_ERRORS; RunError if a link there leads out of the output."""
+    put_object(output.filesystem, output.inside(output.night(name)), record.model_dump_json(indent=1).encode())
 
 
 def read_record(output: Output, name: str) -> NightRecord | None:
@@ -89,7 +89,7 @@ def read_record(output: Output, name: str) -> NightRecord | None:
 def newest_names(output: Output, since: date | None = None) -> Iterator[str]:
     """Names of records, the newest first, none older than `since`. Lists one month at a time, and reads no record.
 
-    RunError if the output cannot be listed.
+    RunError if the output cannot be listed, or if a link there leads out of the output.
     """
     for month in reversed(_below(output, output.nights)):
         if not _MONTH.fullmatch(month) or (since is not None and month < f"{since:%Y-%m}"):
@@ -120,5 +120,5 @@ def _stamp(time: datetime) -> str:
 
 def _below(output: Output, folder: str) -> list[str]:
     with output.errors():
-        paths = list_folder(output.filesystem, folder)
+        paths = list_folder(output.filesystem, output.inside(folder))
     return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)

@@ -173,6 +173,31 @@ def test_secrets_in_a_record_of_another_hand_are_not_printed(output):
     assert "SECRET" not in json.dumps(seen_nights(output)[0].to_dict())
 
 
+@pytest.mark.parametrize("link", ["_runs/_nights", f"_runs/_nights/{NOW:%Y-%m}"])
+def test_a_link_out_of_the_output_is_followed_neither_to_write_nor_to_read(tmp_path, link):
+    elsewhere = tmp_path / "elsewhere"
+    name = put(Output.open(str(elsewhere)), **ended(NOW))
+    planted = tmp_path / "out" / link
+    planted.parent.mkdir(parents=True)
+    month = Path(Output.open(str(elsewhere)).night(name)).parent
+    planted.symlink_to(month.parent if link.endswith("_nights") else month)
+    before = sorted(elsewhere.rglob("*"))
+    for use in (Night(COMMAND).start, seen_nights):
+        with pytest.raises(RunError, match="leads out of the output"):
+            use(Output.open(str(tmp_path / "out")))
+    assert sorted(elsewhere.rglob("*")) == before
+
+
+def test_a_link_that_appears_during_the_night_is_a_warning(output, tmp_path, caplog):
+    night = Night(COMMAND)
+    night.start(output)
+    Path(output.nights).rename(tmp_path / "moved")
+    (tmp_path.parent / "elsewhere").mkdir()
+    Path(output.nights).symlink_to(tmp_path.parent / "elsewhere")
+    night.end("finished", 0, "", {})
+    assert "leads out of the output" in caplog.text and not list((tmp_path.parent / "elsewhere").iterdir())
+
+
 # --- without an end ---------------------------------------------------------------------------------------------------
 
 
