@@ -27,14 +27,14 @@ from pathlib import Path
 from typing import Annotated
 
 import fsspec
-from annotated_types import Interval
+from annotated_types import Interval, Len
 from pydantic import StringConstraints, TypeAdapter, with_config
 
 from pipeline.errors import BrokenRunError, RunError
 from pipeline.guard.kill_points import reached
 from pipeline.store.conditional_writes import Stored, create_object, read_stored, replace_object
 from pipeline.store.filesystem import STORE_ERRORS, one_line
-from pipeline.store.json_records import STRICT, excerpt, parse_record
+from pipeline.store.json_records import STRICT, parse_record
 from pipeline.store.objects import TooManyBytesError
 
 logger = logging.getLogger(__name__)
@@ -48,10 +48,10 @@ MOST_LEASE_BYTES = 2**16  # of lease.json
 class Holder:
     """The fields of lease.json that other drivers read."""
 
-    host: str
+    host: Annotated[str, Len(0, 300)]
     pid: int
     process: Annotated[str, StringConstraints(pattern=r"^$|^[0-9a-f-]+/[0-9]+/[0-9]+/[0-9]+$")]  # process_identity
-    since: str
+    since: Annotated[str, Len(0, 40)]
     seconds: Annotated[float, Interval(ge=0.001, le=86400.0)]
     token: str
     released: bool
@@ -130,7 +130,7 @@ class Lease:
             holder = parse_record(_HOLDER, found.data)
         except ValueError as error:
             raise self._damaged(error) from None
-        who = f"process {holder.pid} on {excerpt(holder.host)}"
+        who = f"process {holder.pid} on {holder.host}"
         if holder.released:
             return 0.0
         if is_gone(holder.process):
@@ -142,7 +142,7 @@ class Lease:
         left = lasts - found.age_seconds
         if left > lasts / 2:
             raise RunError(
-                f"--output is in use by {who} since {excerpt(holder.since)}; if that process is dead, its lease "
+                f"--output is in use by {who} since {holder.since}; if that process is dead, its lease "
                 f"{self.path} runs out in {left:.0f} s"
             )
         if found.version != self.waited_for:

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import shutil
 import zipfile
 from dataclasses import replace
 
@@ -66,6 +67,15 @@ def batches(data, labels, iterations: range):
     return load_batches(samples, WorkerShare(SETTINGS.batch_size, 0, 1), iterations, 0)
 
 
+@pytest.fixture(scope="module")
+def saved(labels, tmp_path_factory):
+    """A training, and the folder of its checkpoint."""
+    training = training_of(initial_model(tiny_config(labels), 0), labels)
+    folder = tmp_path_factory.mktemp("saved") / "checkpoint_1"
+    training.save(folder)
+    return training, folder
+
+
 def compressed(data: bytes) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -100,9 +110,9 @@ def compressed(data: bytes) -> bytes:
         "a deep log",
     ],
 )
-def test_a_checkpoint_whose_files_are_damaged_is_a_line(name, content, labels, tmp_path):
-    training = training_of(initial_model(tiny_config(labels), 0), labels)
-    training.save(tmp_path / "checkpoint_1")
+def test_a_checkpoint_whose_files_are_damaged_is_a_line(name, content, saved, tmp_path):
+    training, folder = saved
+    shutil.copytree(folder, tmp_path / "checkpoint_1")
     (tmp_path / "checkpoint_1" / name).write_bytes(content)
     with pytest.raises(RunError, match=f"the checkpoint checkpoint_1 cannot be continued, {name}: ") as refused:
         training.resume(tmp_path / "checkpoint_1")
