@@ -2,20 +2,20 @@
 
 import logging
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.store_check.check import StoreCheck
 from pipeline.store_check.properties import Finding, Verdict
+from pipeline.telemetry.console import output_console
 
 logger = logging.getLogger(__name__)
 
 _WORDS = {
-    Verdict.OK: "ok",
-    Verdict.NOTE: "note",
-    Verdict.UNSAFE: "[bold red]UNSAFE[/]",
-    Verdict.UNUSABLE: "[bold red]UNUSABLE[/]",
+    Verdict.OK: Text("ok"),
+    Verdict.NOTE: Text("note"),
+    Verdict.UNSAFE: Text("UNSAFE", "bold red"),
+    Verdict.UNUSABLE: Text("UNUSABLE", "bold red"),
 }
 _VERDICTS = {
     Verdict.OK: "fit: runs can write and read here",
@@ -33,12 +33,12 @@ def say(finding: Finding) -> None:
 
 def print_check(check: StoreCheck) -> None:
     """Print a row for each property and each kind of request, then the verdict."""
-    console = Console(highlight=False)
-    table = Table(title=escape(check.store))
+    console = output_console()
+    table = Table(title=check.store)
     for name in ("property", "found", ""):
         table.add_column(name, overflow="fold")
     for finding in check.findings:
-        table.add_row(finding.what, escape(finding.found), _WORDS[finding.verdict])
+        table.add_row(finding.what, finding.found, _WORDS[finding.verdict])
     console.print(table)
     times = Table(title="milliseconds, one request at a time")
     for name in ("request", "number", "median", "slowest"):
@@ -46,4 +46,4 @@ def print_check(check: StoreCheck) -> None:
     for latency in check.latencies:
         times.add_row(latency.kind, f"{latency.number:,}", f"{latency.median:,.1f}", f"{latency.most:,.1f}")
     console.print(times)
-    console.print(f"verdict: {_VERDICTS[check.verdict]}", markup=False)
+    console.print(f"verdict: {_VERDICTS[check.verdict]}")
