@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from jobs import command_line
+from jobs.common import command_line
 from m2f_core.checkpoints.checkpoint import CONFIG_FILE, Checkpoint
 from m2f_core.checkpoints.plain_pickle import read_plain_pickle
 from m2f_core.masks import rle
