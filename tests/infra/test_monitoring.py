@@ -66,18 +66,6 @@ def alert_tests() -> dict[str, list[dict]]:
     return found
 
 
-def test_the_command_of_the_docs_makes_a_prometheus_rule_of_the_rules():
-    page = (ROOT / "docs" / "monitoring.md").read_text()
-    [command] = re.findall(r"^(\{ printf .*?; \}) \| kubectl apply -f -$", page, flags=re.MULTILINE | re.DOTALL)
-    made = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert yaml.safe_load(made) == {
-        "apiVersion": "monitoring.coreos.com/v1",
-        "kind": "PrometheusRule",
-        "metadata": {"name": "m2f", "namespace": "m2f"},
-        "spec": yaml.safe_load((MONITORING / "rules.yaml").read_text()),
-    }
-
-
 def test_each_alert_has_its_line_in_the_docs():
     page = (ROOT / "docs" / "monitoring.md").read_text()
     rows = re.findall(r"^### (M2f\w+)$", page, flags=re.MULTILINE)

@@ -496,7 +496,7 @@ def test_a_run_id_of_other_settings(refused, folder, output, tiny_checkpoint, ph
 # --- text of others ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("hostile", HOSTILE, ids=ascii)
 def test_names_reach_the_terminal_as_text(refused, folder, output, model, tmp_path, hostile):
     name = f"a{hostile}b"
     line = refused(tmp_path / name, output, model, named=("--input", "does not exist"))

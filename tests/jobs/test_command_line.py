@@ -268,7 +268,7 @@ def test_a_file_of_settings_that_is_no_yaml_is_not_repeated_with_its_secret(tmp_
     assert "SECRET" not in refusal(capsys, "--config", written(tmp_path, "input: s3://K:SECRET@b\n  output: : x"))
 
 
-@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("hostile", HOSTILE, ids=ascii)
 @pytest.mark.parametrize("args", [["--inputt", "x{}y"], ["x{}y"], ["--mode=x{}y"], ["--run-id", "x{}y"]])
 def test_a_flag_reaches_the_terminal_as_text(args, hostile, capsys):
     with pytest.raises(SystemExit):

@@ -68,7 +68,7 @@ def test_known_forms_are_masked(token):
     assert masked("Authorization: Bearer abc.def-ghi") == "Authorization: Bearer ***"
 
 
-@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("hostile", HOSTILE, ids=ascii)
 def test_what_a_terminal_obeys_is_an_escape(hostile):
     text = printable(f"a{hostile}b")
     assert text.encode().decode() == text and "\\" in text

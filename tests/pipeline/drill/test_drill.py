@@ -26,6 +26,7 @@ import os, sys, time
 from pathlib import Path
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
+from pipeline.schema import TABLES
 source, output, fault = sys.argv[1:]
 name = Path(output).name
 codes = {"cut": "decode_failed", "noise": "unsupported", "empty": "unsupported", "bomb": "too_large",
@@ -52,8 +53,10 @@ if fault == name + " never ends well":
     print("disk full")
     sys.exit(1)
 if not DeltaTable.is_deltatable(output + "/images"):
-    write_deltalake(output + "/segments", pa.Table.from_pylist(segments))
-    write_deltalake(output + "/images", pa.Table.from_pylist(rows))
+    for table, content in (("segments", segments), ("images", rows)):
+        names = list(content[0])
+        schema = pa.schema([TABLES[table].field(name).with_nullable(True) for name in names])
+        write_deltalake(f"{output}/{table}", pa.Table.from_pylist(content, schema=schema))
 sys.exit(1 if fault == name + " ends with 1" else 0)
 """
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from pipeline.commit.receipt import Totals
+from pipeline.commit.totals import Totals
 from pipeline.report import run_watch
 from pipeline.report.progress import Progress
 from pipeline.report.run_watch import RunWatch

@@ -62,6 +62,8 @@ NO_RESULTS = {
     "max_failures": 3,
     "progress_seconds": 1.0,
     "deadline_hours": 5.0,
+    "otlp_endpoint": "http://127.0.0.1:4318",
+    "allow_unsafe_store": True,
     "log_format": "json",
 }
 OF_TASKS = [(task, name, value) for task, changes in RESULTS_OF_TASK.items() for name, value in changes.items()]
