@@ -14,6 +14,10 @@ from m2f_core.checkpoints.zoo import PUBLISHED_ON_HUB, zoo_task
 UNKNOWN = "unknown"
 ZOO_LICENSE = "CC BY-NC 4.0"  # of all checkpoints that Mask2Former's authors have published, in either format
 CARD_FILE = "README.md"
+# What is read of a card. Its front matter comes first; longer lines are none of ours, and would cost the pattern time.
+CARD_CHARACTERS, LINE_CHARACTERS = 65_536, 500
+# "*+" does not try again with fewer characters: a line of spaces took time in proportion to its third power.
+_ENTRY = re.compile(r"(license|license_name)\s*+:\s*+(['\"]?)([^'\"#]+)\2\s*+(#.*)?")
 
 
 def model_license(checkpoint: Checkpoint, name: str = "") -> str:
@@ -38,7 +42,8 @@ def model_license(checkpoint: Checkpoint, name: str = "") -> str:
 def _of_card(card: Path) -> str | None:
     """`license_name` (if `license` is "other") or `license` in the YAML between the card's first two `---` lines."""
     try:
-        lines = iter(card.read_text(encoding="utf-8", errors="replace").splitlines())
+        with card.open(encoding="utf-8", errors="replace") as file:
+            lines = iter(file.read(CARD_CHARACTERS).splitlines())
     except OSError:
         return None
     if next(lines, "").strip() != "---":
@@ -47,6 +52,6 @@ def _of_card(card: Path) -> str | None:
     for line in lines:
         if line.strip() == "---":
             return entries.get("license_name") or entries.get("license")
-        if match := re.fullmatch(r"(license|license_name)\s*:\s*(['\"]?)([^'\"#]+?)\2\s*(#.*)?", line):
+        if len(line) <= LINE_CHARACTERS and (match := _ENTRY.fullmatch(line)):
             entries[match[1]] = match[3].strip()
     return None
