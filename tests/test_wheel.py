@@ -32,7 +32,11 @@ READ_ONLY = ROOT / "tests" / "support" / "read_only.sh"
 IMPORT_ALL = """
 import importlib, pathlib, sys
 for name in sys.argv[1:]:
-    module = importlib.import_module(name)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:  # PyTorch for CPUs comes without Triton
+        assert (error.name, name) == ("triton", "m2f_core.layers.deformable_attention_triton"), error
+        continue
     assert pathlib.Path(module.__file__).is_relative_to(sys.prefix), f"{name} comes from {module.__file__}"
 """
 
@@ -206,9 +210,9 @@ def test_a_release_lists_what_it_needs_and_its_checksums(source, python):
     done = step(source, "finish", python)
     assert done.returncode == 0, done.stderr
     bill = json.loads((source / "dist" / f"m2f_pipeline-{m2f_core.__version__}.cdx.json").read_text())
-    assert (bill["bomFormat"], bill["metadata"]["component"]["name"]) == ("CycloneDX", "m2f-pipeline")
+    about = bill["metadata"]["component"]
+    assert (bill["bomFormat"], about["name"], about["version"]) == ("CycloneDX", "m2f-pipeline", m2f_core.__version__)
     versions = {component["name"].lower(): component["version"] for component in bill["components"]}
-    assert versions["m2f-pipeline"] == m2f_core.__version__
     assert versions.keys() >= {"torch", "ray", "numpy", "numba", "aiobotocore", "aiohttp"}
     assert not versions.keys() & {"pytest", "mypy", "pycocotools", "transformers"}
     checked = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=source / "dist", capture_output=True, text=True)

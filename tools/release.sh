@@ -25,7 +25,10 @@ else
         echo "$3 runs $installed, and the release is $version" >&2
         exit 1
     fi
-    "$bin/cyclonedx-py" environment --pyproject pyproject.toml --mc-type application --output-reproducible \
+    described=$(mktemp)
+    trap 'rm -f "$described"' EXIT
+    sed "s/^dynamic = \[\"version\"\]$/version = \"$version\"/" pyproject.toml >"$described"
+    "$bin/cyclonedx-py" environment --pyproject "$described" --mc-type application --output-reproducible \
         --output-format JSON --output-file "dist/m2f_pipeline-$version.cdx.json" "$3"
     (cd dist && sha256sum -- m2f_pipeline-* >SHA256SUMS)
 fi
