@@ -54,8 +54,7 @@ if fault == name + " never ends well":
     sys.exit(1)
 if not DeltaTable.is_deltatable(output + "/images"):
     for table, content in (("segments", segments), ("images", rows)):
-        names = list(content[0])
-        schema = pa.schema([TABLES[table].field(name).with_nullable(True) for name in names])
+        schema = pa.schema([field.with_nullable(True) for field in TABLES[table]])
         write_deltalake(f"{output}/{table}", pa.Table.from_pylist(content, schema=schema))
 sys.exit(1 if fault == name + " ends with 1" else 0)
 """
