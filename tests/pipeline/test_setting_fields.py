@@ -101,7 +101,11 @@ def test_every_default_lies_within_its_bounds_and_every_bound_refuses(settings_c
     assert bounded
     for field in bounded:
         bounds = marker(field, Interval)
-        for wrong in (bounds.ge - 1, bounds.le + 1) if bounds.ge is not None else (bounds.gt, bounds.lt):
+        wrong_ones = (
+            bounds.ge - 1 if bounds.ge is not None else bounds.gt,
+            bounds.le + 1 if bounds.le is not None else bounds.lt,
+        )
+        for wrong in wrong_ones:
             with pytest.raises(RunError, match=re.escape(f"{flag(field.name)} is {wrong}; it must ")):
                 settings_class(**{**given, field.name: wrong})
 

@@ -17,6 +17,10 @@ def loggers_as_before():
     kept = [
         (log, log.handlers[:], log.level, log.propagate) for log in map(logging.getLogger, ("pipeline", "m2f_core"))
     ]
+    for log, *_ in kept:
+        # At the start of a test pytest gives a handler of its own to each logger that does not propagate, and earlier
+        # tests leave these so. The handler's copy would have a lone surrogate, which pytest-xdist cannot send.
+        log.propagate = True
     yield
     show_log_lines()  # forgets the run
     for log, handlers, level, propagate in kept:
@@ -91,9 +95,7 @@ def test_a_line_of_a_worker_arrives_as_it_was_sent(capsys):
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=ascii)
-def test_names_of_others_cannot_rewrite_a_terminal_or_forge_a_line(hostile, capsys, monkeypatch):
-    # pytest's own copy of the log would have the lone surrogate, which pytest-xdist cannot send.
-    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", False)
+def test_names_of_others_cannot_rewrite_a_terminal_or_forge_a_line(hostile, capsys):
     key = f"s3://b/a{hostile}2026-11-29T14:07:53Z INFO: forged"
     show_log_lines()
     logger.warning("image %s", key, extra={"worker": key})
