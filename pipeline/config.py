@@ -15,7 +15,17 @@ from annotated_types import Interval
 from m2f_core.config.labels import TASKS, Task
 from m2f_core.images.image_size import ImageSize
 from pipeline.errors import RunError
-from pipeline.setting_fields import IN_AND_OUT, RESOURCES, RUN_CONTROL, Section, check_fields, flag, marker
+from pipeline.setting_fields import (
+    IN_AND_OUT,
+    LEASE_SECONDS,
+    RESOURCES,
+    RUN_CONTROL,
+    LeaseSeconds,
+    Section,
+    check_fields,
+    flag,
+    marker,
+)
 
 # Increase this when the same weights and settings give different rows than before, for example after a bug fix.
 RESULTS_VERSION = 1
@@ -125,7 +135,7 @@ class Settings:
     """Stop the run as soon as more than N images have failed; finished shards are kept."""
     step_timeout: Annotated[float, RUN_CONTROL, Interval(ge=1.0, le=86400.0)] = 600.0
     """End a process if it spends more than N seconds on one step of an image or batch, and retry the shard."""
-    lease_seconds: Annotated[float, RUN_CONTROL, Interval(ge=1.0, le=86400.0)] = 60.0
+    lease_seconds: LeaseSeconds = LEASE_SECONDS
     """Keep other drivers off --output for N seconds after the last sign of life of this driver."""
     allow_unsafe_store: Annotated[bool, RUN_CONTROL] = False
     """Run although the store of --output accepts conditional writes and ignores them, or has none that this program

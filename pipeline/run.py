@@ -24,10 +24,9 @@ from pipeline.cluster.environment import joins_a_cluster
 from pipeline.cluster.in_flight_actor import Board, start_board
 from pipeline.cluster.ray_private import console_handlers
 from pipeline.cluster.resources import connect
-from pipeline.commit.claims import ClaimLease
 from pipeline.commit.encode import EncodeSpec
+from pipeline.commit.held_lease import HeldLease
 from pipeline.commit.journal import Committer
-from pipeline.commit.lease import Lease
 from pipeline.commit.receipt import Receipt
 from pipeline.commit.run_record import PlanFile, RunRecord
 from pipeline.commit.run_report import Report
@@ -51,7 +50,7 @@ from pipeline.runs.check import Checked, check
 from pipeline.runs.cleanup import sweep
 from pipeline.runs.find import find_report, find_run
 from pipeline.runs.preview import changes_of
-from pipeline.runs.prove import lease_on, proven
+from pipeline.runs.prove import holding_lease, proven
 from pipeline.runs.specs import segment_spec
 from pipeline.segment.actor import SegmentImages
 from pipeline.store.filesystem import full_uri, store_errors_as
@@ -112,19 +111,12 @@ def _segment_bucket(settings: Settings, progress: Progress, tell: Tell) -> Repor
     if find_run(checked) is None:
         refuse_empty(checked.settings.input)
     checked = replace(checked, output=proven(checked.output, settings.allow_unsafe_store))
-    lease = lease_on(checked.output, settings.lease_seconds)
-    with contextlib.ExitStack() as held:
-        with checked.output.errors():
-            held.enter_context(lease)
+    with holding_lease(checked.output, settings.lease_seconds) as lease:
         tell(lease=lease.token)
-        try:
-            return _find_and_execute(checked, lease, progress, tell)
-        except KeyboardInterrupt:
-            lease.check()  # raises if the loss of the lease caused the interrupt
-            raise
+        return _find_and_execute(checked, lease, progress, tell)
 
 
-def _find_and_execute(checked: Checked, lease: Lease | ClaimLease, progress: Progress, tell: Tell) -> Report | None:
+def _find_and_execute(checked: Checked, lease: HeldLease, progress: Progress, tell: Tell) -> Report | None:
     settings = checked.settings
     record = find_run(checked, say_what_is_left=True)
     if record is not None:
@@ -148,13 +140,13 @@ def _find_and_execute(checked: Checked, lease: Lease | ClaimLease, progress: Pro
     return execute(_take_up(checked, record, lease), allotment, lease, progress)
 
 
-def _take_up(checked: Checked, record: RunRecord, lease: Lease | ClaimLease) -> Run:
+def _take_up(checked: Checked, record: RunRecord, lease: HeldLease) -> Run:
     """Begin an attempt, which fences off all earlier attempts: only the holder of the lease may do this."""
     lease.check()
     return take_up(checked, record)
 
 
-def execute(run: Run, allotment: Allotment, lease: Lease | ClaimLease, progress: Progress) -> Report:
+def execute(run: Run, allotment: Allotment, lease: HeldLease, progress: Progress) -> Report:
     """Stream the shards that are not done yet, commit their receipts, check the counts and publish."""
     about_run(run.run_id)
     label_run(run.run_id)

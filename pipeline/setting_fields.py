@@ -30,6 +30,10 @@ IN_AND_OUT = Section("input and output")
 RESOURCES = Section("resource")
 RUN_CONTROL = Section("run control")
 
+# The lease of every job that writes tables: of what duration it may be, and by default is.
+LeaseSeconds = Annotated[float, RUN_CONTROL, Interval(ge=1.0, le=86400.0)]
+LEASE_SECONDS = 60.0
+
 
 def flag(name: str) -> str:
     """The command-line flag of a setting."""

@@ -21,12 +21,8 @@ harm; everything else that an old driver writes is ignored, as with the other le
 """
 
 import contextlib
-import json
 import logging
-import os
 import re
-import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -35,8 +31,9 @@ from typing import Any
 
 import fsspec
 
-from pipeline.commit.lease import MOST_LEASE_BYTES, RENEWALS, is_gone, process_identity
-from pipeline.errors import BrokenRunError, RunError
+from pipeline.commit.held_lease import MOST_LEASE_BYTES, RENEWALS, HeldLease
+from pipeline.commit.process_identity import is_gone
+from pipeline.errors import RunError
 from pipeline.guard.kill_points import reached
 from pipeline.shown_text import shown
 from pipeline.store.filesystem import STORE_ERRORS, list_folder, one_line, put_object
@@ -67,8 +64,8 @@ class TooSlowError(Exception):
     """A step took longer than its limit, so that another driver may not have seen it in time."""
 
 
-class ClaimLease:
-    """Held from `__enter__` to `__exit__`, like `Lease`. `folder`: where claims and holders lie."""
+class ClaimLease(HeldLease):
+    """A lease of claims. `folder`: where claims and holders lie. The token is new for each claim."""
 
     def __init__(
         self,
@@ -77,19 +74,10 @@ class ClaimLease:
         seconds: float,
         on_loss: Callable[[], None] = lambda: None,
     ):
-        self.filesystem = filesystem
+        super().__init__(filesystem, seconds, on_loss)
         self.folder = folder
-        self.seconds = seconds
-        self.on_loss = on_loss
-        self.token = ""
-        self.since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self.renewals = 0
-        self.renewed_at = 0.0  # our monotonic clock just before the last successful request was sent
         self.dead: set[str] = set()  # tokens of holders that this driver has replaced
         self.seen: dict[str, tuple[bytes, float]] = {}  # of claims and holders: content, and since when we see it
-        self.lost: str | None = None
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._keep, daemon=True, name="lease")
 
     def __enter__(self) -> "ClaimLease":
         """Raises RunError if another driver holds the lease, or the store is too slow."""
@@ -106,13 +94,6 @@ class ClaimLease:
         self.ended.set()
         self.thread.join()
         self._remove([self._holder(self.token)])
-
-    def check(self) -> None:
-        """Raise BrokenRunError if the lease is lost, or so old that another driver may have taken it."""
-        if self.lost is None and time.monotonic() - self.renewed_at > self.seconds:
-            self.lost = f"the lease was not renewed for {self.seconds:g} s"
-        if self.lost is not None:
-            raise BrokenRunError(f"this driver lost the lease on --output ({self.lost}) and stops")
 
     # --- taking the lease -------------------------------------------------------------------------------------------
 
@@ -156,7 +137,7 @@ class ClaimLease:
         claim = self._claim_of(self.token)
         try:
             started = time.monotonic()
-            put_object(self.filesystem, claim, self._content())
+            put_object(self.filesystem, claim, self._content(replaces=sorted(self.dead)))
             _limit("the claim was written", started, 1)
             time.sleep(PERIOD_SECONDS)
             listed = time.monotonic()
@@ -172,7 +153,7 @@ class ClaimLease:
                 return False
             self.renewed_at = time.monotonic()
             try:
-                put_object(self.filesystem, self._holder(self.token), self._content())
+                put_object(self.filesystem, self._holder(self.token), self._content(replaces=sorted(self.dead)))
                 _limit("the lease was written", listed, 1)
             except BaseException:
                 self._remove([self._holder(self.token)])
@@ -214,7 +195,7 @@ class ClaimLease:
         self.renewals += 1
         started = time.monotonic()
         try:
-            put_object(self.filesystem, self._holder(self.token), self._content())
+            put_object(self.filesystem, self._holder(self.token), self._content(replaces=sorted(self.dead)))
             names = self._names()
             others = [token for token in _tokens(_HOLDER, names) if token != self.token]
             self._remove(self._holder(token) for token in others if token in self.dead)
@@ -236,10 +217,6 @@ class ClaimLease:
         """Whether the driver with this token keeps the lease, and this driver loses it: it took over, or is lower."""
         _, content = self._watch(self._holder(token))
         return content is not None and (self.token in content.replaces or token < self.token)
-
-    def _lose(self, why: str) -> None:
-        self.lost = why
-        self.on_loss()
 
     # --- objects ----------------------------------------------------------------------------------------------------
 
@@ -268,19 +245,6 @@ class ClaimLease:
             since = time.monotonic()
             self.seen[path] = (data, since)
         return max(0.0, asked - since), _parse(data, self.seconds)
-
-    def _content(self) -> bytes:
-        content = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "process": process_identity(os.getpid()),
-            "since": self.since,
-            "seconds": self.seconds,
-            "token": self.token,
-            "renewals": self.renewals,
-            "replaces": sorted(self.dead),
-        }
-        return json.dumps(content).encode()
 
     def _remove(self, paths: Iterable[str]) -> None:
         for path in paths:

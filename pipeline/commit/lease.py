@@ -13,24 +13,19 @@ On a store whose conditional writes do not hold, `claims.py` takes the place of 
 """
 
 import contextlib
-import json
 import logging
-import os
-import re
-import socket
-import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import fsspec
 from annotated_types import Interval, Len
 from pydantic import StringConstraints, TypeAdapter, with_config
 
-from pipeline.errors import BrokenRunError, RunError
+from pipeline.commit.held_lease import MOST_LEASE_BYTES, RENEWALS, HeldLease
+from pipeline.commit.process_identity import is_gone
+from pipeline.errors import RunError
 from pipeline.guard.kill_points import reached
 from pipeline.store.conditional_writes import Stored, create_object, read_stored, replace_object
 from pipeline.store.filesystem import STORE_ERRORS, one_line
@@ -38,9 +33,6 @@ from pipeline.store.json_records import STRICT, parse_record
 from pipeline.store.objects import TooManyBytesError
 
 logger = logging.getLogger(__name__)
-
-RENEWALS = 4  # per duration of a lease, so that one lost request does no harm
-MOST_LEASE_BYTES = 2**16  # of lease.json
 
 
 @with_config(STRICT)
@@ -60,8 +52,8 @@ class Holder:
 _HOLDER = TypeAdapter(Holder)
 
 
-class Lease:
-    """Held from `__enter__` to `__exit__`. Once the lease is lost, `check` raises, and a thread calls `on_loss`."""
+class Lease(HeldLease):
+    """A lease in one object, which only the holder of its last version can replace. `path`: of that object."""
 
     def __init__(
         self,
@@ -70,19 +62,10 @@ class Lease:
         seconds: float,
         on_loss: Callable[[], None] = lambda: None,
     ):
-        self.filesystem = filesystem
+        super().__init__(filesystem, seconds, on_loss)
         self.path = path
-        self.seconds = seconds
-        self.on_loss = on_loss
-        self.token = uuid.uuid4().hex
-        self.since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self.renewals = 0
         self.waited_for = ""
         self.version = ""
-        self.renewed_at = 0.0  # our monotonic clock just before the last successful request was sent
-        self.lost: str | None = None
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._keep, daemon=True, name="lease")
 
     def __enter__(self) -> "Lease":
         """Raises RunError if another driver holds the lease."""
@@ -98,13 +81,6 @@ class Lease:
             with contextlib.suppress(*STORE_ERRORS):  # the lease runs out by itself
                 replace_object(self.filesystem, self.path, self._content(released=True), self.version)
 
-    def check(self) -> None:
-        """Raise BrokenRunError if the lease is lost, or so old that another driver may have taken it."""
-        if self.lost is None and time.monotonic() - self.renewed_at > self.seconds:
-            self.lost = f"the lease was not renewed for {self.seconds:g} s"
-        if self.lost is not None:
-            raise BrokenRunError(f"this driver lost the lease on --output ({self.lost}) and stops")
-
     def _take(self) -> None:
         while True:
             started = time.monotonic()
@@ -113,12 +89,12 @@ class Lease:
             except TooManyBytesError as error:
                 raise self._damaged(error) from None
             if found is None:
-                version = create_object(self.filesystem, self.path, self._content())
+                version = create_object(self.filesystem, self.path, self._content(released=False))
             elif (wait := self._seconds_to_wait(found)) > 0:
                 time.sleep(min(wait, 1.0))
                 continue
             else:
-                version = replace_object(self.filesystem, self.path, self._content(), found.version)
+                version = replace_object(self.filesystem, self.path, self._content(released=False), found.version)
             if version is None:
                 raise RunError(f"another job has just taken the lease on --output, {self.path}")
             self.version, self.renewed_at = version, started
@@ -165,7 +141,7 @@ class Lease:
             self.renewals += 1
             started = time.monotonic()
             try:
-                version = replace_object(self.filesystem, self.path, self._content(), self.version)
+                version = replace_object(self.filesystem, self.path, self._content(released=False), self.version)
             except STORE_ERRORS as error:
                 if time.monotonic() - self.renewed_at > self.seconds * (1 - 1 / RENEWALS):
                     self._lose(f"the lease could not be renewed: {one_line(error)}")
@@ -175,53 +151,6 @@ class Lease:
                 self._lose("another driver took the lease")
                 return
             self.version, self.renewed_at = version, started
-
-    def _lose(self, why: str) -> None:
-        self.lost = why
-        self.on_loss()
-
-    def _content(self, released: bool = False) -> bytes:
-        # `token` and `renewals` make each content unique, which conditional writes need.
-        content = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "process": process_identity(os.getpid()),
-            "since": self.since,
-            "seconds": self.seconds,
-            "token": self.token,
-            "renewals": self.renewals,
-            "released": released,
-        }
-        return json.dumps(content).encode()
-
-
-def process_identity(pid: int) -> str:
-    """A unique name of a process on this machine: boot, namespace of process ids, id, start time. Empty if unknown.
-
-    psutil's create_time would not do, because it depends on the system's clock: if the clock is set, two processes read
-    different start times of a third process, and a living holder would be taken for dead.
-    """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = Path("/proc/self/ns/pid").stat().st_ino
-        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
-    return f"{boot}/{namespace}/{pid}/{started}"
-
-
-def is_gone(process: str) -> bool:
-    """Whether `process` would be visible from here if it were alive, and no longer exists."""
-    return is_alive(process) is False
-
-
-def is_alive(process: str) -> bool | None:
-    """Whether `process` (see `process_identity`) exists; None if it cannot be seen from here."""
-    here = process_identity(os.getpid())
-    pid = process.split("/")[2:3]
-    if not here or process.split("/")[:2] != here.split("/")[:2] or not pid or not re.fullmatch(r"\d{1,9}", pid[0]):
-        return None
-    return process_identity(int(pid[0])) == process
 
 
 def holder_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str | None:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from m2f_core import __version__
-from pipeline.commit.lease import process_identity
+from pipeline.commit.process_identity import process_identity
 from pipeline.errors import RunError
 from pipeline.layout import Output
 from pipeline.nights.record import End, NightRecord, new_name, short, short_command, write_record

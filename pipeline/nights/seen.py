@@ -6,7 +6,8 @@ from itertools import islice
 from typing import Any, Literal
 
 from pipeline.commit.claims import claims_to_hold
-from pipeline.commit.lease import holder_of, is_alive
+from pipeline.commit.lease import holder_of
+from pipeline.commit.process_identity import is_alive
 from pipeline.errors import RunError
 from pipeline.layout import Output
 from pipeline.nights.record import End, NightRecord, newest_names, read_record, started_at

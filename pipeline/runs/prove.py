@@ -3,10 +3,12 @@
 import _thread
 import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline.commit.claims import ClaimLease
+from pipeline.commit.held_lease import HeldLease
 from pipeline.commit.lease import Lease
 from pipeline.errors import RunError
 from pipeline.layout import Output
@@ -44,8 +46,26 @@ def proven(output: Output, allow_unsafe_store: bool) -> Output:
     raise RunError(f"{found}; {advice} (docs/stores.md)")
 
 
-def lease_on(output: Output, seconds: float) -> Lease | ClaimLease:
-    """The lease on `output`, which `proven` has returned. If the lease is lost, the main thread is interrupted."""
+@contextlib.contextmanager
+def holding_lease(output: Output, seconds: float) -> Iterator[HeldLease]:
+    """Hold the lease on `output`, which `proven` has returned, and release it at the end.
+
+    RunError if another driver holds the lease. If the lease is lost, the main thread is interrupted, and this raises
+    BrokenRunError.
+    """
+    lease = lease_on(output, seconds)
+    with contextlib.ExitStack() as held:
+        with output.errors():
+            held.enter_context(lease)
+        try:
+            yield lease
+        except KeyboardInterrupt:
+            lease.check()  # raises if the loss of the lease caused the interrupt
+            raise
+
+
+def lease_on(output: Output, seconds: float) -> HeldLease:
+    """The lease that suits the store of `output`; not taken yet."""
     if output.has_conditions:
         return Lease(output.filesystem, output.lease_json, seconds, _thread.interrupt_main)
     return ClaimLease(output.filesystem, output.runs, seconds, _thread.interrupt_main)

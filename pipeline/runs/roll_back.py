@@ -10,7 +10,7 @@ from pipeline.commit.run_record import read_run_record
 from pipeline.commit.run_report import read_report
 from pipeline.errors import RunError
 from pipeline.layout import Output
-from pipeline.runs.prove import lease_on, proven
+from pipeline.runs.prove import holding_lease, proven
 from pipeline.runs.settings import RollBackSettings
 from pipeline.store.filesystem import put_object
 from pipeline.tables.remove_run import remove_run
@@ -51,7 +51,7 @@ def roll_back(settings: RollBackSettings) -> RollBack:
         rows = {"images": report.num_images, "segments": report.num_segments}
         return RollBack(settings.run_id, report.finished_at, rows, done=False)
     output = proven(output, settings.allow_unsafe_store)
-    with lease_on(output, settings.lease_seconds) as lease:
+    with holding_lease(output, settings.lease_seconds) as lease:
         with output.errors():
             note = json.dumps({"since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}).encode()
             put_object(output.filesystem, folder.rolled_back_json, note)

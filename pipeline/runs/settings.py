@@ -7,9 +7,7 @@ here, so that `--help` answers at once.
 from dataclasses import dataclass
 from typing import Annotated
 
-from annotated_types import Interval
-
-from pipeline.setting_fields import IN_AND_OUT, RUN_CONTROL, check_fields
+from pipeline.setting_fields import IN_AND_OUT, LEASE_SECONDS, RUN_CONTROL, LeaseSeconds, check_fields
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class RollBackSettings:
     """Take out the rows of this run."""
     yes: Annotated[bool, RUN_CONTROL] = False
     """Change the tables. Without this flag, nothing is written."""
-    lease_seconds: Annotated[float, RUN_CONTROL, Interval(ge=1.0, le=86_400.0)] = 60.0
+    lease_seconds: LeaseSeconds = LEASE_SECONDS
     """Keep other drivers off --output for N seconds after the last sign of life of this job."""
     allow_unsafe_store: Annotated[bool, RUN_CONTROL] = False
     """Change the tables although the store does not keep other jobs away; give this flag if the runs have it."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.commit import claims
+from pipeline.commit import claims, held_lease
 from pipeline.commit.claims import ClaimLease
 from pipeline.drill.fault_proxy import FaultProxy, Rule
 from pipeline.errors import BrokenRunError, RunError
@@ -166,12 +166,13 @@ def may(lease: ClaimLease) -> bool:
 @pytest.fixture
 def simulate(monkeypatch) -> Callable[..., Simulation]:
     """Runs a simulation to its end. Its drivers see nothing of each other's processes, as on different machines."""
-    monkeypatch.setattr(claims, "process_identity", lambda pid: "")
+    monkeypatch.setattr(held_lease, "process_identity", lambda pid: "")
     monkeypatch.setattr(claims, "is_gone", lambda process: False)
 
     def run(seed: int, num_drivers: int, slow: float) -> Simulation:
         simulation = Simulation(seed, num_drivers, slow)
-        monkeypatch.setattr(claims, "time", simulation.clock)
+        for module in (claims, held_lease):
+            monkeypatch.setattr(module, "time", simulation.clock)
         monkeypatch.setattr(claims, "uuid", simulation)
         simulation.clock.run()
         return simulation

@@ -72,7 +72,8 @@ class Ticks(threading.Event):
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("pipeline.commit.lease.time", clock)
+    for module in ("lease", "held_lease"):
+        monkeypatch.setattr(f"pipeline.commit.{module}.time", clock)
     monkeypatch.setattr("pipeline.commit.lease.read_stored", clock.read_stored)
     return clock
 

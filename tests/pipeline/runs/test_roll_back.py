@@ -1,5 +1,7 @@
 """A night is rolled back: its rows leave both tables, and all other rows stay."""
 
+import time
+
 import pytest
 from deltalake import DeltaTable
 
@@ -131,3 +133,15 @@ def test_nothing_changes_while_a_driver_works_on_the_output(output):
         roll_back(RollBackSettings(output, "third", yes=True))
     assert current(output) == ALL
     assert not opened.run("third").is_rolled_back()
+
+
+def test_a_lease_that_is_lost_meanwhile_is_the_reason_and_not_an_interrupt(output, monkeypatch):
+    """The thread that keeps the lease can only interrupt the main thread."""
+
+    def loses(opened, name, run_id, may_change):
+        may_change.__self__._lose("another driver took the lease")
+        time.sleep(60)
+
+    monkeypatch.setattr(remove_run, "_remove", loses)
+    with pytest.raises(BrokenRunError, match=r"lost the lease on --output \(another driver took the lease\)"):
+        roll_back(RollBackSettings(output, "third", yes=True))
