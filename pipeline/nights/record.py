@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, TypeAdapter
 
-from pipeline.errors import RunError
 from pipeline.layout import Output
 from pipeline.shown_text import shown
 from pipeline.store.filesystem import list_folder, put_object
+from pipeline.store.json_records import STRICT
 
 End = Literal["finished", "nothing to do", "refused", "stopped", "broke"]
 
@@ -31,7 +31,7 @@ Text = Annotated[str, Field(max_length=_LONGEST_TEXT)]
 class NightRecord(BaseModel):
     """The fields of a record. Times are UTC; texts are as people may see them, without secrets."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(**STRICT, frozen=True, extra="forbid")
 
     record_version: Literal[1] = 1
     started_at: AwareDatetime
@@ -49,6 +49,9 @@ class NightRecord(BaseModel):
     reason: Text | None = None  # one line
     # images in the run; of these, with those of earlier nights, done, failed and removed; segments found
     counts: dict[Text, NonNegativeInt] = {}
+
+
+_RECORD = TypeAdapter(NightRecord)
 
 
 def short(text: str) -> str:
@@ -73,17 +76,7 @@ def write_record(output: Output, name: str, record: NightRecord) -> None:
 
 def read_record(output: Output, name: str) -> NightRecord | None:
     """The record of this name, or None if there is none. RunError if it is damaged or cannot be read."""
-    data = output.read_or_none(output.night(name))
-    if data is None:
-        return None
-    try:
-        return NightRecord.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the object"
-        raise RunError(
-            f"{output.flag} {output.uri}: {name} is not a record of a night: {where}: {first['msg']}"
-        ) from None
+    return output.read_record(_RECORD, output.night(name))
 
 
 def newest_names(output: Output, since: date | None = None) -> Iterator[str]:
