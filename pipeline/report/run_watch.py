@@ -8,6 +8,7 @@ from pipeline.report.progress import Progress
 from pipeline.shown_text import shown
 from pipeline.store.filesystem import full_uri
 from pipeline.telemetry.in_flight import STAGES, InFlight
+from pipeline.telemetry.instruments import SET_EVERY_SECONDS
 from pipeline.telemetry.metrics import (
     RUN_DEADLINE,
     RUN_FAILURE_BUDGET,
@@ -20,8 +21,6 @@ from pipeline.telemetry.metrics import (
     RUN_SLOWEST_SHARD,
     RUNS,
 )
-
-_SECONDS = 5.0  # half of the interval at which Ray collects values
 
 
 class RunWatch:
@@ -60,7 +59,7 @@ class RunWatch:
         while True:
             self.set_gauges()
             self.each_time()
-            if self.ended.wait(_SECONDS):
+            if self.ended.wait(SET_EVERY_SECONDS):
                 return
 
     def set_gauges(self) -> None:

@@ -7,9 +7,8 @@ because an actor without shards must count it too: then the device is idle.
 import threading
 import time
 
+from pipeline.telemetry.instruments import SET_EVERY_SECONDS
 from pipeline.telemetry.metrics import DEVICE_BUSY, DEVICE_RESERVED
-
-_SECONDS = 5.0  # half of the interval at which Ray collects values
 
 
 class DeviceTime:
@@ -35,5 +34,5 @@ class DeviceTime:
 
     def _keep_counting(self) -> None:
         while True:
-            time.sleep(_SECONDS)
+            time.sleep(SET_EVERY_SECONDS)
             self._count_held()

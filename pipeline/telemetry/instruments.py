@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 RUN_ID = "run_id"
+SET_EVERY_SECONDS = 5.0  # half of the interval at which Ray collects values
 
 _run: dict[str, str] = {RUN_ID: ""}
 

@@ -67,7 +67,7 @@ def test_without_an_answer_of_the_stages_or_a_deadline_the_other_gauges_are_set(
 
 
 def test_the_watch_sets_gauges_and_calls_at_once_and_once_more_at_the_end(gauges, monkeypatch):
-    monkeypatch.setattr(run_watch, "_SECONDS", 3600)
+    monkeypatch.setattr(run_watch, "SET_EVERY_SECONDS", 3600)
     totals, progress, calls = Totals(), Progress(10), []
     progress.follow(100, totals)
     with RunWatch(progress, lambda: None, 0.01, None, lambda: calls.append(1)):
