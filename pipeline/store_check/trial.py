@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pipeline.layout import Output
 from pipeline.store.filesystem import STORE_ERRORS, is_local, is_s3, put_object
 from pipeline.store.objects import read_once
+from pipeline.store.removal import remove_folder_of
 
 T = TypeVar("T")
 
@@ -24,6 +25,7 @@ class Trial:
     def __init__(self, uri: str):
         folder = f"_check-store-{int(time.time())}-{uuid.uuid4().hex[:8]}"
         self.output = Output.open(f"{uri.rstrip('/')}/{folder}")
+        self.parent = self.output.root.rpartition("/")[0]
         self.filesystem: Any = self.output.filesystem
         self.written: set[str] = set()
         self.milliseconds: dict[str, list[float]] = {}
@@ -80,7 +82,7 @@ class Trial:
         """
         if is_local(self.filesystem):
             with contextlib.suppress(FileNotFoundError):
-                self.filesystem.rm(self.output.root, recursive=True)
+                remove_folder_of(self.filesystem, self.parent, self.output.root)
             return []
         self.together(self._remove, sorted(self.written))
         self.together(self._remove, self._listed())  # the files of the Delta table; a store may fail at longer listings
