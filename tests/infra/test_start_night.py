@@ -159,6 +159,26 @@ def test_an_api_server_that_is_away_for_a_while_costs_nothing(server, api, capsy
     assert "trying again: GET raycronjobs/m2f-night: 503 etcd has no leader" in capsys.readouterr().err
 
 
+def test_an_answer_that_is_cut_off_is_asked_for_again(server, api, capsys, monkeypatch):
+    whole = Handler.send
+    cuts = [lambda text: (text[:20], 20), lambda text: (text[:20], 40)]  # no JSON; shorter than it says
+
+    def cut(self: Handler, code: int, text: str) -> None:
+        if not cuts or self.command != "GET":
+            whole(self, code, text)
+            return
+        part, length = cuts.pop()(text)
+        self.send_response(code)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(part.encode())
+
+    monkeypatch.setattr(Handler, "send", cut)
+    server.states = [SUCCEEDED]
+    assert run(api) == 0
+    assert capsys.readouterr().err.count("the answer is cut off or is no JSON") == 2
+
+
 def test_a_request_that_is_not_allowed_is_one_line(server, api):
     server.faults = {"POST": [(403, "rayjobs is forbidden")]}
     with pytest.raises(start_night().RefusedError, match="POST rayjobs: rayjobs is forbidden"):

@@ -8,6 +8,7 @@ Exit code 0: the RayJob succeeded; 1: it failed, was stopped or was deleted; 2: 
 
 import argparse
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -63,6 +64,8 @@ class Api:
             with self.opener.open(request, timeout=REQUEST_SECONDS) as answer:
                 found: dict[str, Any] = json.load(answer)
                 return found
+        except (http.client.HTTPException, ValueError) as error:
+            raise OSError(f"{method} {path}: the answer is cut off or is no JSON: {error}") from None
         except urllib.error.HTTPError as error:
             if error.code in (404, 409):
                 return None
@@ -91,7 +94,7 @@ def ray_job_name(template: str, job_name: str) -> str:
 
 
 def ray_job(template: dict[str, Any], name: str) -> dict[str, Any]:
-    """The RayJob of this name; labels (such as the queue's) and annotations are those of the template."""
+    """The RayJob of this name, with the labels (such as the queue's), annotations and spec of the template."""
     about = template["metadata"]
     annotations = {k: v for k, v in about.get("annotations", {}).items() if not k.startswith(_NOT_COPIED)}
     return {
