@@ -91,7 +91,7 @@ def _token(config: Config) -> Iterator[str]:
     for name in ("head_start_ray_commands", "worker_start_ray_commands"):
         starts = [command for command in config.get(name) or [] if "ray start" in command]
         if not starts or not all("RAY_AUTH_MODE=token" in command for command in starts):
-            yield f"{name}: `ray start` without RAY_AUTH_MODE=token: whoever reaches the head can run code"
+            yield f"{name}: `ray start` without RAY_AUTH_MODE=token: any machine that reaches it can run code"
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -67,7 +67,7 @@ def check_network(manifests: Manifests) -> Iterator[Fault]:
     policies = [obj for obj in manifests.of_kind("NetworkPolicy") if not obj["spec"].get("podSelector")]
     if not policies:
         yield Fault(
-            "network", "all objects", "no NetworkPolicy for all pods: whoever reaches the dashboard can run code"
+            "network", "all objects", "no NetworkPolicy for all pods: any pod that reaches the dashboard can run code"
         )
         return
     where = name_of(policies[0])

@@ -34,7 +34,7 @@ def gpus_of(group: Object) -> int:
 def check_clusters(manifests: Manifests) -> Iterator[Fault]:
     for where, cluster in manifests.clusters:
         if (cluster.get("authOptions") or {}).get("mode") != "token":
-            said = "authOptions.mode is not token: whoever reaches the dashboard can run code with the pods' role"
+            said = "authOptions.mode is not token: any pod that reaches the dashboard can run code with the pods' role"
             yield Fault("token-authentication", where, said)
         if not cluster.get("rayVersion"):
             yield Fault("ray-version", where, "rayVersion is not set; KubeRay needs it for token authentication")
