@@ -30,11 +30,12 @@ from typing import TypeVar
 import fsspec
 from pydantic import TypeAdapter
 
+from m2f_core.config.fields import excerpt
 from pipeline.config import is_run_id
 from pipeline.errors import RunError
 from pipeline.schema import TABLES
 from pipeline.store.filesystem import is_local, list_folder, open_filesystem, store_errors_as
-from pipeline.store.json_records import excerpt, parse_record
+from pipeline.store.json_records import parse_record
 from pipeline.store.objects import read_bytes, read_or_none
 
 T = TypeVar("T")

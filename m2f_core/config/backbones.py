@@ -24,8 +24,8 @@ from m2f_core.config.fields import (
     check_counts,
     check_divisible,
     check_numbers,
+    excerpt,
     known_fields,
-    shown,
 )
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")  # every stage is an output
@@ -120,7 +120,7 @@ class ResNetConfig:
         check_count_tuple(self, "depths", 4, MAX_LAYERS)
         check_booleans(self, ("downsample_in_first_stage", "downsample_in_bottleneck"))
         if self.layer_type not in ("basic", "bottleneck"):
-            raise ConfigError(f'layer_type must be "basic" or "bottleneck", not {shown(self.layer_type)}')
+            raise ConfigError(f'layer_type must be "basic" or "bottleneck", not {excerpt(self.layer_type)}')
         for stage, width in enumerate(self.hidden_sizes if self.layer_type == "bottleneck" else (), start=1):
             check_divisible(f"the width of ResNet stage {stage}", width, "its reduction", BOTTLENECK_REDUCTION)
         _check_rgb(self.num_channels)
@@ -187,12 +187,12 @@ def backbone_by_name(name: str) -> BackboneConfig | None:
 
 def _check_rgb(num_channels: object) -> None:
     if isinstance(num_channels, bool) or num_channels != 3:
-        raise ConfigError(f"num_channels must be 3 (RGB), not {shown(num_channels)}")
+        raise ConfigError(f"num_channels must be 3 (RGB), not {excerpt(num_channels)}")
 
 
 def _check_outputs(json_dict: Mapping[str, Any]) -> None:
     if json_dict.get("out_features") not in (None, list(STAGES)):
-        raise ConfigError(f"out_features must be {list(STAGES)}, not {shown(json_dict['out_features'])}")
+        raise ConfigError(f"out_features must be {list(STAGES)}, not {excerpt(json_dict['out_features'])}")
 
 
 def _json_fields(config: BackboneConfig) -> dict[str, Any]:

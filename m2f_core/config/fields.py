@@ -31,7 +31,7 @@ class ConfigError(ValueError):
     """A model configuration that cannot be built; the message names the field."""
 
 
-def shown(value: object) -> str:
+def excerpt(value: object) -> str:
     """A wrong value for a message of one line, however long it is."""
     try:
         text = ascii(value)
@@ -48,13 +48,13 @@ def check_counts(config: object, names: tuple[str, ...], most: int) -> None:
     for name in names:
         value = getattr(config, name)
         if not is_count(value) or value > most:
-            raise ConfigError(f"{name} must be a whole number from 1 to {most}, not {shown(value)}")
+            raise ConfigError(f"{name} must be a whole number from 1 to {most}, not {excerpt(value)}")
 
 
 def check_booleans(config: object, names: tuple[str, ...]) -> None:
     for name in names:
         if not isinstance(getattr(config, name), bool):
-            raise ConfigError(f"{name} must be true or false, not {shown(getattr(config, name))}")
+            raise ConfigError(f"{name} must be true or false, not {excerpt(getattr(config, name))}")
 
 
 def check_numbers(config: object, names: tuple[str, ...], least: float = 0, most: float = MAX_NUMBER) -> None:
@@ -62,18 +62,18 @@ def check_numbers(config: object, names: tuple[str, ...], least: float = 0, most
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
-            raise ConfigError(f"{name} must be a number from {least:.9g} to {most:.9g}, not {shown(value)}")
+            raise ConfigError(f"{name} must be a number from {least:.9g} to {most:.9g}, not {excerpt(value)}")
 
 
 def check_count_tuple(config: object, name: str, length: int, most: int) -> None:
     values = getattr(config, name)
     if not isinstance(values, tuple) or len(values) != length or not all(is_count(v) and v <= most for v in values):
-        raise ConfigError(f"{name} must be {length} whole numbers from 1 to {most}, not {shown(values)}")
+        raise ConfigError(f"{name} must be {length} whole numbers from 1 to {most}, not {excerpt(values)}")
 
 
 def check_activation(config: object, name: str) -> None:
     if getattr(config, name) not in ACTIVATIONS:
-        raise ConfigError(f"{name} must be one of {', '.join(ACTIVATIONS)}, not {shown(getattr(config, name))}")
+        raise ConfigError(f"{name} must be one of {', '.join(ACTIVATIONS)}, not {excerpt(getattr(config, name))}")
 
 
 def check_divisible(what: str, value: int, by_what: str, by: int) -> None:

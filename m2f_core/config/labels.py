@@ -15,7 +15,7 @@ from functools import cache, partial
 from importlib.resources import files
 from typing import Any, Literal, get_args
 
-from m2f_core.config.fields import shown
+from m2f_core.config.fields import excerpt
 from m2f_core.config.mask2former import ConfigError, read_id2label
 
 # Names for users -> files. Panoptic and semantic models have all classes of a dataset, instance models its things.
@@ -200,17 +200,19 @@ def _read_categories(entries: object, num_labels: int) -> list[Category]:
     categories = []
     for class_id, entry in enumerate(entries):
         if not isinstance(entry, Mapping):
-            raise ConfigError(f"categories[{class_id}] must be an object with id, name and isthing, not {shown(entry)}")
+            raise ConfigError(
+                f"categories[{class_id}] must be an object with id, name and isthing, not {excerpt(entry)}"
+            )
         category_id, name, isthing = entry.get("id"), entry.get("name"), entry.get("isthing")
         if isinstance(category_id, bool) or not isinstance(category_id, int) or not 0 <= category_id <= MAX_CATEGORY_ID:
             raise ConfigError(
                 f"categories[{class_id}].id must be a whole number from 0 to {MAX_CATEGORY_ID}, "
-                f"not {shown(category_id)}"
+                f"not {excerpt(category_id)}"
             )
         if not isinstance(name, str):
-            raise ConfigError(f"categories[{class_id}].name must be a string, not {shown(name)}")
+            raise ConfigError(f"categories[{class_id}].name must be a string, not {excerpt(name)}")
         if isthing not in (0, 1):
-            raise ConfigError(f"categories[{class_id}].isthing must be 0 or 1, not {shown(isthing)}")
+            raise ConfigError(f"categories[{class_id}].isthing must be 0 or 1, not {excerpt(isthing)}")
         categories.append(Category(class_id, category_id, name, bool(isthing)))
     if len({category.category_id for category in categories}) != len(categories):
         raise ConfigError("categories must have different ids")

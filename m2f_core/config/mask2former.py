@@ -28,9 +28,9 @@ from m2f_core.config.fields import (
     check_counts,
     check_divisible,
     check_numbers,
+    excerpt,
     is_count,
     known_fields,
-    shown,
 )
 from m2f_core.config.fields import ConfigError as ConfigError
 
@@ -68,7 +68,7 @@ def read_id2label(json_dict: Mapping[str, Any]) -> dict[int, str]:
         num_labels = 2 if by_id is None else len(by_id)  # transformers' default
     if not is_count(num_labels) or num_labels > MAX_CLASSES:
         name = "num_labels" if json_dict.get("num_labels") is not None else "id2label"
-        raise ConfigError(f"{name} must give 1 to {MAX_CLASSES} classes, not {shown(json_dict[name])}")
+        raise ConfigError(f"{name} must give 1 to {MAX_CLASSES} classes, not {excerpt(json_dict[name])}")
     if by_id is None or len(by_id) != num_labels:
         return _numbered_labels(num_labels)
     return {class_id: by_id.get(class_id, label) for class_id, label in _numbered_labels(num_labels).items()}
@@ -123,7 +123,7 @@ def _given_labels(json_dict: Mapping[str, Any]) -> dict[int, str] | None:
     try:
         return {int(class_id): str(name) for class_id, name in raw.items()}
     except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"id2label must have whole numbers as keys, not {shown(list(raw)[:3])}") from None
+        raise ConfigError(f"id2label must have whole numbers as keys, not {excerpt(list(raw)[:3])}") from None
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ class Mask2FormerConfig:
         model_type = json_dict.get("model_type")
         if model_type != "mask2former":
             raise ConfigError(
-                f'model_type must be "mask2former", not {shown(model_type)}: this is another architecture'
+                f'model_type must be "mask2former", not {excerpt(model_type)}: this is another architecture'
             )
         legacy = {name: json_dict[old] for old, name in LEGACY_NAMES.items() if old in json_dict}
         known = known_fields(cls, {**legacy, **json_dict})
@@ -344,7 +344,9 @@ def _read_backbone(json_dict: Mapping[str, Any]) -> dict[str, BackboneConfig]:
         raise ConfigError(f"backbone_config must be an object, not a {type(backbone).__name__}")
     model_type = backbone.get("model_type")
     if not isinstance(model_type, str) or model_type not in BACKBONES:
-        raise ConfigError(f"backbone_config.model_type must be one of {', '.join(BACKBONES)}, not {shown(model_type)}")
+        raise ConfigError(
+            f"backbone_config.model_type must be one of {', '.join(BACKBONES)}, not {excerpt(model_type)}"
+        )
     return {"backbone_config": BACKBONES[model_type].from_dict(backbone)}
 
 
@@ -356,7 +358,7 @@ def _named_backbone(json_dict: Mapping[str, Any]) -> dict[str, BackboneConfig]:
     found = None if json_dict.get("use_timm_backbone") else backbone_by_name(str(name))
     if found is None:
         raise ConfigError(
-            f"backbone {shown(name)} is given by name, and only microsoft/swin-... and microsoft/resnet-... are known; "
-            "write out its backbone_config"
+            f"backbone {excerpt(name)} is given by name, and only microsoft/swin-... and microsoft/resnet-... are "
+            "known; write out its backbone_config"
         )
     return {"backbone_config": found}

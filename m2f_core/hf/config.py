@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 from m2f_core.checkpoints.checkpoint import CONFIG_FILE, Checkpoint
 from m2f_core.checkpoints.hub import HUB_ID, fetch_from_hub
 from m2f_core.config import backbones, mask2former
-from m2f_core.config.fields import ConfigError, shown
+from m2f_core.config.fields import ConfigError, excerpt
 from m2f_core.config.mask2former import LEGACY_NAMES
 from m2f_core.whole_files import written_whole
 
@@ -38,7 +38,7 @@ def check_no_method(cls: type, given: Mapping[str, Any]) -> None:
     """ConfigError for a key of a file that would take the place of a method of the object that holds the keys."""
     for name in given:
         if callable(getattr(cls, name, None)):
-            raise ConfigError(f"{shown(name)} is a method of {cls.__name__} and cannot be a field")
+            raise ConfigError(f"{excerpt(name)} is a method of {cls.__name__} and cannot be a field")
 
 
 class _Config:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from m2f_core.config.fields import MAX_NUMBER, shown
+from m2f_core.config.fields import MAX_NUMBER, excerpt
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.images.hf_values import hf_values
 from m2f_core.images.image_size import MAX_PIXELS_A_SIDE, PAPER_EDGES, PAPER_SIZE, ImageSize
@@ -284,7 +284,7 @@ def _round_up(length: int, divisor: int) -> int:
 
 
 def _field_error(field: str, value: object, reason: str) -> ValueError:
-    return ValueError(f"preprocessor_config.json: {field} = {shown(value)}: {reason}")
+    return ValueError(f"preprocessor_config.json: {field} = {excerpt(value)}: {reason}")
 
 
 def _is_pixels(value: object) -> bool:

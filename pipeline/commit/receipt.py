@@ -7,9 +7,10 @@ from typing import Annotated
 from annotated_types import Interval
 from pydantic import StringConstraints, TypeAdapter, with_config
 
+from m2f_core.config.fields import excerpt
 from pipeline.layout import part_path
 from pipeline.schema import TABLES
-from pipeline.store.json_records import STRICT, Count, Seconds, excerpt, parse_record
+from pipeline.store.json_records import STRICT, Count, Seconds, parse_record
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 MOST_SHARDS = 2**31 - 1  # the tables hold the number as int32

@@ -8,12 +8,13 @@ from annotated_types import Interval, Len
 from pydantic import AfterValidator, FailFast, TypeAdapter, with_config
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
+from m2f_core.config.fields import excerpt
 from pipeline.commit.receipt import MOST_SHARDS
 from pipeline.errors import RunError
 from pipeline.layout import PLAN_FILE, Output, RunFolder, numbered
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.store.filesystem import put_object
-from pipeline.store.json_records import STRICT, Count, excerpt, moment, plain_values
+from pipeline.store.json_records import STRICT, Count, moment, plain_values
 
 NumShards = Annotated[int, Interval(ge=0, le=MOST_SHARDS)]
 PlainValues = Annotated[dict[str, Any], AfterValidator(plain_values)]

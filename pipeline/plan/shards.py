@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from m2f_core.config.fields import excerpt
 from pipeline.commit.run_record import PlanFile, PlanSummary
 from pipeline.inputs.listing import ListedImage
 from pipeline.layout import PLAN_FILE, Output, numbered
 from pipeline.schema import PLAN, REASONS
 from pipeline.store.filesystem import canonical, full_uri, one_line, put_object
-from pipeline.store.json_records import excerpt
 
 logger = logging.getLogger(__name__)
 

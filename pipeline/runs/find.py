@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipeline.commit.run_record import RunRecord, read_run_record
-from pipeline.commit.run_report import Report, read_report
+from pipeline.commit.run_report import READ_THREADS, Report, read_report, read_reports
 from pipeline.errors import RunError
 from pipeline.layout import Output, parts_folder
 from pipeline.runs.check import Checked
@@ -14,8 +14,6 @@ from pipeline.store.filesystem import canonical, list_folder
 from pipeline.tables.publish import is_published
 
 logger = logging.getLogger(__name__)
-
-_READ_THREADS = 16  # a year of nightly runs means 365 small objects to read
 
 
 def find_report(checked: Checked) -> Report | None:
@@ -105,9 +103,9 @@ def _has(run: RunRecord, wanted: dict[str, Any]) -> bool:
 
 def _newest_unfinished(output: Output, wanted: dict[str, Any], say_what_is_left: bool) -> RunRecord | None:
     folders = output.list_runs()
-    with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="runs") as threads:
-        # Read the reports first: run.json is large, and nearly all past runs are finished.
-        reports = list(threads.map(lambda folder: read_report(output, folder), folders))
+    # Read the reports first: run.json is large, and nearly all past runs are finished.
+    reports = read_reports(output, folders)
+    with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="runs") as threads:
         unfinished = [folder for folder, report in zip(folders, reports, strict=True) if report is None]
         found = threads.map(lambda folder: read_run_record(output, folder), unfinished)
         same = [run for run in found if run is not None and _has(run, wanted)]

@@ -16,6 +16,7 @@ from annotated_types import Interval
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from m2f_core.config.fields import excerpt
 from pipeline.errors import RunError
 from pipeline.store.filesystem import one_line
 
@@ -24,8 +25,6 @@ T = TypeVar("T")
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 Count = Annotated[int, Interval(ge=0, le=2**62)]
 Seconds = Annotated[float, Interval(ge=0.0, le=1e12)]
-
-_SHOWN = 60  # characters of a wrong value
 
 _TRANSCODED = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
@@ -108,12 +107,6 @@ def place_of(location: tuple[int | str, ...]) -> str:
     """`plan.files[3].path`; names that a stranger wrote are shown as Python shows them."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{_name(part)}" for part in location)
     return "".join(parts).lstrip(".")
-
-
-def excerpt(value: Any) -> str:
-    """The beginning of a value that may be long, in printable characters."""
-    text = ascii(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _name(part: str) -> str:

@@ -1,7 +1,6 @@
 """A finished run as a reader sees it: its task, its categories, and its parts as the journal names them."""
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +10,13 @@ import pyarrow.parquet as pq
 from pipeline.commit.journal import Journal
 from pipeline.commit.receipt import PartRecord
 from pipeline.commit.run_record import read_run_record
-from pipeline.commit.run_report import read_report
+from pipeline.commit.run_report import read_report, read_reports
 from pipeline.errors import RunError
 from pipeline.layout import Output, RunFolder
 from pipeline.schema import TABLES
 from pipeline.store.filesystem import one_line, store_errors_as
 
 _FLAG = "--tables"
-_READ_THREADS = 16  # a year of nightly runs means 365 small objects to read
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,7 @@ def _last_finished(output: Output) -> RunFolder:
     folders = _run_folders(output)
     if not folders:
         raise RunError(f"{_FLAG} {output.root} holds no run; give the --output of a run")
-    with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="reports") as threads:
-        reports = list(threads.map(lambda folder: read_report(output, folder), folders))
+    reports = read_reports(output, folders)
     finished = sorted((report.finished_at, report.run_id) for report in reports if report is not None)
     for _, run_id in reversed(finished):
         folder = output.run(run_id)

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, retry_if_not_exception_type
 
+from m2f_core.config.fields import excerpt
 from pipeline.errors import RunError
 from pipeline.layout import Output
 from pipeline.look_ahead import look_ahead
 from pipeline.schema import TABLES
 from pipeline.store.filesystem import STORE_ERRORS, one_line
-from pipeline.store.json_records import excerpt
 from pipeline.store.objects import read_once
 from pipeline.store.retries import TABLE_READ, last_error
 

@@ -7,7 +7,8 @@ tests/test_private_names.py fails if a later version has renamed these files.
 from pydantic import TypeAdapter, with_config
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
-from pipeline.store.json_records import STRICT, excerpt, parse_record
+from m2f_core.config.fields import excerpt
+from pipeline.store.json_records import STRICT, parse_record
 
 LIST_OF_CHECKPOINTS = "checkpoint_manager_snapshot.json"
 _PREFIX = "checkpoint_"
