@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from jobs.common.command_line import parse, program
-from jobs.common.ends import End, leave_with, run_job
+from jobs.common.ends import leave_with, run_job
 from pipeline.cluster.environment import set_ray_environment
 from pipeline.config import Settings
+from pipeline.errors import JobEnd
 from pipeline.report.progress import Progress
 from pipeline.telemetry.log_lines import show_log_lines
 
@@ -62,7 +63,7 @@ class _Job:
         """What a stopped job says."""
         return f"{self.progress.kept()}; run the same command again to continue"
 
-    def ended(self, end: End, exit_code: int, reason: str) -> None:
+    def ended(self, end: JobEnd, exit_code: int, reason: str) -> None:
         """Take the end down, if the night has started."""
         if self.night is not None:
             too_many = "more images failed than --max-failure-rate allows" if end == "finished" and exit_code else ""

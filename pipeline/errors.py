@@ -4,6 +4,10 @@ The column `error_code` of the table `images` stores the values of `ErrorCode`: 
 """
 
 from enum import StrEnum
+from typing import Literal
+
+# How a job ends. A night that finished may have had nothing to do: see nights/record.py.
+JobEnd = Literal["finished", "refused", "stopped", "broke"]
 
 
 class ErrorCode(StrEnum):

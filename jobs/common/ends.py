@@ -19,13 +19,11 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Literal, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
-from pipeline.errors import BrokenRunError, RunError
+from pipeline.errors import BrokenRunError, JobEnd, RunError
 from pipeline.shown_text import printable_lines
 from pipeline.telemetry.log_lines import last_line
-
-End = Literal["finished", "refused", "stopped", "broke"]
 
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
@@ -34,10 +32,10 @@ _TERMINATED = 128 + signal.SIGTERM
 class OnEnd(Protocol):
     """Called once when a job ends, before its last line: how, with which exit code, and why."""
 
-    def __call__(self, end: End, exit_code: int, reason: str) -> None: ...
+    def __call__(self, end: JobEnd, exit_code: int, reason: str) -> None: ...
 
 
-def _ignore(end: End, exit_code: int, reason: str) -> None:
+def _ignore(end: JobEnd, exit_code: int, reason: str) -> None:
     pass
 
 

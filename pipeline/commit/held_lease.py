@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ RENEWALS = 4  # per duration of a lease, so that one lost request does no harm
 MOST_LEASE_BYTES = 2**16  # of an object that names a holder
 
 
-class HeldLease:
+class HeldLease(ABC):
     """Held from `__enter__` to `__exit__`. Once the lease is lost, `check` raises, and a thread calls `on_loss`."""
 
     def __init__(self, filesystem: fsspec.AbstractFileSystem, seconds: float, on_loss: Callable[[], None]):
@@ -33,12 +34,12 @@ class HeldLease:
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._keep, daemon=True, name="lease")
 
+    @abstractmethod
     def __enter__(self) -> "HeldLease":
         """Raises RunError if another driver holds the lease."""
-        raise NotImplementedError
 
-    def __exit__(self, *exc: object) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def __exit__(self, *exc: object) -> None: ...
 
     def check(self) -> None:
         """Raise BrokenRunError if the lease is lost, or so old that another driver may have taken it."""
@@ -47,9 +48,9 @@ class HeldLease:
         if self.lost is not None:
             raise BrokenRunError(f"this driver lost the lease on --output ({self.lost}) and stops")
 
+    @abstractmethod
     def _keep(self) -> None:
         """Renew the lease until `ended` is set or the lease is lost."""
-        raise NotImplementedError
 
     def _lose(self, why: str) -> None:
         self.lost = why

@@ -13,12 +13,13 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, TypeAdapter
 
+from pipeline.errors import JobEnd
 from pipeline.layout import Output
 from pipeline.shown_text import shown
 from pipeline.store.filesystem import list_folder, put_object
 from pipeline.store.json_records import STRICT
 
-End = Literal["finished", "nothing to do", "refused", "stopped", "broke"]
+End = JobEnd | Literal["nothing to do"]
 
 _MONTH = re.compile("[0-9]{4}-[0-9]{2}")
 _NAME = re.compile(r"([0-9]{8}T[0-9]{6}\.[0-9]{3})Z-[0-9a-f]{8}\.json")
