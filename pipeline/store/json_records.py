@@ -124,12 +124,11 @@ def _as_utf8(data: bytes) -> bytes:
 def _refuse_repeated_names(data: bytes) -> None:
     """A name that is there twice: other readers take the first, this one the last."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+    def once(pairs: list[tuple[str, Any]]) -> None:
+        """Keep nothing: a file of ground truth would be in memory a second time."""
+        if len({name for name, _ in pairs}) < len(pairs):
             twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
             raise ValueError(f"it has the name {excerpt(twice)} twice in one object")
-        return found
 
     def constant(name: str) -> Any:
         raise ValueError(f"{name} is no number")
