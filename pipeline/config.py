@@ -15,6 +15,7 @@ from annotated_types import Interval
 from m2f_core.config.labels import TASKS, Task
 from m2f_core.images.image_size import ImageSize
 from pipeline.errors import RunError
+from pipeline.input_spec import Access, InputFormat, InputSpec, Source, check_patterns
 from pipeline.setting_fields import (
     IN_AND_OUT,
     LEASE_SECONDS,
@@ -44,10 +45,19 @@ class ChangesResults:
 
 CHANGES_RESULTS = ChangesResults()
 
+
+@dataclass(frozen=True)
+class SelectsImages:
+    """Marks a setting that says which objects of an input are images, and how they are named."""
+
+
+SELECTS_IMAGES = SelectsImages()
+
 # Names that Windows, and stores that are served to it, keep for devices; also with an ending: nul.txt.
 _NAMES_OF_WINDOWS = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 
 _MODEL = Section("model and task", "After a change of one of these, the next run processes all images again.")
+INPUT = Section("input selection")
 _RESULTS = Section("result", "After a change of one of these, the next run processes all images again.")
 _PUBLISHING = Section("publishing")
 
@@ -59,8 +69,8 @@ class Settings:
     Paths may be local folders or URIs (s3://bucket/prefix). Credentials come from the usual AWS chain, not from flags.
     """
 
-    input: Annotated[str, IN_AND_OUT]
-    """Read images from this folder or URI prefix; each object below it is one image."""
+    input: Annotated[tuple[str, ...], IN_AND_OUT]
+    """Read images from these folders, URI prefixes, objects or patterns (s3://bucket/2026-*/**/*.jpg)."""
     output: Annotated[str, IN_AND_OUT]
     """Write tables and run records below this folder or URI prefix, which must not lie inside --input."""
     model: Annotated[str, _MODEL, CHANGES_RESULTS] = "synthetic-scenes"
@@ -71,6 +81,19 @@ class Settings:
     pixel one class."""
     limit: Annotated[int | None, IN_AND_OUT, Interval(ge=1, le=2**62)] = None
     """Process only the first N images of the listing."""
+    input_format: Annotated[InputFormat, INPUT, SELECTS_IMAGES] = "auto"
+    """auto: objects named *.tar or *.parquet hold images, and each other object is an image; images, tar, parquet: all
+    inputs are of this kind."""
+    include: Annotated[tuple[str, ...], INPUT, SELECTS_IMAGES] = ()
+    """Take only images that one of these patterns matches: *.jpg is a name in any folder, train/** a path below the
+    input."""
+    exclude: Annotated[tuple[str, ...], INPUT, SELECTS_IMAGES] = ()
+    """Leave out objects and images that one of these patterns matches. Names such as .DS_Store and Thumbs.db are always
+    left out."""
+    anonymous: Annotated[bool, INPUT] = False
+    """Read --input without credentials, as from a public bucket."""
+    requester_pays: Annotated[bool, INPUT] = False
+    """Pay for the requests to an --input on S3 whose owner asks for this."""
     preprocess: Annotated[Literal["reference", "hf"], _RESULTS, CHANGES_RESULTS] = "reference"
     """reference: resize and zero-pad as the Mask2Former code does; hf: give the pixels of transformers' Pillow
     processor."""
@@ -156,13 +179,19 @@ class Settings:
     """Merge small files of the tables into large ones after publishing."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.input, str):  # as a caller of the library, or a --config file, may spell one input
+            object.__setattr__(self, "input", (self.input,))
         check_fields(self)
+        if not self.input:
+            raise RunError("--input names nothing; give a folder or a URI")
         if self.run_id is not None:
             _check_run_id(self.run_id)
         if any(class_id < 0 for class_id in self.label_ids_to_fuse or ()):
             raise RunError(f"--label-ids-to-fuse holds a negative id: {sorted(self.label_ids_to_fuse or ())}")
         if self.tombstone_removed and (self.limit is not None or self.mode == "retry-failed"):
             raise RunError("--tombstone-removed needs the whole listing; leave out --limit and --mode retry-failed")
+        check_patterns("--include", self.include)
+        check_patterns("--exclude", self.exclude)
         self._check_flags_of_task()
         self.gpu_actors_range()
         self.parsed_image_size()
@@ -185,6 +214,16 @@ class Settings:
             raise RunError(f"--gpu-actors is {self.gpu_actors!r}; it needs 1 <= MIN <= MAX")
         return low, high
 
+    def input_spec(self, sources: tuple[Source, ...]) -> InputSpec:
+        """What the run reads; `sources` are the inputs."""
+        return InputSpec(
+            sources=sources,
+            format=self.input_format,
+            include=self.include,
+            exclude=self.exclude,
+            access=Access(self.anonymous, self.requester_pays),
+        )
+
     def parsed_image_size(self) -> ImageSize | None:
         """--image-size as sizes in pixels, or None if the flag was not given."""
         if self.image_size is None:
@@ -196,7 +235,13 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, as run.json stores them."""
-        return {**asdict(self), "label_ids_to_fuse": _list_or_none(self.label_ids_to_fuse)}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {**plain, "label_ids_to_fuse": _list_or_none(self.label_ids_to_fuse)}
+
+    def selection_dict(self) -> dict[str, Any]:
+        """The settings that say which objects of the inputs are images, by name, without those that are defaults."""
+        chosen = {f.name for f in fields(self) if marker(f, SelectsImages) and getattr(self, f.name) != f.default}
+        return {name: value for name, value in self.to_dict().items() if name in chosen}
 
     def results_dict(self) -> dict[str, Any]:
         """The settings that change the results of this task, by name."""

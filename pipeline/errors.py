@@ -19,6 +19,7 @@ class ErrorCode(StrEnum):
     READ_FAILED = "read_failed"  # the storage failed or timed out, after all retries
     CORRUPT_IN_TRANSIT = "corrupt_in_transit"  # bytes do not match the planned length or ETag, after all retries
     CHANGED = "changed"  # the object was replaced after it was planned
+    DAMAGED_CONTAINER = "damaged_container"  # the tar or Parquet file does not hold the whole image, or cannot be read
     # decode
     DECODE_FAILED = "decode_failed"  # the format is an image format, but the bytes do not decode
     TOO_LARGE = "too_large"  # more pixels than --max-image-pixels, or another cost; refused before decoding

@@ -39,7 +39,7 @@ from pipeline.inputs.fetch import FetchImages
 from pipeline.inputs.listing import refuse_empty
 from pipeline.nights.night import Tell, tell_nobody
 from pipeline.plan.changes import describe
-from pipeline.plan.shards import spread_over
+from pipeline.plan.plan_files import spread_over
 from pipeline.plan.source import ShardSource
 from pipeline.report.progress import Progress
 from pipeline.report.run_trace import RunTrace
@@ -109,7 +109,7 @@ def _segment_bucket(settings: Settings, progress: Progress, tell: Tell) -> Repor
         tell(nothing_to_do=f"run {checked.settings.run_id} is already finished")
         return finished
     if find_run(checked) is None:
-        refuse_empty(checked.settings.input)
+        refuse_empty(checked.inputs)
     checked = replace(checked, output=proven(checked.output, settings.allow_unsafe_store))
     with holding_lease(checked.output, settings.lease_seconds) as lease:
         tell(lease=lease.token)
@@ -224,19 +224,19 @@ def build_dataset(
     """
     settings = run.settings
     num_shards = sum(len(pending) for _, pending in shards)
-    elsewhere = spread_over(run.output, settings.input, run.plan, _IMAGES_ELSEWHERE)
+    elsewhere = spread_over(run.output, run.inputs, run.plan, _IMAGES_ELSEWHERE)
     _set_ray_data_options()
     pass_actor_arguments_by_value()
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "max_restarts": -1, "max_task_retries": 8}
     return (
         ray.data.read_datasource(
-            ShardSource(settings.output, settings.input, shards),
+            ShardSource(settings.output, run.inputs, shards),
             num_cpus=READ_PLAN_CPUS,
             override_num_blocks=len(shards),
         )
         .map_batches(
             FetchImages,
-            fn_constructor_args=(settings.input, settings.step_timeout, True, board.in_hand, elsewhere, run.run_id),
+            fn_constructor_args=(run.inputs, settings.step_timeout, True, board.in_hand, elsewhere, run.run_id),
             compute=_pool(allotment.helpers, num_shards),
             num_cpus=FETCH_CPUS,
             **one_shard,

@@ -15,13 +15,29 @@ SCHEMA_VERSION = 2
 # Why a run contains an image. `removed` images no longer exist in the input: they get a row, but nothing is read.
 REASONS = ("new", "changed", "model_changed", "settings_changed", "retry", "overwrite", "removed")
 
+# --- the listing: one row per image -----------------------------------------------------------------------------------
+LISTED = pa.schema(
+    [
+        # The object's URI, not escaped; of an image in a tar or Parquet file `<URI of the file>#<name in the file>`.
+        pa.field("image_key", pa.string(), nullable=False),
+        # The store's ETag of the object to read; local files: mtime in ns and size, in hex; "" if nobody knows.
+        pa.field("etag", pa.string(), nullable=False),
+        # Encoded; null if unknown until the image is read; of a row of a Parquet file the mean of its row group.
+        pa.field("size_bytes", pa.int64()),
+        pa.field("object_uri", pa.string()),  # the object to read; null: the object named image_key
+        # In a tar, the place of the image's first byte; in a Parquet file, the number of its row. Both from 0.
+        pa.field("position", pa.int64()),
+        pa.field("row_group", pa.int32()),  # in a Parquet file
+        pa.field("fault", pa.string()),  # what the listing found wrong with the image, which then is not read
+        pa.field("attributes", pa.string()),  # what the input says of the image (--keep-columns), as a JSON object
+    ]
+)
+
 # --- the plan: one row per image ------------------------------------------------------------------------------------
 PLAN = pa.schema(
     [
         pa.field("shard", pa.int32(), nullable=False),
-        pa.field("image_key", pa.string(), nullable=False),  # the object's URI, not escaped
-        pa.field("etag", pa.string(), nullable=False),  # the store's ETag; local files: mtime in ns and size, in hex
-        pa.field("size_bytes", pa.int64(), nullable=False),  # encoded
+        *LISTED,
         pa.field("reason", pa.string(), nullable=False),  # why this run contains the image: one of REASONS
     ]
 )
@@ -32,8 +48,10 @@ _ERROR = [
     pa.field("error_code", pa.string()),  # null: no error so far
     pa.field("error_message", pa.string()),
 ]
+# Once an image is read, nobody needs to know where it lies; etag and size_bytes are those of the bytes.
+_READ = [PLAN.field(name) for name in ("image_key", "etag", "size_bytes", "reason", "attributes")]
 # data: encoded bytes; null after an error
-FETCHED = pa.schema([*PLANNED, *_ERROR, pa.field("data", pa.large_binary())])
+FETCHED = pa.schema([*_READ, *_ERROR, pa.field("data", pa.large_binary())])
 # A mask of an image as COCO RLE. A mask is stored once, even if several segments share it.
 MASK = pa.struct(
     [
@@ -52,7 +70,7 @@ FOUND_SEGMENT = pa.struct(
 )
 SEGMENTED = pa.schema(
     [
-        *PLANNED,
+        *_READ,
         *_ERROR,
         pa.field("height", pa.int32()),  # pixels, EXIF orientation applied; null if the image was not decoded
         pa.field("width", pa.int32()),
@@ -72,7 +90,7 @@ IMAGES = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("width", pa.int32()),
         pa.field("etag", pa.string(), nullable=False),
-        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),  # 0 if the image was not read and the input does not say it
         pa.field("num_segments", pa.int32(), nullable=False),
         pa.field("run_id", pa.string(), nullable=False),
         # When the run was planned. The row with the latest run_created is the current row of an image.
@@ -81,6 +99,7 @@ IMAGES = pa.schema(
         pa.field("fingerprint", pa.string(), nullable=False),  # of weights and settings that change results
         pa.field("attempt", pa.int32(), nullable=False),  # 1 unless the run was resumed
         pa.field("reason", pa.string(), nullable=False),
+        pa.field("attributes", pa.string()),  # what the input says of the image (--keep-columns), as a JSON object
     ],
     metadata=_VERSION,
 )
@@ -106,6 +125,8 @@ SEGMENTS = pa.schema(
     metadata=_VERSION,
 )
 TABLES = {"images": IMAGES, "segments": SEGMENTS}
+# Columns added without a new schema version: tables and files of older programs lack them, and their rows have null.
+ADDED_COLUMNS = frozenset(("attributes",))
 
 
 class ModelVisit(NamedTuple):

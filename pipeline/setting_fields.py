@@ -58,10 +58,11 @@ def check_fields(settings: Any) -> None:
     """
     for field in fields(settings):
         value = getattr(settings, field.name)
-        if isinstance(value, str):
-            if not value.strip():
-                raise RunError(f"{flag(field.name)} is empty")
-            refuse_secrets(flag(field.name), value)
+        for text in value if isinstance(value, tuple) else [value]:
+            if isinstance(text, str):
+                if not text.strip():
+                    raise RunError(f"{flag(field.name)} is empty")
+                refuse_secrets(flag(field.name), text)
         bounds = marker(field, Interval)
         if bounds is not None and value is not None and not _allows(bounds, value):
             raise RunError(f"{flag(field.name)} is {value}; it must {_requirement(bounds)}")

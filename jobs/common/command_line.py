@@ -73,7 +73,7 @@ def parse(settings_class: type[T], args: Sequence[str], *, prog: str, summary: s
         print(f"{prog} {__version__}")
         raise SystemExit(0)
     try:
-        args = with_config_file(settings_class, list(args))
+        args = _gathered(settings_class, with_config_file(settings_class, list(args)))
         _refuse_secrets(args)
     except RunError as error:
         fail(prog, str(error))
@@ -110,7 +110,29 @@ def with_config_file(settings_class: type, args: list[str]) -> list[str]:
             config = Path(value)
         else:
             rest.append(arg)
-    return rest if config is None else [*_flags_in_file(settings_class, config), *rest]
+    given = {word.partition("=")[0] for word in rest}
+    return rest if config is None else [*_flags_in_file(settings_class, config, without=given), *rest]
+
+
+def _gathered(settings_class: type, args: list[str]) -> list[str]:
+    """`args` with the values of a flag for many values in one place: `--input a --input b` is `--input a b`."""
+    many = {flag(field.name) for field in fields(settings_class) if _is_many(field)}
+    gathered: dict[str, list[str]] = {}
+    rest: list[str] = []
+    values = rest
+    for word in args:
+        if word.startswith("--"):
+            name, _, value = word.partition("=")
+            values = gathered.setdefault(name, []) if name in many else rest
+            values += ([value] if "=" in word else []) if name in many else [word]
+        else:
+            values.append(word)
+    return [*rest, *(word for name, words in gathered.items() for word in (name, *words))]
+
+
+def _is_many(field: "Field[Any]") -> bool:
+    kind = plain_type(field)
+    return tuple in (get_origin(kind), *map(get_origin, get_args(kind)))
 
 
 def _refuse_secrets(args: Sequence[str]) -> None:
@@ -170,7 +192,7 @@ def _argument(field: "Field[Any]", text: str) -> tuple[Any, ...]:
 def _hint(field: "Field[Any]") -> str:
     """The end of a help text: `(default: 128; 1 .. 1,024)`."""
     default = ("off", "on")[field.default] if isinstance(field.default, bool) else field.default
-    parts = [] if default is None else [f"default: {default}"]
+    parts = [] if default in (None, ()) else [f"default: {default}"]
     parts += [bounds] if (bounds := bounds_in_words(field)) else []
     return f"({'; '.join(parts)})" if parts else ""
 
@@ -210,7 +232,8 @@ def _spec(annotation: Any) -> PrimitiveConstructorSpec[Any] | None:
     )
 
 
-def _flags_in_file(settings_class: type, config: Path) -> list[str]:
+def _flags_in_file(settings_class: type, config: Path, without: set[str]) -> list[str]:
+    """The settings in the file as flags, but for those that are given as flags."""
     import yaml  # imported here, because --help should not wait for it
 
     try:
@@ -239,7 +262,7 @@ def _flags_in_file(settings_class: type, config: Path) -> list[str]:
     for field in fields(settings_class):
         if isinstance(field.default, bool) and not isinstance(values.get(field.name, True), bool):
             raise RunError(f"--config {config}: {field.name} is {values[field.name]!r}; write true or false")
-    return [word for name, value in values.items() for word in _words(name, value)]
+    return [word for name, value in values.items() if flag(name) not in without for word in _words(name, value)]
 
 
 def _plain_loader() -> type:

@@ -50,6 +50,7 @@ def encode_shard(shard: int, images: pa.Table, spec: EncodeSpec) -> dict[str, pa
     columns = {
         **{name: images.column(name) for name in IMAGES.names if name in images.column_names},
         "error_message": _messages(images.column("error_message")),
+        "size_bytes": pc.fill_null(images.column("size_bytes"), 0),
         "status": status,
         "num_segments": pa.array(num_segments, pa.int32()),
         "run_id": pa.array([spec.run_id] * n, pa.string()),

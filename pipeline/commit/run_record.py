@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 from annotated_types import Interval, Len
-from pydantic import AfterValidator, FailFast, TypeAdapter, with_config
+from pydantic import AfterValidator, BeforeValidator, FailFast, Strict, TypeAdapter, with_config
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
 from m2f_core.config.fields import excerpt
@@ -60,6 +60,10 @@ class ModelRecord:
     categories: list[CategoryRecord]  # by the model's class_id
 
 
+def _several(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 @with_config(STRICT)
 @dataclass(frozen=True)
 class RunRecord:
@@ -69,7 +73,8 @@ class RunRecord:
     run_id: str
     created: Annotated[str, AfterValidator(moment("microseconds"))]  # ISO 8601, UTC
     fingerprint: str
-    input: Annotated[str, Len(1)]  # the canonical name of --input
+    # The canonical name of each --input. Runs of older programs had one, as a text.
+    input: Annotated[tuple[Annotated[str, Len(1)], ...], Strict(False), Len(1), FailFast(), BeforeValidator(_several)]
     limit: Annotated[int, Interval(ge=1, le=2**62)] | None
     mode: str
     tombstone_removed: bool
@@ -83,6 +88,8 @@ class RunRecord:
     # Device, precision and CPU instructions of the first attempt; report.json has the values of the last attempt. Added
     # without a new schema version: older runs have none.
     computed_on: dict[str, str | None] = field(default_factory=dict)
+    # The settings that say which objects of the inputs are images, as far as they are not defaults; added likewise.
+    selection: PlainValues = field(default_factory=dict)
 
     def write(self, folder: RunFolder) -> None:
         put_object(folder.filesystem, folder.run_json, json.dumps(asdict(self), indent=1).encode())

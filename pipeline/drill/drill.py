@@ -25,6 +25,8 @@ from pipeline.drill.sample import HarmfulImage, copy_sample, plant
 from pipeline.drill.settings import DrillSettings
 from pipeline.errors import RunError
 from pipeline.guard import kill_points, planted_faults
+from pipeline.inputs.sources import input_spec
+from pipeline.patterns import without_wildcards
 from pipeline.store.filesystem import STORE_ERRORS, canonical, is_local, is_s3, one_line, open_filesystem, uri_of
 from pipeline.store.removal import remove_folder_of
 from pipeline.tables.compare import Rows, check_books, compare, read_rows
@@ -108,7 +110,7 @@ class Drill:
         self.usual_seconds = 60.0
 
     def run(self) -> Iterator[Finding]:
-        sample = copy_sample(self.settings.input, self.settings.sample, self.source, self.chance)
+        sample = copy_sample(input_spec(self.settings), self.settings.sample, self.source, self.chance)
         yield Finding("sample", "copy", f"{len(sample)} images", is_good=True)
         clean, reference = self._undisturbed(sample)
         yield clean
@@ -267,7 +269,8 @@ def _scratch(settings: DrillSettings) -> str:
         raise RunError(f"--output {settings.output} has no folder beside it for the drill; name one with --scratch")
     name = f"m2f-drill-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     place = f"{root}/{name}" if is_local(filesystem) else uri_of(filesystem, f"{root}/{name}")
-    if f"{canonical(place)}/".startswith(f"{canonical(settings.input)}/"):
+    sources = (canonical(without_wildcards(given)[0]) for given in settings.input)
+    if any(f"{canonical(place)}/".startswith(f"{source}/") for source in sources):
         raise RunError(
             f"{place} is inside --input, so the next run would read its files; name another folder with --scratch"
         )

@@ -1,23 +1,23 @@
 """The images of a drill: copies of some of the user's images, and images that do harm on purpose."""
 
-import itertools
 import posixpath
 import random
 import re
 import struct
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pipeline.errors import ErrorCode, RunError
+from pipeline.errors import ErrorCode, ImageError, RunError
 from pipeline.guard.planted_faults import marker
-from pipeline.inputs.listing import list_images
+from pipeline.input_spec import InputSpec
+from pipeline.inputs.fetch import FetchImages
+from pipeline.inputs.listing import first_images
+from pipeline.inputs.reads import ListedImage
 from pipeline.store.filesystem import full_uri, store_errors_as, write_uri
 from pipeline.store.objects import read_uri
 
 _LISTED = 10_000  # objects of the input; listing all of them could take hours
-_THREADS = 16
 
 # Planted faults (pipeline.guard.planted_faults), and the error codes that their images may get.
 _DEADLY = {
@@ -37,25 +37,25 @@ class HarmfulImage:
     codes: tuple[ErrorCode, ...]
 
 
-def copy_sample(source: str, number: int, folder: str, chance: random.Random) -> list[str]:
-    """Copy random images of `source` into `folder`. Returns the sorted keys of the copies.
+def copy_sample(inputs: InputSpec, number: int, folder: str, chance: random.Random) -> list[str]:
+    """Copy random images of the inputs into `folder`, each as an object. Returns the sorted keys of the copies.
 
-    Raises RunError if reading or writing fails.
+    Raises RunError if an image cannot be read or written.
     """
-    listed = [image.image_key for image in itertools.islice(list_images(source), _LISTED)]
+    listed = [ListedImage(**row) for row in first_images(inputs, _LISTED).to_pylist()]
     if not listed:
-        raise RunError(f"--input {source} holds no objects")
-    chosen = sorted(chance.sample(listed, min(number, len(listed))))
-
-    def copy(place: int, key: str) -> str:
-        name = re.sub(r"[^\w.-]", "_", posixpath.basename(key.rstrip("/")))[-80:]
+        raise RunError(f"{inputs.name} holds no objects")
+    chosen = sorted(chance.sample(listed, min(number, len(listed))), key=lambda image: image.image_key)
+    copies = []
+    for place, (image, read) in enumerate(zip(chosen, FetchImages(inputs).fetch_all(chosen), strict=True)):
+        if isinstance(read, ImageError):
+            raise RunError(f"{image.image_key} cannot be copied to {folder}: {read}")
+        name = re.sub(r"[^\w.-]", "_", posixpath.basename(image.image_key.rstrip("/")))[-80:]
         copied = f"{folder}/{place:05d}-{name}"
-        with store_errors_as(RunError, f"{key} cannot be copied to {folder}"):
-            write_uri(copied, read_uri(key, "--input:"))
-        return full_uri(copied)
-
-    with ThreadPoolExecutor(_THREADS) as threads:
-        return sorted(threads.map(copy, range(len(chosen)), chosen))
+        with store_errors_as(RunError, f"{image.image_key} cannot be copied to {folder}"):
+            write_uri(copied, read.data)
+        copies.append(full_uri(copied))
+    return sorted(copies)
 
 
 def plant(folder: str, sample: list[str], chance: random.Random, *, deadly: bool) -> dict[str, HarmfulImage]:

@@ -42,7 +42,15 @@ class DrillSettings(Settings):
         rows must be equal to the last bit.
         """
         given = {field.name: getattr(self, field.name) for field in fields(Settings)}
-        run = Settings(**{**given, "input": source, "output": output})
+        as_copied: dict[str, Any] = {
+            "input": (source,),
+            "input_format": "images",
+            "include": (),
+            "exclude": (),
+            "anonymous": False,
+            "requester_pays": False,
+        }
+        run = Settings(**{**given, **as_copied, "output": output})
         most = max(1, self.sample // _SHARDS)
         return replace(
             run,

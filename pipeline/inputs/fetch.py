@@ -15,10 +15,11 @@ from tenacity import retry_if_not_exception_type
 
 from pipeline.errors import ErrorCode, ImageError, StoreUnavailableError
 from pipeline.guard.watchdog import TRIED_AGAIN, start_watchdog, watch
-from pipeline.inputs.listing import ListedImage
-from pipeline.inputs.verified import READ_SHARE, ChangedError, CorruptError, read_verified, request_seconds
-from pipeline.schema import FETCHED, pack_shard, unpack_shard
-from pipeline.store.filesystem import check_visible, one_line, open_filesystem, path_of
+from pipeline.input_spec import InputSpec
+from pipeline.inputs.reads import ImageReader, ListedImage, ReadImage, one_request_each
+from pipeline.inputs.verified import READ_SHARE, ChangedError, CorruptError
+from pipeline.schema import FETCHED, LISTED, pack_shard, unpack_shard
+from pipeline.store.filesystem import check_visible, one_line
 from pipeline.store.retries import IMAGE
 from pipeline.telemetry.costs import Costs
 from pipeline.telemetry.in_flight import Tell, tell_nobody
@@ -39,7 +40,7 @@ class FetchImages:
 
     def __init__(
         self,
-        input_uri: str,
+        spec: InputSpec,
         step_timeout: float = 600.0,
         watched: bool = False,
         tell: Tell = tell_nobody,
@@ -52,7 +53,7 @@ class FetchImages:
         `run_id` is the label of the metrics.
         """
         label_run(run_id)
-        self.filesystem, self.root = open_filesystem(input_uri)
+        self.reader = ImageReader(spec)
         self.step_timeout = step_timeout
         self.tell = tell
         self.elsewhere = elsewhere
@@ -61,68 +62,61 @@ class FetchImages:
             start_watchdog(step_timeout, TRIED_AGAIN)
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        check_visible(self.filesystem, self.root, "--input")
-        shard, images = unpack_shard(row)
-        planned = images.select(["image_key", "etag", "size_bytes", "reason"]).to_pylist()
+        self._check_visible()
+        shard, planned = unpack_shard(row)
+        images = [ListedImage(**image) for image in planned.select(LISTED.names).to_pylist()]
+        reasons = planned["reason"].to_pylist()
         began, costs = time.monotonic(), Costs()
-        with self.tell(shard, "reading", planned[0]["image_key"], costs), costs.of_process("read"):
-            results = list(self.threads.map(lambda image: self._fetch_planned(**image), planned))
+        with self.tell(shard, "reading", images[0].image_key, costs), costs.of_process("read"):
+            # Nothing is read of an image that is removed from the input: only its row is written.
+            there = [image for image, reason in zip(images, reasons, strict=True) if reason != "removed"]
+            found = iter(self.fetch_all(there))
+        results = [None if reason == "removed" else next(found) for reason in reasons]
         # An image that failed in an earlier run says nothing about the store if it fails again.
-        reasons = [image["reason"] for image in planned]
         telling = [r for r, why in zip(results, reasons, strict=True) if why not in ("removed", "retry")]
         self._check_store(shard, telling)
         _count(results, time.monotonic() - began, costs)
-        errors = [result if isinstance(result, ImageError) else None for result in results]
-        fetched = pa.Table.from_arrays(
-            [
-                *images.columns,
-                pa.array([error and error.code.value for error in errors], pa.string()),
-                pa.array([error and error.message for error in errors], pa.string()),
-                pa.array([None if isinstance(r, ImageError) else r for r in results], pa.large_binary()),
-            ],
-            schema=FETCHED,
-        )
-        return pack_shard(shard, fetched, costs=costs.seconds)
+        return pack_shard(shard, _fetched(planned, results), costs=costs.seconds)
 
-    def _fetch_planned(self, image_key: str, etag: str, size_bytes: int, reason: str) -> bytes | ImageError | None:
-        """None for an image that is removed from the input, because only its row is written."""
-        if reason == "removed":
-            return None
-        with watch("reading", image_key):
-            return self.fetch(image_key, etag, size_bytes)
+    def _check_visible(self) -> None:
+        """RunError if an input is a local folder that this machine does not have."""
+        for source in self.reader.spec.sources:
+            check_visible(*self.reader.place(source.uri), "--input")
 
-    def fetch(self, image_key: str, etag: str, size_bytes: int) -> bytes | ImageError:
-        """The bytes of the object, or the error if there are none.
+    def fetch_all(self, images: Sequence[ListedImage]) -> list[ReadImage | ImageError]:
+        """The result of each image, in order: see `fetch`."""
+        groups = one_request_each([image for image in images if image.fault is None])
+        results: dict[str, ReadImage | ImageError] = {}
+        for group, read in zip(groups, self.threads.map(self.fetch, groups), strict=True):
+            results.update(zip((image.image_key for image in group), read, strict=True))
+        return [_known(image) or results[image.image_key] for image in images]
+
+    def fetch(self, group: Sequence[ListedImage]) -> list[ReadImage | ImageError]:
+        """The images of one group of `one_request_each`: the bytes of each, or the error if there are none.
 
         Error codes: too_large, not_found, access_denied, changed (replaced since the plan), corrupt_in_transit,
-        read_failed.
+        read_failed; damaged_container.
         """
-        if size_bytes > MAX_OBJECT_BYTES:
-            return ImageError(
-                ErrorCode.TOO_LARGE, f"the object has {size_bytes} bytes; the limit is {MAX_OBJECT_BYTES}"
-            )
-        try:
-            for attempt in IMAGE.retrying(
-                retry_if_not_exception_type((FileNotFoundError, PermissionError, ChangedError)),
-                give_up_after=READ_SHARE * self.step_timeout,
-            ):
-                with attempt:
-                    path = path_of(self.filesystem, image_key)
-                    seconds = request_seconds(size_bytes, attempt.retry_state.attempt_number, self.step_timeout)
-                    return read_verified(self.filesystem, path, etag, size_bytes, seconds)
-        except FileNotFoundError:
-            return ImageError(ErrorCode.NOT_FOUND, "the object was listed but no longer exists")
-        except PermissionError as error:
-            return ImageError(ErrorCode.ACCESS_DENIED, one_line(error))
-        except ChangedError as error:
-            return ImageError(ErrorCode.CHANGED, one_line(error))
-        except CorruptError as error:
-            return ImageError(ErrorCode.CORRUPT_IN_TRANSIT, one_line(error))
-        except Exception as error:
-            return ImageError(ErrorCode.READ_FAILED, f"{type(error).__name__}: {one_line(error)}")
+        if len(group) == 1 and (group[0].size_bytes or 0) > MAX_OBJECT_BYTES:
+            return [
+                ImageError(
+                    ErrorCode.TOO_LARGE,
+                    f"the object has {group[0].size_bytes} bytes; the limit is {MAX_OBJECT_BYTES}",
+                )
+            ]
+        with watch("reading", group[0].image_key):
+            try:
+                for attempt in IMAGE.retrying(
+                    retry_if_not_exception_type((FileNotFoundError, PermissionError, ChangedError)),
+                    give_up_after=READ_SHARE * self.step_timeout,
+                ):
+                    with attempt:
+                        return self.reader.read(group, attempt.retry_state.attempt_number, self.step_timeout)
+            except Exception as error:
+                return [_error_of(error)] * len(group)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _check_store(self, shard: int, results: Sequence[bytes | ImageError | None]) -> None:
+    def _check_store(self, shard: int, results: Sequence[ReadImage | ImageError | None]) -> None:
         """Raise StoreUnavailableError if the store failed, and not only some of its objects."""
         errors = [result for result in results if isinstance(result, ImageError) and result.code in _STORE_FAILED]
         if len(results) < _SYSTEMIC_IMAGES or len(errors) < len(results):
@@ -135,17 +129,52 @@ class FetchImages:
         )
 
     def _can_read_elsewhere(self) -> bool:
-        for image in sorted(self.elsewhere, key=lambda one: one.size_bytes):
-            with watch("reading", image.image_key):
-                if isinstance(self.fetch(image.image_key, image.etag, image.size_bytes), bytes):
-                    return True
-        return False
+        smallest_first = sorted(self.elsewhere, key=lambda one: one.size_bytes or 0)
+        return any(isinstance(self.fetch([image])[0], ReadImage) for image in smallest_first)
 
 
-def _count(results: Sequence[bytes | ImageError | None], elapsed_seconds: float, costs: Costs) -> None:
+def _error_of(error: Exception) -> ImageError:
+    match error:
+        case FileNotFoundError():
+            return ImageError(ErrorCode.NOT_FOUND, "the object was listed but no longer exists")
+        case PermissionError():
+            return ImageError(ErrorCode.ACCESS_DENIED, one_line(error))
+        case ChangedError():
+            return ImageError(ErrorCode.CHANGED, one_line(error))
+        case CorruptError():
+            return ImageError(ErrorCode.CORRUPT_IN_TRANSIT, one_line(error))
+    return ImageError(ErrorCode.READ_FAILED, f"{type(error).__name__}: {one_line(error)}")
+
+
+def _known(image: ListedImage) -> ImageError | None:
+    """What the listing found wrong with the image."""
+    if image.fault is None:
+        return None
+    code, _, message = image.fault.partition(": ")
+    return ImageError(ErrorCode(code), message)
+
+
+def _fetched(planned: pa.Table, results: Sequence[ReadImage | ImageError | None]) -> pa.Table:
+    """The shard with the bytes or the error of each image. Where there are bytes, ETag and size are theirs."""
+    errors = [result if isinstance(result, ImageError) else None for result in results]
+    read = [result if isinstance(result, ReadImage) else None for result in results]
+    listed = zip(planned["etag"].to_pylist(), planned["size_bytes"].to_pylist(), read, strict=True)
+    etags, sizes = zip(*((r.etag, len(r.data)) if r else (etag, size) for etag, size, r in listed), strict=True)
+    columns = {
+        **{name: planned[name] for name in ("image_key", "reason", "attributes")},
+        "etag": pa.array(etags, pa.string()),
+        "size_bytes": pa.array(sizes, pa.int64()),
+        "error_code": pa.array([error and error.code.value for error in errors], pa.string()),
+        "error_message": pa.array([error and error.message for error in errors], pa.string()),
+        "data": pa.array([r and r.data for r in read], pa.large_binary()),
+    }
+    return pa.Table.from_arrays([columns[name] for name in FETCHED.names], schema=FETCHED)
+
+
+def _count(results: Sequence[ReadImage | ImageError | None], elapsed_seconds: float, costs: Costs) -> None:
     outcomes = Counter(
         "removed" if result is None else result.code.value if isinstance(result, ImageError) else "ok"
         for result in results
     )
-    READ_BYTES.add(sum(len(result) for result in results if isinstance(result, bytes)))
+    READ_BYTES.add(sum(len(result.data) for result in results if isinstance(result, ReadImage)))
     count_shard("reading", outcomes, elapsed_seconds, costs.seconds)

@@ -1,146 +1,142 @@
-"""List every object below the input, page by page, sorted by name."""
+"""List the images of the inputs: tables of schema.LISTED, in the order of the inputs and of the names in each.
 
-import errno
+Each kind of input has a file of its own. A kind that holds many images in one object (a *container*) has a function in
+`_CONTAINERS`; a kind of file that names images one by one has a function in `_LISTS`.
+"""
+
 import logging
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.errors import RunError
-from pipeline.store.filesystem import (
-    is_local,
-    is_s3,
-    local_etag,
-    open_filesystem,
-    store_errors_as,
-    uri_of,
-)
+from pipeline.errors import ErrorCode, RunError
+from pipeline.input_spec import InputSpec, Source
+from pipeline.inputs.container import Container, LeftOut, fault_of, with_all_columns
+from pipeline.inputs.objects import list_objects
+from pipeline.inputs.selection import CONTAINERS, Selection
+from pipeline.look_ahead import look_ahead
+from pipeline.store.filesystem import one_line, open_filesystem, store_errors_as
 
 logger = logging.getLogger(__name__)
 
+_CONTAINERS_AHEAD = 16  # containers whose images are listed at a time
 
-@dataclass(frozen=True)
-class ListedImage:
-    """One object of the listing."""
-
-    image_key: str
-    etag: str
-    size_bytes: int
+_LEFT_BY_PROGRAMS = "were left by programs, or are excluded by --exclude"
+_OTHER_FORMAT = "are not of --input-format"
 
 
-def list_images(uri: str) -> Iterator[ListedImage]:
-    """Every object below the folder or prefix `uri`, sorted by name, page by page.
+# By kind: the images of one container. ValueError or ArrowException if the object is not of this kind.
+_CONTAINERS: dict[str, Callable[[Container], list[pa.Table]]] = {}
+# By kind: the images that the files of one source name.
+_LISTS: dict[str, Callable[[InputSpec, Source], Iterator[pa.Table]]] = {}
 
-    S3 "directory markers" (empty objects whose key ends in `/`) are not images. In local folders, symbolic links to
-    files are followed and links to folders are not. Names that are not UTF-8, which no table can hold, and links to
-    themselves are left out; after the last image, a warning counts them.
 
-    Raises RunError if the input does not exist or permission to list it is missing.
+def list_inputs(spec: InputSpec) -> Iterator[pa.Table]:
+    """Every image of the inputs, as tables of LISTED with at least one row. Afterwards, a warning counts names that are
+    left out.
+
+    An image of two overlapping inputs is listed twice. Raises RunError if an input does not exist, or if permission to
+    list it is missing.
     """
-    filesystem, path = open_filesystem(uri)
-    with store_errors_as(
-        RunError,
-        f"--input {uri} cannot be listed",
-        denied=f"no permission to list --input {uri}",
-        missing=f"--input {uri} does not exist",
-    ):
-        left_out = _LeftOut()
-        if is_local(filesystem):
-            listed = _list_folder(path, left_out)
-        else:
-            listed = _list_bucket(filesystem, path) if is_s3(filesystem) else _list_any(filesystem, path)
-        for image in listed:
-            if _is_utf8(image.image_key):
-                yield image
-            else:
-                left_out.add(image.image_key)
-    if left_out.number:
+    for source in spec.sources:
+        with store_errors_as(
+            RunError,
+            f"--input {source} cannot be listed",
+            denied=f"no permission to list --input {source}",
+            missing=f"--input {source} does not exist",
+        ):
+            for table in _LISTS.get(spec.format, _list_source)(spec, source):
+                if table.num_rows:
+                    yield table
+
+
+def refuse_empty(spec: InputSpec) -> None:
+    """Raise RunError if an input has no images: a wrong name is more likely than a bucket that lost everything."""
+    for source in spec.sources:
+        if next(list_inputs(replace(spec, sources=(source,))), None) is None:
+            raise RunError(f"--input {source} holds no {'objects' if spec.format == 'auto' else 'images'}")
+
+
+def first_images(spec: InputSpec, number: int) -> pa.Table:
+    """The first `number` images of the listing, fewer if there are fewer."""
+    tables, found = [], 0
+    for table in list_inputs(spec):
+        tables.append(table.slice(0, number - found))
+        found += tables[-1].num_rows
+        if found == number:
+            break
+    return pa.concat_tables(tables) if tables else with_all_columns({}, 0)
+
+
+def _list_source(spec: InputSpec, source: Source) -> Iterator[pa.Table]:
+    filesystem, path = open_filesystem(source.uri, spec.access)
+    selection, left_out = Selection(spec, source), LeftOut()
+    with ThreadPoolExecutor(_CONTAINERS_AHEAD, thread_name_prefix="containers") as threads:
+        for table in list_objects(filesystem, path, left_out):
+            table = table.filter(selection.takes_objects(table["image_key"]))
+            table = _without(table, selection.left_by_programs(table["image_key"]), _LEFT_BY_PROGRAMS, left_out)
+            table = _without(table, selection.excludes(table["image_key"]), _LEFT_BY_PROGRAMS, left_out)
+            yield from _images(table, selection, filesystem, left_out, threads)
+    for cause, number in left_out.number.items():
         logger.warning(
-            f"--input {uri}: {left_out.number:,} names are left out, because they are not UTF-8 or are links to "
-            f"themselves, for example {left_out.example!a}"
+            f"--input {source}: {number:,} names are left out, because they {cause}, for example "
+            f"{left_out.example[cause]!a}"
         )
 
 
-@dataclass
-class _LeftOut:
-    """What a listing leaves out."""
-
-    number: int = 0
-    example: str = ""
-
-    def add(self, path: str) -> None:
-        self.number += 1
-        self.example = self.example or path
+def _without(table: pa.Table, left: pa.ChunkedArray, cause: str, left_out: LeftOut) -> pa.Table:
+    number = pc.sum(left).as_py() or 0
+    if not number:
+        return table
+    left_out.add(cause, table.filter(left)["image_key"][0].as_py(), number)
+    return table.filter(pc.invert(left))
 
 
-def refuse_empty(uri: str) -> None:
-    """Raise RunError if `uri` has no objects: a wrong name is more likely than a bucket that lost everything."""
-    if next(list_images(uri), None) is None:
-        raise RunError(f"--input {uri} holds no objects")
+def _images(
+    objects: pa.Table,
+    selection: Selection,
+    filesystem: fsspec.AbstractFileSystem,
+    left_out: LeftOut,
+    threads: ThreadPoolExecutor,
+) -> Iterator[pa.Table]:
+    """The images of a page of objects: the objects themselves, or the images in them."""
+    spec = selection.spec
+    containers: list[tuple[str, dict[str, Any]]] = []
+    for kind in _CONTAINERS:
+        if spec.format in ("auto", kind):
+            # A source that is one object has the format of the flag, whatever its name is.
+            keys = objects["image_key"]
+            is_named = pc.equal(keys, selection.below[:-1]) if spec.format == kind else False
+            of_kind = pc.or_(pc.ends_with(pc.utf8_lower(keys), CONTAINERS[kind]), is_named)
+            containers += [(kind, row) for row in objects.filter(of_kind).to_pylist()]
+            objects = objects.filter(pc.invert(of_kind))
+    if spec.format not in CONTAINERS:
+        yield objects.filter(selection.takes_images(objects["image_key"]))
+    elif objects.num_rows:
+        left_out.add(f"{_OTHER_FORMAT} {spec.format}", objects["image_key"][0].as_py(), objects.num_rows)
+
+    def submit(container: tuple[str, dict[str, Any]]) -> Any:
+        kind, row = container
+        one = Container(filesystem, row["image_key"], row["etag"], row["size_bytes"], spec, left_out)
+        return threads.submit(_list_container, kind, one)
+
+    for tables in look_ahead(submit, containers, _CONTAINERS_AHEAD):
+        for table in tables:
+            yield table.filter(pc.or_(pc.is_valid(table["fault"]), selection.takes_images(table["image_key"])))
 
 
-def _list_folder(path: str, left_out: _LeftOut) -> Iterator[ListedImage]:
-    if os.path.isfile(path):  # noqa: PTH113 - one scandir entry type throughout
-        yield _local_image(path, os.stat(path))  # noqa: PTH116
-        return
-    with os.scandir(path) as entries:
-        # Sorted as an object store sorts keys, where the name of a folder includes its slash.
-        listed = sorted(entries, key=lambda e: e.name + "/" if e.is_dir(follow_symlinks=False) else e.name)
-    for entry in listed:
-        try:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _list_folder(entry.path, left_out)
-            elif entry.is_file():
-                yield _local_image(entry.path, entry.stat())
-        except FileNotFoundError:  # deleted since the folder was listed
-            continue
-        except OSError as error:
-            if error.errno != errno.ELOOP:
-                raise
-            left_out.add(entry.path)
-
-
-def _is_utf8(name: str) -> bool:
+def _list_container(kind: str, container: Container) -> list[pa.Table]:
+    """The images of a container; if it cannot be read as one, a row of the container that says why."""
     try:
-        name.encode()
-    except UnicodeEncodeError:  # Python keeps other bytes as lone surrogates
-        return False
-    return True
-
-
-def _local_image(path: str, stat: os.stat_result) -> ListedImage:
-    return ListedImage(f"file://{path}", local_etag(stat), stat.st_size)
-
-
-def _list_bucket(filesystem: Any, path: str) -> Iterator[ListedImage]:
-    # find() and walk() would keep 3-4 KB for every key that they list.
-    bucket, _, prefix = path.partition("/")
-    prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
-    page: dict[str, Any] = {"IsTruncated": True}
-    listed_any = False
-    while page["IsTruncated"]:
-        token = {"ContinuationToken": page["NextContinuationToken"]} if "NextContinuationToken" in page else {}
-        page = filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **token)
-        if page["IsTruncated"] and page.get("NextContinuationToken") in (None, token.get("ContinuationToken")):
-            raise OSError("the store says that there are more objects, but not where its listing goes on")
-        for entry in page.get("Contents", ()):
-            listed_any = True
-            if not (entry["Key"].endswith("/") and entry["Size"] == 0):
-                yield ListedImage(
-                    uri_of(filesystem, f"{bucket}/{entry['Key']}"), entry["ETag"].strip('"'), entry["Size"]
-                )
-    if not listed_any and prefix and filesystem.exists(path):
-        info = filesystem.info(path)
-        if info["type"] == "file":
-            yield ListedImage(uri_of(filesystem, path), str(info["ETag"]).strip('"'), info["size"])
-
-
-def _list_any(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[ListedImage]:
-    if not filesystem.exists(path):
-        raise FileNotFoundError(path)
-    for name, info in sorted(filesystem.find(path, detail=True).items()):
-        etag = info.get("etag") or info.get("ETag") or info.get("mtime") or info.get("created") or ""
-        yield ListedImage(uri_of(filesystem, name), str(etag).strip('"'), info["size"])
+        return _CONTAINERS[kind](container)
+    except FileNotFoundError:  # deleted since it was listed
+        return []
+    except PermissionError as error:
+        return [fault_of(container, ErrorCode.ACCESS_DENIED, one_line(error))]
+    except (ValueError, pa.ArrowException) as error:
+        return [fault_of(container, ErrorCode.DAMAGED_CONTAINER, one_line(error))]

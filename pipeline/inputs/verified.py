@@ -1,4 +1,4 @@
-"""Read one image object within a time limit and check it against the plan."""
+"""Read one object, or a part of one, within a time limit, and check it against the plan."""
 
 import asyncio
 import hashlib
@@ -39,38 +39,67 @@ class ChangedError(Exception):
 
 
 def read_verified(
-    filesystem: fsspec.AbstractFileSystem, path: str, etag: str, size_bytes: int, seconds: float
-) -> bytes:
-    """The bytes of one object, checked by length and, if the ETag is an MD5 digest, by content.
+    filesystem: fsspec.AbstractFileSystem, path: str, etag: str, size_bytes: int | None, seconds: float
+) -> tuple[bytes, str]:
+    """The bytes of one object and its ETag, checked by length and, if the ETag is an MD5 digest, by content.
 
-    Raises ChangedError if the store now holds another object, CorruptError if the bytes are wrong, TimeoutError if the
-    request takes longer than `seconds`, and any error of the file system.
+    If `etag` is "" or `size_bytes` is None, the plan does not know them, and whatever the store holds is right. Raises
+    ChangedError if the store now holds another object, CorruptError if the bytes are wrong, TimeoutError if the request
+    takes longer than `seconds`, and any error of the file system.
     """
     if is_local(filesystem):
-        return _read_local(filesystem, path, etag)
+        data: bytes = filesystem.cat_file(path)
+        return data, _still(local_etag(Path(path).stat()), etag)
     if is_s3(filesystem):
         # The answer also says which object the store holds now, so no second request is needed.
-        answer = _request(filesystem, ask_for_object(filesystem, path, etag), path, seconds)
-        if (now := answer["ETag"].strip('"')) != etag:
-            raise ChangedError(f"the object had ETag {etag} when it was planned and has ETag {now} now")
-        data, is_whole = answer["Body"], agrees(answer)
+        answer = _request(filesystem, ask_for_object(filesystem, path, etag or None), path, seconds)
+        now, data, is_whole = _still(answer["ETag"].strip('"'), etag), answer["Body"], agrees(answer)
     else:
         data = (
             _request(filesystem, cat_file(filesystem, path), path, seconds)
             if filesystem.async_impl
             else filesystem.cat_file(path)
         )
+        now = etag
         is_whole = md5_of({"ETag": etag}) in (None, hashlib.md5(data, usedforsecurity=False).hexdigest())
-    if len(data) != size_bytes or not is_whole:
-        raise CorruptError(f"the {len(data)} bytes that were read do not match the {size_bytes} bytes of ETag {etag}")
+    if size_bytes not in (None, len(data)) or not is_whole:
+        raise CorruptError(f"the {len(data)} bytes that were read do not match the {size_bytes} bytes of ETag {now}")
+    return data, now
+
+
+def read_range(
+    filesystem: fsspec.AbstractFileSystem, path: str, etag: str, first: int, length: int, seconds: float
+) -> bytes:
+    """`length` bytes (at least one) of an object from the byte `first` on.
+
+    A part has no checksum of its own, so its reader must check what the format allows. Raises ChangedError if the store
+    now holds another object, CorruptError if there are fewer bytes, TimeoutError if the request takes longer than
+    `seconds`, and any error of the file system.
+    """
+    if is_local(filesystem):
+        with Path(path).open("rb") as file:
+            file.seek(first)
+            data = file.read(length)
+        _still(local_etag(Path(path).stat()), etag)
+    elif is_s3(filesystem):
+        asked = ask_for_object(filesystem, path, etag, byte_range=(first, length))
+        answer = _request(filesystem, asked, path, seconds)
+        _still(answer["ETag"].strip('"'), etag)
+        data = answer["Body"]
+    elif filesystem.async_impl:
+        data = _request(filesystem, cat_file(filesystem, path, first, first + length), path, seconds)
+    else:
+        data = filesystem.cat_file(path, start=first, end=first + length)
+    if len(data) != length:
+        raise CorruptError(f"{len(data)} bytes were read of the {length} bytes from byte {first} of ETag {etag}")
     return data
 
 
-def _read_local(filesystem: fsspec.AbstractFileSystem, path: str, etag: str) -> bytes:
-    data: bytes = filesystem.cat_file(path)
-    if (now := local_etag(Path(path).stat())) != etag:
-        raise ChangedError(f"the file had modification time and size {etag} when it was planned and has {now} now")
-    return data
+def _still(now: str, planned: str) -> str:
+    """The ETag that an object has now. ChangedError if the plan knows another."""
+    if planned and now != planned:
+        raise ChangedError(f"the object had ETag {planned} when it was planned and has ETag {now} now")
+    return now
 
 
 def _request(filesystem: Any, request: Coroutine[Any, Any, Any], path: str, seconds: float) -> Any:

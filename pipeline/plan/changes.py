@@ -16,24 +16,24 @@ The mode leaves out all other images; those that another mode would plan count a
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.commit.run_record import read_run_record
 from pipeline.config import Settings
-from pipeline.errors import TRANSIENT
-from pipeline.inputs.listing import ListedImage
+from pipeline.errors import TRANSIENT, RunError
+from pipeline.input_spec import InputSpec
+from pipeline.inputs.selection import Selection
 from pipeline.layout import Output
-from pipeline.plan.shards import PlannedImage, below_input
-from pipeline.schema import PLAN, REASONS
+from pipeline.plan.shards import PLANNED_IMAGES
+from pipeline.schema import LISTED, REASONS
+from pipeline.shown_text import shown
 from pipeline.tables.current_view import load_current
 from pipeline.tables.spill_database import MEMORY_MIB, ScratchDatabase, out_of_room
 
 _ROWS = 20_000  # rows at a time between Python and DuckDB: a few MB
-
-_LISTING = pa.schema([PLAN.field(name) for name in ("image_key", "etag", "size_bytes")])
 
 
 class Changes:
@@ -59,18 +59,20 @@ class Changes:
         self.size_bytes: dict[str, int] = {reason: size for reason, _, size in totals}
         self.num_planned = sum(self.counts.get(reason, 0) for reason in planned)
 
-    def images(self) -> Iterator[PlannedImage]:
-        """The images to plan, sorted by key as an object store sorts keys (by the bytes of UTF-8)."""
+    def images(self) -> Iterator[pa.Table]:
+        """The images to plan, as tables of PLANNED_IMAGES, sorted as object stores sort keys (by the bytes of UTF-8).
+
+        Images of one tar or Parquet file come in the order in which they lie there.
+        """
         with out_of_room():
             rows = self._scratch.connection.cursor().sql(
-                "SELECT image_key, etag, size_bytes, reason FROM changes "
-                "WHERE list_contains(?, reason) ORDER BY image_key",
+                f"SELECT {', '.join(PLANNED_IMAGES.names)} FROM changes WHERE list_contains(?, reason) "
+                "ORDER BY coalesce(object_uri, image_key), position, image_key",
                 params=[list(self.planned)],
             )
             reader = rows.to_arrow_reader(_ROWS)
         for batch in reader:
-            columns = (column.to_pylist() for column in batch.columns)
-            yield from map(PlannedImage, *columns)
+            yield pa.Table.from_batches([batch]).cast(PLANNED_IMAGES)
 
     def close(self) -> None:
         self._scratch.close()
@@ -88,7 +90,8 @@ def describe(counts: dict[str, int]) -> str:
 
 
 def compare(
-    listing: Iterable[ListedImage],
+    listing: Iterable[pa.Table],
+    spec: InputSpec,
     settings: Settings,
     output: Output,
     *,
@@ -96,22 +99,28 @@ def compare(
     weights_sha256: str,
     memory_mib: int = MEMORY_MIB,
 ) -> Changes:
-    """The changes that a run with these settings would have to process. `listing` is the whole of `settings.input`.
+    """The changes that a run with these settings would have to process. `listing` is the whole listing of `spec`.
 
-    Of the settings, only `input`, `mode`, `limit` and `tombstone_removed` matter. Only rows of keys below the input are
-    compared, because several inputs may share an output. `memory_mib` limits the memory of DuckDB; the rest goes to
-    TMPDIR, about as much as the keys of the listing and of all rows below the input take.
+    Of the settings, only `mode`, `limit` and `tombstone_removed` matter. Only rows of keys below the inputs are
+    compared, because several inputs may share an output. If the inputs name their images one by one, no image counts as
+    removed: such a list does not say of which images it is the whole. `memory_mib` limits the memory of DuckDB; the
+    rest goes to TMPDIR, about as much as the keys of the listing and of all rows below the inputs take.
 
-    Raises RunError if the listing breaks off or the published table cannot be read.
+    Raises RunError if the listing breaks off or names two images by one key, or if the published table cannot be read.
     """
+    selections = [] if spec.names_its_images else [Selection(spec, source) for source in spec.sources]
     scratch = ScratchDatabase(memory_mib)
     try:
         with out_of_room():
-            _load_listing(scratch.connection, islice(listing, settings.limit))
+            _load_listing(scratch.connection, _first(listing, settings.limit))
+            if spec.names_its_images or len(spec.sources) > 1:
+                _drop_twins(scratch.connection)
             columns = ("etag", "size_bytes", "status", "error_code", "fingerprint", "run_created")
-            version = load_current(scratch.connection, output, columns, below=below_input(settings.input))
+            below = tuple(selection.below for selection in selections)
+            version = load_current(scratch.connection, output, columns, below=below)
             _load_fingerprints(scratch.connection, output, fingerprint, weights_sha256)
-            _join(scratch.connection, settings.mode, whole_listing=settings.limit is None)
+            _join(scratch.connection, settings.mode, whole_listing=settings.limit is None and bool(selections))
+            _keep_removed_in_scope(scratch.connection, selections)
             # Without this, DuckDB 1.5 returns the sorted rows in another order. Set any earlier, it costs memory.
             scratch.connection.execute("SET preserve_insertion_order = true")
             planned = tuple(name for name in REASONS if name != "removed" or settings.tombstone_removed)
@@ -122,19 +131,57 @@ def compare(
     return changes
 
 
-def _load_listing(database: duckdb.DuckDBPyConnection, listing: Iterable[ListedImage]) -> None:
-    database.execute("CREATE TABLE listing (image_key VARCHAR, etag VARCHAR, size_bytes BIGINT)")
-    images = iter(listing)
-    # Each page is its own transaction: in a single transaction, DuckDB kept 170 bytes per image, whatever its limit.
-    while page := list(islice(images, _ROWS)):
-        database.from_arrow(_as_table(page)).insert_into("listing")
+def _first(listing: Iterable[pa.Table], number: int | None) -> Iterator[pa.Table]:
+    """The first `number` images of the listing; None: all."""
+    left = number
+    for table in listing:
+        yield table if left is None else table.slice(0, left)
+        if left is not None and (left := left - table.num_rows) <= 0:
+            return
 
 
-def _as_table(images: list[ListedImage]) -> pa.Table:
-    keys = pa.array([image.image_key for image in images], pa.string())
-    return pa.table(
-        [keys, [image.etag for image in images], [image.size_bytes for image in images]],
-        schema=_LISTING,
+def _load_listing(database: duckdb.DuckDBPyConnection, listing: Iterable[pa.Table]) -> None:
+    """Make the table `listing`: all images, as they come."""
+    types = {"string": "VARCHAR", "int64": "BIGINT", "int32": "INTEGER"}
+    columns = ", ".join(f"{field.name} {types[str(field.type)]}" for field in LISTED)
+    database.execute(f"CREATE TABLE listing ({columns})")
+    pending: list[pa.Table] = []
+    num_rows = 0
+
+    def load() -> None:
+        # Each page is its own transaction: in a single transaction, DuckDB kept 170 bytes per image, whatever its
+        # limit.
+        database.from_arrow(pa.concat_tables(pending)).insert_into("listing")
+        pending.clear()
+
+    for table in listing:
+        pending.append(table)
+        num_rows += table.num_rows
+        if num_rows >= _ROWS:
+            load()
+            num_rows = 0
+    if pending:
+        load()
+
+
+def _drop_twins(database: duckdb.DuckDBPyConnection) -> None:
+    """Keep one row of an image that is listed several times, by overlapping inputs or by lines of a manifest.
+
+    RunError if one key stands for two objects, or for two places in an object.
+    """
+    place = "coalesce(object_uri, image_key), position, row_group"
+    twins = database.execute(
+        f"SELECT image_key, count(*) FROM listing GROUP BY image_key HAVING count(*) > 1 AND "
+        f"(count(DISTINCT row({place})) > 1 OR count(DISTINCT etag) > 1) LIMIT 1"
+    ).fetchone()
+    if twins is not None:
+        raise RunError(
+            f"--input: {twins[1]} images have the key {shown(twins[0])} and lie in different places, or have different "
+            "ETags; give each image a key of its own"
+        )
+    database.execute(
+        "CREATE OR REPLACE TABLE listing AS SELECT * FROM listing "
+        "QUALIFY row_number() OVER (PARTITION BY image_key) = 1"
     )
 
 
@@ -169,19 +216,25 @@ _IN_MODE = {
 
 
 def _join(database: duckdb.DuckDBPyConnection, mode: str, *, whole_listing: bool) -> None:
-    """Make the table `changes`: image_key, etag, size_bytes and reason of every image in `listing` or `current`."""
+    """Make the table `changes`: PLANNED_IMAGES of every image in `listing` or `current`.
+
+    A size of a row of a Parquet file is an estimate, and null or "" is a fact that nobody knows: neither is compared.
+    """
     transient = ", ".join(f"'{code.value}'" for code in TRANSIENT)
+    places = ", ".join(f"l.{name}" for name in LISTED.names[3:])
     database.execute(f"""
         CREATE TABLE changes AS
         WITH compared AS (
             SELECT coalesce(l.image_key, c.image_key) AS image_key,
                    coalesce(l.etag, c.etag) AS etag,
-                   coalesce(l.size_bytes, c.size_bytes) AS size_bytes,
+                   CASE WHEN l.image_key IS NULL THEN c.size_bytes ELSE l.size_bytes END AS size_bytes,
+                   {places},
                    c.status = 'failed' AS failed,
                    CASE
                        WHEN l.image_key IS NULL THEN 'removed'
                        WHEN c.image_key IS NULL THEN 'new'
-                       WHEN l.etag <> c.etag OR l.size_bytes <> c.size_bytes THEN 'changed'
+                       WHEN l.etag <> '' AND l.etag <> c.etag THEN 'changed'
+                       WHEN l.row_group IS NULL AND l.size_bytes <> c.size_bytes THEN 'changed'
                        WHEN f.reason IS NOT NULL THEN f.reason
                        WHEN c.status = 'failed' AND c.error_code IN ({transient}) THEN 'retry'
                        ELSE 'unchanged'
@@ -189,8 +242,20 @@ def _join(database: duckdb.DuckDBPyConnection, mode: str, *, whole_listing: bool
             FROM listing l {"FULL" if whole_listing else "LEFT"} JOIN current c ON l.image_key = c.image_key
             LEFT JOIN fingerprints f ON c.fingerprint = f.fingerprint
         )
-        SELECT image_key, etag, size_bytes, {_IN_MODE[mode]} AS reason
-        FROM compared
-        -- An object named as the input, beside the folder of that name, is in no listing of the folder.
-        WHERE reason <> 'removed' OR starts_with(image_key, getvariable('below'))
+        SELECT * EXCLUDE (failed) REPLACE ({_IN_MODE[mode]} AS reason) FROM compared
     """)
+
+
+def _keep_removed_in_scope(database: duckdb.DuckDBPyConnection, selections: list[Selection]) -> None:
+    """Drop removed images that the listing could not hold: patterns leave them out, or they lie beside the input."""
+    reader = database.cursor().sql("SELECT image_key FROM changes WHERE reason = 'removed'").to_arrow_reader(_ROWS)
+    database.execute("CREATE TABLE beside (image_key VARCHAR)")
+    for batch in reader:
+        keys = pa.chunked_array([batch["image_key"]])
+        in_scope = pa.chunked_array([pa.repeat(pa.scalar(False), len(keys))])
+        for selection in selections:
+            in_scope = pc.or_(in_scope, selection.in_scope(keys))
+        beside = keys.filter(pc.invert(in_scope))
+        if len(beside):
+            database.from_arrow(pa.table({"image_key": beside})).insert_into("beside")
+    database.execute("DELETE FROM changes WHERE reason = 'removed' AND image_key IN (SELECT image_key FROM beside)")

@@ -10,14 +10,17 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar, cast
 
+import pyarrow as pa
+
 from m2f_core import __version__
 from pipeline.commit.journal import Journal
 from pipeline.commit.run_record import CategoryRecord, ModelRecord, PlanSummary, RunRecord
 from pipeline.config import Settings
 from pipeline.errors import BrokenRunError
 from pipeline.guard.kill_points import reached
+from pipeline.input_spec import InputSpec
 from pipeline.layout import PLAN_FILE, Output, RunFolder
-from pipeline.plan.shards import PlannedImage, group_into_shards, write_plan
+from pipeline.plan.shards import group_into_shards, write_plan
 from pipeline.runs.check import Checked, Model
 from pipeline.runs.find import identity
 from pipeline.schema import SCHEMA_VERSION
@@ -34,6 +37,7 @@ class Run:
     run_id: str
     created: datetime
     settings: Settings
+    inputs: InputSpec
     output: Output
     model: Model
     fingerprint: str
@@ -60,7 +64,7 @@ class Run:
 
 def plan_run(
     checked: Checked,
-    images: Iterable[PlannedImage],
+    images: Iterable[pa.Table],
     counts: dict[str, int],
     images_per_shard: int,
     computed_on: dict[str, str | None],
@@ -68,6 +72,7 @@ def plan_run(
 ) -> RunRecord:
     """Write the plan of a new run, then its run.json. Without run.json, an incomplete plan is not a run.
 
+    `images` are tables of PLANNED_IMAGES, in the order of the plan.
     `computed_on`: device, precision and CPU instructions of the models, to be stored in run.json. `may_write` is called
     for every shard and raises BrokenRunError if another driver has taken over.
     """
@@ -123,6 +128,7 @@ def take_up(checked: Checked, record: RunRecord) -> Run:
         run_id=record.run_id,
         created=datetime.fromisoformat(record.created),
         settings=checked.settings,
+        inputs=checked.inputs,
         output=checked.output,
         model=checked.model,
         fingerprint=record.fingerprint,

@@ -12,6 +12,8 @@ from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.images.image_size import ImageSize
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import RunError
+from pipeline.input_spec import InputSpec
+from pipeline.inputs.sources import input_spec
 from pipeline.layout import Output
 from pipeline.runs.places import usable_output, with_whole_places
 from pipeline.segment.checkpoint import is_embedded, is_local_path, stage_model
@@ -43,6 +45,7 @@ class Checked:
     """Settings that passed all checks, with the output and the model that they name."""
 
     settings: Settings
+    inputs: InputSpec
     output: Output
     model: Model
     results: dict[str, Any]  # the settings that change results, defaults filled in
@@ -92,13 +95,13 @@ def check(settings: Settings) -> Checked:
     """Check the settings, quickly and without writing.
 
     Raise RunError if the checkpoint cannot be used, if the output belongs to another schema version, or if the output
-    lies inside the input. Errors of the input appear only when the input is listed.
+    lies inside the input. Other errors of an input appear only when the input is listed.
     """
     settings = _with_whole_paths(settings)
-    output = usable_output(settings)
+    output, inputs = usable_output(settings), input_spec(settings)
     model = check_model(settings)
     results = resolved_results(settings, model)
-    return Checked(settings, output, model, results, fingerprint(results, model.weights_sha256))
+    return Checked(settings, inputs, output, model, results, fingerprint(results, model.weights_sha256))
 
 
 def _with_whole_paths(settings: Settings) -> Settings:

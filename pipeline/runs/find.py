@@ -56,7 +56,8 @@ def identity(checked: Checked) -> dict[str, Any]:
     settings = checked.settings
     return {
         "fingerprint": checked.fingerprint,
-        "input": canonical(settings.input),
+        "input": tuple(canonical(given) for given in settings.input),
+        "selection": settings.selection_dict(),
         "limit": settings.limit,
         "mode": settings.mode,
         "tombstone_removed": settings.tombstone_removed,
@@ -127,7 +128,9 @@ def _newest_unfinished(output: Output, wanted: dict[str, Any], say_what_is_left:
 
 def _hides(later: RunRecord, run: RunRecord) -> bool:
     """Whether the run `later` processed all images of `run` with other settings. If not, continuing wastes little."""
-    has_its_images = f"{run.input}/".startswith(f"{later.input}/")
+    has_its_images = later.selection == run.selection and all(
+        any(f"{source}/".startswith(f"{other}/") for other in later.input) for source in run.input
+    )
     left_out = later.counts.get("unchanged", 0) + later.counts.get("not_selected", 0)
     did_all = later.limit is None and not left_out
     return has_its_images and did_all and later.fingerprint != run.fingerprint

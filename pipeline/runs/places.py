@@ -6,26 +6,30 @@ from pipeline.commit.run_record import VERSIONED
 from pipeline.config import Settings
 from pipeline.errors import RunError
 from pipeline.layout import RUNS, Output
+from pipeline.patterns import without_wildcards
 from pipeline.schema import SCHEMA_VERSION, TABLES
 from pipeline.store.filesystem import canonical, is_local, whole_path
 
 
 def with_whole_places(settings: Settings) -> Settings:
-    """The settings with absolute paths of input and output, if these are local."""
-    return replace(settings, input=whole_path(settings.input), output=whole_path(settings.output))
+    """The settings with absolute paths of inputs and output, if these are local."""
+    return replace(settings, input=tuple(map(whole_path, settings.input)), output=whole_path(settings.output))
 
 
 def usable_output(settings: Settings) -> Output:
     """The output of these settings.
 
-    RunError if the output lies inside the input, is a file, cannot be read or belongs to another schema version.
+    RunError if the output lies inside an input, is a file, cannot be read or belongs to another schema version.
     """
-    source, target = canonical(settings.input), canonical(settings.output)
-    for written in (target, *(f"{target}/{name}" for name in (*TABLES, RUNS))):
-        if f"{written}/".startswith(f"{source}/"):
-            raise RunError(
-                f"--output {settings.output} has {written} inside --input; the next run would list them as images"
-            )
+    target = canonical(settings.output)
+    for given in settings.input:
+        source = canonical(without_wildcards(given)[0])
+        for written in (target, *(f"{target}/{name}" for name in (*TABLES, RUNS))):
+            if f"{written}/".startswith(f"{source}/"):
+                raise RunError(
+                    f"--output {settings.output} has {written} inside --input {given}; the next run would list them as "
+                    "images"
+                )
     output = Output.open(settings.output)
     if is_local(output.filesystem) and output.filesystem.isfile(output.root):
         raise RunError(f"--output {settings.output} is a file; name a folder")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.config import Settings
-from pipeline.inputs.listing import list_images, refuse_empty
+from pipeline.inputs.listing import list_inputs, refuse_empty
 from pipeline.plan.changes import Changes, compare
 from pipeline.runs.check import Checked, check
 from pipeline.runs.find import find_report, find_run
@@ -28,7 +28,7 @@ def preview(settings: Settings) -> Preview:
     elif (found := find_run(checked)) is not None:
         note = f"run {found.run_id}, planned at {found.created}, is not finished: the job would continue this run"
     else:
-        refuse_empty(checked.settings.input)
+        refuse_empty(checked.inputs)
     with changes_of(checked) as changes:
         return Preview(changes.counts, changes.size_bytes, changes.planned, note)
 
@@ -36,7 +36,8 @@ def preview(settings: Settings) -> Preview:
 def changes_of(checked: Checked) -> Changes:
     """The changes that a run with these settings would have to process now."""
     return compare(
-        list_images(checked.settings.input),
+        list_inputs(checked.inputs),
+        checked.inputs,
         checked.settings,
         checked.output,
         fingerprint=checked.fingerprint,

@@ -25,8 +25,10 @@ from pipeline.cluster.resources import connect
 from pipeline.config import SelfCheckSettings
 from pipeline.errors import ImageError, RunError
 from pipeline.guard.watchdog import start_watchdog
+from pipeline.input_spec import InputSpec
 from pipeline.inputs.fetch import FetchImages
-from pipeline.inputs.listing import ListedImage, list_images, refuse_empty
+from pipeline.inputs.listing import first_images, refuse_empty
+from pipeline.inputs.reads import ListedImage, ReadImage
 from pipeline.runs.check import check
 from pipeline.runs.specs import segment_spec
 from pipeline.segment.checkpoint import stage_model
@@ -88,16 +90,16 @@ class SelfCheck:
 def selfcheck(settings: SelfCheckSettings) -> SelfCheck:
     """Compare and time on a worker with the resources of a model actor. RunError if a run could not start."""
     checked = check(settings)
-    refuse_empty(checked.settings.input)
-    images = list(itertools.islice(list_images(checked.settings.input), settings.limit))
+    refuse_empty(checked.inputs)
+    images = [ListedImage(**row) for row in first_images(checked.inputs, settings.limit).to_pylist()]
     allotment = allot(settings, connect())
     spec = segment_spec(checked.settings, checked.model, allotment)
-    return run_on_worker(allotment, _check_on_worker, spec, checked.settings.input, images)
+    return run_on_worker(allotment, _check_on_worker, spec, checked.inputs, images)
 
 
-def _check_on_worker(spec: SegmentSpec, source: str, images: Sequence[ListedImage]) -> SelfCheck:
+def _check_on_worker(spec: SegmentSpec, inputs: InputSpec, images: Sequence[ListedImage]) -> SelfCheck:
     start_watchdog(spec.step_timeout, "the self-check has failed")
-    encoded, decoded = _decodable(_read(source, images, spec.step_timeout), spec)
+    encoded, decoded = _decodable(_read(inputs, images, spec.step_timeout), spec)
     segmenter = Segmenter(spec)
     comparison = compare(segmenter.network, plain_network(spec), decoded)
     return SelfCheck(_name(segmenter.network.device), spec.precision, comparison, time_actor(segmenter, encoded))
@@ -176,10 +178,9 @@ def _segment_all(segmenter: Segmenter, encoded: Sequence[bytes], costs: Costs) -
             raise RunError(f"an image failed in batches of {segmenter.spec.batch_size}: {result}")
 
 
-def _read(source: str, images: Sequence[ListedImage], step_timeout: float) -> list[bytes]:
-    stage = FetchImages(source, step_timeout)
-    read = [stage.fetch(image.image_key, image.etag, image.size_bytes) for image in images]
-    encoded = [data for data in read if isinstance(data, bytes)]
+def _read(inputs: InputSpec, images: Sequence[ListedImage], step_timeout: float) -> list[bytes]:
+    read = FetchImages(inputs, step_timeout).fetch_all(images)
+    encoded = [one.data for one in read if isinstance(one, ReadImage)]
     if not encoded:
         raise RunError(f"none of the first {len(images)} images can be read; the first error: {read[0]!s}")
     return encoded

@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from m2f_core.whole_files import written_whole
 from pipeline.errors import RunError
+from pipeline.input_spec import OWN_ACCESS, Access
 from pipeline.setting_fields import refuse_secrets
 from pipeline.shown_text import shown
 from pipeline.store.client_errors import count_errors
@@ -87,7 +88,7 @@ def _client_errors() -> tuple[type[Exception], ...]:
     return tuple(getattr(module, name) for module, name in loaded if hasattr(module, name))
 
 
-def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def open_filesystem(uri: str, access: Access = OWN_ACCESS) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of `uri` and the path in it. `uri` is a local path or `protocol://...`.
 
     Raises RunError if the protocol is none of SCHEMES, if its library is not installed, if the environment's settings
@@ -103,7 +104,7 @@ def open_filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         )
     if re.match("[a-z0-9]+:/(?!/)", uri):
         raise RunError(f"{uri} is neither a path nor a URI; did you mean {uri.replace(':/', '://', 1)}?")
-    options = _S3_OPTIONS if protocol in ("s3", "s3a") else {}
+    options = {**(_S3_OPTIONS if protocol in ("s3", "s3a") else {}), **access.options(protocol)}
     try:
         if (names := host_of(protocol, uri)) is not None:
             raise ValueError(f"{protocol}:// with {names} in the URI is not supported; use another store")

@@ -37,9 +37,9 @@ async def call_s3(filesystem: Any, method: str, **arguments: Any) -> Any:
     return await filesystem._call_s3(method, **arguments)
 
 
-async def cat_file(filesystem: Any, path: str) -> bytes:
-    """The bytes at `path` of an asynchronous file system. Await this on the file system's loop."""
-    data: bytes = await filesystem._cat_file(path)
+async def cat_file(filesystem: Any, path: str, start: int | None = None, end: int | None = None) -> bytes:
+    """The bytes at `path` of an asynchronous file system, or a part of them. Await this on the file system's loop."""
+    data: bytes = await filesystem._cat_file(path, start=start, end=end)
     return data
 
 

@@ -47,15 +47,21 @@ def get_object(filesystem: Any, path: str, most_bytes: int | None = None) -> dic
 
 
 async def ask_for_object(
-    filesystem: Any, path: str, etag: str | None = None, most_bytes: int | None = None
+    filesystem: Any,
+    path: str,
+    etag: str | None = None,
+    most_bytes: int | None = None,
+    byte_range: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Like `get_object`, but awaited on the file system's loop, and without checks.
 
     This sends one request; s3fs would ask for the size first. If the store holds an object with another ETag than
-    `etag`, the body is not read, because it may have any size.
+    `etag`, the body is not read, because it may have any size. `byte_range` is (first byte, number of bytes), for a
+    part of the object.
     """
     bucket, key = path.split("/", 1)
-    answer: dict[str, Any] = await call_s3(filesystem, "get_object", Bucket=bucket, Key=key)
+    part = {} if byte_range is None else {"Range": f"bytes={byte_range[0]}-{sum(byte_range) - 1}"}
+    answer: dict[str, Any] = await call_s3(filesystem, "get_object", Bucket=bucket, Key=key, **part)
     body = answer["Body"]
     try:
         _check_size(answer.get("ContentLength"), most_bytes)

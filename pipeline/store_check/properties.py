@@ -9,7 +9,7 @@ import itertools
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import pyarrow as pa
@@ -17,7 +17,8 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import DeltaError
 
 from pipeline.errors import RunError
-from pipeline.inputs.listing import list_images
+from pipeline.input_spec import InputSpec
+from pipeline.inputs.listing import list_inputs
 from pipeline.store.conditional_writes import (
     create_object,
     read_stored,
@@ -312,7 +313,7 @@ def _keeps(trial: Trial, name: str) -> bool:
 
     def keeps() -> bool:
         path = trial.put(f"{folder}/{name}", content)
-        keys = [image.image_key for image in list_images(f"{trial.output.uri}/{folder}")]
+        keys = _listed_keys(f"{trial.output.uri}/{folder}")
         return [key.partition(f"/{folder}/")[2] for key in keys] == [name] and trial.get(path) == content
 
     try:
@@ -339,4 +340,9 @@ def _lists_in_order(trial: Trial) -> str | None:
 
 
 def _many(trial: Trial) -> Iterator[str]:
-    return (image.image_key.partition("/many/")[2] for image in list_images(f"{trial.output.uri}/many"))
+    return (key.partition("/many/")[2] for key in _listed_keys(f"{trial.output.uri}/many"))
+
+
+def _listed_keys(uri: str) -> Iterator[str]:
+    inputs = replace(InputSpec.of(uri), format="images")
+    return (key for table in list_inputs(inputs) for key in table["image_key"].to_pylist())

@@ -159,18 +159,24 @@ def _register(
     return errors
 
 
+# `below` without slashes; the character after the input ends its name.
+_IS_BELOW = """list_bool_or(list_transform(getvariable('below'), lambda one:
+    starts_with(image_key, one) AND substr(image_key, length(one) + 1, 1) IN ('', '/', '#')))"""
+
+
 def load_current(
     database: duckdb.DuckDBPyConnection,
     output: Output,
     columns: Sequence[str] = (),
-    below: str = "",
+    below: Sequence[str] = (),
     version: int | None = None,
 ) -> int | None:
     """Make the table `current`: image_key, run_id and `columns` of the newest row of every image, without tombstones.
 
-    `below` is an input with a slash at its end: only keys that start with `below` count, and the key that equals
-    `below` without the slash (an input may be one object). Returns the version of the table `images`, or None if
-    nothing is published (then `current` is empty). Raises RunError if the table cannot be read.
+    `below` are inputs, each with a slash at its end: only keys of the inputs count. These start with the input, or are
+    the input without the slash (an input may be one object), or are that object with `#` and a name (the object may
+    hold images). Without `below`, all keys count. Returns the version of the table `images`, or None if nothing is
+    published (then `current` is empty). Raises RunError if the table cannot be read.
     """
     wanted = list(dict.fromkeys(["image_key", "run_id", "run_created", "status", *columns]))
 
@@ -178,14 +184,14 @@ def load_current(
         snapshot = _open(output, "images", version)
         batches = iter(()) if snapshot is None else stream_table(output, "images", snapshot, wanted, below)
         errors = _register(database, "images", wanted, batches)
-        database.execute("SET VARIABLE below = ?", [below])
+        database.execute("SET VARIABLE below = ?", [[folder.rstrip("/") for folder in below]])
         # A window function, because DuckDB sorts it on disk; arg_max would group in memory, and took three times as
         # long.
         query = f"""
             CREATE OR REPLACE TABLE current AS
             SELECT {", ".join(dict.fromkeys(["image_key", "run_id", *columns]))} FROM (
                 SELECT * FROM published
-                WHERE starts_with(image_key, getvariable('below')) OR image_key || '/' = getvariable('below')
+                WHERE {_IS_BELOW if below else "true"}
                 QUALIFY row_number() OVER (PARTITION BY image_key ORDER BY run_created DESC, run_id DESC) = 1
             ) WHERE status <> 'removed'
         """

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 from tenacity import retry_if_exception_type
@@ -31,7 +31,7 @@ from pipeline.commit.receipt import PartRecord
 from pipeline.errors import BrokenRunError, RunError
 from pipeline.guard.kill_points import reached
 from pipeline.layout import Output
-from pipeline.schema import SCHEMA_VERSION, TABLES
+from pipeline.schema import ADDED_COLUMNS, SCHEMA_VERSION, TABLES
 from pipeline.store.retries import TABLE_COMMIT
 from pipeline.tables.current_view import check_log, delta_options, open_table, table_uri
 from pipeline.tables.stream_table import check_files, check_table, plain, stream_table
@@ -100,6 +100,7 @@ class Publisher:
                 DeltaTable.create(uri, schema=TABLES[name], mode="ignore", storage_options=options)
                 table = DeltaTable(uri, storage_options=options)
                 check_table(self.output, name, table)
+                self._add_columns(table, name)
                 there = self._shards_in(table, name)
                 receipts = self.journal.read(self.num_shards)
                 new = {receipt.shard: receipt.parts[name] for receipt in receipts if receipt.shard not in there}
@@ -116,6 +117,15 @@ class Publisher:
                 self.shards[name] = there | set(new)
                 return DeltaTable(uri, storage_options=options).version()
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _add_columns(self, table: DeltaTable, name: str) -> None:
+        """Add the columns that a table of an older version of this program lacks; its rows have null there."""
+        known = {field.name for field in table.schema().fields}
+        added = pa.schema([field for field in TABLES[name] if field.name in ADDED_COLUMNS - known])
+        new = Schema.from_arrow(added).fields
+        if new:
+            self.may_publish()
+            table.alter.add_columns(new)
 
     def _shards_in(self, table: DeltaTable, name: str) -> set[int]:
         """The shards of this run that `table` holds, or whose part is empty."""

@@ -17,7 +17,7 @@ from m2f_core.config.fields import excerpt
 from pipeline.errors import RunError
 from pipeline.layout import Output
 from pipeline.look_ahead import look_ahead
-from pipeline.schema import TABLES
+from pipeline.schema import ADDED_COLUMNS, TABLES
 from pipeline.store.filesystem import STORE_ERRORS, one_line
 from pipeline.store.objects import read_once
 from pipeline.store.retries import TABLE_READ, last_error
@@ -32,7 +32,7 @@ _BATCH_ROWS = 16_384
 
 
 def stream_table(
-    output: Output, table: str, snapshot: DeltaTable, columns: Sequence[str], below: str = ""
+    output: Output, table: str, snapshot: DeltaTable, columns: Sequence[str], below: Sequence[str] = ()
 ) -> Iterator[pa.RecordBatch]:
     """The columns of a snapshot in no particular order. `below` is as in `load_current`, but only skips files.
 
@@ -47,9 +47,21 @@ def stream_table(
     schema = pa.schema([TABLES[table].field(name) for name in columns])
 
     def of_table(file: pq.ParquetFile, path: str) -> pq.ParquetFile:
-        if missing := set(columns) - set(file.schema_arrow.names):
+        if missing := set(columns) - ADDED_COLUMNS - set(file.schema_arrow.names):
             raise RunError(f"{path} of the table {table} below {output.uri} has no column {min(missing)}")
         return file
+
+    def as_wanted(rows: pa.Table) -> pa.Table:
+        """The wanted columns. A column that was added to the schema after the file was written is null."""
+        arrays = [
+            rows[field.name] if field.name in rows.column_names else pa.nulls(rows.num_rows, field.type)
+            for field in schema
+        ]
+        # Files that another writer compacted may spell strings and lists differently.
+        return pa.table(arrays, names=schema.names).cast(schema)
+
+    def there(file: pq.ParquetFile) -> list[str]:
+        return [name for name in columns if name in file.schema_arrow.names]
 
     def read_whole(path: str, size: int) -> list[pa.RecordBatch]:
         return retrying((*STORE_ERRORS, pa.ArrowException), but=FileNotFoundError)(read_file, path, size)
@@ -59,16 +71,15 @@ def stream_table(
         if len(data) != size:
             raise OSError(f"{path} has {len(data)} bytes, but the log of the table says {size}")
         file = of_table(pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True), path)
-        # Files that another writer compacted may spell strings and lists differently.
-        return file.read(columns=list(columns), use_threads=False).select(columns).cast(schema).to_batches()
+        return as_wanted(file.read(columns=there(file), use_threads=False)).to_batches()
 
     def read_by_row_group(path: str, size: int) -> Iterator[pa.RecordBatch]:
         with output.filesystem.open(output.inside(output.at(f"{table}/{path}")), "rb") as opened:
             if opened.size != size:
                 raise OSError(f"{path} has {opened.size} bytes, but the log of the table says {size}")
             file = of_table(pq.ParquetFile(opened, pre_buffer=False, page_checksum_verification=True), path)
-            for batch in file.iter_batches(_BATCH_ROWS, columns=list(columns), use_threads=False):
-                yield batch.select(columns).cast(schema)
+            for batch in file.iter_batches(_BATCH_ROWS, columns=there(file), use_threads=False):
+                yield from as_wanted(pa.Table.from_batches([batch])).to_batches()
 
     def batches() -> Iterator[pa.RecordBatch]:
         large: list[tuple[str, int]] = []
@@ -114,6 +125,8 @@ def check_table(output: Output, table: str, snapshot: DeltaTable) -> None:
     there = pa.schema(snapshot.schema())
     for field in TABLES[table]:
         place = there.get_field_index(field.name)
+        if place < 0 and field.name in ADDED_COLUMNS:
+            continue  # the next publication adds the column
         if place < 0 or not _can_hold(there.field(place).type, field.type):
             found = "is missing" if place < 0 else f"has the type {there.field(place).type}, not {field.type}"
             raise RunError(f"{name} is not a table of this program: its column {field.name} {found}")
@@ -152,15 +165,18 @@ def check_files(output: Output, table: str, snapshot: DeltaTable) -> pa.Table:
     return files
 
 
-def _files(output: Output, table: str, snapshot: DeltaTable, below: str) -> Iterator[tuple[str, int]]:
-    """(path in the table, size in bytes) of the files of a snapshot that may hold keys below `below`."""
+def _files(output: Output, table: str, snapshot: DeltaTable, below: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """(path in the table, size in bytes) of the files of a snapshot that may hold keys of one of the inputs `below`."""
     files = check_files(output, table, snapshot)
     if below and "min.image_key" in files.column_names:
         # Keys below a folder form one range, because "0" is the character after "/". A file without statistics may hold
         # any key.
-        too_low = pc.less(files["max.image_key"], below[:-1])
-        too_high = pc.greater_equal(files["min.image_key"], below[:-1] + "0")
-        files = files.filter(pc.invert(pc.fill_null(pc.or_kleene(too_low, too_high), False)))
+        wanted = pa.chunked_array([pa.repeat(pa.scalar(False), files.num_rows)])
+        for folder in below:
+            too_low = pc.less(files["max.image_key"], folder[:-1])
+            too_high = pc.greater_equal(files["min.image_key"], folder[:-1] + "0")
+            wanted = pc.or_(wanted, pc.invert(pc.fill_null(pc.or_kleene(too_low, too_high), False)))
+        files = files.filter(wanted)
     yield from zip(files["path"].to_pylist(), files["size_bytes"].to_pylist(), strict=True)
 
 

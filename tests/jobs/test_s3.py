@@ -28,13 +28,14 @@ from pycocotools import mask as coco_mask
 
 from m2f_core.user_cache import user_cache
 from pipeline.config import Settings
+from pipeline.input_spec import InputSpec
 from pipeline.inputs.fetch import FetchImages
-from pipeline.inputs.listing import list_images
 from pipeline.layout import Output
 from pipeline.nights.seen import seen_nights
 from pipeline.schema import TABLES
 from pipeline.segment.checkpoint import stage_model
 from pipeline.store.filesystem import open_filesystem, path_of, uri_of
+from tests.support.listed import list_images
 from tests.support.planning import planned
 from tests.support.ray_head import Submission, make_working_dir, ray_head
 from tests.support.s3_server import ACCESS_KEY, SECRET_KEY
@@ -419,7 +420,8 @@ def test_one_object_may_be_the_input(bucket, protocol):
     [image] = list_images(f"{protocol}://{BUCKET}/one/a b?#%.jpg")
     assert (image.image_key, image.size_bytes) == (f"s3://{BUCKET}/one/a b?#%.jpg", 3)
     assert image.etag == hashlib.md5(b"123").hexdigest()
-    assert FetchImages(f"{protocol}://{BUCKET}/one").fetch(image.image_key, image.etag, 3) == b"123"
+    [read] = FetchImages(InputSpec.of(f"{protocol}://{BUCKET}/one")).fetch([image])
+    assert read.data == b"123"
 
 
 @pytest.mark.parametrize("key", ["a//b.jpg", "//a.jpg", "./a/../b.jpg", "a/b/", "a\\b.jpg", *ODD_KEYS])

@@ -72,7 +72,7 @@ def values_of(field: dataclasses.Field) -> str:
     if annotation is bool:
         return "on, off"
     if "tuple" in str(annotation):
-        return "numbers"
+        return "texts" if "str" in str(annotation) else "numbers"
     bounds = bounds_in_words(field)
     return (options[0] if options else annotation).__name__ + (f", {bounds}" if bounds else "")
 
@@ -82,7 +82,7 @@ def default_of(field: dataclasses.Field) -> str:
         return "required"
     if isinstance(field.default, bool):
         return "on" if field.default else "off"
-    return "" if field.default is None else str(field.default)
+    return "" if field.default in (None, ()) else str(field.default)
 
 
 def table(settings_class: type) -> str:

@@ -18,6 +18,7 @@ from pipeline.drill.settings import DrillSettings
 from pipeline.errors import ErrorCode, ImageError, RunError
 from pipeline.guard.kill_points import POINTS
 from pipeline.guard.planted_faults import marker
+from pipeline.input_spec import InputSpec
 from pipeline.segment.decode import measure_image
 
 # Writes a right row for every file of the input, once; then does what its third argument says.
@@ -78,7 +79,7 @@ def source(tmp_path) -> Path:
 def findings_of(source: Path, fault: str = "", **changes):
     settings = DrillSettings(str(source), str(source.parent / "out"), "model", sample=4, **changes)
     said = []
-    found = drill(settings, lambda run: [sys.executable, "-c", PLAYED, run.input, run.output, fault], said.append)
+    found = drill(settings, lambda run: [sys.executable, "-c", PLAYED, run.input[0], run.output, fault], said.append)
     assert said == found
     return found
 
@@ -162,7 +163,7 @@ def test_a_run_has_the_users_settings_but_for_what_makes_it_a_drill():
     )
     run = settings.of_run("a", "b", max_failure_rate=1.0)
     assert type(run) is not DrillSettings
-    assert (run.input, run.output, run.model, run.task) == ("a", "b", "m", "instance")
+    assert (run.input, run.output, run.model, run.task) == (("a",), "b", "m", "instance")
     assert (run.images_per_shard, run.batch_size, run.limit, run.run_id, run.max_failure_rate) == (
         4,
         1,
@@ -184,14 +185,14 @@ def test_settings_out_of_range_are_refused(name, value):
 
 def test_a_sample_is_a_copy_chosen_by_seed(source, tmp_path):
     def copied(name: str, seed: int) -> list[bytes]:
-        keys = copy_sample(str(source), 4, str(tmp_path / name), random.Random(seed))
+        keys = copy_sample(InputSpec.of(str(source)), 4, str(tmp_path / name), random.Random(seed))
         assert len(keys) == 4 and keys == sorted(keys)
         return [Path(key.removeprefix("file://")).read_bytes() for key in keys]
 
     originals = {path.read_bytes() for path in source.iterdir()}
     assert copied("one", 1) == copied("same", 1) and set(copied("one", 1)) <= originals
     assert len({tuple(copied(f"seed {seed}", seed)) for seed in range(5)}) > 1
-    assert len(copy_sample(str(source), 100, str(tmp_path / "all"), random.Random(0))) == 6
+    assert len(copy_sample(InputSpec.of(str(source)), 100, str(tmp_path / "all"), random.Random(0))) == 6
 
 
 def test_harmful_images_are_what_they_are_called(source):
@@ -209,7 +210,7 @@ def test_harmful_images_are_what_they_are_called(source):
 
 def test_planted_images_stand_among_the_others(source, tmp_path):
     folder = tmp_path / "copies"
-    sample = copy_sample(str(source), 6, str(folder), random.Random(0))
+    sample = copy_sample(InputSpec.of(str(source)), 6, str(folder), random.Random(0))
     planted = plant(str(folder), sample, random.Random(0), deadly=True)
     listed = sorted(f"file://{path}" for path in folder.iterdir())
     assert sorted([*sample, *planted]) == listed

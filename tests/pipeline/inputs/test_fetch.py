@@ -4,15 +4,16 @@ import asyncio
 import hashlib
 from functools import partial
 
-import pyarrow as pa
 import pytest
 from fsspec.asyn import AsyncFileSystem
 
 from pipeline.errors import ErrorCode, ImageError, RunError, StoreUnavailableError
+from pipeline.input_spec import InputSpec
 from pipeline.inputs.fetch import MAX_OBJECT_BYTES, FetchImages
-from pipeline.inputs.listing import ListedImage, list_images
+from pipeline.inputs.reads import ListedImage, ReadImage
 from pipeline.inputs.verified import request_seconds
-from pipeline.schema import FETCHED, PLANNED, pack_shard, unpack_shard
+from pipeline.schema import FETCHED, pack_shard, unpack_shard
+from tests.support.listed import PlannedImage, list_images, planned_table
 
 DATA = b"encoded image bytes" * 50
 ETAG = hashlib.md5(DATA).hexdigest()
@@ -61,10 +62,21 @@ class FakeBody:
 pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
+def stage_on(store, uri="memory://bucket", **options):
+    """A stage that reads all objects from `store`."""
+    stage = FetchImages(InputSpec.of(uri), **options)
+    stage.reader.filesystems = dict.fromkeys(("memory", "slow"), store)
+    return stage
+
+
+def fetch_one(stage, key, etag=ETAG, size_bytes=len(DATA)):
+    """The bytes of an object, or the error."""
+    [read] = stage.fetch([ListedImage(key, etag, size_bytes)])
+    return read.data if isinstance(read, ReadImage) else read
+
+
 def fetch(store, etag=ETAG, size_bytes=len(DATA)):
-    stage = FetchImages("memory://bucket")
-    stage.filesystem = store
-    return stage.fetch("memory://bucket/a.jpg", etag, size_bytes)
+    return fetch_one(stage_on(store), "memory://bucket/a.jpg", etag, size_bytes)
 
 
 @pytest.mark.parametrize(
@@ -131,13 +143,14 @@ def test_an_etag_of_an_encrypted_object_is_no_digest():
 
 def test_an_object_of_a_bucket_is_one_request_also_where_it_was_replaced(s3):
     folder = s3.bucket("one-get")
-    stage = FetchImages(folder)
-    stage.filesystem.pipe_file(f"{stage.root}/a.jpg", DATA)
+    stage = FetchImages(InputSpec.of(folder))
+    filesystem, root = stage.reader.place(folder)
+    filesystem.pipe_file(f"{root}/a.jpg", DATA)
     [image] = list_images(folder)
     requests = []
-    stage.filesystem.s3.meta.events.register("before-send.s3", lambda request, **_: requests.append(request.method))
-    assert stage.fetch(image.image_key, image.etag, image.size_bytes) == DATA
-    result = stage.fetch(image.image_key, "0" * 32, image.size_bytes)
+    filesystem.s3.meta.events.register("before-send.s3", lambda request, **_: requests.append(request.method))
+    assert fetch_one(stage, image.image_key, image.etag, image.size_bytes) == DATA
+    result = fetch_one(stage, image.image_key, "0" * 32, image.size_bytes)
     assert isinstance(result, ImageError) and result.code is ErrorCode.CHANGED
     assert requests == ["GET", "GET"]
 
@@ -149,8 +162,8 @@ def test_local_files_that_changed_or_went_are_rows(tmp_path):
     (tmp_path / "longer").write_bytes(DATA + b"!")
     (tmp_path / "touched").write_bytes(DATA[::-1])
     (tmp_path / "gone").unlink()
-    stage = FetchImages(str(tmp_path))
-    got = {n: stage.fetch(i.image_key, i.etag, i.size_bytes) for n, i in listed.items()}
+    stage = FetchImages(InputSpec.of(str(tmp_path)))
+    got = {n: fetch_one(stage, i.image_key, i.etag, i.size_bytes) for n, i in listed.items()}
     assert got["same"] == DATA
     assert {n: r.code for n, r in got.items() if n != "same"} == {
         "longer": ErrorCode.CHANGED,
@@ -164,11 +177,8 @@ def test_a_shard_keeps_its_order_and_every_image_has_bytes_or_an_error(tmp_path)
         (tmp_path / f"{index:02d}").write_bytes(b"x" * index)
     listed = list(list_images(str(tmp_path)))
     (tmp_path / "07").unlink()
-    planned = pa.table(
-        {**{f: [getattr(i, f) for i in listed] for f in ("image_key", "etag", "size_bytes")}, "reason": ["new"] * 40},
-        schema=pa.schema(PLANNED),
-    )
-    shard, images = unpack_shard(FetchImages(str(tmp_path))(pack_shard(5, planned)))
+    planned = planned_table(PlannedImage(**vars(image)) for image in listed)
+    shard, images = unpack_shard(FetchImages(InputSpec.of(str(tmp_path)))(pack_shard(5, planned)))
     assert shard == 5 and images.schema.equals(FETCHED)
     assert images.column("image_key").to_pylist() == [image.image_key for image in listed]
     for index, row in enumerate(images.to_pylist()):
@@ -184,9 +194,8 @@ def test_an_object_too_large_for_an_image_is_not_read():
 
 
 def test_a_node_that_has_not_the_input_ends_the_run_and_calls_no_image_missing(tmp_path):
-    stage = FetchImages(str(tmp_path / "only on the driver"))
-    planned = [{"image_key": "file:///a", "etag": "e", "size_bytes": 1, "reason": "new"}]
-    row = pack_shard(0, pa.Table.from_pylist(planned, schema=pa.schema(PLANNED)))
+    stage = FetchImages(InputSpec.of(str(tmp_path / "only on the driver")))
+    row = pack_shard(0, planned_table([PlannedImage("file:///a", "e", 1)]))
     with pytest.raises(RunError, match=r"--input .* does not exist on "):
         stage(row)
 
@@ -213,19 +222,17 @@ class SlowStore(AsyncFileSystem):
 
 def test_a_read_that_takes_too_long_is_cancelled_and_asked_for_again(monkeypatch):
     monkeypatch.setattr(
-        "pipeline.inputs.fetch.request_seconds", lambda size, attempt, timeout: (0.2, 600.0)[attempt - 1]
+        "pipeline.inputs.reads.request_seconds", lambda size, attempt, timeout: (0.2, 600.0)[attempt - 1]
     )
-    stage = FetchImages("memory://bucket", step_timeout=6000.0)
-    stage.filesystem = SlowStore(seconds=100)
-    assert stage.fetch("slow://bucket/a.jpg", ETAG, len(DATA)) == DATA
-    assert (stage.filesystem.asked, stage.filesystem.cancelled) == (2, 1)
+    store = SlowStore(seconds=100)
+    assert fetch_one(stage_on(store, step_timeout=6000.0), "slow://bucket/a.jpg") == DATA
+    assert (store.asked, store.cancelled) == (2, 1)
 
 
 def test_a_store_that_never_answers_gives_a_row_that_names_object_and_seconds_before_the_watchdog_would():
-    stage = FetchImages("memory://bucket", step_timeout=2.0)
-    stage.filesystem = store = SlowStore(seconds=100)
+    store = SlowStore(seconds=100)
     store._cat_file = partial(never, store)
-    result = stage.fetch("slow://bucket/a.jpg", ETAG, len(DATA))
+    result = fetch_one(stage_on(store, step_timeout=2.0), "slow://bucket/a.jpg")
     assert str(result) == "read_failed: TimeoutError: bucket/a.jpg was not read within 0.5 s"
     assert 1 <= store.asked == store.cancelled <= 2, "twice 0.5 s on a free machine; more would be the watchdog's"
 
@@ -236,17 +243,15 @@ def test_a_connection_that_sleeps_is_given_up_soon_and_a_slow_store_is_given_lon
     assert request_seconds(500_000_000, 1, step_timeout=600.0) == pytest.approx(110.0)
     monkeypatch.setattr("pipeline.inputs.verified._FIRST_SECONDS", 0.2)
     monkeypatch.setattr("pipeline.inputs.verified._LONGER", 1000.0)  # the second time, on whatever machine, is enough
-    stage = FetchImages("memory://bucket", step_timeout=600.0)
-    stage.filesystem = SlowStore(seconds=100)
-    assert stage.fetch("slow://bucket/a.jpg", ETAG, len(DATA)) == DATA
-    assert (stage.filesystem.asked, stage.filesystem.cancelled) == (2, 1)
+    store = SlowStore(seconds=100)
+    assert fetch_one(stage_on(store, step_timeout=600.0), "slow://bucket/a.jpg") == DATA
+    assert (store.asked, store.cancelled) == (2, 1)
 
 
 def test_a_body_that_falls_asleep_is_closed_with_its_connection():
-    stage = FetchImages("memory://bucket", step_timeout=2.0)
-    stage.filesystem = FakeStore(None, DATA)
-    assert stage.fetch("memory://bucket/a.jpg", ETAG, len(DATA)) == DATA
-    assert [body.is_open for body in stage.filesystem.bodies] == [False, False]
+    store = FakeStore(None, DATA)
+    assert fetch_one(stage_on(store, step_timeout=2.0), "memory://bucket/a.jpg") == DATA
+    assert [body.is_open for body in store.bodies] == [False, False]
 
 
 async def never(store, path, **kwargs):
@@ -263,20 +268,18 @@ def test_what_a_store_calls_a_time_out_keeps_its_words():
         async def _cat_file(self, path, **kwargs):
             raise OSError(110, "idle for 20 seconds")
 
-    stage = FetchImages("memory://bucket", step_timeout=2.0)
-    stage.filesystem = Impatient(0)
-    result = stage.fetch("slow://bucket/a.jpg", ETAG, len(DATA))
+    result = fetch_one(stage_on(Impatient(0), step_timeout=2.0), "slow://bucket/a.jpg")
     assert str(result) == "read_failed: TimeoutError: [Errno 110] idle for 20 seconds"
 
 
 def shard_of(*reasons):
-    rows = [{"image_key": f"memory://b/{n}", "etag": ETAG, "size_bytes": len(DATA), "reason": r} for n, r in reasons]
-    return pack_shard(7, pa.Table.from_pylist(rows, schema=pa.schema(PLANNED)))
+    return pack_shard(
+        7, planned_table(PlannedImage(f"memory://b/{name}", ETAG, len(DATA), reason=reason) for name, reason in reasons)
+    )
 
 
 def fetch_shard(store, *reasons):
-    stage = FetchImages("memory://b", step_timeout=60)
-    stage.filesystem = store
+    stage = stage_on(store, "memory://b", step_timeout=60)
     return unpack_shard(stage(shard_of(*enumerate(reasons))))[1]
 
 
@@ -316,8 +319,7 @@ ARCHIVED = PermissionError("InvalidObjectState: the object is archived")
 def test_a_shard_that_may_not_be_read_is_rows_where_others_may(word, error, elsewhere, is_row):
     sizes = {"film": 2**30}
     asked = [ListedImage(f"memory://b/{key}", ETAG, sizes.get(key, len(DATA))) for key in elsewhere]
-    stage = FetchImages("memory://b", step_timeout=60, elsewhere=asked)
-    stage.filesystem = PartlyForbidden(word, error)
+    stage = stage_on(PartlyForbidden(word, error), "memory://b", step_timeout=60, elsewhere=asked)
     shard = shard_of(*((f"0{n}", "new") for n in range(8)))
     if not is_row:
         with pytest.raises(StoreUnavailableError, match="none of the 8 images of shard 7 could be read"):

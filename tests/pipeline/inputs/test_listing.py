@@ -5,8 +5,8 @@ import os
 import pytest
 
 from pipeline.errors import RunError
-from pipeline.inputs.listing import list_images
 from pipeline.store.filesystem import open_filesystem
+from tests.support.listed import list_images
 
 
 def test_links_to_themselves_and_names_that_are_not_utf8_are_left_out_and_said(tmp_path, caplog):

@@ -5,7 +5,7 @@ import os
 import tempfile
 import tracemalloc
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 
 from pipeline.config import Settings
 from pipeline.errors import TRANSIENT, ErrorCode, RunError
-from pipeline.inputs.listing import ListedImage, list_images
+from pipeline.input_spec import InputSpec
+from pipeline.inputs.listing import list_inputs
+from pipeline.inputs.reads import ListedImage
+from pipeline.inputs.sources import input_spec
 from pipeline.layout import Output
 from pipeline.plan.changes import compare
-from pipeline.plan.shards import PlannedImage
 from pipeline.schema import IMAGES
+from tests.support.listed import PlannedImage, list_images, listed_table, planned_images
 from tests.support.published_tables import image_row, publish
 from tests.support.run_records import run_json
 
@@ -110,15 +113,17 @@ def oracle(
     found = []
     for key, facts in listed:
         run, row = current.get(key, (None, None))
-        found.append(PlannedImage(key, *facts, reason_of(run, row, facts, settings.mode)))
+        found.append(PlannedImage(key, *facts, reason=reason_of(run, row, facts, settings.mode)))
     if settings.limit is None:
         gone = [key for key in current if key.startswith(f"{base}/") and key not in listing]
-        found += [PlannedImage(key, *current[key][1][1], "removed") for key in gone]
+        found += [PlannedImage(key, *current[key][1][1], reason="removed") for key in gone]
     return sorted(found, key=lambda image: image.image_key.encode())
 
 
-def output_of(settings):
-    return Output.open(settings.output)
+def compared(listing, settings, spec=None, **options):
+    given = {"fingerprint": "now", "weights_sha256": "w1", **options}
+    spec = spec or InputSpec.of(*settings.input)
+    return compare(listing, spec, settings, Output.open(settings.output), **given)
 
 
 @pytest.mark.usefixtures("s3")  # a bucket's file system that was made without credentials would stay for other tests
@@ -131,11 +136,10 @@ def test_reasons_are_those_of_a_naive_oracle(runs, listing, mode, source, statis
         for number, run in enumerate(runs):
             publish_past_run(output, f"run{number}", run, base, statistics)
         images = [ListedImage(key, *facts) for key, facts in sorted(listing.items(), key=lambda i: i[0].encode())]
-        with compare(
-            iter(images), settings, Output.open(settings.output), fingerprint="now", weights_sha256="w1"
-        ) as changes:
-            planned = list(changes.images())
-            assert list(changes.images()) == planned, "a second reading gives the same"
+        with compared(iter([listed_table(images)]), settings) as changes:
+            planned = [image for table in changes.images() for image in planned_images(table)]
+            again = [image for table in changes.images() for image in planned_images(table)]
+            assert again == planned, "a second reading gives the same"
     expected = oracle(runs, listing, settings, base)
     assert changes.counts == Counter(image.reason for image in expected)
     assert changes.size_bytes == sum((Counter({i.reason: i.size_bytes}) for i in expected), Counter())
@@ -171,8 +175,8 @@ def test_a_failure_is_tried_again_where_it_may_pass_or_is_asked_for(tmp_path, co
     run = PastRun(0, "now", {"/x": (("failed", code.value), ("e1", 1))})
     publish_past_run(str(tmp_path), "run0", run, "file:///in")
     settings = Settings("/in", str(tmp_path), mode=mode)
-    listing = [ListedImage("file:///in/x", "e1", 1)]
-    with compare(listing, settings, output_of(settings), fingerprint="now", weights_sha256="w1") as changes:
+    listing = [listed_table([ListedImage("file:///in/x", "e1", 1)])]
+    with compared(listing, settings) as changes:
         [(reason, _)] = changes.counts.items()
     otherwise = {"incremental": "unchanged", "overwrite": "overwrite", "retry-failed": "retry"}[mode]
     assert reason == ("retry" if code in TRANSIENT else otherwise)
@@ -181,15 +185,9 @@ def test_a_failure_is_tried_again_where_it_may_pass_or_is_asked_for(tmp_path, co
 # --- on real listings -------------------------------------------------------------------------------------------------
 
 
-def counts(settings: Settings, **options) -> dict[str, int]:
-    with compare(
-        list_images(settings.input),
-        settings,
-        Output.open(settings.output),
-        fingerprint="now",
-        weights_sha256="w1",
-        **options,
-    ) as changes:
+def counts(settings: Settings, spec: InputSpec | None = None) -> dict[str, int]:
+    spec = spec or InputSpec.of(*settings.input)
+    with compared(list_inputs(spec), settings, spec) as changes:
         return changes.counts
 
 
@@ -222,6 +220,54 @@ def test_a_prefix_of_a_bucket_is_found_again_and_its_neighbours_are_left_alone(s
     assert counts(settings) == {"unchanged": 2}
 
 
+def test_patterns_leave_earlier_images_alone_and_overlapping_inputs_count_once(tmp_path):
+    source, output = tmp_path / "photos", str(tmp_path / "out")
+    for name in ("a.jpg", "sub/b.jpg", "sub/c.png"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(b"x")
+    rows = [image_row(i.image_key, "run0", 0, etag=i.etag, size_bytes=1) for i in list_images(str(source))]
+    rows.append(image_row(f"file://{source}/sub/gone.jpg", "run0", 0))
+    publish(output, "images", "run0", [rows])
+
+    def counted(*inputs, **flags):
+        settings = Settings(tuple(f"{source}{one}" for one in inputs), output, **flags)
+        spec = input_spec(settings)
+        return counts(settings, spec)
+
+    assert counted("") == {"unchanged": 3, "removed": 1}
+    assert counted("", "/sub") == {"unchanged": 3, "removed": 1}
+    assert counted("", include=("*.png",)) == {"unchanged": 1}
+    assert counted("", exclude=("*.jpg",)) == {"unchanged": 1}
+    assert counted("/sub/*.jpg") == {"unchanged": 1, "removed": 1}
+    assert counted("/*.jpg") == {"unchanged": 1}
+
+
+def test_a_key_that_stands_for_two_objects_is_one_line(tmp_path):
+    images = [ListedImage("k", "e1", 1, object_uri="s3://b/1"), ListedImage("k", "e2", 1, object_uri="s3://b/2")]
+    spec = replace(InputSpec.of("/list.csv"), format="manifest")
+    settings = Settings("/list.csv", str(tmp_path))
+    with pytest.raises(RunError, match="2 images have the key k and lie in different places"):
+        compared([listed_table(images)], settings, spec)
+    with compared([listed_table(images[:1] * 3)], settings, spec) as changes:
+        assert changes.counts == {"new": 1}
+
+
+def test_what_the_input_does_not_say_is_not_compared(tmp_path):
+    """An ETag or a size that nobody knows, and the size of a row of a Parquet file, which is an estimate."""
+    listed = [
+        ListedImage("a", "", None, object_uri="s3://b/a"),
+        ListedImage("b", "", 7, object_uri="s3://b/b"),
+        ListedImage("s3://b/t.parquet#0", "e", 99, object_uri="s3://b/t.parquet", position=0, row_group=0),
+        ListedImage("d", "e", None, object_uri="s3://b/d"),
+    ]
+    rows = [image_row(image.image_key, "run0", 0, etag="e", size_bytes=3, fingerprint="now") for image in listed]
+    publish(str(tmp_path), "images", "run0", [rows])
+    spec = replace(InputSpec.of("/list.csv"), format="manifest")
+    with compared([listed_table(listed)], Settings("/list.csv", str(tmp_path)), spec) as changes:
+        assert changes.counts == {"unchanged": 3, "changed": 1}
+        assert [table["image_key"].to_pylist() for table in changes.images()] == [["b"]]
+
+
 def test_a_name_that_is_not_utf8_is_left_out_and_said(tmp_path, caplog):
     with open(os.fsencode(tmp_path) + b"/bad\xff.jpg", "wb") as file:
         file.write(b"x")
@@ -234,12 +280,12 @@ def test_a_listing_that_breaks_off_says_why_and_leaves_nothing(tmp_path, monkeyp
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def breaks_off():
-        yield ListedImage("file:///a", "e", 1)
+        yield listed_table([ListedImage("file:///a", "e", 1)])
         raise RunError("the store went away")
 
     with pytest.raises(RunError, match="went away"):
         settings = Settings("/a", str(tmp_path / "out"))
-        compare(breaks_off(), settings, output_of(settings), fingerprint="now", weights_sha256="w1")
+        compared(breaks_off(), settings)
     assert not list(tmp_path.iterdir())
 
 
@@ -249,7 +295,7 @@ def test_a_damaged_run_json_is_one_clear_line(tmp_path):
     )
     (tmp_path / "_runs" / "run0" / "run.json").write_text("{")
     with pytest.raises(RunError, match=r"run\.json is damaged, .* not JSON"):
-        compare([], Settings("/in", str(tmp_path)), Output.open(str(tmp_path)), fingerprint="now", weights_sha256="w1")
+        compared([], Settings("/in", str(tmp_path)))
 
 
 # --- more rows than memory --------------------------------------------------------------------------------------------
@@ -261,7 +307,9 @@ MEMORY_MIB = 64
 def many_rows(run_id: str, night: int, first: int, last: int) -> pa.Table:
     numbers = range(first, last)
     row = image_row("", run_id, night)
-    columns = {name: pa.repeat(pa.scalar(row[name], IMAGES.field(name).type), last - first) for name in IMAGES.names}
+    columns = {
+        name: pa.repeat(pa.scalar(row.get(name), IMAGES.field(name).type), last - first) for name in IMAGES.names
+    }
     columns["image_key"] = pa.array([many_key(number) for number in numbers])
     columns["etag"] = pa.array([many_etag(number) for number in numbers])
     return pa.table(columns, schema=IMAGES)
@@ -286,25 +334,18 @@ def test_more_rows_than_memory_are_compared_on_disk(tmp_path):
     del shards
 
     def listing():
-        for number in range(1000, NUM_MANY + 1000):
-            etag = "another" if number % 100 == 0 else many_etag(number)
-            yield ListedImage(many_key(number), etag, 1000)
+        for first in range(1000, NUM_MANY + 1000, 1000):
+            yield listed_table(
+                ListedImage(many_key(number), "another" if number % 100 == 0 else many_etag(number), 1000)
+                for number in range(first, first + 1000)
+            )
 
     settings = Settings("s3://bucket/a", output, mode="overwrite", tombstone_removed=True)
-    compare(
-        [], settings, Output.open(settings.output), fingerprint="now", weights_sha256="w"
-    ).close()  # imports, and what botocore reads, count not
+    compared([], settings).close()  # imports, and what botocore reads, count not
     tracemalloc.start()
     try:
-        with compare(
-            listing(),
-            settings,
-            Output.open(settings.output),
-            fingerprint="now",
-            weights_sha256="w",
-            memory_mib=MEMORY_MIB,
-        ) as changes:
-            keys = (image.image_key for image in changes.images())
+        with compared(listing(), settings, memory_mib=MEMORY_MIB) as changes:
+            keys = (key for table in changes.images() for key in table["image_key"].to_pylist())
             assert all(many_key(number) == key for number, key in zip(range(NUM_MANY + 1000), keys, strict=True))
         peak = tracemalloc.get_traced_memory()[1]
     finally:

@@ -12,28 +12,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import RunError
-from pipeline.inputs.listing import list_images
+from pipeline.input_spec import InputSpec
+from pipeline.inputs.container import LeftOut
+from pipeline.inputs.objects import _list_folder
+from pipeline.inputs.selection import Selection
 from pipeline.layout import Output
-from pipeline.plan.shards import (
-    PlannedImage,
-    below_input,
-    group_into_shards,
-    is_below,
-    read_plan_file,
-    spread_over,
-    write_plan,
-)
+from pipeline.plan.plan_files import is_below, read_plan_file, spread_over
+from pipeline.plan.shards import group_into_shards, write_plan
 from pipeline.schema import PLAN
+from tests.support.listed import PlannedImage, list_images, planned_images, planned_table
 
 PLANNED = st.lists(
-    st.builds(PlannedImage, st.just(""), st.just(""), st.integers(0, 50), st.sampled_from(["new", "removed", "retry"])),
+    st.builds(
+        PlannedImage,
+        st.just(""),
+        st.just(""),
+        st.integers(0, 50),
+        reason=st.sampled_from(["new", "removed", "retry"]),
+    ),
     max_size=60,
 )
 
 
+def grouped(images, pages=1, **bounds) -> list[list[PlannedImage]]:
+    """Shards of images that come in tables of about equal length."""
+    cuts = [len(images) * page // pages for page in range(pages + 1)]
+    tables = [planned_table(images[start:end]) for start, end in itertools.pairwise(cuts)]
+    return [planned_images(shard) for shard in group_into_shards(tables, **bounds)]
+
+
+def written(images, output, **bounds):
+    return write_plan(group_into_shards([planned_table(images)], **bounds), output.filesystem, output.root)
+
+
 @given(PLANNED, st.integers(1, 10), st.integers(1, 100))
 def test_shards_partition_the_listing_within_the_bounds(images, max_images, max_bytes):
-    shards = list(group_into_shards(images, max_images=max_images, max_bytes=max_bytes))
+    shards = grouped(images, 3, max_images=max_images, max_bytes=max_bytes)
     assert [image for shard in shards for image in shard] == images
     for shard in shards:
         assert 1 <= len(shard) <= max_images
@@ -42,32 +56,52 @@ def test_shards_partition_the_listing_within_the_bounds(images, max_images, max_
 
 @given(PLANNED, st.integers(1, 10), st.integers(1, 100))
 def test_a_shard_ends_only_where_the_next_image_does_not_fit(images, max_images, max_bytes):
-    shards = list(group_into_shards(images, max_images=max_images, max_bytes=max_bytes))
+    shards = grouped(images, 3, max_images=max_images, max_bytes=max_bytes)
     for shard, following in itertools.pairwise(shards):
         together = sum(image.bytes_to_read for image in [*shard, following[0]])
         assert len(shard) == max_images or together > max_bytes
 
 
+ROWS = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 2), st.integers(0, 40)), min_size=1, max_size=40).map(
+    lambda rows: sorted(rows, key=lambda row: row[:2])
+)
+
+
+@given(ROWS, st.integers(1, 10), st.integers(40, 150), st.integers(1, 4))
+def test_a_row_group_that_fits_into_a_shard_is_not_divided(rows, max_images, max_bytes, pages):
+    images = [
+        PlannedImage(f"{uri}#{n}", "e", size, object_uri=uri, position=n, row_group=group)
+        for n, (uri, group, size) in enumerate(rows)
+    ]
+    shards = grouped(images, pages, max_images=max_images, max_bytes=max_bytes)
+    assert [image for shard in shards for image in shard] == images
+    assert all(sum(image.bytes_to_read for image in shard) <= max_bytes for shard in shards)
+    for group, of_group in itertools.groupby(images, key=lambda image: (image.object_uri, image.row_group)):
+        if sum(image.bytes_to_read for image in of_group) <= max_bytes:
+            touched = [shard for shard in shards if group in {(i.object_uri, i.row_group) for i in shard}]
+            assert len(touched) == 1
+
+
 @given(st.integers(1, 300), st.integers(1, 7))
 def test_a_written_plan_reads_back_shard_by_shard(num_images, per_shard):
     reasons = itertools.cycle(["new", "changed", "removed"])
-    images = [PlannedImage(f"s3://b/{i:04d}.jpg", f"etag{i}", i, next(reasons)) for i in range(num_images)]
+    images = [PlannedImage(f"s3://b/{i:04d}.jpg", f"etag{i}", i, reason=next(reasons)) for i in range(num_images)]
     output = Output("", fsspec.filesystem("memory"), "/plan-test")
-    shards = list(group_into_shards(images, max_images=per_shard, max_bytes=10**9))
-    plan = write_plan(shards, output.filesystem, output.root)
+    shards = grouped(images, max_images=per_shard, max_bytes=10**9)
+    plan = written(images, output, max_images=per_shard, max_bytes=10**9)
     assert (plan.num_images, plan.num_shards) == (num_images, len(shards))
     assert plan.size_bytes == sum(i for i in range(num_images) if i % 3 != 2), "nothing is read of removed images"
     read = {}
     for file in plan.files:
         wanted = range(file.first_shard, file.first_shard + file.num_shards)
-        for shard, table in read_plan_file(output, "s3://b", file, wanted):
-            read[shard] = [PlannedImage(**row) for row in table.to_pylist()]
+        for shard, table in read_plan_file(output, InputSpec.of("s3://b"), file, wanted):
+            read[shard] = planned_images(table)
     assert read == dict(enumerate(shards))
 
 
 def test_plan_files_have_the_declared_schema(tmp_path):
     filesystem = fsspec.filesystem("file")
-    plan = write_plan([[PlannedImage("file:///a", "e", 3, "new")]], filesystem, str(tmp_path))
+    plan = write_plan([planned_table([PlannedImage("file:///a", "e", 3)])], filesystem, str(tmp_path))
     assert pq.read_schema(plan.files[0].path).equals(PLAN)
 
 
@@ -75,10 +109,10 @@ def test_plan_files_have_the_declared_schema(tmp_path):
 def test_images_from_all_over_a_plan(images, per_shard, number):
     """One of each shard at most, the first that is still there; of all shards, where there are so few."""
     images = [replace(image, image_key=f"s3://b/{place:02d}") for place, image in enumerate(images)]
-    shards = list(group_into_shards(images, max_images=per_shard, max_bytes=10**9))
+    shards = grouped(images, max_images=per_shard, max_bytes=10**9)
     output = Output("", fsspec.filesystem("memory"), "/spread")
-    plan = write_plan(shards, output.filesystem, output.root)
-    found = [image.image_key for image in spread_over(output, "s3://b", plan, number)]
+    plan = written(images, output, max_images=per_shard, max_bytes=10**9)
+    found = [image.image_key for image in spread_over(output, InputSpec.of("s3://b"), plan, number)]
     firsts = [next((i.image_key for i in shard if i.reason == "new"), None) for shard in shards]
     places = [firsts.index(key) for key in found]
     assert places == sorted(set(places)) and len(places) <= number
@@ -110,11 +144,11 @@ def test_what_goes_while_a_folder_is_listed_is_not_in_the_list(tmp_path):
     (tmp_path / "folder").mkdir()
     for name in ("a.jpg", "b.jpg", "c.jpg", "folder/d.jpg"):
         (tmp_path / name).write_bytes(b"x")
-    listing = list_images(str(tmp_path))
-    assert next(listing).image_key.endswith("a.jpg")
+    listing = _list_folder(str(tmp_path), LeftOut())
+    assert next(listing)[0].endswith("a.jpg")
     (tmp_path / "b.jpg").unlink()
     shutil.rmtree(tmp_path / "folder")
-    assert [image.image_key.rsplit("/", 1)[1] for image in listing] == ["c.jpg"]
+    assert [key.rsplit("/", 1)[1] for key, _, _ in listing] == ["c.jpg"]
 
 
 def test_a_changed_file_has_another_etag(tmp_path):
@@ -133,6 +167,11 @@ def test_one_file_may_be_the_input(tmp_path):
 def test_a_missing_folder_is_one_clear_line(tmp_path):
     with pytest.raises(RunError, match="does not exist"):
         list(list_images(str(tmp_path / "nowhere")))
+
+
+def below_input(uri: str) -> str:
+    spec = InputSpec.of(uri)
+    return Selection(spec, spec.sources[0]).below
 
 
 def test_a_key_lies_below_the_input_by_whatever_spelling_of_it(tmp_path):

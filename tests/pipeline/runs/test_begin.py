@@ -9,12 +9,12 @@ import pytest
 from pipeline.commit.totals import Totals
 from pipeline.config import Settings
 from pipeline.errors import BrokenRunError, RunError
-from pipeline.plan.shards import PlannedImage
 from pipeline.runs.accounting import Clock, close_books
 from pipeline.runs.begin import plan_run
 from pipeline.runs.check import check
 from pipeline.runs.find import find_report, find_run
 from tests.pipeline.tables.test_publish import journal_of, publisher, write_shard
+from tests.support.listed import PlannedImage, planned_table
 from tests.support.planning import planned
 from tests.support.run_records import receipt, report
 
@@ -88,7 +88,7 @@ def test_a_driver_that_has_lost_its_lease_while_it_plans_touches_nothing_more(se
             raise BrokenRunError("lost")
 
     checked = check(dataclasses.replace(settings, run_id="nightly"))
-    images = (PlannedImage(f"file:///{number}", "e", 1, "new") for number in range(200))
+    images = (planned_table([PlannedImage(f"file:///{number}", "e", 1)]) for number in range(200))
     plan_of_another = tmp_path / "out" / "_runs" / "nightly" / "plan" / "000000.parquet"
     plan_of_another.parent.mkdir(parents=True)
     plan_of_another.write_bytes(b"another's")
@@ -100,7 +100,7 @@ def test_a_driver_that_has_lost_its_lease_while_it_plans_touches_nothing_more(se
 
 def test_a_listing_that_breaks_off_leaves_no_plan(settings, tmp_path):
     def breaks_off():
-        yield from (PlannedImage(f"file:///{number}", "e", 1, "new") for number in range(200))
+        yield from (planned_table([PlannedImage(f"file:///{number}", "e", 1)]) for number in range(200))
         raise RunError("the store went away")
 
     with pytest.raises(RunError, match="went away"):
@@ -142,7 +142,7 @@ def test_an_unfinished_run_is_not_left_for_a_later_one_that_did_not_do_its_image
 def test_a_run_over_a_folder_above_with_other_settings_has_done_its_images(settings, tmp_path):
     (tmp_path / "in" / "below").mkdir()
     (tmp_path / "in" / "below" / "d.jpg").write_bytes(b"d")
-    below = dataclasses.replace(settings, input=f"{settings.input}/below")
+    below = dataclasses.replace(settings, input=f"{settings.input[0]}/below")
     old = planned(below)
     finish(planned(dataclasses.replace(settings, exif=False)))
     assert planned(below).run_id != old.run_id

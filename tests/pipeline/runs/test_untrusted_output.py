@@ -22,7 +22,7 @@ from pipeline.commit.lease import Lease
 from pipeline.config import Settings
 from pipeline.errors import RunError
 from pipeline.layout import MOST_RECORD_BYTES
-from pipeline.plan.shards import read_plan_file, spread_over
+from pipeline.plan.plan_files import read_plan_file, spread_over
 from pipeline.runs.begin import take_up
 from pipeline.runs.check import Checked, check
 from pipeline.runs.cleanup import sweep
@@ -144,9 +144,9 @@ def drive(place: Place) -> None:
         if record is None:
             return
         run = take_up(checked, record)
-        spread_over(run.output, checked.settings.input, run.plan, 8)
+        spread_over(run.output, checked.inputs, run.plan, 8)
         for file in run.plan.files:
-            list(read_plan_file(run.output, checked.settings.input, file, range(file.num_shards)))
+            list(read_plan_file(run.output, checked.inputs, file, range(file.num_shards)))
         sweep(run)
 
 
@@ -236,6 +236,7 @@ def test_every_field_that_is_wrong_is_a_line_or_changes_nothing(name, texts, pla
 
 # Texts that are right for a field; None: the field may be missing.
 MAY_PASS: dict[str, dict[str, set[str | None]]] = {
+    "run.json": {"selection": {"{}", None}},
     "attempt": {"accepted": {"{}"}},
     "lease.json": {"seconds": {"1.5"}},
     "journal": {
@@ -367,7 +368,7 @@ PLANS: dict[str, tuple[Callable[[dict[str, list]], object], str]] = {
     "an image above": (lambda c: c["image_key"].__setitem__(0, f"{c['image_key'][0]}/../../../x"), "below the input"),
     "an image twice": (lambda c: c["image_key"].__setitem__(0, c["image_key"][-1]), "a second time"),
     "another shard": (lambda c: c["shard"].__setitem__(0, 5), "the column shard holds"),
-    "a size below 0": (lambda c: c["size_bytes"].__setitem__(0, -5), "a size below 0"),
+    "a size below 0": (lambda c: c["size_bytes"].__setitem__(0, -5), "a size or a place below 0"),
     "a reason of its own": (lambda c: c["reason"].__setitem__(0, "because"), "a reason that there is not"),
 }
 
@@ -400,7 +401,7 @@ def outcome_of_the_plan(place: Place) -> str:
     record = find_run(place.checked)
     before = place.content()
     with pytest.raises(RunError) as refused:
-        spread_over(place.checked.output, place.checked.settings.input, record.plan, 8)
+        spread_over(place.checked.output, place.checked.inputs, record.plan, 8)
     assert place.content() == before and "\n" not in str(refused.value)
     return str(refused.value)
 

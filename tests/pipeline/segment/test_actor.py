@@ -20,6 +20,7 @@ def fetched(*rows):
             "etag": names,
             "size_bytes": [1] * len(rows),
             "reason": [reason for _, _, reason in rows],
+            "attributes": pa.nulls(len(rows), pa.string()),
             "error_code": [code for _, code, _ in rows],
             "error_message": [code for _, code, _ in rows],
             "data": [data for data, _, _ in rows],

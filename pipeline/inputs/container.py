@@ -1,0 +1,55 @@
+"""What the listings of all kinds of input share: tables of schema.LISTED, objects that hold images, left-out names."""
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+
+from pipeline.errors import ErrorCode
+from pipeline.input_spec import InputSpec
+from pipeline.schema import LISTED
+
+
+@dataclass
+class LeftOut:
+    """What a listing leaves out: how many names by cause, and one of them as an example. Threads may share it."""
+
+    number: dict[str, int] = field(default_factory=dict)
+    example: dict[str, str] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, cause: str, name: str, number: int = 1) -> None:
+        with self._lock:
+            self.number[cause] = self.number.get(cause, 0) + number
+            self.example.setdefault(cause, name)
+
+
+@dataclass(frozen=True)
+class Container:
+    """One object that holds images."""
+
+    filesystem: fsspec.AbstractFileSystem
+    uri: str
+    etag: str
+    size_bytes: int
+    spec: InputSpec
+    left_out: LeftOut
+
+
+def with_all_columns(columns: dict[str, Any], num_rows: int) -> pa.Table:
+    """A table of LISTED, with null in the columns that are not given."""
+    arrays = [pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(num_rows, f.type) for f in LISTED]
+    return pa.Table.from_arrays(arrays, schema=LISTED)
+
+
+def fault_of(container: Container, code: ErrorCode, message: str) -> pa.Table:
+    """A row for a container that gives no images, or not all of them."""
+    columns = {
+        "image_key": [container.uri],
+        "etag": [container.etag],
+        "size_bytes": [container.size_bytes],
+        "fault": [f"{code.value}: {message}"],
+    }
+    return with_all_columns(columns, 1)

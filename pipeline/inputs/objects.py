@@ -1,0 +1,124 @@
+"""List every object below a folder or prefix, page by page, sorted by name."""
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+
+from pipeline.inputs.container import LeftOut, with_all_columns
+from pipeline.store.filesystem import is_local, is_s3, local_etag, uri_of
+
+_PAGE = 1000  # images, as many as S3 puts into one page
+
+
+UNUSABLE = "are not UTF-8 or are links to themselves"
+
+
+def listed(keys: list[str], etags: list[str], sizes: list[int | None]) -> pa.Table:
+    """A table of LISTED, of images that are objects of their own."""
+    columns: dict[str, Any] = {"image_key": keys, "etag": etags, "size_bytes": sizes}
+    return with_all_columns(columns, len(keys))
+
+
+def list_objects(filesystem: fsspec.AbstractFileSystem, path: str, left_out: LeftOut) -> Iterator[pa.Table]:
+    """Every object below `path`, or the object `path` itself, as tables of LISTED.
+
+    S3 "directory markers" (empty objects whose key ends in `/`) are not images. In local folders, symbolic links to
+    files are followed and links to folders are not. Names that are not UTF-8, which no table can hold, and links to
+    themselves are left out. Raises errors of STORE_ERRORS: FileNotFoundError if nothing is there.
+    """
+    if is_s3(filesystem):
+        yield from _list_bucket(filesystem, path)
+    elif is_local(filesystem):
+        yield from _pages(_list_folder(path, left_out), left_out)
+    else:
+        yield from _pages(_list_any(filesystem, path), left_out)
+
+
+_Row = tuple[str, str, int | None]  # key, ETag, size
+
+
+def _pages(rows: Iterable[_Row], left_out: LeftOut) -> Iterator[pa.Table]:
+    rows = iter(rows)
+    while page := list(islice(rows, _PAGE)):
+        usable = []
+        for row in page:
+            if _is_utf8(row[0]):
+                usable.append(row)
+            else:
+                left_out.add(UNUSABLE, row[0])
+        if usable:
+            keys, etags, sizes = map(list, zip(*usable, strict=True))
+            yield listed(keys, etags, sizes)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # Python keeps other bytes as lone surrogates
+        return False
+    return True
+
+
+def _list_folder(path: str, left_out: LeftOut) -> Iterator[_Row]:
+    if os.path.isfile(path):  # noqa: PTH113 - one scandir entry type throughout
+        yield _local_row(path, os.stat(path))  # noqa: PTH116
+        return
+    with os.scandir(path) as entries:
+        # Sorted as an object store sorts keys, where the name of a folder includes its slash.
+        inside = sorted(entries, key=lambda e: e.name + "/" if e.is_dir(follow_symlinks=False) else e.name)
+    for entry in inside:
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _list_folder(entry.path, left_out)
+            elif entry.is_file():
+                yield _local_row(entry.path, entry.stat())
+        except FileNotFoundError:  # deleted since the folder was listed
+            continue
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            left_out.add(UNUSABLE, entry.path)
+
+
+def _local_row(path: str, stat: os.stat_result) -> _Row:
+    return f"file://{path}", local_etag(stat), stat.st_size
+
+
+def _list_bucket(filesystem: Any, path: str) -> Iterator[pa.Table]:
+    # find() and walk() would keep 3-4 KB for every key that they list.
+    bucket, _, prefix = path.partition("/")
+    prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
+    page: dict[str, Any] = {"IsTruncated": True}
+    below = uri_of(filesystem, f"{bucket}/")
+    listed_any = False
+    while page["IsTruncated"]:
+        token = {"ContinuationToken": page["NextContinuationToken"]} if "NextContinuationToken" in page else {}
+        page = filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **token)
+        if page["IsTruncated"] and page.get("NextContinuationToken") in (None, token.get("ContinuationToken")):
+            raise OSError("the store says that there are more objects, but not where its listing goes on")
+        contents = page.get("Contents", ())
+        listed_any |= bool(contents)
+        objects = [entry for entry in contents if entry["Size"] or not entry["Key"].endswith("/")]
+        if objects:
+            yield listed(
+                [below + entry["Key"] for entry in objects],
+                [entry["ETag"].strip('"') for entry in objects],
+                [entry["Size"] for entry in objects],
+            )
+    if not listed_any and prefix and filesystem.exists(path):
+        info = filesystem.info(path)
+        if info["type"] == "file":
+            yield listed([uri_of(filesystem, path)], [str(info["ETag"]).strip('"')], [info["size"]])
+
+
+def _list_any(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[_Row]:
+    if not filesystem.exists(path):
+        raise FileNotFoundError(path)
+    for name, info in sorted(filesystem.find(path, detail=True).items()):
+        etag = info.get("etag") or info.get("ETag") or info.get("mtime") or info.get("created") or ""
+        yield uri_of(filesystem, name), str(etag).strip('"'), info["size"]

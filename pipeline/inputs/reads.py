@@ -1,0 +1,121 @@
+"""Read the planned images of a shard: which of them one request serves, and how each kind of image is read."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import fsspec
+
+from pipeline.errors import ImageError
+from pipeline.input_spec import InputSpec
+from pipeline.inputs.verified import read_range, read_verified, request_seconds
+from pipeline.store.filesystem import open_filesystem, path_of
+
+# Images side by side in a tar are one request, up to this many bytes: S3 serves 8 MiB at full speed.
+_MOST_RANGE_BYTES = 8 * 2**20
+# Bytes between two images that are read and dropped rather than asked for apart: headers, labels, other members.
+_MOST_GAP_BYTES = 64 * 2**10
+
+
+@dataclass(frozen=True)
+class ListedImage:
+    """An image as the listing found it. The fields are columns of schema.LISTED and have the same meaning."""
+
+    image_key: str
+    etag: str
+    size_bytes: int | None
+    object_uri: str | None = None
+    position: int | None = None
+    row_group: int | None = None
+    fault: str | None = None
+    attributes: str | None = None
+
+    @property
+    def object(self) -> str:
+        """The URI of the object to read."""
+        return self.object_uri or self.image_key
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """The encoded bytes of an image, and the ETag of the object that they were read from."""
+
+    data: bytes
+    etag: str
+
+
+def one_request_each(images: Sequence[ListedImage]) -> list[list[ListedImage]]:
+    """The images in groups that one read serves: a whole object, a range of a tar, a row group of a Parquet file."""
+    groups: list[list[ListedImage]] = []
+    for kind, of_kind in groupby(sorted(images, key=_kind), key=_kind):
+        if kind == "whole":
+            groups += [[image] for image in of_kind]
+        elif kind == "range":
+            groups += _ranges(sorted(of_kind, key=lambda image: (image.object, image.position)))
+        else:
+            ordered = sorted(of_kind, key=lambda image: (image.object, image.row_group, image.position))
+            groups += [list(rows) for _, rows in groupby(ordered, key=lambda image: (image.object, image.row_group))]
+    return groups
+
+
+def _kind(image: ListedImage) -> str:
+    return "whole" if image.position is None else "range" if image.row_group is None else "rows"
+
+
+def _ranges(images: Sequence[ListedImage]) -> Iterator[list[ListedImage]]:
+    group: list[ListedImage] = []
+    for image in images:
+        if group and not _continues(group, image):
+            yield group
+            group = []
+        group.append(image)
+    if group:
+        yield group
+
+
+def _continues(group: Sequence[ListedImage], image: ListedImage) -> bool:
+    first, last = _extent(group)
+    start, end = _extent([image])
+    return group[0].object == image.object and start - last <= _MOST_GAP_BYTES and end - first <= _MOST_RANGE_BYTES
+
+
+def _extent(images: Sequence[ListedImage]) -> tuple[int, int]:
+    """(first byte, byte after the last) of images in one tar."""
+    return min(i.position or 0 for i in images), max((i.position or 0) + (i.size_bytes or 0) for i in images)
+
+
+class ImageReader:
+    """Reads groups of images; keeps the file systems of all schemes that it has met. Thread safe."""
+
+    def __init__(self, spec: InputSpec):
+        self.spec = spec
+        self.filesystems: dict[str, fsspec.AbstractFileSystem] = {}
+
+    def place(self, uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        """The file system and the path in it. RunError if the store cannot be opened."""
+        scheme = uri.partition("://")[0]
+        if scheme not in self.filesystems:
+            self.filesystems[scheme] = open_filesystem(uri, self.spec.access)[0]
+        filesystem = self.filesystems[scheme]
+        return filesystem, path_of(filesystem, uri)
+
+    def read(self, images: Sequence[ListedImage], attempt: int, step_timeout: float) -> list[ReadImage | ImageError]:
+        """Each image of a group of `one_request_each`, in order. `attempt` is 1 at the first time.
+
+        Raises the errors of `read_verified`, which concern the whole group.
+        """
+        filesystem, path = self.place(images[0].object)
+        if _kind(images[0]) == "whole":
+            [image] = images
+            seconds = request_seconds(image.size_bytes or 0, attempt, step_timeout)
+            return [ReadImage(*read_verified(filesystem, path, image.etag, image.size_bytes, seconds))]
+        first, end = _extent(images)
+        if first == end:
+            return [ReadImage(b"", image.etag) for image in images]
+        seconds = request_seconds(end - first, attempt, step_timeout)
+        data = memoryview(read_range(filesystem, path, images[0].etag, first, end - first, seconds))
+        starts = [(image.position or 0) - first for image in images]
+        return [
+            ReadImage(bytes(data[start : start + (image.size_bytes or 0)]), image.etag)
+            for start, image in zip(starts, images, strict=True)
+        ]

@@ -1,0 +1,124 @@
+"""Read the plan of a run back, checked: whoever can write to the output could have changed it."""
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from m2f_core.config.fields import excerpt
+from pipeline.commit.run_record import PlanFile, PlanSummary
+from pipeline.errors import ErrorCode
+from pipeline.input_spec import InputSpec
+from pipeline.inputs.reads import ListedImage
+from pipeline.inputs.selection import Selection, readable_schemes
+from pipeline.layout import Output
+from pipeline.schema import LISTED, PLAN, REASONS
+from pipeline.store.filesystem import canonical, one_line
+
+_MOST_FILE_BYTES = 2**30
+
+
+def read_plan_file(
+    output: Output, spec: InputSpec, plan_file: PlanFile, shards: Iterable[int]
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield (shard, images of the shard without the column `shard`) for the wanted `shards` of one plan file.
+
+    `spec` names the inputs of the run. RunError if the file is not the one that run.json names, or if it names an
+    object outside of the inputs: whoever can write to the output could otherwise have any object read.
+    """
+    inside = _Inside(spec)
+    seen: set[str] = set()
+    data = output.read(plan_file.path, _MOST_FILE_BYTES)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if file.num_row_groups != plan_file.num_shards:
+            raise ValueError(f"it has {file.num_row_groups} shards, but run.json says {plan_file.num_shards}")
+        for shard in shards:
+            images = file.read_row_group(shard - plan_file.first_shard)
+            _check_images(images, shard, inside, seen)
+            yield shard, images.drop_columns(["shard"])
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise output.damaged(plan_file.path, one_line(error)) from None
+
+
+_NEVER_NULL = [field.name for field in PLAN if not field.nullable]
+
+
+def _check_images(images: pa.Table, shard: int, inside: "_Inside", seen: set[str]) -> None:
+    """ValueError if these are not the images of a shard, or if one of their keys is in `seen`; adds the keys to it."""
+    if not images.schema.equals(PLAN):
+        raise ValueError("its columns are not those of a plan")
+    if not images.num_rows or any(images[name].null_count for name in _NEVER_NULL):
+        raise ValueError(f"shard {shard} has no images, or null as a value")
+    if images["shard"].unique().to_pylist() != [shard]:
+        raise ValueError(f"the column shard holds {excerpt(images['shard'].unique().to_pylist())}, not {shard}")
+    if any((pc.min(images[name]).as_py() or 0) < 0 for name in ("size_bytes", "position", "row_group")):
+        raise ValueError(f"shard {shard} has a size or a place below 0")
+    if not set(images["reason"].unique().to_pylist()) <= set(REASONS):
+        raise ValueError(f"shard {shard} has a reason that there is not")
+    if not {fault.partition(": ")[0] for fault in images["fault"].drop_null().to_pylist()} <= set(ErrorCode):
+        raise ValueError(f"shard {shard} has a fault that there is not")
+    is_read = pc.and_(pc.not_equal(images["reason"], "removed"), pc.is_null(images["fault"]))
+    names = (images["image_key"], images["object_uri"], is_read)
+    for key, uri, reads in zip(*(column.to_pylist() for column in names), strict=True):
+        if not inside.holds(key, uri, reads):
+            where = excerpt(key if uri is None else uri)
+            raise ValueError(f"shard {shard} names {where}, which does not lie below the input")
+        if key in seen:
+            raise ValueError(f"shard {shard} names {excerpt(key)} a second time")
+        seen.add(key)
+
+
+class _Inside:
+    """Whether an image lies in the inputs of a run."""
+
+    def __init__(self, spec: InputSpec):
+        self.schemes = readable_schemes(spec) if spec.names_its_images else None
+        self.below = tuple(Selection(spec, source).below for source in spec.sources)
+
+    def holds(self, image_key: str, object_uri: str | None, is_read: bool) -> bool:
+        if self.schemes is not None:
+            return (object_uri or image_key).partition("://")[0] in self.schemes
+        if object_uri is not None:
+            return image_key.startswith(f"{object_uri}#") and self._is_below(object_uri)
+        # The row of an image that is gone from a tar or Parquet file names no object.
+        return self._is_below(image_key) or (not is_read and self._is_below(image_key.partition("#")[0]))
+
+    def _is_below(self, uri: str) -> bool:
+        return any(is_below(uri, below) for below in self.below)
+
+
+def is_below(uri: str, below: str) -> bool:
+    """Whether the object lies below the input with this prefix. An input may also be one object.
+
+    In a local path, `..` would lead out again; a bucket has no folders, and its keys are as they are. A local input may
+    be spelled with and without links: the folder of the image must lie in the input, as the listing follows no links to
+    folders.
+    """
+    if uri == below.rstrip("/"):
+        return True
+    if not below.startswith("file://"):
+        return uri.startswith(below)
+    if ".." in uri.split("/") or not uri.startswith("file://"):
+        return False
+    return uri.startswith(below) or f"{_real(uri.rpartition('/')[0])}/".startswith(f"{_real(below)}/")
+
+
+@lru_cache
+def _real(folder: str) -> str:
+    return canonical(folder)
+
+
+def spread_over(output: Output, spec: InputSpec, plan: PlanSummary, number: int) -> list[ListedImage]:
+    """One image that can probably be read from each of at most `number` shards, spread evenly over the plan."""
+    shards = sorted({place * plan.num_shards // number for place in range(number)}) if plan.num_shards else []
+    images = []
+    for file in plan.files:
+        wanted = [shard for shard in shards if file.first_shard <= shard < file.first_shard + file.num_shards]
+        for _, table in read_plan_file(output, spec, file, wanted) if wanted else ():
+            passed_over = pc.is_in(table["reason"], pa.array(["removed", "retry"]))
+            there = table.filter(pc.and_(pc.invert(passed_over), pc.is_null(table["fault"]))).slice(0, 1)
+            images += [ListedImage(**row) for row in there.select(LISTED.names).to_pylist()]
+    return images
