@@ -282,15 +282,15 @@ LEASE = {
 
 def read_plan(data: bytes) -> object:
     path = str(put("out/_runs/r/plan/000000.parquet", data))
-    return list(read_plan_file(output(), InputSpec.of("s3://b/in"), PlanFile(path, 0, 2), [0, 1]))
+    return list(read_plan_file(output(), InputSpec.of("memory:///b/in"), PlanFile(path, 0, 2), [0, 1]))
 
 
 def plan_seeds() -> list[bytes]:
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, PLAN, compression="zstd") as writer:
         for shard in range(2):
-            image = {"shard": shard, "image_key": f"s3://b/in/{shard}", "etag": "e", "size_bytes": 3, "reason": "new"}
-            of_tar = {**image, "image_key": "s3://b/in/t.tar#a", "object_uri": "s3://b/in/t.tar", "position": 512}
+            image = {"shard": shard, "image_key": f"memory:///b/in/{shard}", "etag": "e", "size_bytes": 3, "reason": "new"}
+            of_tar = {**image, "image_key": "memory:///b/in/t.tar#a", "object_uri": "memory:///b/in/t.tar", "position": 512}
             writer.write_table(pa.Table.from_pylist([of_tar, image] if shard else [image], schema=PLAN))
     return [buffer.getvalue()]
 
