@@ -3,9 +3,12 @@
 import _thread
 import contextlib
 import logging
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 from pipeline.commit.claims import ClaimLease
 from pipeline.commit.held_lease import HeldLease
@@ -55,6 +58,7 @@ def holding_lease(output: Output, seconds: float) -> Iterator[HeldLease]:
     """
     lease = lease_on(output, seconds)
     with contextlib.ExitStack() as held:
+        held.enter_context(_interrupted_by_loss(lease))
         with output.errors():
             held.enter_context(lease)
         try:
@@ -62,6 +66,29 @@ def holding_lease(output: Output, seconds: float) -> Iterator[HeldLease]:
         except KeyboardInterrupt:
             lease.check()  # raises if the loss of the lease caused the interrupt
             raise
+
+
+@contextlib.contextmanager
+def _interrupted_by_loss(lease: HeldLease) -> Iterator[None]:
+    """Let the loss of the lease interrupt the main thread even if the process ignores Ctrl-C.
+
+    A shell script starts `command &` with Ctrl-C ignored, and then `_thread.interrupt_main` would do nothing. Ctrl-C
+    itself stays ignored.
+    """
+
+    def interrupt_if_lost(number: int, frame: FrameType | None) -> None:
+        if lease.lost is not None:
+            raise KeyboardInterrupt
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt_if_lost)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def lease_on(output: Output, seconds: float) -> HeldLease:

@@ -289,8 +289,19 @@ def plan_seeds() -> list[bytes]:
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, PLAN, compression="zstd") as writer:
         for shard in range(2):
-            image = {"shard": shard, "image_key": f"memory:///b/in/{shard}", "etag": "e", "size_bytes": 3, "reason": "new"}
-            of_tar = {**image, "image_key": "memory:///b/in/t.tar#a", "object_uri": "memory:///b/in/t.tar", "position": 512}
+            image = {
+                "shard": shard,
+                "image_key": f"memory:///b/in/{shard}",
+                "etag": "e",
+                "size_bytes": 3,
+                "reason": "new",
+            }
+            of_tar = {
+                **image,
+                "image_key": "memory:///b/in/t.tar#a",
+                "object_uri": "memory:///b/in/t.tar",
+                "position": 512,
+            }
             writer.write_table(pa.Table.from_pylist([of_tar, image] if shard else [image], schema=PLAN))
     return [buffer.getvalue()]
 

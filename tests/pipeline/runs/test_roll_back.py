@@ -1,5 +1,7 @@
 """A night is rolled back: its rows leave both tables, and all other rows stay."""
 
+import os
+import signal
 import time
 
 import pytest
@@ -9,6 +11,7 @@ from jobs.roll_back import main
 from pipeline.commit.lease import Lease
 from pipeline.errors import BrokenRunError, RunError
 from pipeline.layout import Output
+from pipeline.runs.prove import holding_lease
 from pipeline.runs.roll_back import roll_back
 from pipeline.runs.settings import RollBackSettings
 from pipeline.store.filesystem import put_object
@@ -135,13 +138,29 @@ def test_nothing_changes_while_a_driver_works_on_the_output(output):
     assert not opened.run("third").is_rolled_back()
 
 
-def test_a_lease_that_is_lost_meanwhile_is_the_reason_and_not_an_interrupt(output, monkeypatch):
-    """The thread that keeps the lease can only interrupt the main thread."""
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
+def test_a_lease_that_is_lost_meanwhile_is_the_reason_and_not_an_interrupt(output, monkeypatch, ctrl_c):
+    """The thread that keeps the lease can only interrupt the main thread; a script's `command &` ignores Ctrl-C."""
 
     def loses(opened, name, run_id, may_change):
         may_change.__self__._lose("another driver took the lease")
         time.sleep(60)
 
     monkeypatch.setattr(remove_run, "_remove", loses)
-    with pytest.raises(BrokenRunError, match=r"lost the lease on --output \(another driver took the lease\)"):
-        roll_back(RollBackSettings(output, "third", yes=True))
+    before = signal.signal(signal.SIGINT, ctrl_c)
+    try:
+        with pytest.raises(BrokenRunError, match=r"lost the lease on --output \(another driver took the lease\)"):
+            roll_back(RollBackSettings(output, "third", yes=True))
+        assert signal.getsignal(signal.SIGINT) is ctrl_c
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stays_ignored_where_it_was(output):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with holding_lease(Output.open(output), 60.0):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0)  # a handler of Python runs between two instructions
+    finally:
+        signal.signal(signal.SIGINT, before)
