@@ -7,6 +7,7 @@
 """
 
 import re
+from functools import lru_cache
 
 _WILDCARD = re.compile(r"[*?\[{]")
 
@@ -28,9 +29,22 @@ def as_regex(pattern: str) -> str:
     return ("(?:.*/)?" if "/" not in pattern else "") + _translated(pattern.removeprefix("/"))
 
 
-def any_regex(patterns: tuple[str, ...]) -> str:
-    """The regular expression of a whole path that one of the patterns matches."""
-    return f"(?s)^(?:{'|'.join(map(as_regex, patterns))})$"
+@lru_cache
+def any_literal(patterns: tuple[str, ...]) -> str:
+    """A regular expression, found fast, of texts of which a path has one if one of the patterns matches the path."""
+    return "|".join(re.escape(_literal_in(pattern)) for pattern in patterns)
+
+
+def _literal_in(pattern: str) -> str:
+    """The longest text that every path has which the pattern matches; "" if there is none."""
+    plain = re.sub(r"\[[^\]]*\]+|\{[^}]*\}|\*\*/|[*?]", "\0", pattern.removeprefix("/"))
+    return max(plain.split("\0"), key=len)
+
+
+@lru_cache
+def any_regex(patterns: tuple[str, ...], folder: str = "") -> str:
+    """The regular expression of `folder` and a path below it that one of the patterns matches as a whole."""
+    return f"(?s)^{re.escape(folder)}(?:{'|'.join(map(as_regex, patterns))})$"
 
 
 def _translated(pattern: str) -> str:

@@ -1,4 +1,4 @@
-"""List the images of the inputs: tables of schema.LISTED, in the order of the inputs and of the names in each.
+"""List the images of the inputs: tables of schema.LISTED.
 
 Each kind of input has a file of its own. A kind that holds many images in one object (a *container*) has a function in
 `_CONTAINERS`; a kind of file that names images one by one has a function in `_LISTS`.
@@ -36,12 +36,13 @@ _CONTAINERS: dict[str, Callable[[Container], list[pa.Table]]] = {}
 _LISTS: dict[str, Callable[[InputSpec, Source], Iterator[pa.Table]]] = {}
 
 
-def list_inputs(spec: InputSpec) -> Iterator[pa.Table]:
+def list_inputs(spec: InputSpec, *, in_order: bool = False) -> Iterator[pa.Table]:
     """Every image of the inputs, as tables of LISTED with at least one row. Afterwards, a warning counts names that are
     left out.
 
-    An image of two overlapping inputs is listed twice. Raises RunError if an input does not exist, or if permission to
-    list it is missing.
+    `in_order`: in the order of the inputs, and of the names in each; else as fast as the store answers. An image of two
+    overlapping inputs is listed twice. Raises RunError if an input does not exist, or if permission to list it is
+    missing.
     """
     for source in spec.sources:
         with store_errors_as(
@@ -50,7 +51,7 @@ def list_inputs(spec: InputSpec) -> Iterator[pa.Table]:
             denied=f"no permission to list --input {source}",
             missing=f"--input {source} does not exist",
         ):
-            for table in _LISTS.get(spec.format, _list_source)(spec, source):
+            for table in _list_source(spec, source, in_order):
                 if table.num_rows:
                     yield table
 
@@ -58,14 +59,14 @@ def list_inputs(spec: InputSpec) -> Iterator[pa.Table]:
 def refuse_empty(spec: InputSpec) -> None:
     """Raise RunError if an input has no images: a wrong name is more likely than a bucket that lost everything."""
     for source in spec.sources:
-        if next(list_inputs(replace(spec, sources=(source,))), None) is None:
+        if next(list_inputs(replace(spec, sources=(source,)), in_order=True), None) is None:
             raise RunError(f"--input {source} holds no {'objects' if spec.format == 'auto' else 'images'}")
 
 
 def first_images(spec: InputSpec, number: int) -> pa.Table:
     """The first `number` images of the listing, fewer if there are fewer."""
     tables, found = [], 0
-    for table in list_inputs(spec):
+    for table in list_inputs(spec, in_order=True):
         tables.append(table.slice(0, number - found))
         found += tables[-1].num_rows
         if found == number:
@@ -73,11 +74,14 @@ def first_images(spec: InputSpec, number: int) -> pa.Table:
     return pa.concat_tables(tables) if tables else with_all_columns({}, 0)
 
 
-def _list_source(spec: InputSpec, source: Source) -> Iterator[pa.Table]:
+def _list_source(spec: InputSpec, source: Source, in_order: bool) -> Iterator[pa.Table]:
+    if spec.format in _LISTS:
+        yield from _LISTS[spec.format](spec, source)
+        return
     filesystem, path = open_filesystem(source.uri, spec.access)
     selection, left_out = Selection(spec, source), LeftOut()
     with ThreadPoolExecutor(_CONTAINERS_AHEAD, thread_name_prefix="containers") as threads:
-        for table in list_objects(filesystem, path, left_out):
+        for table in list_objects(filesystem, path, left_out, in_order=in_order):
             table = table.filter(selection.takes_objects(table["image_key"]))
             table = _without(table, selection.left_by_programs(table["image_key"]), _LEFT_BY_PROGRAMS, left_out)
             table = _without(table, selection.excludes(table["image_key"]), _LEFT_BY_PROGRAMS, left_out)

@@ -1,4 +1,4 @@
-"""List every object below a folder or prefix, page by page, sorted by name."""
+"""List every object below a folder or prefix, page by page."""
 
 import errno
 import os
@@ -9,6 +9,7 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
+from pipeline.inputs.bucket import list_bucket
 from pipeline.inputs.container import LeftOut, with_all_columns
 from pipeline.store.filesystem import is_local, is_s3, local_etag, uri_of
 
@@ -24,15 +25,17 @@ def listed(keys: list[str], etags: list[str], sizes: list[int | None]) -> pa.Tab
     return with_all_columns(columns, len(keys))
 
 
-def list_objects(filesystem: fsspec.AbstractFileSystem, path: str, left_out: LeftOut) -> Iterator[pa.Table]:
-    """Every object below `path`, or the object `path` itself, as tables of LISTED.
+def list_objects(
+    filesystem: fsspec.AbstractFileSystem, path: str, left_out: LeftOut, *, in_order: bool = False
+) -> Iterator[pa.Table]:
+    """Every object below `path`, or the object `path` itself, as tables of LISTED; with `in_order`, sorted by name.
 
-    S3 "directory markers" (empty objects whose key ends in `/`) are not images. In local folders, symbolic links to
-    files are followed and links to folders are not. Names that are not UTF-8, which no table can hold, and links to
-    themselves are left out. Raises errors of STORE_ERRORS: FileNotFoundError if nothing is there.
+    In local folders, symbolic links to files are followed and links to folders are not. Names that are not UTF-8, which
+    no table can hold, and links to themselves are left out. Raises errors of STORE_ERRORS: FileNotFoundError if nothing
+    is there.
     """
     if is_s3(filesystem):
-        yield from _list_bucket(filesystem, path)
+        yield from list_bucket(filesystem, path, in_order=in_order)
     elif is_local(filesystem):
         yield from _pages(_list_folder(path, left_out), left_out)
     else:
@@ -87,33 +90,6 @@ def _list_folder(path: str, left_out: LeftOut) -> Iterator[_Row]:
 
 def _local_row(path: str, stat: os.stat_result) -> _Row:
     return f"file://{path}", local_etag(stat), stat.st_size
-
-
-def _list_bucket(filesystem: Any, path: str) -> Iterator[pa.Table]:
-    # find() and walk() would keep 3-4 KB for every key that they list.
-    bucket, _, prefix = path.partition("/")
-    prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
-    page: dict[str, Any] = {"IsTruncated": True}
-    below = uri_of(filesystem, f"{bucket}/")
-    listed_any = False
-    while page["IsTruncated"]:
-        token = {"ContinuationToken": page["NextContinuationToken"]} if "NextContinuationToken" in page else {}
-        page = filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **token)
-        if page["IsTruncated"] and page.get("NextContinuationToken") in (None, token.get("ContinuationToken")):
-            raise OSError("the store says that there are more objects, but not where its listing goes on")
-        contents = page.get("Contents", ())
-        listed_any |= bool(contents)
-        objects = [entry for entry in contents if entry["Size"] or not entry["Key"].endswith("/")]
-        if objects:
-            yield listed(
-                [below + entry["Key"] for entry in objects],
-                [entry["ETag"].strip('"') for entry in objects],
-                [entry["Size"] for entry in objects],
-            )
-    if not listed_any and prefix and filesystem.exists(path):
-        info = filesystem.info(path)
-        if info["type"] == "file":
-            yield listed([uri_of(filesystem, path)], [str(info["ETag"]).strip('"')], [info["size"]])
 
 
 def _list_any(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[_Row]:

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.input_spec import LEFT_BY_PROGRAMS, InputSpec, Source
-from pipeline.patterns import any_regex
+from pipeline.patterns import any_literal, any_regex
 from pipeline.store.filesystem import SCHEMES, full_uri
 
 # Objects with these endings hold images; the format `auto` looks into them.
@@ -50,35 +51,39 @@ class Selection:
 
     def takes_objects(self, keys: pa.ChunkedArray) -> pa.ChunkedArray:
         """For each key of an object below the source, whether the pattern of the source takes the object."""
-        return _matches(self._inside(keys), (f"/{self.source.pattern}",) if self.source.pattern else ())
+        return self._matches(keys, (f"/{self.source.pattern}",) if self.source.pattern else (), without=True)
 
     def left_by_programs(self, keys: pa.ChunkedArray) -> pa.ChunkedArray:
         """For each key, whether its name is one that programs leave in folders."""
-        return _matches(self._inside(keys), LEFT_BY_PROGRAMS)
+        return self._matches(keys, LEFT_BY_PROGRAMS, without=False)
 
     def excludes(self, keys: pa.ChunkedArray) -> pa.ChunkedArray:
         """For each key, whether --exclude names the object or image."""
-        return _matches(self._inside(keys), self.spec.exclude, without=False)
+        return self._matches(keys, self.spec.exclude, without=False)
 
     def takes_images(self, keys: pa.ChunkedArray) -> pa.ChunkedArray:
         """For each key of an image, whether --include and --exclude leave the image in."""
-        included = _matches(self._inside(keys), self.spec.include)
-        return pc.and_(included, pc.invert(self.excludes(keys)))
+        return pc.and_(self._matches(keys, self.spec.include, without=True), pc.invert(self.excludes(keys)))
 
-    def _inside(self, keys: pa.ChunkedArray) -> pa.ChunkedArray:
-        """The paths below the source; the name, if the source is one object."""
-        start = len(self.below)
-        name = self.below[:-1].rpartition("/")[2]
+    def _matches(self, keys: pa.ChunkedArray, patterns: tuple[str, ...], *, without: bool) -> pa.ChunkedArray:
+        """For each key, whether one of the patterns matches the path below the source; if the source is one object, its
+        name. `without`: the answer without patterns.
+        """
+        if not patterns:
+            return _same(without, len(keys))
+        # Most pages hold no name like these, and texts are found ten times as fast as patterns.
+        if not pc.any(pc.match_substring_regex(keys, any_literal(patterns))).as_py():
+            return _same(False, len(keys))
         is_below = pc.starts_with(keys, self.below)
-        alone = pc.binary_join_element_wise(name, pc.utf8_slice_codeunits(keys, start - 1), "")
-        return pc.if_else(is_below, pc.utf8_slice_codeunits(keys, start), alone)
+        below = pc.match_substring_regex(keys, any_regex(patterns, self.below))
+        if pc.all(is_below).as_py():
+            return below
+        folder = f"{self.below[:-1].rpartition('/')[0]}/"
+        return pc.if_else(is_below, below, pc.match_substring_regex(keys, any_regex(patterns, folder)))
 
 
-def _matches(paths: pa.ChunkedArray, patterns: tuple[str, ...], without: bool = True) -> pa.ChunkedArray:
-    """For each path, whether one of the patterns matches the whole path; `without`: the answer without patterns."""
-    if not patterns:
-        return pa.chunked_array([pa.repeat(pa.scalar(without), len(paths))])
-    return pc.match_substring_regex(paths, any_regex(patterns))
+def _same(value: bool, number: int) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(np.full(number, value))])
 
 
 def readable_schemes(spec: InputSpec) -> frozenset[str]:

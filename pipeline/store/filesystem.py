@@ -25,6 +25,7 @@ from pipeline.shown_text import shown
 from pipeline.store.client_errors import count_errors
 from pipeline.store.fsspec_private import SessionWithoutRedirects, host_of, strip_protocol
 from pipeline.store.retries import S3_CLIENT
+from pipeline.store.s3_pages import read_pages_fast
 
 # Stores that keep objects under stable keys, and folders. Of the other protocols of fsspec, some read pages that name
 # what to read next (http), files inside of files (zip, reference, simplecache::...) or other machines (ftp, ssh, smb):
@@ -112,6 +113,7 @@ def open_filesystem(uri: str, access: Access = OWN_ACCESS) -> tuple[fsspec.Abstr
         if is_s3(filesystem):
             filesystem.connect()  # reads the environment; makes no connection yet
             count_errors(filesystem.s3)
+            read_pages_fast(filesystem.s3)
     except Exception as error:  # a protocol's library raises what it likes if it is not set up
         raise RunError(f"cannot open {uri}: {one_line(error)}") from None
     path = path_of(filesystem, uri)

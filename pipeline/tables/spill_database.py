@@ -13,7 +13,7 @@ from pipeline.errors import RunError
 from pipeline.store.filesystem import one_line
 from pipeline.store.temporary_folders import lock_new_folder, remove_folder
 
-MEMORY_MIB = 1024  # enough for tens of millions of images; the rest goes to the temporary folder
+MEMORY_MIB = 512  # enough for tens of millions of images; the rest goes to the temporary folder
 # Each thread needs its own buffers within the same limit: with 32 MiB per thread, some joins ran out of memory; with 64
 # MiB, none did.
 _MAX_THREADS = 4
@@ -42,6 +42,7 @@ class ScratchDatabase:
                 "autoload_known_extensions": "false",
             },
         )
+        self.folder = folder  # for files beside the database, which are removed with it
         self.connection.execute(f"SET disabled_optimizers = '{_AS_WRITTEN}'")
         self.connection.execute("SET TimeZone = 'UTC'")
         # TemporaryDirectory would warn if a reader was dropped half-way, which is no mistake. This finalizer also runs

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.patterns import any_regex, as_regex, without_wildcards
+from pipeline.patterns import any_literal, any_regex, as_regex, without_wildcards
 
 NAMES = st.text("ab.-[!/\n#é", max_size=6)
 PIECES = st.sampled_from(
@@ -57,6 +57,9 @@ def test_a_pattern_takes_what_a_naive_matcher_takes(pattern, paths):
     regex = any_regex((pattern,))
     expected = [takes(pattern, path) for path in paths]
     assert [re.search(regex, path) is not None for path in paths] == expected
+    assert all(
+        re.search(any_literal((pattern,)), path) for path, is_taken in zip(paths, expected, strict=True) if is_taken
+    )
     assert pc.match_substring_regex(pa.array(paths), regex).to_pylist() == expected
 
 

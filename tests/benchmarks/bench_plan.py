@@ -1,0 +1,149 @@
+"""Listing, comparing and planning at a size that no test bucket has, with a store that exists only as pages.
+
+    python tests/benchmarks/bench_plan.py [--keys 1000000 3000000 10000000] [--only plan listing quiet_night]
+
+plan: N keys against a table of N known images; 1 % of them have changed, and 1 % more keys are new.
+quiet_night: N keys against the same N known images: nothing to do.
+listing: N keys in 32 prefixes at 50 ms a page, as a ratio to the bound by latency (pages / 32 x 50 ms).
+
+Each case runs in a process of its own, whose largest resident memory is printed, with all its children. The table is
+compacted: files of a million rows. The last line is one JSON document.
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.update(AWS_ACCESS_KEY_ID="none", AWS_SECRET_ACCESS_KEY="none", AWS_DEFAULT_REGION="us-east-1")
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import pyarrow as pa
+
+from pipeline.config import Settings
+from pipeline.input_spec import InputSpec
+from pipeline.inputs import listing as listing_room
+from pipeline.layout import Output
+from pipeline.plan.changes import compare
+from pipeline.plan.shards import group_into_shards, write_plan
+from pipeline.schema import IMAGES
+from pipeline.store.s3_pages import objects_of
+from pipeline.tables.spill_database import MEMORY_MIB
+from tests.benchmarks.paged_store import PAGE, PagedStore
+from tests.benchmarks.scripts import run_script
+from tests.support.published_tables import image_row, publish
+
+BUCKET, ROOT, PREFIXES = "bucket", "photographs", 32
+SPEC = InputSpec.of(f"s3://{BUCKET}/{ROOT}")
+ROWS = 1_000_000  # of a file of the table
+SECONDS_A_PAGE = 0.05
+
+
+def know(keys: int, output: str) -> None:
+    """Publish a table of `keys` known images: those that PagedStore hands out, but for the ETag of every hundredth."""
+    store, made = PagedStore(keys, PREFIXES, old=True), 0
+    row = image_row("", "run0", 0, fingerprint="now")
+    while made < keys:
+        number = min(ROWS, keys - made)
+        page = objects_of(store.call_s3("list_objects_v2", Prefix=ROOT, ContinuationToken=str(made), MaxKeys=number))
+        columns = {f.name: pa.repeat(pa.scalar(row.get(f.name), f.type), number) for f in IMAGES}
+        columns["image_key"] = pa.array([f"s3://{BUCKET}/{key}" for key in page.keys])
+        columns["etag"] = pa.array(page.etags)
+        columns["size_bytes"] = pa.array(page.sizes, pa.int64())
+        publish(output, "images", f"run{made}", [pa.table(columns, schema=IMAGES)])
+        made += number
+
+
+def list_from(store: PagedStore) -> Iterator[pa.Table]:
+    """The whole way from pages to tables, with the patterns that every listing is compared with."""
+    listing_room.open_filesystem = lambda uri, access: (store, uri.partition("://")[2])
+    return listing_room.list_inputs(SPEC)
+
+
+def plan(keys: int, output: str, *, quiet: bool, memory_mib: int) -> dict[str, float]:
+    """Seconds of listing with comparing, and of grouping with writing the plan."""
+    store = PagedStore(keys, PREFIXES, old=True) if quiet else PagedStore(keys, PREFIXES, more=keys // 100)
+    settings = Settings(SPEC.sources[0].uri, output)
+    began = time.monotonic()
+    opened = Output.open(output)
+    with compare(
+        list_from(store), SPEC, settings, opened, fingerprint="now", weights_sha256="w", memory_mib=memory_mib
+    ) as changes:
+        compared = time.monotonic()
+        shards = group_into_shards(changes.images(), max_images=512, max_bytes=128 * 2**20)
+        summary = write_plan(shards, opened.filesystem, f"{output}/plan")
+        ended = time.monotonic()
+        counts = changes.counts
+    return {
+        "seconds": ended - began,
+        "compare_seconds": compared - began,
+        "plan_seconds": ended - compared,
+        "planned": summary.num_images,
+        **counts,
+    }
+
+
+def listing(keys: int) -> dict[str, float]:
+    store = PagedStore(keys, PREFIXES, SECONDS_A_PAGE)
+    began = time.monotonic()
+    listed = sum(table.num_rows for table in list_from(store))
+    seconds = time.monotonic() - began
+    assert listed == keys, f"{listed} of {keys}"
+    bound = keys / PAGE / PREFIXES * SECONDS_A_PAGE
+    return {"seconds": seconds, "bound_seconds": bound, "ratio": seconds / bound, "requests": store.num_requests}
+
+
+def run_case(case: str, keys: int, output: str, memory_mib: int) -> None:
+    if case == "know":
+        know(keys, output)
+        result: dict[str, float] = {}
+    else:
+        result = (
+            listing(keys)
+            if case == "listing"
+            else plan(keys, output, quiet=case == "quiet_night", memory_mib=memory_mib)
+        )
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    result["peak_mib"] = sum(one.ru_maxrss for one in usage) / 1024
+    result["cpu_seconds"] = sum(one.ru_utime + one.ru_stime for one in usage)
+    print(json.dumps(result))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keys", type=int, nargs="+", default=[1_000_000, 3_000_000, 10_000_000])
+    parser.add_argument("--only", nargs="+", default=["plan", "quiet_night", "listing"])
+    parser.add_argument("--memory-mib", type=int, default=MEMORY_MIB, help="of DuckDB")
+    parser.add_argument("--case", help="run this case in this process")
+    parser.add_argument("--output", default="")
+    args = parser.parse_args()
+    if args.case:
+        run_case(args.case, args.keys[0], args.output, args.memory_mib)
+        return
+    results = []
+    for keys in args.keys:
+        with tempfile.TemporaryDirectory(prefix="m2f-bench-plan-") as folder:
+            if set(args.only) & {"plan", "quiet_night"}:
+                run_script(__file__, case="know", keys=keys, output=folder)
+            for case in args.only:
+                found = json.loads(
+                    run_script(__file__, case=case, keys=keys, output=folder, memory_mib=args.memory_mib)
+                )
+                results.append({"case": case, "keys": keys, **found})
+                print(
+                    {
+                        name: round(value, 1) if isinstance(value, float) else value
+                        for name, value in results[-1].items()
+                    },
+                    flush=True,
+                )
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
