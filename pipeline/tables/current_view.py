@@ -22,6 +22,7 @@ from pipeline.errors import RunError
 from pipeline.layout import Output
 from pipeline.schema import TABLES
 from pipeline.store.filesystem import STORE_ERRORS, is_local, is_s3, uri_of
+from pipeline.tables.removals import segments_before_removal
 from pipeline.tables.spill_database import MEMORY_MIB, ScratchDatabase, out_of_room
 from pipeline.tables.stream_table import check_files, plain, retrying, stream_table
 
@@ -105,6 +106,22 @@ def _open(output: Output, table: str, version: int | None) -> DeltaTable | None:
         return DeltaTable(uri, version=version, storage_options=delta_options(output))
     except TableNotFoundError:
         return None
+
+
+def _open_segments(output: Output, table: str, images_version: int) -> DeltaTable | None:
+    """A version of `segments` that has all segments of this version of `images`.
+
+    This is the newest version, unless rows have left the tables since. `segments` is opened before `images` is asked:
+    if the version that was opened lacks rows, their removal from `images` came earlier and shows.
+    """
+    newest = open_table(output, table)
+
+    def look() -> int | None:
+        images = _open(output, "images", None)
+        return None if images is None else segments_before_removal(images, images_version)
+
+    before = _with_retries(output, "images", look)
+    return newest if before is None else open_table(output, table, before)
 
 
 def published_files(output: Output, table: str) -> set[str]:
@@ -232,7 +249,8 @@ def current_segments(
 
     The snapshot of `images` is taken first and the snapshot of `segments` second, because a run is published in the
     other order. So every image of the view has all its segments, and segments of images that are not visible yet are
-    left out.
+    left out. If rows have left the tables since the snapshot of `images` (a roll-back), the version of `segments` from
+    before is read.
     """
     return _current(Output.open(output), "segments", columns, version, memory_mib)
 
@@ -244,11 +262,10 @@ def _current(
     scratch = ScratchDatabase(memory_mib)
     try:
         current_version = load_current(scratch.connection, output, version=version)
-        # Read the same version of `images`, whatever is published meanwhile, and the newest version of `segments`,
-        # which has all segments of these images.
         snapshot = None
-        if current_version is not None:
-            snapshot = open_table(output, table, current_version if table == "images" else None)
+        if current_version is not None:  # read the same version of `images`, whatever is published meanwhile
+            by_table = open_table if table == "images" else _open_segments
+            snapshot = by_table(output, table, current_version)
         if snapshot is None:
             raise RunError(f"{output.uri} has no published table {table}; give the --output of a run")
         names = list(dict.fromkeys([*schema.names, "image_key", "run_id"]))

@@ -5,7 +5,7 @@ whole or not at all: once its images are out, its segments join no image.
 
 One Delta transaction per table. Files that hold rows of this run alone leave the table without being read; a file that
 compaction has merged from several runs is written again without the rows of this run. The old files stay on the disk,
-and older versions of the tables stay readable, until `VACUUM`.
+and older versions of the tables stay readable (see `removals.py`), until `VACUUM`.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from pipeline.layout import Output
 from pipeline.store.retries import TABLE_COMMIT
 from pipeline.tables.current_view import delta_options, open_table, table_uri
 from pipeline.tables.publish import ORDER
+from pipeline.tables.removals import removal_properties
 from pipeline.tables.stream_table import check_files, check_table, plain
 
 
@@ -50,6 +51,7 @@ def _remove(output: Output, name: str, run_id: str, may_change: Callable[[], Non
             table = DeltaTable(table_uri(output, name), storage_options=delta_options(output))
             check_table(output, name, table)
             check_files(output, name, table)
+            properties = removal_properties(name, open_table(output, "segments"))
             may_change()
-            removed += table.delete(f"run_id = '{quoted}'")["num_deleted_rows"]
+            removed += table.delete(f"run_id = '{quoted}'", commit_properties=properties)["num_deleted_rows"]
     return removed

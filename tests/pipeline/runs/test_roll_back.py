@@ -1,8 +1,10 @@
 """A night is rolled back: its rows leave both tables, and all other rows stay."""
 
 import os
+import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from deltalake import DeltaTable
@@ -15,7 +17,7 @@ from pipeline.runs.prove import holding_lease
 from pipeline.runs.roll_back import roll_back
 from pipeline.runs.settings import RollBackSettings
 from pipeline.store.filesystem import put_object
-from pipeline.tables import finished_run, remove_run
+from pipeline.tables import current_view, finished_run, remove_run
 from pipeline.tables.current_view import current_images, current_segments, delta_options, table_uri
 from tests.support.published_tables import image_row, publish_run, segment_row
 from tests.support.run_records import report, run_json
@@ -79,6 +81,48 @@ def test_rows_in_files_that_compaction_has_merged_leave_too(output):
         DeltaTable(table_uri(opened, name), storage_options=delta_options(opened)).optimize.compact()
     roll_back(RollBackSettings(output, "second", yes=True))
     assert current(output) == {**ALL, "b": "first"}
+
+
+def test_a_version_of_before_shows_the_night_with_its_segments(output):
+    """The newest version of `segments` has them no more."""
+    before = DeltaTable(f"{output}/images").version()
+    night = {view: rows_at(view, output, before) for view in (current_images, current_segments)}
+    assert len(night[current_segments]) == 4
+    roll_back(RollBackSettings(output, "second", yes=True))
+    publish_run(output, "fourth", [image_row("e", "fourth", 3)], [segment_row("e", "fourth")])
+    roll_back(RollBackSettings(output, "third", yes=True))
+    assert {view: rows_at(view, output, before) for view in night} == night
+    assert {row["image_key"] for row in rows_at(current_segments, output, before + 2)} == {"a", "b", "c", "d", "e"}
+    assert current(output) == {"a": "first", "b": "first", "e": "fourth"}
+
+
+def test_a_reader_between_whose_two_snapshots_a_night_is_rolled_back_sees_its_segments(output, monkeypatch):
+    """The reader has opened `images`, and opens `segments` when the rows are out of it."""
+    real, opened = current_view.load_current, []
+
+    def then_rolls_back(*args, **options):
+        version = real(*args, **options)
+        if not opened:
+            opened.append(version)
+            roll_back(RollBackSettings(output, "third", yes=True))
+        return version
+
+    monkeypatch.setattr(current_view, "load_current", then_rolls_back)
+    segments = current_segments(output, ["image_key", "run_id"]).read_all().to_pylist()
+    assert {row["image_key"]: row["run_id"] for row in segments} == ALL
+
+
+def test_a_note_of_a_removal_that_is_none_is_a_line(output, no_pauses):
+    before = DeltaTable(f"{output}/images").version()
+    roll_back(RollBackSettings(output, "second", yes=True))
+    log = max(Path(f"{output}/images/_delta_log").glob("*.json"))
+    log.write_text(re.sub(r'"m2f_segments_before":"[0-9]+"', '"m2f_segments_before":"-1"', log.read_text()))
+    with pytest.raises(RunError, match="somebody has changed it"):
+        current_segments(output, version=before)
+
+
+def rows_at(view, output: str, version: int) -> list:
+    return sorted(view(output, version=version).read_all().to_pylist(), key=str)
 
 
 def test_without_yes_nothing_is_written(output, capsys):
