@@ -18,6 +18,8 @@ _runs/
         started/                  a start marker for each start of a shard; removed when the run is finished
         report.json               the counts of the run; a run that has this object is finished and published
         rolled_back.json          a note that the rows of this finished run are being or have been taken out again
+        tidied.json               a note that everything below plan/, attempts/, journal/ and started/ is being or has
+                                  been removed
 """
 
 import contextlib
@@ -97,6 +99,14 @@ class RunFolder:
     def is_rolled_back(self) -> bool:
         """Whether the rows of this finished run are being or have been taken out of the tables. Raises STORE_ERRORS."""
         return bool(self.filesystem.exists(self.rolled_back_json))
+
+    @property
+    def tidied_json(self) -> str:
+        return f"{self.path}/tidied.json"
+
+    def is_tidied(self) -> bool:
+        """Whether plan and journal of this run are being or have been removed. Raises STORE_ERRORS."""
+        return bool(self.filesystem.exists(self.tidied_json))
 
     @property
     def plan(self) -> str:
@@ -201,9 +211,9 @@ class Output:
         """The bytes of an object of the output. RunError if there are more than `most_bytes`, or it cannot be read."""
         return read_bytes(self.filesystem, self.inside(path), f"{self.name}:", most_bytes)
 
-    def read_or_none(self, path: str) -> bytes | None:
+    def read_or_none(self, path: str, most_bytes: int = MOST_RECORD_BYTES) -> bytes | None:
         """Like `read`, but None if there is no object."""
-        return read_or_none(self.filesystem, self.inside(path), f"{self.name}:", MOST_RECORD_BYTES)
+        return read_or_none(self.filesystem, self.inside(path), f"{self.name}:", most_bytes)
 
     def read_record(self, adapter: TypeAdapter[T], path: str) -> T | None:
         """An object of the output as a record. None if there is no object, RunError if it is not such a record."""

@@ -7,7 +7,9 @@
 Nothing heavy loads here.
 """
 
+import re
 from dataclasses import Field, dataclass, fields
+from datetime import timedelta
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from annotated_types import Interval
@@ -33,6 +35,8 @@ RUN_CONTROL = Section("run control")
 # The lease of every job that writes tables: of what duration it may be, and by default is.
 LeaseSeconds = Annotated[float, RUN_CONTROL, Interval(ge=1.0, le=86400.0)]
 LEASE_SECONDS = 60.0
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 def flag(name: str) -> str:
@@ -78,6 +82,16 @@ def refuse_secrets(what: str, text: str) -> None:
             f"{what} {without_uri_secrets(text)} holds credentials or a query; leave them out of the URI and give "
             "credentials by the environment (such as AWS_ACCESS_KEY_ID, AWS_PROFILE) or a role"
         )
+
+
+def duration_of(flag: str, text: str, least: timedelta = timedelta(microseconds=1)) -> timedelta:
+    """`text` as a duration: 90m, 26h or 2d. RunError if it is none, shorter than `least` or longer than ten years."""
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)([mhd])", text)
+    duration = timedelta(**{_UNITS[match[2]]: float(match[1])}) if match else timedelta(0)
+    if not least <= duration <= timedelta(days=3650):
+        at_least = f", at least {least}" if least >= timedelta(minutes=1) else ""
+        raise RunError(f"{flag} is {text!r}; write minutes, hours or days{at_least}: 90m, 26h or 2d")
+    return duration
 
 
 def bounds_in_words(field: "Field[Any]") -> str | None:

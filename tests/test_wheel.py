@@ -106,6 +106,7 @@ def test_every_module_imports_from_the_wheel(python):
         "make_scenes",
         "drill",
         "roll_back",
+        "tidy",
         "nights",
     ],
 )

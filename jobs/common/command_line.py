@@ -30,6 +30,7 @@ COMMANDS = {
     "drill.py": "m2f-drill",
     "nights.py": "m2f-nights",
     "roll_back.py": "m2f-roll-back",
+    "tidy.py": "m2f-tidy",
     "check_store.py": "m2f-check-store",
     "evaluate.py": "m2f-evaluate",
     "finetune.py": "m2f-finetune",

@@ -24,12 +24,25 @@ POINTS = (
     "after report",
 )
 
+# In the order of jobs/tidy.py.
+POINTS_OF_TIDY = (
+    "runs marked",
+    "files removed",
+    "rows written anew",
+    "between images and segments tidied",
+    "rows removed",
+    "runs removed",
+    "nights removed",
+    "files merged",
+    "checkpoint written",
+)
+
 _reached: dict[str, int] = {}
 
 
 def reached(point: str) -> None:
-    """Record that this process has reached `point`, one of POINTS."""
-    assert point in POINTS, point
+    """Record that this process has reached `point`, one of POINTS or of POINTS_OF_TIDY."""
+    assert point in (*POINTS, *POINTS_OF_TIDY), point
     wanted = os.environ.get(VARIABLE)
     if wanted is None:
         return

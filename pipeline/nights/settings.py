@@ -1,6 +1,5 @@
 """The settings of jobs/nights.py: their names, types, defaults and help texts. Nothing heavy is imported here."""
 
-import re
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Annotated
@@ -8,10 +7,9 @@ from typing import Annotated
 from annotated_types import Interval
 
 from pipeline.errors import RunError
-from pipeline.setting_fields import IN_AND_OUT, Section, check_fields
+from pipeline.setting_fields import IN_AND_OUT, Section, check_fields, duration_of
 
 _NIGHTS = Section("selection")
-_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 DEFAULT_LAST = 14
 
 
@@ -55,8 +53,4 @@ class NightsSettings:
         """--expect-within as a duration, or None if the flag was not given."""
         if self.expect_within is None:
             return None
-        match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)([mhd])", self.expect_within)
-        duration = timedelta(**{_UNITS[match[2]]: float(match[1])}) if match else timedelta(0)
-        if not timedelta(0) < duration <= timedelta(days=3650):
-            raise RunError(f"--expect-within is {self.expect_within!r}; write minutes, hours or days: 90m, 26h or 2d")
-        return duration
+        return duration_of("--expect-within", self.expect_within)

@@ -1,6 +1,7 @@
 """Find earlier runs in the output: the run to continue, or the named run if it is already finished."""
 
 import logging
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +15,9 @@ from pipeline.store.filesystem import canonical, list_folder
 from pipeline.tables.publish import is_published
 
 logger = logging.getLogger(__name__)
+
+_OF_SETTINGS = ("limit", "mode", "tombstone_removed")
+_IDENTITY = ("fingerprint", "input", "selection", *_OF_SETTINGS)  # see `identity`
 
 
 def find_report(checked: Checked) -> Report | None:
@@ -55,12 +59,10 @@ def identity(checked: Checked) -> dict[str, Any]:
     """The fields of run.json that two commands must have in common for the second to continue the run of the first."""
     settings = checked.settings
     return {
+        **{name: getattr(settings, name) for name in _OF_SETTINGS},
         "fingerprint": checked.fingerprint,
         "input": tuple(canonical(given) for given in settings.input),
         "selection": settings.selection_dict(),
-        "limit": settings.limit,
-        "mode": settings.mode,
-        "tombstone_removed": settings.tombstone_removed,
     }
 
 
@@ -69,9 +71,20 @@ def _named_run(checked: Checked) -> RunRecord | None:
     assert checked.settings.run_id is not None
     with checked.output.errors():
         found = read_run_record(checked.output, checked.output.run(checked.settings.run_id))
-    if found is not None:
-        _check_is_same(found, identity(checked), checked)
+        tidied = found is not None and checked.output.run(found.run_id).is_tidied()
+    if found is None:
+        return None
+    _check_is_same(found, identity(checked), checked)
+    if tidied and not _is_finished(checked.output, found.run_id):
+        raise RunError(
+            f"--run-id {found.run_id} was used before: jobs/tidy.py has removed the plan and the journal of that run; "
+            "give another --run-id or leave it out"
+        )
     return found
+
+
+def _is_finished(output: Output, run_id: str) -> bool:
+    return read_report(output, output.run(run_id)) is not None
 
 
 def _refuse_used_name(output: Output, run_id: str) -> None:
@@ -110,6 +123,7 @@ def _newest_unfinished(output: Output, wanted: dict[str, Any], say_what_is_left:
         unfinished = [folder for folder, report in zip(folders, reports, strict=True) if report is None]
         found = threads.map(lambda folder: read_run_record(output, folder), unfinished)
         same = [run for run in found if run is not None and _has(run, wanted)]
+        same = [run for run in same if not output.run(run.run_id).is_tidied()]
         newest = max(same, key=lambda run: (run.created, run.run_id), default=None)
         if newest is None:
             return None
@@ -124,6 +138,16 @@ def _newest_unfinished(output: Output, wanted: dict[str, Any], say_what_is_left:
             hiding[0].run_id,
         )
     return None if hiding else newest
+
+
+def would_be_continued(run: RunRecord, unfinished: Iterable[RunRecord], finished: Iterable[RunRecord]) -> bool:
+    """Whether the command that began the unfinished `run` would continue the run, if it came again without --run-id.
+
+    `unfinished` and `finished` are all runs of the output that are not rolled back, by whether they have a report.
+    """
+    same = [other for other in unfinished if _has(other, {name: getattr(run, name) for name in _IDENTITY})]
+    newest = max(same, key=lambda other: (other.created, other.run_id), default=run)
+    return newest.run_id == run.run_id and not any(f.created > run.created and _hides(f, run) for f in finished)
 
 
 def _hides(later: RunRecord, run: RunRecord) -> bool:

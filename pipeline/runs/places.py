@@ -33,6 +33,12 @@ def usable_output(settings: Settings) -> Output:
     output = Output.open(settings.output)
     if is_local(output.filesystem) and output.filesystem.isfile(output.root):
         raise RunError(f"--output {settings.output} is a file; name a folder")
+    check_format(output)
+    return output
+
+
+def check_format(output: Output) -> None:
+    """RunError if the output belongs to another schema version."""
     with output.errors():
         format_json = output.read_record(VERSIONED, output.format_json)
     if format_json is not None and format_json["schema_version"] != SCHEMA_VERSION:
@@ -40,4 +46,3 @@ def usable_output(settings: Settings) -> Output:
             f"--output holds tables of schema version {format_json['schema_version']}, but this program writes "
             f"version {SCHEMA_VERSION}; choose another --output"
         )
-    return output

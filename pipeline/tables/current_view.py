@@ -23,8 +23,8 @@ from pipeline.layout import Output
 from pipeline.schema import TABLES
 from pipeline.store.filesystem import STORE_ERRORS, is_local, is_s3, uri_of
 from pipeline.tables.removals import segments_before_removal
-from pipeline.tables.spill_database import MEMORY_MIB, ScratchDatabase, out_of_room
-from pipeline.tables.stream_table import check_files, plain, retrying, stream_table
+from pipeline.tables.spill_database import MEMORY_MIB, ScratchDatabase, out_of_room, register, registered
+from pipeline.tables.stream_table import check_files, columns_of, plain, retrying, stream_table
 
 _T = TypeVar("_T")
 
@@ -96,7 +96,7 @@ def open_table(output: Output, table: str, version: int | None = None) -> DeltaT
     Raises RunError if the table cannot be read after a few attempts. A reader of both tables must read `images` first:
     see the top of this file.
     """
-    return _with_retries(output, table, lambda: _open(output, table, version))
+    return reading(output, table, lambda: _open(output, table, version))
 
 
 def _open(output: Output, table: str, version: int | None) -> DeltaTable | None:
@@ -120,7 +120,7 @@ def _open_segments(output: Output, table: str, images_version: int) -> DeltaTabl
         images = _open(output, "images", None)
         return None if images is None else segments_before_removal(images, images_version)
 
-    before = _with_retries(output, "images", look)
+    before = reading(output, "images", look)
     return newest if before is None else open_table(output, table, before)
 
 
@@ -144,8 +144,8 @@ def check_log(output: Output, table: str) -> None:
                     output.inside(entry.path)
 
 
-def _with_retries(output: Output, table: str, read: Callable[[], _T]) -> _T:
-    """Call `read`, with retries.
+def reading(output: Output, table: str, read: Callable[[], _T]) -> _T:
+    """Call `read`, with retries; RunError if it fails in the end.
 
     `read` must open the table itself: a flipped byte in the table's log may show only as a missing file.
     """
@@ -153,27 +153,6 @@ def _with_retries(output: Output, table: str, read: Callable[[], _T]) -> _T:
         return retrying(_READ_ERRORS)(read)
     except _READ_ERRORS as error:
         raise RunError(f"the table {table} below {output.uri} cannot be read: {plain(error)}") from None
-
-
-def _register(
-    database: duckdb.DuckDBPyConnection, table: str, columns: Sequence[str], batches: Iterator[pa.RecordBatch]
-) -> list[Exception]:
-    """Let DuckDB read the stream, once, as the table `published`.
-
-    Errors raised in the stream are added to the list that is returned; DuckDB would turn an error into a page of text.
-    """
-    errors: list[Exception] = []
-
-    def remembering() -> Iterator[pa.RecordBatch]:
-        try:
-            yield from batches
-        except Exception as error:
-            errors.append(error)
-            raise
-
-    schema = pa.schema([TABLES[table].field(name) for name in columns])
-    database.register("published", pa.RecordBatchReader.from_batches(schema, remembering()))
-    return errors
 
 
 # `below` without slashes; the character after the input ends its name.
@@ -200,7 +179,6 @@ def load_current(
     def load() -> int | None:
         snapshot = _open(output, "images", version)
         batches = iter(()) if snapshot is None else stream_table(output, "images", snapshot, wanted, below)
-        errors = _register(database, "images", wanted, batches)
         database.execute("SET VARIABLE below = ?", [[folder.rstrip("/") for folder in below]])
         # A window function, because DuckDB sorts it on disk; arg_max would group in memory, and took three times as
         # long.
@@ -212,18 +190,12 @@ def load_current(
                 QUALIFY row_number() OVER (PARTITION BY image_key ORDER BY run_created DESC, run_id DESC) = 1
             ) WHERE status <> 'removed'
         """
-        try:
+        with registered(database, "published", columns_of("images", wanted), batches):
             database.execute(query)
-        except duckdb.InvalidInputException:
-            if errors:
-                raise errors[0] from None
-            raise
-        finally:
-            database.unregister("published")
         return None if snapshot is None else snapshot.version()
 
     with out_of_room():
-        return _with_retries(output, "images", load)
+        return reading(output, "images", load)
 
 
 def current_images(
@@ -258,7 +230,7 @@ def current_segments(
 def _current(
     output: Output, table: str, columns: Sequence[str] | None, version: int | None, memory_mib: int
 ) -> pa.RecordBatchReader:
-    schema = TABLES[table] if columns is None else pa.schema([TABLES[table].field(name) for name in columns])
+    schema = TABLES[table] if columns is None else columns_of(table, columns)
     scratch = ScratchDatabase(memory_mib)
     try:
         current_version = load_current(scratch.connection, output, version=version)
@@ -269,7 +241,8 @@ def _current(
         if snapshot is None:
             raise RunError(f"{output.uri} has no published table {table}; give the --output of a run")
         names = list(dict.fromkeys([*schema.names, "image_key", "run_id"]))
-        _register(scratch.connection, table, names, stream_table(output, table, snapshot, names))
+        rows = stream_table(output, table, snapshot, names)
+        register(scratch.connection, "published", columns_of(table, names), rows)
         with out_of_room():
             reader = scratch.connection.sql(
                 f"SELECT {', '.join(schema.names)} FROM published SEMI JOIN current USING (image_key, run_id)"

@@ -44,6 +44,11 @@ def find_finished_run(tables: str, run_id: str | None) -> FinishedRun:
     if read_report(output, folder) is None:
         raise RunError(f"run {run.run_id} is not finished; to finish it, repeat the command that started it")
     with output.errors():
+        if folder.is_tidied():
+            raise RunError(
+                f"run {run.run_id} is old, and jobs/tidy.py has removed its journal, which names its parts; give a run "
+                "that finished later"
+            )
         parts = _parts(Journal(folder), run.plan.num_shards)
     return FinishedRun(
         tables, run.run_id, run.results["task"], run.fingerprint, tuple(dict(c) for c in run.model.categories), parts
@@ -53,7 +58,12 @@ def find_finished_run(tables: str, run_id: str | None) -> FinishedRun:
 def read_part(tables: str, table: str, part: PartRecord, columns: list[str]) -> pa.Table:
     """Some columns of a part of `table`. RunError if it is gone, damaged or not the part that the journal names."""
     output = Output.open(tables, _FLAG)
-    data = output.read(output.at(part.path), part.size_bytes)
+    data = output.read_or_none(output.at(part.path), part.size_bytes)
+    if data is None:
+        raise RunError(
+            f"{_FLAG}: the part {part.path} does not exist; if its rows were merged or replaced since, jobs/tidy.py or "
+            "VACUUM has removed it: give a run that finished later"
+        )
     if hashlib.sha256(data).hexdigest() != part.sha256:
         raise RunError(f"{_FLAG}: the part {part.path} is damaged: its sha256 is not the one in the journal")
     try:

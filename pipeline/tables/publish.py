@@ -16,8 +16,9 @@ build on the same version of the table and carry the same application id, delta-
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -39,7 +40,7 @@ from pipeline.tables.stream_table import check_files, check_table, plain, stream
 logger = logging.getLogger(__name__)
 
 ORDER = ("segments", "images")  # see the top of this file
-_TARGET_FILE_BYTES = 256 * 2**20  # for compaction
+TARGET_FILE_BYTES = 256 * 2**20  # for compaction
 
 
 @dataclass
@@ -71,23 +72,8 @@ class Publisher:
         return versions
 
     def compact(self) -> None:
-        """Merge small files of the tables into large ones. Readers see the same rows before and after.
-
-        If merging fails, all rows stay as they were, and a warning is logged. The next call merges these files too.
-        """
-        for name in ORDER:
-            try:
-                check_log(self.output, name)
-                table = DeltaTable(table_uri(self.output, name), storage_options=delta_options(self.output))
-                check_table(self.output, name, table)
-                check_files(self.output, name, table)
-                metrics = table.optimize.compact(target_size=_TARGET_FILE_BYTES)
-            except (DeltaError, OSError, pa.ArrowException) as error:
-                logger.warning("the table %s is published, but its files could not be merged: %s", name, plain(error))
-                continue
-            logger.info(
-                "the table %s: merged %d files into %d", name, metrics["numFilesRemoved"], metrics["numFilesAdded"]
-            )
+        """Merge small files of the tables into large ones: see `compact`."""
+        compact(self.output)
 
     def _publish_table(self, name: str) -> int:
         uri, options = table_uri(self.output, name), delta_options(self.output)
@@ -108,7 +94,7 @@ class Publisher:
                     return table.version()
                 # An empty part adds nothing; a file without rows would only cost readers a request.
                 actions: list[AddAction | RemoveAction] = [
-                    _add_action(name, self.run_id, s, part) for s, part in new.items() if part.num_rows
+                    _add_part(name, self.run_id, s, part) for s, part in new.items() if part.num_rows
                 ]
                 self.may_publish()
                 table.create_write_transaction(
@@ -129,7 +115,7 @@ class Publisher:
 
     def _shards_in(self, table: DeltaTable, name: str) -> set[int]:
         """The shards of this run that `table` holds, or whose part is empty."""
-        count = table.transaction_version(_app_id(self.run_id)) or 0
+        count = table.transaction_version(app_id(self.run_id)) or 0
         if not 0 <= count <= self.num_shards:
             raise RunError(
                 f"the log of the table {name} below {self.output.uri} says that it has {count} shards of run "
@@ -155,26 +141,48 @@ class Publisher:
                 "m2f_attempt": str(self.journal.attempt),
                 "m2f_schema_version": str(SCHEMA_VERSION),
             },
-            app_transactions=[Transaction(_app_id(self.run_id), len(shards))],
+            app_transactions=[Transaction(app_id(self.run_id), len(shards))],
             max_commit_retries=0,  # the loop in `_publish_table` handles conflicts
         )
+
+
+def compact(output: Output) -> None:
+    """Merge small files of the tables into large ones. Readers see the same rows before and after.
+
+    If merging fails, all rows stay as they were, and a warning is logged. The next call merges these files too.
+    """
+    for name in ORDER:
+        try:
+            check_log(output, name)
+            table = DeltaTable(table_uri(output, name), storage_options=delta_options(output))
+            check_table(output, name, table)
+            check_files(output, name, table)
+            metrics = table.optimize.compact(target_size=TARGET_FILE_BYTES)
+        except (DeltaError, OSError, pa.ArrowException) as error:
+            logger.warning("the table %s is published, but its files could not be merged: %s", name, plain(error))
+            continue
+        logger.info("the table %s: merged %d files into %d", name, metrics["numFilesRemoved"], metrics["numFilesAdded"])
 
 
 def is_published(output: Output, run_id: str) -> bool:
     """Whether a table has shards of a run of this name. RunError if a table cannot be read."""
     tables = [open_table(output, name) for name in ORDER]
-    return any(table is not None and table.transaction_version(_app_id(run_id)) is not None for table in tables)
+    return any(table is not None and table.transaction_version(app_id(run_id)) is not None for table in tables)
 
 
-def _app_id(run_id: str) -> str:
+def app_id(run_id: str) -> str:
+    """The name of a run in Delta's application transactions."""
     return f"m2f-pipeline/{run_id}"
 
 
-def _add_action(table: str, run_id: str, shard: int, part: PartRecord) -> AddAction:
+def _add_part(table: str, run_id: str, shard: int, part: PartRecord) -> AddAction:
     """The Delta action that adds `part`. Its statistics let readers of some images, a run or a shard skip files."""
     of_run = {"run_id": run_id, "shard": shard}
     least, most = {**of_run, "image_key": part.first_key}, {**of_run, "image_key": part.last_key}
-    nulls = dict.fromkeys(least, 0)
-    stats = {"numRecords": part.num_rows, "minValues": least, "maxValues": most, "nullCount": nulls}
-    path = part.path.removeprefix(f"{table}/")
-    return AddAction(path, part.size_bytes, {}, int(time.time() * 1000), True, json.dumps(stats))
+    return add_file(part.path.removeprefix(f"{table}/"), part.size_bytes, part.num_rows, least, most)
+
+
+def add_file(path: str, size_bytes: int, num_rows: int, least: Mapping[str, Any], most: Mapping[str, Any]) -> AddAction:
+    """The Delta action that adds a file. `least` and `most`: bounds of columns without null."""
+    stats = {"numRecords": num_rows, "minValues": least, "maxValues": most, "nullCount": dict.fromkeys(least, 0)}
+    return AddAction(path, size_bytes, {}, int(time.time() * 1000), True, json.dumps(stats))

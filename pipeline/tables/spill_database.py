@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 
 import duckdb
+import pyarrow as pa
 from filelock import FileLock
 
 from pipeline.errors import RunError
@@ -48,6 +49,42 @@ class ScratchDatabase:
         # TemporaryDirectory would warn if a reader was dropped half-way, which is no mistake. This finalizer also runs
         # at exit, while Python can still run the streams that DuckDB reads.
         self.close = weakref.finalize(self, _close, self.connection, folder, lock)
+
+
+def register(
+    database: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
+) -> list[Exception]:
+    """Let DuckDB read the stream, once, as the table `name`.
+
+    Errors raised in the stream are added to the list that is returned; DuckDB would turn an error into a page of text.
+    """
+    errors: list[Exception] = []
+
+    def remembering() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from batches
+        except Exception as error:
+            errors.append(error)
+            raise
+
+    database.register(name, pa.RecordBatchReader.from_batches(schema, remembering()))
+    return errors
+
+
+@contextlib.contextmanager
+def registered(
+    database: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
+) -> Iterator[None]:
+    """`register` for the body, which reads the whole stream. An error raised in the stream is raised as it was."""
+    errors = register(database, name, schema, batches)
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, OSError):
+        if errors:
+            raise errors[0] from None
+        raise
+    finally:
+        database.unregister(name)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
 from urllib.parse import unquote
@@ -43,8 +43,21 @@ def stream_table(
     Raises RunError if the table requires features of readers that this reader lacks, and an error of STORE_ERRORS or an
     ArrowException if a file cannot be read.
     """
+    batches = stream_files(output, table, snapshot, columns, below)
+    return (batch for _, batch in batches)
+
+
+def stream_files(
+    output: Output,
+    table: str,
+    snapshot: DeltaTable,
+    columns: Sequence[str],
+    below: Sequence[str] = (),
+    among: Container[str] | None = None,
+) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Like `stream_table`, with the path in the table of each batch's file; `among`: only of these files."""
     check_table(output, table, snapshot)
-    schema = pa.schema([TABLES[table].field(name) for name in columns])
+    schema = columns_of(table, columns)
 
     def of_table(file: pq.ParquetFile, path: str) -> pq.ParquetFile:
         if missing := set(columns) - ADDED_COLUMNS - set(file.schema_arrow.names):
@@ -63,8 +76,8 @@ def stream_table(
     def there(file: pq.ParquetFile) -> list[str]:
         return [name for name in columns if name in file.schema_arrow.names]
 
-    def read_whole(path: str, size: int) -> list[pa.RecordBatch]:
-        return retrying((*STORE_ERRORS, pa.ArrowException), but=FileNotFoundError)(read_file, path, size)
+    def read_whole(path: str, size: int) -> tuple[str, list[pa.RecordBatch]]:
+        return path, retrying((*STORE_ERRORS, pa.ArrowException), but=FileNotFoundError)(read_file, path, size)
 
     def read_file(path: str, size: int) -> list[pa.RecordBatch]:
         data = read_once(output.filesystem, output.inside(output.at(f"{table}/{path}")), size)
@@ -81,11 +94,13 @@ def stream_table(
             for batch in file.iter_batches(_BATCH_ROWS, columns=there(file), use_threads=False):
                 yield from as_wanted(pa.Table.from_batches([batch])).to_batches()
 
-    def batches() -> Iterator[pa.RecordBatch]:
+    def batches() -> Iterator[tuple[str, pa.RecordBatch]]:
         large: list[tuple[str, int]] = []
 
         def small() -> Iterator[tuple[str, int]]:
             for path, size in _files(output, table, snapshot, below):
+                if among is not None and path not in among:
+                    continue
                 if size > _LARGE_BYTES:
                     large.append((path, size))
                 else:
@@ -93,20 +108,25 @@ def stream_table(
 
         pool = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="published")
         try:
-            for read in look_ahead(
+            for path, read in look_ahead(
                 lambda file: pool.submit(read_whole, *file),
                 small(),
                 _READ_THREADS,
                 size=itemgetter(1),
                 most_size=_LARGE_BYTES,
             ):
-                yield from read
+                yield from ((path, batch) for batch in read)
             for path, size in large:
-                yield from read_by_row_group(path, size)
+                yield from ((path, batch) for batch in read_by_row_group(path, size))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
     return batches()
+
+
+def columns_of(table: str, columns: Sequence[str]) -> pa.Schema:
+    """The schema of these columns of a table."""
+    return pa.schema([TABLES[table].field(name) for name in columns])
 
 
 def check_table(output: Output, table: str, snapshot: DeltaTable) -> None:

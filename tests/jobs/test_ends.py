@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import drill, evaluate, finetune, make_scenes, nights, plan_bucket, roll_back, segment_bucket, selfcheck
+from jobs import drill, evaluate, finetune, make_scenes, nights, plan_bucket, roll_back, segment_bucket, selfcheck, tidy
 from jobs.common.ends import run_job
 from pipeline.config import Settings
 from pipeline.errors import BrokenRunError, RunError, StoreUnavailableError
@@ -149,11 +149,22 @@ def test_each_end_is_told_before_the_last_line(work, end, code, reason, capsys):
 
 
 @pytest.mark.parametrize(
-    "job", [drill, evaluate, finetune, make_scenes, nights, plan_bucket, roll_back, segment_bucket, selfcheck]
+    "job", [drill, evaluate, finetune, make_scenes, nights, plan_bucket, roll_back, segment_bucket, selfcheck, tidy]
 )
 def test_every_job_ends_here(job, monkeypatch, capsys):
     """Ctrl-C at once, while the job is being loaded."""
-    works = {"_drill", "_evaluate", "_train", "_draw", "_plan", "_check", "_list", "_roll_back", "set_ray_environment"}
+    works = {
+        "_drill",
+        "_evaluate",
+        "_train",
+        "_draw",
+        "_plan",
+        "_check",
+        "_list",
+        "_roll_back",
+        "_tidy",
+        "set_ray_environment",
+    }
     works &= set(vars(job))
     for work in works:
         monkeypatch.setattr(job, work, lambda *_: raising(KeyboardInterrupt())())

@@ -9,7 +9,7 @@ from pipeline.config import SelfCheckSettings, Settings
 from pipeline.drill.settings import DrillSettings
 from pipeline.evaluate.settings import EvaluationSettings
 from pipeline.nights.settings import NightsSettings
-from pipeline.runs.settings import RollBackSettings
+from pipeline.runs.settings import RollBackSettings, TidySettings
 from pipeline.scenes.settings import ScenesSettings
 from pipeline.setting_fields import Section, bounds_in_words, help_texts, marker, plain_type
 from pipeline.store_check.settings import StoreCheckSettings
@@ -51,6 +51,7 @@ JOBS = {
     "finetune.py": FinetuneSettings,
     "evaluate.py": EvaluationSettings,
     "roll_back.py": RollBackSettings,
+    "tidy.py": TidySettings,
     "make_scenes.py": ScenesSettings,
 }
 TABLE_HEAD = """

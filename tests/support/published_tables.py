@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable
+from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.transaction import AddAction
 
 from pipeline.commit.write import part_bytes
@@ -16,6 +16,7 @@ from pipeline.layout import Output, part_path
 from pipeline.schema import TABLES
 from pipeline.store.filesystem import open_filesystem, put_object
 from pipeline.tables.current_view import delta_options, table_uri
+from pipeline.tables.publish import app_id
 
 
 def image_row(image_key: str, run_id: str, night: int, **fields: Any) -> dict[str, Any]:
@@ -79,7 +80,8 @@ def publish(
         mode="ignore",
         storage_options=delta_options(Output.open(output)),
     )
-    published.create_write_transaction(actions, mode="append", schema=published.schema())
+    properties = CommitProperties(app_transactions=[Transaction(app_id(run_id), len(shards))])
+    published.create_write_transaction(actions, mode="append", schema=published.schema(), commit_properties=properties)
     return published
 
 
