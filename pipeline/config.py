@@ -6,6 +6,7 @@ heavy is imported here, so that `--help` answers at once.
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal
@@ -130,8 +131,11 @@ class Settings:
     device: Annotated[Literal["auto", "cuda", "cpu"], RESOURCES] = "auto"
     """auto: use GPUs if the cluster has any or can start any, else CPUs; cuda: use GPUs; cpu: use CPUs."""
     gpu_actors: Annotated[str | None, RESOURCES] = None
-    """Run MIN:MAX model actors with one GPU each (without GPUs: with --cpus-per-actor CPUs each). Default: as many as
-    the cluster allows."""
+    """Run MIN:MAX model actors, each with --gpus-per-actor of a GPU (without GPUs: with --cpus-per-actor CPUs).
+    Default: as many as the cluster allows."""
+    gpus_per_actor: Annotated[float | None, RESOURCES, Interval(ge=0.05, le=1.0)] = None
+    """Reserve this part of a GPU, and of its memory, for each model actor: 0.5 puts two actors on each GPU. Default:
+    1."""
     cpus_per_actor: Annotated[int | None, RESOURCES, Interval(ge=1, le=1024)] = None
     """Reserve N CPUs for each model actor: they decode images beside a GPU, or run the model. Default: up to 4."""
     batch_size: Annotated[int | None, RESOURCES, Interval(ge=1, le=4096)] = None
@@ -214,6 +218,10 @@ class Settings:
             raise RunError(f"--gpu-actors is {self.gpu_actors!r}; it needs 1 <= MIN <= MAX")
         return low, high
 
+    def actors_per_gpu(self) -> int:
+        """How many model actors share a GPU."""
+        return actors_on_a_gpu(self.gpus_per_actor or 1.0)
+
     def input_spec(self, sources: tuple[Source, ...]) -> InputSpec:
         """What the run reads; `sources` are the inputs."""
         return InputSpec(
@@ -247,6 +255,11 @@ class Settings:
         """The settings that change the results of this task, by name."""
         names = {f.name for f in fields(self) if (changes := marker(f, ChangesResults)) and self.task in changes.tasks}
         return {name: value for name, value in self.to_dict().items() if name in names}
+
+
+def actors_on_a_gpu(gpus: float) -> int:
+    """How many actors that reserve this part of a GPU fit on one: an actor's part lies on a single GPU."""
+    return math.floor(1 / gpus + 1e-9)
 
 
 def is_run_id(text: str) -> bool:

@@ -124,8 +124,10 @@ def _settings(manifests: Manifests, job: RayJobSpec, allow_placeholders: bool) -
     actors = settings.gpu_actors_range()
     if settings.device == "cuda" and not gpus:
         yield Fault("gpus", where, "device is cuda, but no worker group has GPUs")
-    if settings.device == "cuda" and actors is not None and actors[1] > gpus:
-        said = f"gpu_actors allows {actors[1]} actors, but the worker groups can have {gpus} GPUs; the job would refuse"
+    if settings.device == "cuda" and actors is not None and actors[1] > gpus * settings.actors_per_gpu():
+        each = f" for {settings.actors_per_gpu()} actors each" if settings.actors_per_gpu() > 1 else ""
+        said = f"gpu_actors allows {actors[1]} actors, but the worker groups can have {gpus} GPUs{each}; the job would "
+        said += "refuse"
         yield Fault("gpus", where, said)
     if job.spec.get("backoffLimit", 0) and settings.max_failure_rate < 1:
         said = (

@@ -39,7 +39,7 @@ class Allotment:
     model_actors: tuple[int, int]  # min, max
     model_actors_at_start: int
     model_cpus: float  # of each model actor
-    model_gpus: int
+    model_gpus: float  # of each model actor: 0, 1 or a part of a GPU
     helpers: tuple[int, int]  # min, max of the actors that fetch, and of those that write
     # For run.json: device, precision, and the CPU's instructions if models run on this machine's CPU
     computed_on: dict[str, str | None] = field(default_factory=dict)
@@ -60,6 +60,10 @@ def allot(settings: Settings, resources: Resources) -> Allotment:
             )
     if device == "cuda" and not resources.gpus:
         raise RunError("--device cuda, but the cluster has no GPU and cannot start one; use --device cpu")
+    if device == "cpu" and settings.gpus_per_actor is not None:
+        raise RunError(
+            f"--gpus-per-actor is {settings.gpus_per_actor:g}, but the models run on CPUs; leave the flag out"
+        )
     if not resources.joined:  # on a cluster, the model actors check their own machines
         check_precision(settings.precision, device)
     allotment = (_allot_gpus if device == "cuda" else _allot_cpus)(settings, resources)
@@ -91,18 +95,19 @@ def run_on_worker(allotment: Allotment, function: Callable[..., T], *args: Any) 
 
 
 def _allot_gpus(settings: Settings, resources: Resources) -> Allotment:
-    """One model actor for every GPU, each with an actor that fetches and one that writes."""
+    """Model actors on every GPU, one or several, each with an actor that fetches and one that writes."""
+    per_gpu = settings.actors_per_gpu()
     wanted = settings.gpu_actors_range()
     if wanted is None and resources.gpus >= UNBOUNDED:
         raise RunError("the autoscaler sets no limit to the number of GPUs; set one with --gpu-actors MIN:MAX")
-    least, most = wanted or (1, resources.gpus)
+    least, most = wanted or (1, resources.gpus * per_gpu)
     cpus: float = settings.cpus_per_actor or min(
-        _most_cpus(group.cpus / group.gpus - _HELPER_CPUS - READ_PLAN_CPUS)
+        _most_cpus(group.cpus / (group.gpus * per_gpu) - _HELPER_CPUS - READ_PLAN_CPUS)
         for group in resources.groups
         if group.gpus >= 1 and group.count
     )
-    at_start = min(max(resources.gpus_now, least), most)  # all at once, because Ray grows a pool slowly
-    return Allotment("cuda", (least, most), at_start, cpus, 1, helpers=(1, most))
+    at_start = min(max(resources.gpus_now * per_gpu, least), most)  # all at once, because Ray grows a pool slowly
+    return Allotment("cuda", (least, most), at_start, cpus, settings.gpus_per_actor or 1.0, helpers=(1, most))
 
 
 def _allot_cpus(settings: Settings, resources: Resources) -> Allotment:
@@ -126,19 +131,21 @@ def _most_cpus(there_are: float) -> float:
 
 def _check(allotment: Allotment, resources: Resources) -> None:
     most = allotment.model_actors[1]
+    or_gpus = ", or raise --gpus-per-actor" if 0 < allotment.model_gpus < 1 else ""
     room = resources.room_for(allotment.model_cpus, allotment.model_gpus)
     if most > room:
-        each = f"{allotment.model_cpus:g} CPUs" + (" and a GPU" if allotment.model_gpus else "")
+        part = " and a GPU" if allotment.model_gpus == 1 else f" and {allotment.model_gpus:g} of a GPU"
+        each = f"{allotment.model_cpus:g} CPUs" + (part if allotment.model_gpus else "")
         largest = max((group for group in resources.groups if group.count), key=lambda group: (group.gpus, group.cpus))
         raise RunError(
             f"{most} model actors of {each} each do not fit: the nodes that the cluster has or can start hold {room} "
             f"of them, and the largest node has {largest.cpus:g} CPUs and {largest.gpus:g} GPUs; "
-            "lower --gpu-actors or --cpus-per-actor"
+            f"lower --gpu-actors or --cpus-per-actor{or_gpus}"
         )
     needed = most * allotment.model_cpus + allotment.helpers[1] * _HELPER_CPUS + READ_PLAN_CPUS
     if needed > resources.cpus + 1e-6:
         raise RunError(
             f"{most} model actors of {allotment.model_cpus:g} CPUs and the actors that read and write need "
             f"{needed:.1f} CPUs, but the cluster has (or can start) {resources.cpus:g}; "
-            "lower --gpu-actors or --cpus-per-actor"
+            f"lower --gpu-actors or --cpus-per-actor{or_gpus}"
         )

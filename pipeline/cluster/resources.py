@@ -18,6 +18,7 @@ from pipeline.cluster.autoscaler_groups import startable_groups
 from pipeline.cluster.environment import joins_a_cluster
 from pipeline.cluster.local_ray import start_local_ray
 from pipeline.cluster.worker_lines import log_worker_lines
+from pipeline.config import actors_on_a_gpu
 from pipeline.errors import RunError
 from pipeline.store.filesystem import one_line
 
@@ -53,12 +54,15 @@ class Resources:
     def gpus_now(self) -> int:
         return sum(int(group.gpus) * group.count_now for group in self.groups)
 
-    def room_for(self, cpus: float, gpus: int, *, now: bool = False) -> int:
-        """How many actors that reserve `cpus` and `gpus` fit on all possible nodes, or on the present nodes (`now`)."""
+    def room_for(self, cpus: float, gpus: float, *, now: bool = False) -> int:
+        """How many actors that reserve `cpus` and `gpus` fit on all possible nodes, or on the present nodes (`now`).
+
+        `gpus` is at most 1: Ray gives an actor a part of one GPU, never parts of two.
+        """
 
         def on_one(group: NodeGroup) -> int:
             by_cpus = math.floor(group.cpus / cpus + 1e-6)
-            return min(by_cpus, int(group.gpus) // gpus) if gpus else by_cpus
+            return min(by_cpus, int(group.gpus) * actors_on_a_gpu(gpus)) if gpus else by_cpus
 
         return sum(on_one(group) * (group.count_now if now else group.count) for group in self.groups)
 

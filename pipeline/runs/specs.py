@@ -29,6 +29,7 @@ def segment_spec(settings: Settings, model: Model, allotment: Allotment) -> Segm
         # If --batch-size is given, the default pixel limit must not make batches smaller.
         max_batch_pixels=settings.max_batch_pixels or (2**40 if settings.batch_size else MAX_BATCH_PIXELS),
         shard_bytes=max(settings.shard_mib * 2**20, MAX_OBJECT_BYTES),
+        gpu_share=allotment.model_gpus or 1.0,
         step_timeout=settings.step_timeout,
         planted_faults=planted_faults.are_asked_for(),
     )

@@ -55,7 +55,9 @@ class Network:
         preprocess: str,
         image_size: ImageSize | None,
         inference: InferenceSettings,
+        gpu_share: float = 1.0,
     ):
+        """`gpu_share`: of the memory of the GPU, if other processes have models on the same GPU."""
         check_precision(precision, device)  # the driver may run on another machine, with another CPU
         self.device = torch.device(device)
         self.precision = precision
@@ -67,6 +69,9 @@ class Network:
                 f"Ray gave this actor a GPU, but PyTorch on {socket.gethostname()} sees no GPU; "
                 "install a CUDA build of PyTorch on that machine, or use --device cpu"
             )
+        if self.device.type == "cuda" and gpu_share < 1:
+            # Beyond its part, this process is out of memory and takes smaller batches, before its neighbours are.
+            torch.cuda.set_per_process_memory_fraction(gpu_share)
         self.model = prepare_for_inference(checkpoint.load(), self.device, precision)
         self.processor = ImageProcessor.from_preprocessor_config(checkpoint.preprocessor_config, preprocess, image_size)
         self.forward = GraphedForward(self._forward) if self.device.type == "cuda" else self._forward

@@ -56,6 +56,7 @@ class SegmentSpec:
     threads: int  # decoding threads; on a CPU also those of the model
     batch_size: int  # most images in a batch
     max_batch_pixels: int  # most padded pixels in a batch; a single image may have more
+    gpu_share: float = 1.0  # of the GPU, and of its memory, for this process
     shard_bytes: int = 512 * 2**20  # most encoded bytes in a shard
     step_timeout: float = 600.0  # seconds for one decode or one batch
     scaled_jpeg: bool = False  # decode large JPEGs at a fraction of their size
@@ -236,6 +237,7 @@ def load_network(spec: SegmentSpec) -> Network:
         preprocess=spec.preprocess,
         image_size=spec.image_size,
         inference=spec.inference,
+        gpu_share=spec.gpu_share,
     )
 
 

@@ -190,6 +190,10 @@ OURS: dict[str, tuple[Callable[[Night], Any], str]] = {
     "settings with a typo": (lambda n: n.settings("max_failures", "max_failure"), "unknown names max_failure"),
     "settings out of bounds": (lambda n: n.settings("10000", "-1"), "--max-failures is -1"),
     "more actors than GPUs": (lambda n: n.settings("1:8", "1:13"), "gpu_actors allows 13 actors"),
+    "more actors than parts of GPUs": (
+        lambda n: n.settings('"1:8"', '"1:25"\ngpus_per_actor: 0.5'),
+        "gpu_actors allows 25 actors, but the worker groups can have 12 GPUs for 2 actors each",
+    ),
     "failures that a retry hides": (lambda n: n.settings("max_failure_rate: 1", ""), "the retry of a finished run"),
     "profile of the namespace": (
         lambda n: find(n.objects, "Namespace")["metadata"]["labels"].clear(),

@@ -1,6 +1,8 @@
 """Who gets how many CPUs: never all of them, because Ray Data would hang without a word."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,8 @@ from pipeline.cluster.allotment import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, A
 from pipeline.cluster.resources import NodeGroup, Resources, connect
 from pipeline.config import Settings
 from pipeline.errors import RunError
+from pipeline.runs.check import check_model
+from pipeline.runs.specs import segment_spec
 
 GROUPS = st.builds(
     lambda cpus, gpus, count, now: NodeGroup(float(cpus), float(gpus), count, min(now, count)),
@@ -42,7 +46,7 @@ def holds(allotment, resources):
     assert 1 <= least <= allotment.model_actors_at_start <= most
     assert needed_cpus(allotment) <= resources.cpus + 1e-6
     assert resources.room_for(allotment.model_cpus, allotment.model_gpus) >= most
-    assert allotment.model_gpus * most <= resources.gpus
+    assert allotment.model_gpus * most <= resources.gpus + 1e-6
 
 
 @given(CLUSTERS)
@@ -74,6 +78,83 @@ def test_wishes_are_met_exactly_or_refused_in_one_line(resources, low, high, per
     else:
         holds(allotment, resources)
         assert (allotment.model_actors, allotment.model_cpus) == ((low, high), per_actor)
+
+
+PARTS = {1.0: 1, 0.5: 2, 0.4: 2, 0.34: 2, 1 / 3: 3, 0.3333: 3, 0.3: 3, 0.25: 4, 0.2: 5, 0.1: 10, 0.05: 20}
+
+
+@given(st.integers(1, 16), st.integers(1, 8), st.sampled_from(sorted(PARTS)))
+def test_actors_with_a_part_of_a_gpu_share_each_gpu_and_its_cpus(cpus, gpus, part):
+    """Never on parts of two GPUs; the CPUs beside a GPU are divided among the actors on it."""
+    resources = one_node(cpus * gpus * PARTS[part], gpus)
+    allotment = allot(settings(gpus_per_actor=part), resources)
+    holds(allotment, resources)
+    assert allotment.model_actors == (1, gpus * PARTS[part])
+    assert (allotment.model_gpus, allotment.model_actors_at_start) == (part, gpus * PARTS[part])
+    assert resources.room_for(0.01, part) == gpus * PARTS[part]
+
+
+@given(CLUSTERS, st.integers(1, 40), st.sampled_from(sorted(PARTS)))
+def test_wishes_for_parts_are_met_exactly_or_refused_in_one_line(resources, most, part):
+    try:
+        allotment = allot(settings(gpu_actors=f"1:{most}", gpus_per_actor=part), resources)
+    except RunError as error:
+        assert "\n" not in str(error)
+    else:
+        holds(allotment, resources)
+        assert (allotment.model_actors, allotment.model_gpus) == ((1, most), part)
+
+
+def test_more_actors_than_parts_are_refused_with_the_flag_that_helps():
+    with pytest.raises(RunError, match=r"5 model actors of 1 CPUs and 0.4 of a GPU each do not fit: .* hold 4 of them"):
+        allot(settings(gpu_actors="1:5", gpus_per_actor=0.4, cpus_per_actor=1), one_node(16, 2))
+    with pytest.raises(RunError, match=r"need 24.1 CPUs, .*--cpus-per-actor, or raise --gpus-per-actor$"):
+        allot(settings(gpus_per_actor=0.1, cpus_per_actor=2), one_node(23, 1))
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_part_of_a_gpu_without_gpus_is_refused(device):
+    with pytest.raises(RunError, match=r"--gpus-per-actor is 0.5, but the models run on CPUs; leave the flag out"):
+        allot(settings(gpus_per_actor=0.5, device=device), one_node(8))
+
+
+@pytest.mark.parametrize("part", [0.0, 0.04, 1.01, 2.0, float("nan")])
+def test_a_part_beyond_a_gpu_is_refused(part):
+    with pytest.raises(RunError, match=r"--gpus-per-actor is .*; it must lie in 0.05 .. 1"):
+        settings(gpus_per_actor=part)
+
+
+def test_a_model_actor_may_take_its_part_of_the_memory(tiny_checkpoint):
+    wanted = Settings(input=("in",), output="out", model=str(tiny_checkpoint), gpus_per_actor=0.5)
+    spec = segment_spec(wanted, check_model(wanted), allot(wanted, one_node(16, 1)))
+    assert (spec.gpu_share, spec.threads) == (0.5, 4)
+
+
+FILL = """
+import sys, ray
+part, most = float(sys.argv[1]), int(sys.argv[2])
+ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+
+@ray.remote(num_cpus=0.01, num_gpus=part)
+class Actor:
+    def gpus(self):
+        return ray.get_gpu_ids()
+
+actors = [Actor.remote() for _ in range(most)]
+held = ray.get([actor.gpus.remote() for actor in actors])
+one_more = Actor.remote()
+_, waiting = ray.wait([one_more.gpus.remote()], timeout=5)
+print(sorted(held), len(waiting))
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("part", [0.5, 0.4, 1 / 3])
+def test_ray_has_the_same_room(part):
+    """Two GPUs that are not there: Ray fills each with this many actors, and lets one more wait."""
+    room = one_node(4, 2).room_for(0.01, part)
+    done = subprocess.run([sys.executable, "-c", FILL, str(part), str(room)], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == [f"{[[gpu] for gpu in (0, 1) for _ in range(PARTS[part])]} 1"], done.stderr
 
 
 def test_cuda_without_a_gpu_is_refused():

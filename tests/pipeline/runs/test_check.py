@@ -52,6 +52,7 @@ NO_RESULTS = {
     "device": "cpu",
     "gpu_actors": "1:2",
     "cpus_per_actor": 1,
+    "gpus_per_actor": 0.5,
     "mode": "overwrite",
     "tombstone_removed": True,
     "step_timeout": 5.0,
