@@ -15,8 +15,8 @@ from typing_extensions import TypedDict  # pydantic wants this one below Python 
 
 from m2f_core.masks import rle
 from m2f_core.masks.polygons import FEWEST_NUMBERS, fill_polygons
+from pipeline.decoding.costs import MAX_SIDE
 from pipeline.errors import RunError
-from pipeline.segment.costs import MAX_SIDE
 from pipeline.store.json_records import STRICT, parse_record
 from pipeline.store.objects import read_uri
 

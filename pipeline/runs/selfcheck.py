@@ -23,6 +23,7 @@ from m2f_core.masks.rle import decode
 from pipeline.cluster.allotment import allot, run_on_worker
 from pipeline.cluster.resources import connect
 from pipeline.config import SelfCheckSettings
+from pipeline.decoding.decode import decode_image
 from pipeline.errors import ImageError, RunError
 from pipeline.guard.watchdog import start_watchdog
 from pipeline.input_spec import InputSpec
@@ -32,7 +33,6 @@ from pipeline.inputs.reads import ListedImage, ReadImage
 from pipeline.runs.check import check
 from pipeline.runs.specs import segment_spec
 from pipeline.segment.checkpoint import stage_model
-from pipeline.segment.decode import decode_image
 from pipeline.segment.device_model import Network
 from pipeline.segment.postprocess import FoundSegment, found_segments, infer
 from pipeline.segment.segmenter import Segmenter, SegmentSpec

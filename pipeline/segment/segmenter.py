@@ -17,6 +17,7 @@ import torch
 
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.images.image_size import ImageSize
+from pipeline.decoding.decode import decode_image, measure_image
 from pipeline.errors import ErrorCode, ImageError, InvalidResultError
 from pipeline.guard import planted_faults
 from pipeline.guard.memory import MemoryBound, machine_memory, private_bytes, room_to_work
@@ -24,7 +25,6 @@ from pipeline.guard.watchdog import watch
 from pipeline.look_ahead import look_ahead
 from pipeline.segment.batches import plan_batches
 from pipeline.segment.checkpoint import stage_model
-from pipeline.segment.decode import decode_image, measure_image
 from pipeline.segment.device_model import Network, PreparedImage
 from pipeline.segment.inference_settings import InferenceSettings
 from pipeline.segment.postprocess import FoundSegment, found_segments

@@ -33,9 +33,9 @@ from pipeline.coco.ground_truth_png import (
     read_label_png,
     read_panoptic_pixels,
 )
+from pipeline.decoding.decode import decode_image
 from pipeline.errors import ImageError, RunError
 from pipeline.segment.checkpoint import stage_model
-from pipeline.segment.decode import decode_image
 from pipeline.store.filesystem import one_line, open_filesystem, store_errors_as, uri_of
 from pipeline.store.json_records import parse_json_object
 from pipeline.store.objects import read_uri

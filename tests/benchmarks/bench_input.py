@@ -30,7 +30,7 @@ from PIL import Image
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
 from m2f_core.images.image_processor import ImageProcessor
-from pipeline.segment.decode import decode_image
+from pipeline.decoding.decode import decode_image
 from pipeline.segment.segmenter import least_decoded
 
 SIZES_HW = [(480, 640), (1080, 1920), (3000, 4000)]

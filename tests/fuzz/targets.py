@@ -37,12 +37,12 @@ from pipeline.commit.lease import Lease
 from pipeline.commit.run_record import PlanFile, read_run_record
 from pipeline.commit.run_report import read_report
 from pipeline.config import Settings
+from pipeline.decoding.decode import decode_image, measure_image
 from pipeline.errors import ImageError, RunError
 from pipeline.input_spec import InputSpec
 from pipeline.layout import Output
 from pipeline.plan.plan_files import read_plan_file
 from pipeline.schema import PLAN
-from pipeline.segment.decode import decode_image, measure_image
 from pipeline.train.training import read_optimizer_state
 from tests.support.inputs import make_model
 from tests.support.places import SHARED_DATA

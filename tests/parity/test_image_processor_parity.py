@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from m2f_core.images.image_processor import ImageProcessor
-from pipeline.segment.decode import decode_image
+from pipeline.decoding.decode import decode_image
 from tests.support.places import SHARED_DATA
 
 transformers = pytest.importorskip("transformers", reason="parity needs the oracle, transformers")

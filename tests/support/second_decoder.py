@@ -1,7 +1,7 @@
 """What a file shows by a second decoder, imagecodecs, which shares no Python with Pillow and has builds of its own.
 
 imagecodecs gives what a file stores. The conversion to RGB here follows the documented rules of
-`pipeline.segment.decode`, written a second time: the first frame; alpha dropped without blending (colours that a TIFF
+`pipeline.decoding.decode`, written a second time: the first frame; alpha dropped without blending (colours that a TIFF
 has multiplied with alpha are divided again); palettes and CMYK expanded; WhiteIsZero inverted; the high byte of 16
 bits; the orientation of a TIFF, and of EXIF, XMP or an AVIF's boxes, applied.
 """

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import pipeline.drill.drill
+from pipeline.decoding.decode import measure_image
 from pipeline.drill.drill import drill
 from pipeline.drill.sample import copy_sample, harmful_images, plant
 from pipeline.drill.settings import DrillSettings
@@ -19,7 +20,6 @@ from pipeline.errors import ErrorCode, ImageError, RunError
 from pipeline.guard.kill_points import POINTS
 from pipeline.guard.planted_faults import marker
 from pipeline.input_spec import InputSpec
-from pipeline.segment.decode import measure_image
 
 # Writes a right row for every file of the input, once; then does what its third argument says.
 PLAYED = """

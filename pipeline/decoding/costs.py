@@ -12,8 +12,8 @@ import struct
 from collections.abc import Iterator
 from typing import Literal
 
+from pipeline.decoding.repair import jpeg_segments, png_chunks
 from pipeline.errors import ErrorCode, ImageError
-from pipeline.segment.repair import jpeg_segments, png_chunks
 
 # The longest side of a JPEG. Pillow keeps a pointer and a block for each row (20 bytes a pixel where a row has one) and
 # reads a row again with each block of the file (minutes where a row has 64 M pixels).

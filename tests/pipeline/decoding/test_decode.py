@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from m2f_core.images.image_processor import ImageProcessor
+from pipeline.decoding.decode import FORMATS, decode_image, measure_image
 from pipeline.errors import ErrorCode, ImageError
-from pipeline.segment.decode import FORMATS, decode_image, measure_image
 from pipeline.segment.segmenter import least_decoded
 from tests.support.image_files import tiffs
 from tests.support.places import ROOT
@@ -27,7 +27,7 @@ ODD_IMAGES = ROOT.parent / "shared" / "data" / "odd_images"
 MADE_HERE = ODD_IMAGES / "made_here"
 MAX_PIXELS = 64_000_000
 
-# pytest shows warnings that the filter of pipeline.segment.decode hides; a leak is tested in a process of its own.
+# pytest shows warnings that the filter of pipeline.decoding.decode hides; a leak is tested in a process of its own.
 pytestmark = pytest.mark.filterwarnings(r"ignore::Warning:PIL\.")
 
 needs_odd_images = pytest.mark.skipif(not ODD_IMAGES.is_dir(), reason=f"test images are not at {ODD_IMAGES}")
@@ -184,7 +184,7 @@ def test_tiff_orientation_is_applied_with_and_without_exif(name: str) -> None:
 def test_a_bomb_is_refused_without_the_memory_to_decode_it() -> None:
     program = (
         "import pathlib, resource, sys\n"
-        "from pipeline.segment.decode import decode_image\n"
+        "from pipeline.decoding.decode import decode_image\n"
         "from pipeline.errors import ImageError\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak()\n"
@@ -481,7 +481,7 @@ def test_pillows_warnings_and_logs_stay_off_standard_error() -> None:
     program = (
         "import io, sys, warnings\n"
         "warnings.simplefilter('always')\n"
-        "from pipeline.segment.decode import decode_image\n"
+        "from pipeline.decoding.decode import decode_image\n"
         "from pipeline.errors import ImageError\n"
         "try:\n"
         "    decode_image(sys.stdin.buffer.read(), max_pixels=10**9, apply_exif=True)\n"

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.decoding import costs
+from pipeline.decoding.decode import decode_image, measure_image
 from pipeline.errors import ErrorCode, ImageError
-from pipeline.segment import costs
-from pipeline.segment.decode import decode_image, measure_image
 from tests.support import costly_images as costly
 from tests.support.image_files import avif, colour_image
 from tests.support.places import ROOT
@@ -90,8 +90,8 @@ def test_refusing_takes_next_to_no_memory() -> None:
     program = (
         "import resource, sys\n"
         "from pipeline.errors import ImageError\n"
-        "from pipeline.segment.decode import decode_image\n"
-        "from tests.pipeline.segment.test_costs import COSTLY\n"
+        "from pipeline.decoding.decode import decode_image\n"
+        "from tests.pipeline.decoding.test_costs import COSTLY\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for name in sys.argv[1:]:\n"
         "    data, before = COSTLY[name][1](), peak()\n"
@@ -182,7 +182,7 @@ def test_many_tags_with_the_same_value_do_not_multiply_it(make: Callable[[bytes]
     program = (
         "import resource, sys\n"
         "from pipeline.errors import ImageError\n"
-        "from pipeline.segment.decode import decode_image\n"
+        "from pipeline.decoding.decode import decode_image\n"
         "data = sys.stdin.buffer.read()\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try:\n"

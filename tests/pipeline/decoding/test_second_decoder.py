@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.decoding.decode import decode_image
 from pipeline.errors import ErrorCode, ImageError
-from pipeline.segment.decode import decode_image
 from tests.support.image_files import (
     MODES_OF_CODEC,
     PLANES,
@@ -77,7 +77,7 @@ REFUSED_ALONE = {
     "tiff_tiled_planar_16bit_RGB.tiff": "tifffile alone does not decode LZW",
 }
 
-# Warnings that pipeline.segment.decode hides come back under pytest.
+# Warnings that pipeline.decoding.decode hides come back under pytest.
 pytestmark = pytest.mark.filterwarnings(r"ignore::Warning:PIL\.")
 
 

@@ -49,9 +49,8 @@ from PIL import (
     features,
 )
 
-from pipeline.errors import ErrorCode, ImageError
-from pipeline.segment import costs, tiff
-from pipeline.segment.repair import (
+from pipeline.decoding import costs, tiff
+from pipeline.decoding.repair import (
     jp2_channel_order,
     jpeg_is_cut,
     jpeg_lacks_scans,
@@ -59,6 +58,7 @@ from pipeline.segment.repair import (
     netpbm_pixels,
     png_without_metadata,
 )
+from pipeline.errors import ErrorCode, ImageError
 
 # Importing a plugin registers the plugin. All are imported here; otherwise Image.open would import every plugin on
 # first use, and so change global state while threads decode.

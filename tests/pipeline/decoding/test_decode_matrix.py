@@ -12,8 +12,8 @@ import pytest
 import tifffile
 from PIL import ExifTags, Image, ImageOps
 
+from pipeline.decoding.decode import decode_image, measure_image
 from pipeline.errors import ErrorCode, ImageError
-from pipeline.segment.decode import decode_image, measure_image
 from tests.support.image_files import (
     CODECS,
     MODES_OF_CODEC,
