@@ -15,6 +15,7 @@ from annotated_types import Interval
 
 from m2f_core.config.labels import TASKS, Task
 from m2f_core.images.image_size import ImageSize
+from m2f_core.inference.tiling import Tiling
 from pipeline.errors import RunError
 from pipeline.input_spec import Access, InputFormat, InputSpec, Source, check_patterns
 from pipeline.setting_fields import (
@@ -38,10 +39,12 @@ class ChangesResults:
     """Marks a setting that changes the rows of an image. With a task that is not in `tasks`, the setting is refused.
 
     These settings and the weights make up the fingerprint. Two runs with equal fingerprints give equal tables (except
-    for float rounding that depends on the batch size).
+    for float rounding that depends on the batch size). A setting that came later is `only_if_given`: while it is not
+    given, it is no part of the fingerprint, which stays that of earlier versions.
     """
 
     tasks: tuple[Task, ...] = TASKS
+    only_if_given: bool = False
 
 
 CHANGES_RESULTS = ChangesResults()
@@ -56,6 +59,9 @@ SELECTS_IMAGES = SelectsImages()
 
 # Names that Windows, and stores that are served to it, keep for devices; also with an ending: nul.txt.
 _NAMES_OF_WINDOWS = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+
+# An image takes 6 to 7 bytes of a pixel while it is segmented, of a cut image only the decoded pixels: 4 bytes.
+_MAX_IMAGE_PIXELS, _MAX_CUT_IMAGE_PIXELS = 64_000_000, 500_000_000
 
 _MODEL = Section("model and task", "After a change of one of these, the next run processes all images again.")
 INPUT = Section("input selection")
@@ -124,8 +130,12 @@ class Settings:
     """Decode a JPEG at 1/2, 1/4 or 1/8 of its size if the network's input is smaller still: faster, with nearly the
     same pixels."""
     # Run lengths have 32 bits.
-    max_image_pixels: Annotated[int, _RESULTS, Interval(ge=1, le=2**31 - 1), CHANGES_RESULTS] = 64_000_000
-    """Do not decode an image with more than N pixels; its row gets the error code `too_large`."""
+    max_image_pixels: Annotated[int | None, _RESULTS, Interval(ge=1, le=2**31 - 1), CHANGES_RESULTS] = None
+    """Do not decode an image with more than N pixels; its row gets the error code `too_large`. Default: 64,000,000;
+    with --tile 500,000,000, of which a JPEG or PNG takes 2 GB of memory."""
+    tile: Annotated[str | None, _RESULTS, ChangesResults(only_if_given=True)] = None
+    """Cut an image whose longer side has more than SIZE pixels into tiles of SIZE:OVERLAP pixels (2048:256), segment
+    each tile as an image of its own, and merge the segments; see docs/huge-images.md."""
     precision: Annotated[Literal["fp32", "bf16"], _RESULTS, CHANGES_RESULTS] = "fp32"
     """bf16: compute matrix products in bfloat16; sampling, softmax and norms stay in fp32. A CPU needs AMX for bf16."""
     device: Annotated[Literal["auto", "cuda", "cpu"], RESOURCES] = "auto"
@@ -199,6 +209,11 @@ class Settings:
         self._check_flags_of_task()
         self.gpu_actors_range()
         self.parsed_image_size()
+        if self.parsed_tile() is not None and (self.task, self.postprocess) == ("panoptic", "hf"):
+            raise RunError(
+                "--tile cannot merge what --task panoptic --postprocess hf gives: as in transformers, one segment id "
+                "may stand for several classes there; leave out --postprocess hf"
+            )
 
     def _check_flags_of_task(self) -> None:
         for f in fields(self):
@@ -241,6 +256,21 @@ class Settings:
         except ValueError as error:
             raise RunError(f"--image-size: {error}") from None
 
+    def parsed_tile(self) -> Tiling | None:
+        """--tile as lengths in pixels, or None if the flag was not given."""
+        if self.tile is None:
+            return None
+        try:
+            return Tiling.parse(self.tile)
+        except ValueError as error:
+            raise RunError(f"--tile: {error}") from None
+
+    def most_image_pixels(self) -> int:
+        """--max-image-pixels, or its default."""
+        if self.max_image_pixels is not None:
+            return self.max_image_pixels
+        return _MAX_IMAGE_PIXELS if self.tile is None else _MAX_CUT_IMAGE_PIXELS
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, as run.json stores them."""
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
@@ -252,9 +282,16 @@ class Settings:
         return {name: value for name, value in self.to_dict().items() if name in chosen}
 
     def results_dict(self) -> dict[str, Any]:
-        """The settings that change the results of this task, by name."""
-        names = {f.name for f in fields(self) if (changes := marker(f, ChangesResults)) and self.task in changes.tasks}
-        return {name: value for name, value in self.to_dict().items() if name in names}
+        """The settings that change the results of this task, by name. Equal settings have equal values."""
+        names = {
+            f.name
+            for f in fields(self)
+            if (changes := marker(f, ChangesResults)) is not None
+            and self.task in changes.tasks
+            and not (changes.only_if_given and getattr(self, f.name) is None)
+        }
+        values = {**self.to_dict(), "max_image_pixels": self.most_image_pixels(), "tile": str(self.parsed_tile())}
+        return {name: value for name, value in values.items() if name in names}
 
 
 def actors_on_a_gpu(gpus: float) -> int:

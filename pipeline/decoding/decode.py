@@ -26,7 +26,7 @@ to standard error in C, and those cannot be silenced.
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,7 +34,6 @@ import numpy as np
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
-    ExifTags,
     GifImagePlugin,
     Image,
     ImageFile,
@@ -50,6 +49,8 @@ from PIL import (
 )
 
 from pipeline.decoding import costs, tiff
+from pipeline.decoding.orientation import read_orientation, upright, upright_hw
+from pipeline.decoding.regions import Regions, WholeImage
 from pipeline.decoding.repair import (
     jp2_channel_order,
     jpeg_is_cut,
@@ -100,19 +101,6 @@ _SIGNATURES = {
 
 _RGB_COMPATIBLE = frozenset(("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"))
 
-# EXIF orientation -> the operation that turns the stored image upright. Orientation 1 is upright.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SWAPS_SIDES = frozenset((5, 6, 7, 8))
-_PNG_ORIENTATION_KEYWORDS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
-
 _TIFF_TAGS = {
     "BitsPerSample": 258,
     "PhotometricInterpretation": 262,
@@ -140,12 +128,24 @@ def decode_image(
         if isinstance(image, tiff.OtherTiff):
             return image.decode(max_pixels)
         costs.check_before_decoding(data, format_name, image.height, image.width, max_pixels)
-        orientation = _orientation(image, data) if apply_exif else 1
+        orientation = read_orientation(image, data) if apply_exif else 1
         if at_least_hw is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
-            height, width = at_least_hw[::-1] if orientation in _SWAPS_SIDES else at_least_hw
-            image = _drafted(image, data, height, width)
-        rgb_image = _to_rgb(image, data)
-        return rgb_image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb_image
+            image = _drafted(image, data, *upright_hw(at_least_hw, orientation))
+        loaded, to_rgb = _loaded(image, data)
+        return upright(to_rgb(loaded), orientation)
+
+
+def open_image(data: bytes, *, max_pixels: int, apply_exif: bool) -> Regions:
+    """Like `decode_image`, for an image that is too large to be converted and turned as a whole."""
+    format_name = _format_of(data)
+    with _as_image_error(format_name):
+        data = _repaired(data, format_name)
+        image = _open(data, format_name, max_pixels)
+        if isinstance(image, tiff.OtherTiff):
+            return WholeImage(image.decode(max_pixels), _as_it_is, orientation=1)
+        costs.check_before_decoding(data, format_name, image.height, image.width, max_pixels)
+        orientation = read_orientation(image, data) if apply_exif else 1
+        return WholeImage(*_loaded(image, data), orientation)
 
 
 def measure_image(data: bytes, *, max_pixels: int, apply_exif: bool) -> tuple[int, int]:
@@ -154,10 +154,10 @@ def measure_image(data: bytes, *, max_pixels: int, apply_exif: bool) -> tuple[in
     with _as_image_error(format_name):
         data = _repaired(data, format_name)
         image = _open(data, format_name, max_pixels)
-        width, height = image.size
-        if isinstance(image, tiff.OtherTiff) or not apply_exif or _orientation(image, data) not in _SWAPS_SIDES:
-            return height, width
-        return width, height
+        stored_hw = (image.size[1], image.size[0])
+        if isinstance(image, tiff.OtherTiff) or not apply_exif:
+            return stored_hw
+        return upright_hw(stored_hw, read_orientation(image, data))
 
 
 @contextmanager
@@ -255,22 +255,6 @@ def _tiff_tag(image: ImageFile.ImageFile, name: str, default: int) -> int:
     return int(value[0] if isinstance(value, tuple) else value)
 
 
-def _orientation(image: ImageFile.ImageFile, data: bytes) -> int:
-    """EXIF orientation 1..8 of an image that is open but not loaded; 1 if it is absent or cannot be read."""
-    if image.format == "TIFF":
-        return 1  # Pillow applies a TIFF's own orientation: to the size when opening, to the pixels when loading
-    if image.format == "PNG":
-        # In a PNG, EXIF data may follow the pixels, so the pixels are decoded first, but only if there is EXIF data.
-        if not any(keyword in data for keyword in _PNG_ORIENTATION_KEYWORDS):
-            return 1
-        image.load()  # outside of `try`, so that broken pixels are an error
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return orientation if orientation in _UPRIGHT else 1
-    except Exception:  # a broken EXIF block says nothing about the pixels
-        return 1
-
-
 def _drafted(
     image: JpegImagePlugin.JpegImageFile, data: bytes, height: int, width: int
 ) -> JpegImagePlugin.JpegImageFile:
@@ -299,31 +283,43 @@ def _draft(image: JpegImagePlugin.JpegImageFile, height: int, width: int) -> Non
             return
 
 
-def _to_rgb(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
-    """Load the pixels of an open image and convert them."""
+def _loaded(image: ImageFile.ImageFile, data: bytes) -> tuple[Image.Image, Callable[[Image.Image], Image.Image]]:
+    """The pixels of an open image, and a function that makes any part of them RGB."""
     if image.format == "PPM" and (pixels := netpbm_pixels(image, data)) is not None:
-        return Image.fromarray(pixels).convert("RGB")
+        return Image.fromarray(pixels), _convert
     image.load()
     if image.format == "JPEG" and (jpeg_is_cut(data, image) or jpeg_lacks_scans(data)):
         raise ImageError(ErrorCode.DECODE_FAILED, "JPEG: the pixels end before the image does")
     if image.format == "JPEG2000" and image.mode in ("RGB", "RGBA") and (order := jp2_channel_order(data)) is not None:
-        return Image.fromarray(np.asarray(image)[..., list(order)])
+        return image, lambda part: Image.fromarray(np.asarray(part)[..., list(order)])
     if image.mode == "RGB":
-        return image
+        return image, _as_it_is
     if image.mode == "La":  # Pillow converts RGBa to RGB, but La not to L
-        return image.convert("LA").convert("RGB")
+        return image, lambda part: part.convert("LA").convert("RGB")
     if image.mode in _RGB_COMPATIBLE:
-        return image.convert("RGB")
+        return image, _convert
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         # Pillow stretches a PGM's values of more than 8 bits to 0..65535; a 12-bit TIFF keeps its 0..4095.
         num_bits = _tiff_tag(image, "BitsPerSample", 16)
-        gray_hw = (np.asarray(image) >> (num_bits - 8)).astype(np.uint8)
-        if _tiff_tag(image, "PhotometricInterpretation", 1) == 0:  # WhiteIsZero; Pillow inverts it up to 8 bits only
-            gray_hw = 255 - gray_hw
-        return Image.fromarray(gray_hw).convert("RGB")
+        # WhiteIsZero; Pillow inverts it up to 8 bits only
+        inverted = _tiff_tag(image, "PhotometricInterpretation", 1) == 0
+        return image, lambda part: _high_byte(part, num_bits, inverted)
     raise ImageError(
         ErrorCode.UNSUPPORTED, f"{image.format}: pixel values of Pillow mode {image.mode} have no defined range for RGB"
     )
+
+
+def _as_it_is(part: Image.Image) -> Image.Image:
+    return part
+
+
+def _convert(part: Image.Image) -> Image.Image:
+    return part.convert("RGB")
+
+
+def _high_byte(part: Image.Image, num_bits: int, inverted: bool) -> Image.Image:
+    gray_hw = (np.asarray(part) >> (num_bits - 8)).astype(np.uint8)
+    return Image.fromarray(255 - gray_hw if inverted else gray_hw).convert("RGB")
 
 
 def _reason(error: Exception) -> str:

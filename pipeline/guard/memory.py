@@ -14,6 +14,7 @@ GIB = 2**30
 # Measured peaks: 6 to 7 bytes per pixel while decoding and reducing, 0.8 KiB per padded pixel in a forward pass of
 # Swin-T on the CPU. The bounds are about five times as high, because they must stop endless growth, not large images.
 _BYTES_PER_PIXEL = 32
+_BYTES_PER_CUT_PIXEL = 16  # of an image that is cut into tiles, decoded as a whole: 4; a progressive JPEG 7 to 10
 _BYTES_PER_PADDED_PIXEL = {"cpu": 4096, "cuda": 64}
 _BYTES_ANYWAY = {"cpu": 1 * GIB, "cuda": 5 * GIB}  # CUDA's libraries load their kernels when they are first used
 # When 5 % are left, Ray's memory monitor ends workers, and not the workers that grow. This bound acts earlier.
@@ -101,16 +102,18 @@ def room_to_work(
     decoding: int,
     batch_pixels: int,
     device: str,
+    max_cut_pixels: int = 0,
 ) -> int:
     """The most bytes that decoding, the device and encoded data can take together.
 
     At once, `decoding` images are decoded, a batch of `batch_pixels` padded pixels is on the device, and
-    `encoded_bytes` of encoded data are held.
+    `encoded_bytes` of encoded data are held. Of images of up to `max_cut_pixels` that are cut into tiles, one is held.
     """
     pixels = max_image_pixels * (decoding + 1)  # one more is being reduced
     return (
         _BYTES_ANYWAY[device]
         + encoded_bytes
         + pixels * _BYTES_PER_PIXEL
+        + max_cut_pixels * _BYTES_PER_CUT_PIXEL
         + batch_pixels * _BYTES_PER_PADDED_PIXEL[device]
     )

@@ -23,7 +23,7 @@ from m2f_core.masks.rle import decode
 from pipeline.cluster.allotment import allot, run_on_worker
 from pipeline.cluster.resources import connect
 from pipeline.config import SelfCheckSettings
-from pipeline.decoding.decode import decode_image
+from pipeline.decoding.decode import decode_image, measure_image, open_image
 from pipeline.errors import ImageError, RunError
 from pipeline.guard.watchdog import start_watchdog
 from pipeline.input_spec import InputSpec
@@ -35,7 +35,8 @@ from pipeline.runs.specs import segment_spec
 from pipeline.segment.checkpoint import stage_model
 from pipeline.segment.device_model import Network
 from pipeline.segment.postprocess import FoundSegment, found_segments, infer
-from pipeline.segment.segmenter import Segmenter, SegmentSpec
+from pipeline.segment.segmenter import Segmenter
+from pipeline.segment.spec import SegmentSpec
 from pipeline.telemetry.costs import ON_DEVICE, Costs
 
 _SAME_IOU = 0.9  # IoU from which two masks count as the same segment
@@ -187,19 +188,30 @@ def _read(inputs: InputSpec, images: Sequence[ListedImage], step_timeout: float)
 
 
 def _decodable(encoded: Sequence[bytes], spec: SegmentSpec) -> tuple[list[bytes], list[Image.Image]]:
-    """The images that can be decoded: their encoded bytes, and the decoded images."""
+    """The images that can be decoded: their encoded bytes, and what the network sees of them."""
     good: list[bytes] = []
     images: list[Image.Image] = []
     error: ImageError | None = None
     for data in encoded:
         try:
-            images.append(decode_image(data, max_pixels=spec.max_image_pixels, apply_exif=spec.exif))
+            images.append(_decoded(data, spec))
             good.append(data)
         except ImageError as undecodable:
             error = undecodable
     if not images:
         raise RunError(f"none of the first {len(encoded)} images can be decoded; the last error: {error}")
     return good, images
+
+
+def _decoded(data: bytes, spec: SegmentSpec) -> Image.Image:
+    """The image, or its middle tile if a run would cut the image."""
+    if spec.tiling is not None:
+        height, width = measure_image(data, max_pixels=spec.max_image_pixels, apply_exif=spec.exif)
+        if spec.tiling.cuts(height, width):
+            tiles = spec.tiling.tiles(height, width)
+            regions = open_image(data, max_pixels=spec.max_image_pixels, apply_exif=spec.exif)
+            return Image.fromarray(regions.read(tiles[len(tiles) // 2].box))
+    return decode_image(data, max_pixels=spec.max_image_pixels, apply_exif=spec.exif)
 
 
 def _count_alike(

@@ -5,7 +5,7 @@ from pipeline.config import Settings
 from pipeline.guard import planted_faults
 from pipeline.inputs.fetch import MAX_OBJECT_BYTES
 from pipeline.runs.check import Model
-from pipeline.segment.segmenter import SegmentSpec
+from pipeline.segment.spec import SegmentSpec
 
 MAX_BATCH_PIXELS = 16 * 800 * 1344  # padded; a larger batch does not keep a GPU busier; small images are more per batch
 _BATCH_SIZE_GPU, _BATCH_SIZE_CPU = 64, 1
@@ -20,7 +20,8 @@ def segment_spec(settings: Settings, model: Model, allotment: Allotment) -> Segm
         image_size=settings.parsed_image_size(),
         exif=settings.exif,
         scaled_jpeg=settings.scaled_jpeg,
-        max_image_pixels=settings.max_image_pixels,
+        max_image_pixels=settings.most_image_pixels(),
+        tiling=settings.parsed_tile(),
         inference=model.inference,
         precision=settings.precision,
         device=allotment.device,

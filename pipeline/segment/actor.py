@@ -22,7 +22,8 @@ from pipeline.guard.watchdog import TRIED_ONE_BY_ONE, start_watchdog
 from pipeline.layout import Output
 from pipeline.schema import SEGMENTED, ModelVisit, costs_of, pack_shard, unpack_shard
 from pipeline.segment.isolate import segment_one_by_one
-from pipeline.segment.segmenter import SegmentedImage, Segmenter, SegmentSpec
+from pipeline.segment.segmenter import Segmenter
+from pipeline.segment.spec import SegmentedImage, SegmentSpec
 from pipeline.telemetry.costs import Costs, add_up
 from pipeline.telemetry.device_time import DeviceTime
 from pipeline.telemetry.in_flight import Tell, tell_nobody

@@ -2,6 +2,7 @@
 other image is lost.
 
 The parent sends one image at a time and waits for the result, so it always knows which image the child is working on.
+Meanwhile the child says after each batch that it goes on, because an image of many tiles takes longer than a step may.
 The child is a fresh interpreter, not a fork, because a fork of a process with threads or with CUDA hangs or breaks.
 """
 
@@ -20,17 +21,19 @@ from typing import Any
 
 from pipeline.errors import ErrorCode, ImageError, RunError
 from pipeline.guard.memory import MemoryBound
-from pipeline.segment.segmenter import SegmentedImage, Segmenter, SegmentSpec
+from pipeline.segment.segmenter import Segmenter
+from pipeline.segment.spec import SegmentedImage, SegmentSpec
 
 _LOOK_SECONDS = 0.05  # how often the parent looks at the child's memory and at the clock
 _START_SECONDS = 600.0  # to load PyTorch and the model, even from a cold disk
+_GOES_ON = "a batch is done"  # the child's message before the result
 
 
 def segment_one_by_one(spec: SegmentSpec, encoded: Sequence[bytes | None]) -> list[SegmentedImage | ImageError | None]:
     """Like Segmenter.segment, but an image that crashes, fills the memory or never returns gets an ImageError.
 
-    Codes: crashed_worker, timed_out (after spec.step_timeout seconds). Raises RunError if the child cannot start, and
-    the exceptions of Segmenter.
+    Codes: crashed_worker, timed_out (after spec.step_timeout seconds without a result or a finished batch). Raises
+    RunError if the child cannot start, and the exceptions of Segmenter.
     """
     results: list[SegmentedImage | ImageError | None] = []
     child: _Child | None = None
@@ -88,7 +91,16 @@ class _Child:
         return True
 
     def _answer(self, seconds: float, bound: MemoryBound | None) -> Any:
-        """The child's next message, or an ImageError if the child ended. Raises the exception that the child raised."""
+        """The child's result, or an ImageError if the child ended. Raises the exception that the child raised."""
+        answer = _GOES_ON
+        while isinstance(answer, str):
+            answer = self._message(seconds, bound)
+        if isinstance(answer, Exception) and not isinstance(answer, ImageError):
+            raise answer
+        return answer
+
+    def _message(self, seconds: float, bound: MemoryBound | None) -> Any:
+        """The child's next message, within `seconds`, or an ImageError if the child ended."""
         end = time.monotonic() + seconds
         while not self.connection.poll(_LOOK_SECONDS):
             if time.monotonic() > end:
@@ -98,12 +110,9 @@ class _Child:
                 self.end()
                 return ImageError(ErrorCode.CRASHED_WORKER, f"alone in a process, which was ended because {breach}")
         try:
-            answer = self.connection.recv()
+            return self.connection.recv()
         except (EOFError, OSError):
             return self._death()
-        if isinstance(answer, Exception) and not isinstance(answer, ImageError):
-            raise answer
-        return answer
 
     def _death(self) -> ImageError:
         self.connection.close()
@@ -134,7 +143,7 @@ def _serve(connection: Connection) -> None:
             return
         answer: Any
         try:
-            [answer] = segmenter.segment([data])
+            [answer] = segmenter.segment([data], batch_done=lambda: connection.send(_GOES_ON))
         except Exception as error:
             answer = _picklable(error)
         connection.send(answer)

@@ -3,6 +3,7 @@
 There are two steps, because the first needs the device and the second does not.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,9 @@ import torch
 
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference import instance, panoptic, semantic
+from m2f_core.inference.merge_tiles import MergeRule, TileSegment, merge_tiles
+from m2f_core.inference.tiling import Tile
+from m2f_core.masks import intervals
 from m2f_core.masks.rle import Rle, encode_runs, label_runs
 from m2f_core.masks.run_map import RunMap
 from pipeline.errors import InvalidResultError
@@ -46,8 +50,34 @@ def found_segments(result: InferenceResult) -> tuple[FoundSegment, ...]:
     return _segments_of_map(result.label_map, result.infos)
 
 
+def merged_segments(
+    tiles: tuple[Tile, ...],
+    found: Sequence[Sequence[FoundSegment]],
+    image_hw: tuple[int, int],
+    settings: InferenceSettings,
+) -> tuple[FoundSegment, ...]:
+    """The segments of an image from those of its tiles; ids and order as for an image that was not cut."""
+    pieces = [[TileSegment(s.class_id, s.score, s.mask.counts) for s in segments] for segments in found]
+    merged = merge_tiles(tiles, pieces, image_hw, _merge_rule(settings))
+    if isinstance(settings, semantic.SemanticSettings):
+        merged.sort(key=lambda segment: segment.class_id)
+        return tuple(FoundSegment(s.class_id + 1, s.class_id, s.score, s.mask) for s in merged)
+    if isinstance(settings, instance.InstanceSettings):
+        merged.sort(key=lambda segment: -segment.score)
+    return tuple(FoundSegment(n, s.class_id, s.score, s.mask) for n, s in enumerate(merged, 1))
+
+
+def _merge_rule(settings: InferenceSettings) -> MergeRule:
+    if isinstance(settings, panoptic.PanopticSettings):
+        return MergeRule(settings.fuse_class_ids, may_overlap=False)
+    if isinstance(settings, instance.InstanceSettings):
+        return MergeRule(frozenset(), may_overlap=True)
+    return MergeRule(fused_class_ids=None, may_overlap=False)
+
+
 def warm_up(settings: InferenceSettings) -> None:
     """Compile now what the functions above would compile on their first call, so that no image waits for it."""
+    intervals.warm_up()
     if isinstance(settings, panoptic.PanopticSettings):
         panoptic.warm_up(settings)
     elif isinstance(settings, instance.InstanceSettings):

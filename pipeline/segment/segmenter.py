@@ -2,74 +2,43 @@
 
 Only images of equal padded size share a batch, because the network does not mask padding: a batch then gives the
 results of single images, up to float rounding. When memory runs out, batches become smaller and stay smaller.
+
+An image that is cut into tiles is a row of images of one size, segmented as others are; then their segments are merged.
 """
 
+import contextlib
 import logging
 import math
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from m2f_core.images.geometry import ImageGeometry
-from m2f_core.images.image_size import ImageSize
-from pipeline.decoding.decode import decode_image, measure_image
 from pipeline.errors import ErrorCode, ImageError, InvalidResultError
-from pipeline.guard import planted_faults
 from pipeline.guard.memory import MemoryBound, machine_memory, private_bytes, room_to_work
 from pipeline.guard.watchdog import watch
 from pipeline.look_ahead import look_ahead
 from pipeline.segment.batches import plan_batches
 from pipeline.segment.checkpoint import stage_model
+from pipeline.segment.cut_images import PIXELS_TOGETHER, CutImage, open_together
 from pipeline.segment.device_model import Network, PreparedImage
-from pipeline.segment.inference_settings import InferenceSettings
-from pipeline.segment.postprocess import FoundSegment, found_segments
+from pipeline.segment.postprocess import found_segments, merged_segments
+from pipeline.segment.preparation import Preparation
+from pipeline.segment.spec import SegmentedImage, SegmentSpec
 from pipeline.store.filesystem import one_line
 from pipeline.telemetry.costs import Costs
 from pipeline.telemetry.metrics import BATCH_FILL, BATCH_IMAGES, RETRIES, on_device
 
 logger = logging.getLogger(__name__)
 
-# In multiples of the network's input size. With 1 no resize remains, and the pixels differ by up to 30 levels; with
-# 1.25 they differ by a third of that.
-_LEAST_DECODED = 1.25
 _BATCHES_AHEAD = 2  # decoded batches waiting for the device, per shard in the actor
-
-
-@dataclass(frozen=True)
-class SegmentSpec:
-    """Everything a model actor needs; tiny, because large constructor arguments break actor restarts (ray#53727)."""
-
-    model: str
-    weights_sha256: str
-    preprocess: str
-    image_size: ImageSize | None
-    exif: bool
-    max_image_pixels: int
-    inference: InferenceSettings
-    precision: str  # fp32 | bf16
-    device: str  # cuda | cpu
-    threads: int  # decoding threads; on a CPU also those of the model
-    batch_size: int  # most images in a batch
-    max_batch_pixels: int  # most padded pixels in a batch; a single image may have more
-    gpu_share: float = 1.0  # of the GPU, and of its memory, for this process
-    shard_bytes: int = 512 * 2**20  # most encoded bytes in a shard
-    step_timeout: float = 600.0  # seconds for one decode or one batch
-    scaled_jpeg: bool = False  # decode large JPEGs at a fraction of their size
-    planted_faults: bool = False  # tests and drills: look for pipeline.guard.planted_faults in the images
-
-
-@dataclass(frozen=True)
-class SegmentedImage:
-    """The result for one image, in the frame of the decoded (and EXIF-oriented) image."""
-
-    height: int
-    width: int
-    segments: tuple[FoundSegment, ...]
 
 
 class Segmenter:
@@ -82,81 +51,105 @@ class Segmenter:
         if spec.device == "cpu":
             torch.set_num_threads(spec.threads)
         self.network = load_network(spec)
+        self.preparation = Preparation(spec, self.network)
         self.decoders = ThreadPoolExecutor(spec.threads, thread_name_prefix="decode")
         self.max_batch_pixels = spec.max_batch_pixels  # lowered once memory has run out
+        self.large_image = threading.Lock()  # held while an image of more than PIXELS_TOGETHER is open
 
     def memory_bound(self, *, decoding: int, batch_size: int) -> MemoryBound:
         """How far this process may grow from now on, with `decoding` images decoded at once and batches this large."""
-        processor = self.network.processor
-        side = math.isqrt(self.spec.max_image_pixels)  # of the largest image, if images keep their size
+        processor, tiling = self.network.processor, self.spec.tiling
+        uncut_pixels = self.spec.max_image_pixels if tiling is None else min(self.spec.max_image_pixels, tiling.size**2)
+        side = math.isqrt(uncut_pixels)  # of the largest image, if images keep their size
         largest_hw = processor.geometry(*(processor.size.largest_hw or (side, side))).padded_hw
         most_pixels = batch_size * largest_hw[0] * largest_hw[1]
         room = room_to_work(
             encoded_bytes=2 * self.spec.shard_bytes,  # two shards at a time in an actor
-            max_image_pixels=self.spec.max_image_pixels,
+            max_image_pixels=uncut_pixels,
             decoding=decoding,
             batch_pixels=max(largest_hw[0] * largest_hw[1], min(most_pixels, self.spec.max_batch_pixels)),
             device=self.spec.device,
+            max_cut_pixels=0 if tiling is None else max(self.spec.max_image_pixels, 2 * PIXELS_TOGETHER),
         )
         return MemoryBound(private_bytes(), room)
 
     def segment(
-        self, encoded: Sequence[bytes | None], names: Sequence[str] | None = None, costs: Costs | None = None
+        self,
+        encoded: Sequence[bytes | None],
+        names: Sequence[str] | None = None,
+        costs: Costs | None = None,
+        batch_done: Callable[[], None] = lambda: None,
     ) -> list[SegmentedImage | ImageError | None]:
         """One result per image, in order; None for images without bytes.
 
         If a step hangs, the watchdog names the image from `names`; without names, it gives the image's number. The time
-        of each step is added to `costs`.
+        of each step is added to `costs`. `batch_done` is called after each batch, by the thread of the caller.
         """
         names, costs = names or [f"image {index}" for index in range(len(encoded))], costs or Costs()
-        results: list[Any] = list(self.decoders.map(self._measure, encoded, names, repeat(costs)))
+        results: list[Any] = list(self.decoders.map(self.preparation.measure, encoded, names, repeat(costs)))
         sizes = [r.padded_hw if isinstance(r, ImageGeometry) else None for r in results]
         batches = plan_batches(sizes, self._most_in_a_batch)
-        prepare = [[(encoded[i], results[i], names[i], costs) for i in batch] for batch in batches]
-        for batch, prepared in zip(batches, self._prepare_ahead(prepare), strict=True):
-            ready = [(i, p) for i, p in zip(batch, prepared, strict=True) if isinstance(p, PreparedImage)]
-            for index, outcome in zip(batch, prepared, strict=True):
+        prepare = [
+            [partial(self.preparation.prepare, cast(bytes, encoded[i]), results[i], names[i], costs) for i in batch]
+            for batch in batches
+        ]
+        for batch, outcomes in zip(batches, self._segment_batches(prepare, costs), strict=True):
+            for index, outcome in zip(batch, outcomes, strict=True):
                 results[index] = outcome
-            for (index, _), result in zip(ready, self._infer([p for _, p in ready], costs), strict=True):
-                results[index] = result
-        return results
+            batch_done()
+        found: dict[CutImage, SegmentedImage | ImageError] = {}
+        for images in open_together([result for result in results if isinstance(result, CutImage)]):
+            found.update(zip(images, self._segment_cut(images, costs, batch_done), strict=True))
+        return [found[result] if isinstance(result, CutImage) else result for result in results]
 
-    def _measure(self, data: bytes | None, name: str, costs: Costs) -> ImageGeometry | ImageError | None:
-        """Read the size from the header alone, so that images can be grouped before any image is decoded."""
-        if data is None:
-            return None
-        try:
-            with watch("reading the header of", name), costs.of_thread("decode"):
-                height, width = measure_image(data, max_pixels=self.spec.max_image_pixels, apply_exif=self.spec.exif)
-            return self.network.processor.geometry(height, width)
-        except ImageError as error:
-            return error
-        except ValueError as error:  # the checkpoint's pad_size is smaller than the image
-            return ImageError(ErrorCode.TOO_LARGE, one_line(error))
+    def _segment_cut(
+        self, images: Sequence[CutImage], costs: Costs, batch_done: Callable[[], None]
+    ) -> list[SegmentedImage | ImageError]:
+        """One result per image. The tiles of all of them have one padded size."""
+        tiles = [(image, index) for image in images for index in range(len(image.tiles))]
+        most = self._most_in_a_batch(images[0].geometry.padded_hw)
+        batches = [tiles[i : i + most] for i in range(0, len(tiles), most)]
+        prepare = [
+            [partial(self.preparation.prepare_tile, image, index, costs) for image, index in batch] for batch in batches
+        ]
+        found: dict[CutImage, list[SegmentedImage | ImageError]] = {image: [] for image in images}
+        is_large = sum(image.num_pixels for image in images) > PIXELS_TOGETHER
+        with self.large_image if is_large else contextlib.nullcontext():  # of the two shards in an actor, one waits
+            for batch, outcomes in zip(batches, self._segment_batches(prepare, costs), strict=True):
+                for (image, _), outcome in zip(batch, outcomes, strict=True):
+                    found[image].append(outcome)
+                batch_done()
+        return [self._merge(image, found[image], costs) for image in images]
 
-    def _prepare(self, data: bytes, geometry: ImageGeometry, name: str, costs: Costs) -> PreparedImage | ImageError:
-        at_least_hw = least_decoded(geometry) if self.spec.scaled_jpeg else None
-        try:
-            with watch("decoding", name):
-                if self.spec.planted_faults:
-                    planted_faults.trip(data)
-                with costs.of_thread("decode"):
-                    image = decode_image(
-                        data,
-                        max_pixels=self.spec.max_image_pixels,
-                        apply_exif=self.spec.exif,
-                        at_least_hw=at_least_hw,
-                    )
-                with costs.of_thread("resize"):
-                    return self.network.prepare(image, geometry, name)
-        except ImageError as error:
-            return error
-        except MemoryError:
-            return ImageError(ErrorCode.TOO_LARGE, "the machine has too little memory to decode the image")
+    def _merge(
+        self, image: CutImage, found: Sequence[SegmentedImage | ImageError], costs: Costs
+    ) -> SegmentedImage | ImageError:
+        """The result of an image from those of its tiles; the first error of a tile is that of the image."""
+        segments = []
+        for of_tile in found:
+            if isinstance(of_tile, ImageError):
+                return of_tile
+            segments.append(of_tile.segments)
+        with watch("merging the tiles of", image.name), costs.of_thread("encode"):
+            merged = merged_segments(image.tiles, segments, image.image_hw, self.spec.inference)
+        return SegmentedImage(*image.image_hw, merged)
 
-    def _prepare_ahead(self, batches: Sequence[Sequence[Any]]) -> Iterator[list[PreparedImage | ImageError]]:
-        def submit(batch: Sequence[Any]) -> _PendingBatch:
-            return _PendingBatch([self.decoders.submit(self._prepare, *image) for image in batch])
+    def _segment_batches(
+        self, batches: Sequence[Sequence[Callable[[], PreparedImage | ImageError]]], costs: Costs
+    ) -> Iterator[list[SegmentedImage | ImageError]]:
+        """The results of each batch. Threads prepare the next batches meanwhile."""
+        for prepared in self._prepare_ahead(batches):
+            outcomes: list[Any] = list(prepared)
+            ready = [place for place, image in enumerate(prepared) if isinstance(image, PreparedImage)]
+            for place, result in zip(ready, self._infer([outcomes[place] for place in ready], costs), strict=True):
+                outcomes[place] = result
+            yield outcomes
+
+    def _prepare_ahead(
+        self, batches: Sequence[Sequence[Callable[[], PreparedImage | ImageError]]]
+    ) -> Iterator[list[PreparedImage | ImageError]]:
+        def submit(batch: Sequence[Callable[[], PreparedImage | ImageError]]) -> _PendingBatch:
+            return _PendingBatch([self.decoders.submit(prepare) for prepare in batch])
 
         return look_ahead(submit, batches, lambda: 0 if _host_is_short() else _BATCHES_AHEAD)
 
@@ -220,12 +213,6 @@ class Segmenter:
                 SegmentedImage(*image.geometry.original_hw, found_segments(result))
                 for image, result in zip(images, found, strict=True)
             ]
-
-
-def least_decoded(geometry: ImageGeometry) -> tuple[int, int]:
-    """The smallest (height, width) at which a JPEG may be decoded."""
-    height, width = geometry.resized_hw
-    return math.ceil(_LEAST_DECODED * height), math.ceil(_LEAST_DECODED * width)
 
 
 def load_network(spec: SegmentSpec) -> Network:

@@ -31,7 +31,7 @@ from transformers.models.mask2former.image_processing_pil_mask2former import Mas
 
 from m2f_core.images.image_processor import ImageProcessor
 from pipeline.decoding.decode import decode_image
-from pipeline.segment.segmenter import least_decoded
+from pipeline.segment.preparation import least_decoded
 
 SIZES_HW = [(480, 640), (1080, 1920), (3000, 4000)]
 PHOTOGRAPH = Path(skimage.__file__).parent / "data" / "coffee.png"

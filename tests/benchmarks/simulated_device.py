@@ -45,7 +45,7 @@ from pipeline.segment import segmenter
 from pipeline.segment.actor import SegmentImages
 from pipeline.segment.device_model import PreparedImage
 from pipeline.segment.postprocess import InferenceResult, infer
-from pipeline.segment.segmenter import SegmentSpec
+from pipeline.segment.spec import SegmentSpec
 from pipeline.telemetry.costs import Costs
 from pipeline.telemetry.instruments import Instrument
 from tests.support.decoder_scenes import STUFF_CLASS_IDS, decoder_outputs

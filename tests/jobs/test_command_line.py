@@ -74,6 +74,7 @@ FLAGS = (
     "--shard-mib",
     "--step-timeout",
     "--task",
+    "--tile",
     "--tombstone-removed",
     "--top-k",
 )
@@ -232,7 +233,8 @@ def test_defaults_are_the_documented_ones():
         top_k=None,
         image_size=None,
         exif=True,
-        max_image_pixels=64_000_000,
+        max_image_pixels=None,
+        tile=None,
         precision="fp32",
         images_per_shard=None,
         shard_mib=128,
@@ -346,6 +348,7 @@ def test_flags_win_wherever_the_file_is_named(tmp_path, form, place):
         (["--image-size=800:1333"], "image_size: 800:1333", "image_size", "800:1333"),
         (["--run-id", "7"], "run_id: 7", "run_id", "7"),
         (["--max_image_pixels", "9"], "max-image-pixels: 9", "max_image_pixels", 9),
+        (["--tile", "2048:256"], "tile: 2048:256", "tile", "2048:256"),
     ],
 )
 def test_a_flag_and_a_line_of_yaml_mean_the_same(tmp_path, args, yaml, name, value):

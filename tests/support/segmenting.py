@@ -9,7 +9,7 @@ from PIL import Image
 from m2f_core.checkpoints.checkpoint import Checkpoint
 from m2f_core.images.image_size import ImageSize
 from m2f_core.inference.panoptic import PanopticSettings
-from pipeline.segment.segmenter import SegmentSpec
+from pipeline.segment.spec import SegmentSpec
 
 
 def encoded(height: int = 60, width: int = 80, seed: int = 0, image_format: str = "PNG") -> bytes:

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, TiffImagePlugin
 from m2f_core.images.image_processor import ImageProcessor
 from pipeline.decoding.decode import FORMATS, decode_image, measure_image
 from pipeline.errors import ErrorCode, ImageError
-from pipeline.segment.segmenter import least_decoded
+from pipeline.segment.preparation import least_decoded
 from tests.support.image_files import tiffs
 from tests.support.places import ROOT
 

@@ -33,6 +33,7 @@ RESULTS = {
     "scaled_jpeg": True,
     "max_image_pixels": 1000,
     "precision": "bf16",
+    "tile": "64:16",
 }
 RESULTS_OF_TASK = {
     "panoptic": {
@@ -78,10 +79,37 @@ def test_every_setting_is_known_to_change_results_or_not():
     assert names == set(RESULTS) | {name for _, name, _ in OF_TASKS} | set(NO_RESULTS) | of_the_run
 
 
+@pytest.mark.parametrize(
+    ("task", "postprocess", "mark"),
+    [
+        ("panoptic", "reference", "d441964fa17ee68a"),
+        ("panoptic", "hf", "3acf4f690819e8aa"),
+        ("instance", "reference", "a33d7556e5a9e860"),
+        ("instance", "hf", "714900928fa77488"),
+        ("semantic", "reference", "fd028b38911bd75e"),
+        ("semantic", "hf", "57ccf24c73b01ba4"),
+    ],
+)
+def test_fingerprints_of_earlier_versions_stay(settings, task, postprocess, mark):
+    """Computed before there was --tile, when --max-image-pixels was 64,000,000 by default; another one would process
+    every bucket anew.
+    """
+    settings = dataclasses.replace(settings, task=task, postprocess=postprocess)
+    assert fingerprint(resolved_results(settings, check_model(settings)), "0" * 64) == mark
+
+
 @pytest.mark.parametrize(("task", "name", "value"), CHANGES)
 def test_settings_that_change_results_change_the_fingerprint(settings, task, name, value):
     settings = dataclasses.replace(settings, task=task)
     assert mark(dataclasses.replace(settings, **{name: value})) != mark(settings)
+
+
+def test_a_default_of_tiling_and_another_spelling_are_no_change(settings):
+    tiled = dataclasses.replace(settings, tile="64:16")
+    for same in ({"tile": " 064:16"}, {"max_image_pixels": 500_000_000}):
+        assert mark(dataclasses.replace(tiled, **same)) == mark(tiled)
+    assert mark(dataclasses.replace(settings, max_image_pixels=64_000_000)) == mark(settings)
+    assert (settings.most_image_pixels(), tiled.most_image_pixels()) == (64_000_000, 500_000_000)
 
 
 @pytest.mark.parametrize("name", NO_RESULTS)
@@ -131,7 +159,9 @@ def test_an_image_size_that_is_that_of_the_files_is_no_change(settings, tmp_path
 def test_a_run_is_known_by_the_settings_of_its_task(settings, task):
     settings = dataclasses.replace(settings, task=task)
     known = set(resolved_results(settings, check_model(settings)))
-    assert known - {"semantic_resize"} == {"model", "task", *RESULTS, *RESULTS_OF_TASK[task]}
+    assert known - {"semantic_resize"} == {"model", "task", *RESULTS, *RESULTS_OF_TASK[task]} - {"tile"}
+    tiled = dataclasses.replace(settings, tile="64:16")
+    assert set(resolved_results(tiled, check_model(tiled))) == known | {"tile"}
     assert ("semantic_resize" in known) == (task == "semantic")
 
 

@@ -1,11 +1,14 @@
 """The self-check: equal networks pass, wrong ones do not, and what it says of segments and speed is so."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from m2f_core.inference.panoptic import PanopticSettings
+from m2f_core.inference.tiling import Tiling
 from m2f_core.layers import deformable_attention
 from m2f_core.masks.rle import Rle, counts_area, counts_bbox_xywh, encode_mask
 from pipeline.errors import RunError
@@ -88,6 +91,18 @@ def test_logits_that_are_no_numbers_do_not_pass(tiny_checkpoint, photographs_sma
     assert found.class_logits == float("inf") and found.flipped == 1
     assert not SelfCheck("CPU", "bf16", found, Timing(1.0, {}, 1, None)).passes
     assert compare(plain_network(spec), network, photographs_small[:1]).flipped == 1
+
+
+def test_of_an_image_that_a_run_would_cut_one_tile_is_compared_and_the_whole_is_timed(tiny_checkpoint):
+    segmenter = Segmenter(small_spec(tiny_checkpoint, tiling=Tiling(64, 16)))
+    encoded_images, decoded = selfcheck._decodable([encoded(150, 64), encoded(30, 40)], segmenter.spec)
+    assert [image.size for image in decoded] == [(64, 64), (40, 30)]
+    whole = np.asarray(Image.open(io.BytesIO(encoded_images[0])))
+    assert np.array_equal(np.asarray(decoded[0]), whole[48:112]), "the middle one of three"
+    sizes, run = [], segmenter.network.run
+    segmenter.network.run = lambda images, costs: sizes.append(len(images)) or run(images, costs)
+    time_actor(segmenter, encoded_images[:1], seconds=0.1)
+    assert sizes[0] == 2 and sum(sizes) % 3 == 0
 
 
 def segment(class_id, mask_HW):

@@ -7,7 +7,7 @@ from m2f_core.checkpoints.checkpoint import CheckpointError
 from pipeline.errors import ErrorCode, ImageError, RunError, StoreUnavailableError
 from pipeline.schema import FETCHED, costs_of, pack_shard, unpack_shard
 from pipeline.segment.actor import SegmentImages, segmented_table
-from pipeline.segment.segmenter import SegmentedImage
+from pipeline.segment.spec import SegmentedImage
 from tests.support.segmenting import encoded, small_spec
 
 

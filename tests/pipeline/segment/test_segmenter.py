@@ -18,9 +18,10 @@ from pipeline import precision
 from pipeline.errors import ErrorCode, ImageError, InvalidResultError, RunError
 from pipeline.guard.memory import MachineMemory
 from pipeline.guard.planted_faults import marker
-from pipeline.segment import segmenter as segmenter_module
+from pipeline.segment import preparation
 from pipeline.segment.batches import plan_batches
-from pipeline.segment.segmenter import SegmentedImage, Segmenter
+from pipeline.segment.segmenter import Segmenter
+from pipeline.segment.spec import SegmentedImage
 from tests.support.segmenting import encoded, small_spec
 
 SIZES = st.lists(st.one_of(st.none(), st.sampled_from([(32, 32), (32, 64), (64, 32)])), max_size=40)
@@ -251,7 +252,7 @@ def raises(error):
 
 def test_planted_faults_are_looked_for_only_where_asked(tiny_checkpoint, monkeypatch):
     tripped = []
-    monkeypatch.setattr("pipeline.segment.segmenter.planted_faults.trip", tripped.append)
+    monkeypatch.setattr("pipeline.segment.preparation.planted_faults.trip", tripped.append)
     image = encoded(image_format="JPEG") + marker("abort")
     for planted_faults in (False, True):
         [result] = Segmenter(small_spec(tiny_checkpoint, planted_faults=planted_faults)).segment([image])
@@ -263,9 +264,9 @@ def test_a_jpeg_that_is_decoded_smaller_keeps_the_size_of_its_result(tiny_checkp
     image = Image.open(photographs / "rocket.jpg").convert("RGB").resize((480, 304))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=95)
-    decoded, decode_image = [], segmenter_module.decode_image
+    decoded, decode_image = [], preparation.decode_image
     monkeypatch.setattr(
-        segmenter_module,
+        preparation,
         "decode_image",
         lambda *args, **more: decoded.append(decode_image(*args, **more)) or decoded[-1],
     )
