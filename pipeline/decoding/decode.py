@@ -26,8 +26,7 @@ to standard error in C, and those cannot be silenced.
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,8 @@ from PIL import (
     features,
 )
 
-from pipeline.decoding import costs, tiff
+from pipeline.decoding import costs, geotiff, tiff
+from pipeline.decoding.image_errors import as_image_error
 from pipeline.decoding.orientation import read_orientation, upright, upright_hw
 from pipeline.decoding.regions import Regions, WholeImage
 from pipeline.decoding.repair import (
@@ -59,6 +59,7 @@ from pipeline.decoding.repair import (
     netpbm_pixels,
     png_without_metadata,
 )
+from pipeline.decoding.tiff_windows import open_windows
 from pipeline.errors import ErrorCode, ImageError
 
 # Importing a plugin registers the plugin. All are imported here; otherwise Image.open would import every plugin on
@@ -122,7 +123,7 @@ def decode_image(
     its size if the result is still at least `at_least_hw` (of the upright image). Safe to call from several threads.
     """
     format_name = _format_of(data)
-    with _as_image_error(format_name):
+    with as_image_error(format_name):
         data = _repaired(data, format_name)
         image = _open(data, format_name, max_pixels)
         if isinstance(image, tiff.OtherTiff):
@@ -135,12 +136,26 @@ def decode_image(
         return upright(to_rgb(loaded), orientation)
 
 
+def read_georeference(data: bytes) -> dict[str, Any] | None:
+    """Reference system and transform of a GeoTIFF, as `geotiff.georeference`; None for all other images.
+
+    Raises only ImageError.
+    """
+    if not data.startswith(_SIGNATURES["TIFF"]):
+        return None
+    with as_image_error("GeoTIFF"):
+        costs.check_before_opening(data, "TIFF")
+        return geotiff.georeference(data)
+
+
 def open_image(data: bytes, *, max_pixels: int, apply_exif: bool) -> Regions:
     """Like `decode_image`, for an image that is too large to be converted and turned as a whole."""
     format_name = _format_of(data)
-    with _as_image_error(format_name):
+    with as_image_error(format_name):
         data = _repaired(data, format_name)
         image = _open(data, format_name, max_pixels)
+        if format_name == "TIFF" and (windows := open_windows(data)) is not None:
+            return windows
         if isinstance(image, tiff.OtherTiff):
             return WholeImage(image.decode(max_pixels), _as_it_is, orientation=1)
         costs.check_before_decoding(data, format_name, image.height, image.width, max_pixels)
@@ -151,28 +166,13 @@ def open_image(data: bytes, *, max_pixels: int, apply_exif: bool) -> Regions:
 def measure_image(data: bytes, *, max_pixels: int, apply_exif: bool) -> tuple[int, int]:
     """The (height, width) that `decode_image` would give, read from the header; raises the header's ImageErrors."""
     format_name = _format_of(data)
-    with _as_image_error(format_name):
+    with as_image_error(format_name):
         data = _repaired(data, format_name)
         image = _open(data, format_name, max_pixels)
         stored_hw = (image.size[1], image.size[0])
         if isinstance(image, tiff.OtherTiff) or not apply_exif:
             return stored_hw
         return upright_hw(stored_hw, read_orientation(image, data))
-
-
-@contextmanager
-def _as_image_error(format_name: str) -> Iterator[None]:
-    """Turn any exception of Pillow into an ImageError."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:  # only if other code set Pillow's own limit again
-        raise ImageError(ErrorCode.TOO_LARGE, f"{format_name}: {error}") from error
-    except MemoryError:  # at most `max_pixels` by the header: the machine is short of memory
-        raise ImageError(ErrorCode.TOO_LARGE, f"{format_name}: too little memory to decode the image") from None
-    except Exception as error:  # Pillow's plugins raise some fifteen types for broken files
-        raise ImageError(ErrorCode.DECODE_FAILED, f"{format_name}: {_reason(error)}") from error
 
 
 def _format_of(data: bytes) -> str:
@@ -320,14 +320,3 @@ def _convert(part: Image.Image) -> Image.Image:
 def _high_byte(part: Image.Image, num_bits: int, inverted: bool) -> Image.Image:
     gray_hw = (np.asarray(part) >> (num_bits - 8)).astype(np.uint8)
     return Image.fromarray(255 - gray_hw if inverted else gray_hw).convert("RGB")
-
-
-def _reason(error: Exception) -> str:
-    """The error's message on one short line."""
-    text = " ".join(str(error).split())[:200]
-    if text == "not identified by this driver":  # ImageFile's message if a plugin read to the end of the file
-        return "its header has no image size"
-    # Plugins raise SyntaxError and OSError with a clear message; other messages make sense only with the type's name.
-    if text and isinstance(error, (SyntaxError, OSError)):
-        return text
-    return f"{type(error).__name__}: {text}".rstrip(": ")

@@ -19,10 +19,11 @@ from pipeline.errors import ErrorCode, ImageError
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # the ImageError carries the reason
 
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
-_ASSOCIATED = 1  # alpha with which the colours are multiplied
-_DEFLATE = (8, 32946, 50013)
-_DECODABLE = (1, 32773, *_DEFLATE)  # none, PackBits and deflate, which tifffile decodes without other libraries
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
+SEPARATE = 2  # planes
+ASSOCIATED = 1  # alpha with which the colours are multiplied
+DEFLATE = (8, 32946, 50013)
+DECODABLE = (1, 32773, *DEFLATE)  # none, PackBits and deflate, which tifffile decodes without other libraries
 _HEADER_BYTES = 8  # 16 in a BigTIFF
 _USUAL_TILE_PIXELS = 1024 * 1024  # are never too many
 _SAMPLES_OF_A_PIXEL, _BYTES_OF_A_SAMPLE = 4, 2  # of the largest usual image, RGBA of 16 bits
@@ -59,7 +60,7 @@ class OtherTiff:
 
     def __init__(self, data: bytes):
         self._data = data
-        self._page = _page(data)
+        self._page = first_page(data)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -74,11 +75,11 @@ class OtherTiff:
         what = f"TIFF: {page.dtype} pixels, photometric {int(page.photometric)}"
         if page.dtype is None or page.dtype.kind != "u" or page.dtype.itemsize > 2:
             raise ImageError(ErrorCode.UNSUPPORTED, f"{what} have no defined range for RGB")
-        if int(page.photometric) not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
+        if int(page.photometric) not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB):
             raise ImageError(
                 ErrorCode.UNSUPPORTED, f"{what} are of a colour space that is not supported in this layout"
             )
-        if int(page.compression) not in _DECODABLE:
+        if int(page.compression) not in DECODABLE:
             raise ImageError(ErrorCode.UNSUPPORTED, f"TIFF: compression {int(page.compression)} in this layout")
         check_offsets(page.dataoffsets)
         for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
@@ -97,11 +98,15 @@ def _check_memory(page: Any, data: bytes, max_pixels: int) -> None:
         raise ImageError(
             ErrorCode.TOO_LARGE, f"TIFF: the pixels have {samples:,} samples, the limit is {most_samples:,}"
         )
-    if int(page.compression) in _DEFLATE:  # tifffile inflates whatever is there
-        most = most_samples * _BYTES_OF_A_SAMPLE
+    if int(page.compression) in DEFLATE:  # tifffile inflates whatever is there
         for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
-            if _inflates_beyond(data[offset : offset + length], most):
-                raise ImageError(ErrorCode.TOO_LARGE, f"TIFF: a strip or tile has more than {most:,} bytes")
+            check_inflated(data[offset : offset + length], most_samples * _BYTES_OF_A_SAMPLE)
+
+
+def check_inflated(deflated: bytes, most: int) -> None:
+    """ImageError if a deflated strip or tile has more than `most` bytes."""
+    if _inflates_beyond(deflated, most):
+        raise ImageError(ErrorCode.TOO_LARGE, f"TIFF: a strip or tile has more than {most:,} bytes")
 
 
 def _inflates_beyond(deflated: bytes, most: int) -> bool:
@@ -115,7 +120,8 @@ def _inflates_beyond(deflated: bytes, most: int) -> bool:
     return number > most
 
 
-def _page(data: bytes) -> Any:
+def first_page(data: bytes) -> Any:
+    """The first page, as tifffile describes it. ImageError if there is none."""
     try:
         return tifffile.TiffFile(io.BytesIO(data)).pages[0]
     except (tifffile.TiffFileError, IndexError, ValueError) as error:
@@ -132,16 +138,16 @@ def _channels_last(array: NDArray[Any], page: Any) -> NDArray[Any]:
 
 
 def _to_rgb(channels_HWC: NDArray[Any], page: Any) -> NDArray[np.uint8]:
-    num_colours = 3 if int(page.photometric) == _RGB else 1
+    num_colours = 3 if int(page.photometric) == RGB else 1
     if channels_HWC.shape[-1] < num_colours:
         raise ImageError(ErrorCode.UNSUPPORTED, f"TIFF: {channels_HWC.shape[-1]} channels of RGB")
     values_HWC = channels_HWC[..., :num_colours].astype(np.float64)
     highest = (1 << int(page.bitspersample)) - 1
-    if _ASSOCIATED in map(int, page.extrasamples):
+    if ASSOCIATED in map(int, page.extrasamples):
         alpha_HW1 = channels_HWC[..., num_colours : num_colours + 1]
         values_HWC = np.divide(values_HWC * highest, alpha_HW1, out=np.zeros_like(values_HWC), where=alpha_HW1 != 0)
     whole_HWC = np.minimum(values_HWC, highest).astype(np.uint32)
-    if int(page.photometric) == _WHITE_IS_ZERO:
+    if int(page.photometric) == WHITE_IS_ZERO:
         whole_HWC = highest - whole_HWC
     bits = int(page.bitspersample)
     bytes_HWC = (whole_HWC >> (bits - 8) if bits >= 8 else whole_HWC * 255 // highest).astype(np.uint8)

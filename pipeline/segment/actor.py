@@ -4,6 +4,7 @@ Ray calls the actor with the next shard while this shard is on the device, so th
 shard that has crashed the process twice is segmented in a child process, image by image.
 """
 
+import json
 import logging
 import os
 import socket
@@ -114,9 +115,19 @@ def segmented_table(images: pa.Table, results: Sequence[SegmentedImage | ImageEr
         "width": [r and r.width for r in done],
         "masks": [r and [_mask_row(mask) for mask in _distinct_masks(r)] for r in done],
         "segments": [r and _segment_rows(r) for r in done],
+        "attributes": [
+            _with_georeference(said, r) for said, r in zip(images.column("attributes").to_pylist(), done, strict=True)
+        ],
     }
     planned = {name: images.column(name) for name in images.column_names if name not in columns}
     return pa.table({**planned, **columns}, schema=SEGMENTED)
+
+
+def _with_georeference(attributes: str | None, image: SegmentedImage | None) -> str | None:
+    """The attributes of an image, with the key `geotiff` if the image says where on Earth it lies."""
+    if image is None or image.georeference is None:
+        return attributes
+    return json.dumps({**json.loads(attributes or "{}"), "geotiff": image.georeference})
 
 
 def _distinct_masks(image: SegmentedImage) -> list[Rle]:

@@ -1,12 +1,14 @@
 """Encoded bytes -> images for the network: measured by their headers first, then decoded and resized by threads."""
 
 import math
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from PIL import Image
 
 from m2f_core.images.geometry import ImageGeometry
-from pipeline.decoding.decode import decode_image, measure_image, open_image
+from pipeline.decoding.decode import decode_image, measure_image, open_image, read_georeference
 from pipeline.decoding.regions import Regions
 from pipeline.errors import ErrorCode, ImageError
 from pipeline.guard import planted_faults
@@ -22,6 +24,14 @@ from pipeline.telemetry.costs import Costs
 _LEAST_DECODED = 1.25
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What the header of an image says."""
+
+    image: ImageGeometry | CutImage
+    georeference: dict[str, Any] | None
+
+
 class Preparation:
     """Prepares images for one network. Thread safe."""
 
@@ -29,7 +39,7 @@ class Preparation:
         self.spec = spec
         self.network = network
 
-    def measure(self, data: bytes | None, name: str, costs: Costs) -> ImageGeometry | CutImage | ImageError | None:
+    def measure(self, data: bytes | None, name: str, costs: Costs) -> Measured | ImageError | None:
         """Read the size from the header alone, so that images can be grouped before any image is decoded."""
         if data is None:
             return None
@@ -37,15 +47,11 @@ class Preparation:
         try:
             with watch("reading the header of", name), costs.of_thread("decode"):
                 height, width = measure_image(data, max_pixels=spec.max_image_pixels, apply_exif=spec.exif)
+                place = read_georeference(data)
             if spec.tiling is None or not spec.tiling.cuts(height, width):
-                return geometry(height, width)
-            return CutImage(
-                name,
-                (height, width),
-                spec.tiling,
-                geometry(*spec.tiling.tile_hw(height, width)),
-                partial(self._open, data),
-            )
+                return Measured(geometry(height, width), place)
+            of_tile = geometry(*spec.tiling.tile_hw(height, width))
+            return Measured(CutImage(name, (height, width), spec.tiling, of_tile, partial(self._open, data)), place)
         except ImageError as error:
             return error
         except ValueError as error:  # the checkpoint's pad_size is smaller than the image

@@ -13,7 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
 from typing import Any, cast
@@ -30,7 +30,7 @@ from pipeline.segment.checkpoint import stage_model
 from pipeline.segment.cut_images import PIXELS_TOGETHER, CutImage, open_together
 from pipeline.segment.device_model import Network, PreparedImage
 from pipeline.segment.postprocess import found_segments, merged_segments
-from pipeline.segment.preparation import Preparation
+from pipeline.segment.preparation import Measured, Preparation
 from pipeline.segment.spec import SegmentedImage, SegmentSpec
 from pipeline.store.filesystem import one_line
 from pipeline.telemetry.costs import Costs
@@ -86,7 +86,8 @@ class Segmenter:
         of each step is added to `costs`. `batch_done` is called after each batch, by the thread of the caller.
         """
         names, costs = names or [f"image {index}" for index in range(len(encoded))], costs or Costs()
-        results: list[Any] = list(self.decoders.map(self.preparation.measure, encoded, names, repeat(costs)))
+        measured = list(self.decoders.map(self.preparation.measure, encoded, names, repeat(costs)))
+        results: list[Any] = [m.image if isinstance(m, Measured) else m for m in measured]
         sizes = [r.padded_hw if isinstance(r, ImageGeometry) else None for r in results]
         batches = plan_batches(sizes, self._most_in_a_batch)
         prepare = [
@@ -100,7 +101,11 @@ class Segmenter:
         found: dict[CutImage, SegmentedImage | ImageError] = {}
         for images in open_together([result for result in results if isinstance(result, CutImage)]):
             found.update(zip(images, self._segment_cut(images, costs, batch_done), strict=True))
-        return [found[result] if isinstance(result, CutImage) else result for result in results]
+        results = [found[result] if isinstance(result, CutImage) else result for result in results]
+        for index, header in enumerate(measured):
+            if isinstance(header, Measured) and header.georeference and isinstance(results[index], SegmentedImage):
+                results[index] = replace(results[index], georeference=header.georeference)
+        return results
 
     def _segment_cut(
         self, images: Sequence[CutImage], costs: Costs, batch_done: Callable[[], None]

@@ -1,6 +1,7 @@
 """The settings of a model actor, and the result for one image: values that travel between processes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from m2f_core.images.image_size import ImageSize
 from m2f_core.inference.tiling import Tiling
@@ -39,3 +40,4 @@ class SegmentedImage:
     height: int
     width: int
     segments: tuple[FoundSegment, ...]
+    georeference: dict[str, Any] | None = None  # of a GeoTIFF, as decoding.geotiff.georeference
