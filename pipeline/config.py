@@ -77,7 +77,7 @@ class Settings:
     """
 
     input: Annotated[tuple[str, ...], IN_AND_OUT]
-    """Read images from these folders, URI prefixes, objects or patterns (s3://bucket/2026-*/**/*.jpg)."""
+    """Read images from these folders, URI prefixes, objects, tars or patterns (s3://bucket/2026-*/**/*.jpg)."""
     output: Annotated[str, IN_AND_OUT]
     """Write tables and run records below this folder or URI prefix, which must not lie inside --input."""
     model: Annotated[str, _MODEL, CHANGES_RESULTS] = "synthetic-scenes"

@@ -1,6 +1,7 @@
-"""What the listings of all kinds of input share: tables of schema.LISTED, objects that hold images, left-out names."""
+"""What the listings of all kinds of input share: tables of schema.LISTED, objects that hold images, counted names."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipeline.schema import LISTED
 
 @dataclass
 class LeftOut:
-    """What a listing leaves out: how many names by cause, and one of them as an example. Threads may share it."""
+    """What a listing leaves out (or notes): how many names by cause, and one as an example. Threads may share it."""
 
     number: dict[str, int] = field(default_factory=dict)
     example: dict[str, str] = field(default_factory=dict)
@@ -28,7 +29,12 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Container:
-    """One object that holds images."""
+    """One object that holds images.
+
+    noted: counts of what is worth a warning although nothing is left out.
+    is_enough: called with the key of each image until it returns True, after which the images are not wanted. None: all
+        are wanted.
+    """
 
     filesystem: fsspec.AbstractFileSystem
     uri: str
@@ -36,6 +42,8 @@ class Container:
     size_bytes: int
     spec: InputSpec
     left_out: LeftOut
+    noted: LeftOut = field(default_factory=LeftOut)
+    is_enough: Callable[[str], bool] | None = None
 
 
 def with_all_columns(columns: dict[str, Any], num_rows: int) -> pa.Table:

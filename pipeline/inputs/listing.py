@@ -18,7 +18,8 @@ from pipeline.errors import ErrorCode, RunError
 from pipeline.input_spec import InputSpec, Source
 from pipeline.inputs.container import Container, LeftOut, fault_of, with_all_columns
 from pipeline.inputs.objects import list_objects
-from pipeline.inputs.selection import CONTAINERS, Selection
+from pipeline.inputs.selection import CONTAINERS, Selection, are_containers
+from pipeline.inputs.tar.images import list_tar
 from pipeline.look_ahead import look_ahead
 from pipeline.store.filesystem import one_line, open_filesystem, store_errors_as
 
@@ -31,18 +32,20 @@ _OTHER_FORMAT = "are not of --input-format"
 
 
 # By kind: the images of one container. ValueError or ArrowException if the object is not of this kind.
-_CONTAINERS: dict[str, Callable[[Container], list[pa.Table]]] = {}
+_CONTAINERS: dict[str, Callable[[Container], list[pa.Table]]] = {
+    "tar": list_tar,
+}
 # By kind: the images that the files of one source name.
 _LISTS: dict[str, Callable[[InputSpec, Source], Iterator[pa.Table]]] = {}
 
 
-def list_inputs(spec: InputSpec, *, in_order: bool = False) -> Iterator[pa.Table]:
+def list_inputs(spec: InputSpec, most: int | None = None) -> Iterator[pa.Table]:
     """Every image of the inputs, as tables of LISTED with at least one row. Afterwards, a warning counts names that are
     left out.
 
-    `in_order`: in the order of the inputs, and of the names in each; else as fast as the store answers. An image of two
-    overlapping inputs is listed twice. Raises RunError if an input does not exist, or if permission to list it is
-    missing.
+    An image of two overlapping inputs is listed twice. A caller that wants no more than `most` images gets them in the
+    order of the inputs, and of the names in each, and is spared the reading of whole containers; else the images come
+    as fast as the store answers. Raises RunError if an input does not exist, or if permission to list it is missing.
     """
     for source in spec.sources:
         with store_errors_as(
@@ -51,22 +54,28 @@ def list_inputs(spec: InputSpec, *, in_order: bool = False) -> Iterator[pa.Table
             denied=f"no permission to list --input {source}",
             missing=f"--input {source} does not exist",
         ):
-            for table in _list_source(spec, source, in_order):
+            for table in _tables_of(spec, source, most):
                 if table.num_rows:
                     yield table
+
+
+def _tables_of(spec: InputSpec, source: Source, most: int | None) -> Iterator[pa.Table]:
+    if spec.format in _LISTS:
+        return _LISTS[spec.format](spec, source)
+    return _list_source(spec, source, most)
 
 
 def refuse_empty(spec: InputSpec) -> None:
     """Raise RunError if an input has no images: a wrong name is more likely than a bucket that lost everything."""
     for source in spec.sources:
-        if next(list_inputs(replace(spec, sources=(source,)), in_order=True), None) is None:
+        if next(list_inputs(replace(spec, sources=(source,)), most=1), None) is None:
             raise RunError(f"--input {source} holds no {'objects' if spec.format == 'auto' else 'images'}")
 
 
 def first_images(spec: InputSpec, number: int) -> pa.Table:
     """The first `number` images of the listing, fewer if there are fewer."""
     tables, found = [], 0
-    for table in list_inputs(spec, in_order=True):
+    for table in list_inputs(spec, number):
         tables.append(table.slice(0, number - found))
         found += tables[-1].num_rows
         if found == number:
@@ -74,23 +83,18 @@ def first_images(spec: InputSpec, number: int) -> pa.Table:
     return pa.concat_tables(tables) if tables else with_all_columns({}, 0)
 
 
-def _list_source(spec: InputSpec, source: Source, in_order: bool) -> Iterator[pa.Table]:
-    if spec.format in _LISTS:
-        yield from _LISTS[spec.format](spec, source)
-        return
+def _list_source(spec: InputSpec, source: Source, most: int | None) -> Iterator[pa.Table]:
     filesystem, path = open_filesystem(source.uri, spec.access)
-    selection, left_out = Selection(spec, source), LeftOut()
+    selection, left_out, noted = Selection(spec, source), LeftOut(), LeftOut()
     with ThreadPoolExecutor(_CONTAINERS_AHEAD, thread_name_prefix="containers") as threads:
-        for table in list_objects(filesystem, path, left_out, in_order=in_order):
+        for table in list_objects(filesystem, path, left_out, in_order=most is not None):
             table = table.filter(selection.takes_objects(table["image_key"]))
             table = _without(table, selection.left_by_programs(table["image_key"]), _LEFT_BY_PROGRAMS, left_out)
             table = _without(table, selection.excludes(table["image_key"]), _LEFT_BY_PROGRAMS, left_out)
-            yield from _images(table, selection, filesystem, left_out, threads)
-    for cause, number in left_out.number.items():
-        logger.warning(
-            f"--input {source}: {number:,} names are left out, because they {cause}, for example "
-            f"{left_out.example[cause]!a}"
-        )
+            yield from _images(table, selection, filesystem, left_out, noted, threads, most)
+    for counted, words in ((left_out, "names are left out, because they "), (noted, "")):
+        for what, number in counted.number.items():
+            logger.warning(f"--input {source}: {number:,} {words}{what}, for example {counted.example[what]!a}")
 
 
 def _without(table: pa.Table, left: pa.ChunkedArray, cause: str, left_out: LeftOut) -> pa.Table:
@@ -106,7 +110,9 @@ def _images(
     selection: Selection,
     filesystem: fsspec.AbstractFileSystem,
     left_out: LeftOut,
+    noted: LeftOut,
     threads: ThreadPoolExecutor,
+    most: int | None,
 ) -> Iterator[pa.Table]:
     """The images of a page of objects: the objects themselves, or the images in them."""
     spec = selection.spec
@@ -116,7 +122,7 @@ def _images(
             # A source that is one object has the format of the flag, whatever its name is.
             keys = objects["image_key"]
             is_named = pc.equal(keys, selection.below[:-1]) if spec.format == kind else False
-            of_kind = pc.or_(pc.ends_with(pc.utf8_lower(keys), CONTAINERS[kind]), is_named)
+            of_kind = pc.or_(are_containers(kind, keys), is_named)
             containers += [(kind, row) for row in objects.filter(of_kind).to_pylist()]
             objects = objects.filter(pc.invert(of_kind))
     if spec.format not in CONTAINERS:
@@ -126,12 +132,27 @@ def _images(
 
     def submit(container: tuple[str, dict[str, Any]]) -> Any:
         kind, row = container
-        one = Container(filesystem, row["image_key"], row["etag"], row["size_bytes"], spec, left_out)
-        return threads.submit(_list_container, kind, one)
+        is_enough = None if most is None else _count_taken(selection, most)
+        place = (row["image_key"], row["etag"], row["size_bytes"])
+        return threads.submit(_list_container, kind, Container(filesystem, *place, spec, left_out, noted, is_enough))
 
     for tables in look_ahead(submit, containers, _CONTAINERS_AHEAD):
         for table in tables:
-            yield table.filter(pc.or_(pc.is_valid(table["fault"]), selection.takes_images(table["image_key"])))
+            # The row of a container that cannot be read has the key of an object, which was taken before.
+            of_container = pc.and_(pc.is_valid(table["fault"]), pc.is_null(table["object_uri"]))
+            yield table.filter(pc.or_(of_container, selection.takes_images(table["image_key"])))
+
+
+def _count_taken(selection: Selection, most: int) -> Callable[[str], bool]:
+    """A function that returns True as soon as it was called with `most` keys of images that the selection takes."""
+    left = most
+
+    def is_enough(key: str) -> bool:
+        nonlocal left
+        left -= selection.takes_images(pa.chunked_array([[key]]))[0].as_py()
+        return left <= 0
+
+    return is_enough
 
 
 def _list_container(kind: str, container: Container) -> list[pa.Table]:

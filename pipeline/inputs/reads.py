@@ -1,16 +1,19 @@
 """Read the planned images of a shard: which of them one request serves, and how each kind of image is read."""
 
+import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import fsspec
 
-from pipeline.errors import ImageError
+from pipeline.errors import ErrorCode, ImageError
 from pipeline.input_spec import InputSpec
-from pipeline.inputs.verified import read_range, read_verified, request_seconds
-from pipeline.store.filesystem import open_filesystem, path_of
+from pipeline.inputs.verified import CorruptError, read_range, read_verified, request_seconds
+from pipeline.store.filesystem import one_line, open_filesystem, path_of
 
+# In a tar, the header of a file lies before its first byte; it is read too, and shows whether the place is right.
+_HEADER_BYTES = tarfile.BLOCKSIZE
 # Images side by side in a tar are one request, up to this many bytes: S3 serves 8 MiB at full speed.
 _MOST_RANGE_BYTES = 8 * 2**20
 # Bytes between two images that are read and dropped rather than asked for apart: headers, labels, other members.
@@ -80,8 +83,31 @@ def _continues(group: Sequence[ListedImage], image: ListedImage) -> bool:
 
 
 def _extent(images: Sequence[ListedImage]) -> tuple[int, int]:
-    """(first byte, byte after the last) of images in one tar."""
-    return min(i.position or 0 for i in images), max((i.position or 0) + (i.size_bytes or 0) for i in images)
+    """(first byte, byte after the last) of images in one tar, with their headers."""
+    return (
+        min(i.position or 0 for i in images) - _HEADER_BYTES,
+        max((i.position or 0) + (i.size_bytes or 0) for i in images),
+    )
+
+
+def _member(data: memoryview, image: ListedImage) -> ReadImage | ImageError:
+    """The image whose header is at the beginning of `data`.
+
+    The name in the header is not compared: long names and hard links have their names elsewhere.
+    """
+    size = image.size_bytes or 0
+    try:
+        header = tarfile.TarInfo.frombuf(data[:_HEADER_BYTES].tobytes(), "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        return _no_member(image, one_line(error))
+    if header.isdir() or header.size not in (size, 0):  # 0 if the size stands in a PAX header
+        return _no_member(image, f"the header there says {header.size} bytes")
+    return ReadImage(data[_HEADER_BYTES : _HEADER_BYTES + size].tobytes(), image.etag)
+
+
+def _no_member(image: ListedImage, why: str) -> ImageError:
+    what = f"no file of {image.size_bytes} bytes lies at byte {image.position} of the tar: {why}"
+    return ImageError(ErrorCode.DAMAGED_CONTAINER, what)
 
 
 class ImageReader:
@@ -110,12 +136,11 @@ class ImageReader:
             seconds = request_seconds(image.size_bytes or 0, attempt, step_timeout)
             return [ReadImage(*read_verified(filesystem, path, image.etag, image.size_bytes, seconds))]
         first, end = _extent(images)
-        if first == end:
-            return [ReadImage(b"", image.etag) for image in images]
+        if first < 0:
+            return [_no_member(image, "no header fits before it") for image in images]
         seconds = request_seconds(end - first, attempt, step_timeout)
         data = memoryview(read_range(filesystem, path, images[0].etag, first, end - first, seconds))
-        starts = [(image.position or 0) - first for image in images]
-        return [
-            ReadImage(bytes(data[start : start + (image.size_bytes or 0)]), image.etag)
-            for start, image in zip(starts, images, strict=True)
-        ]
+        members = [_member(data[(image.position or 0) - _HEADER_BYTES - first :], image) for image in images]
+        if attempt == 1 and any(isinstance(member, ImageError) for member in members):
+            raise CorruptError(f"the headers read from byte {first} of ETag {images[0].etag} are not those of the plan")
+        return members

@@ -1,5 +1,6 @@
 """Which listed names a run takes: patterns of an input, --include, --exclude."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,8 +12,12 @@ from pipeline.input_spec import LEFT_BY_PROGRAMS, InputSpec, Source
 from pipeline.patterns import any_literal, any_regex
 from pipeline.store.filesystem import SCHEMES, full_uri
 
-# Objects with these endings hold images; the format `auto` looks into them.
-CONTAINERS = {"tar": ".tar", "parquet": ".parquet"}
+# Objects with these endings hold images; the format `auto` looks into them. A compressed tar is a row that says what to
+# do.
+CONTAINERS = {
+    "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst"),
+    "parquet": (".parquet",),
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,9 @@ class Selection:
     @property
     def may_be_container(self) -> bool:
         """Whether the source may be one object that holds images, whose keys begin with `<source>#`."""
-        return self.spec.format in CONTAINERS or self.below[:-1].endswith(tuple(CONTAINERS.values()))
+        return self.spec.format in CONTAINERS or any(
+            self.below[:-1].lower().endswith(endings) for endings in CONTAINERS.values()
+        )
 
     @property
     def may_hold_containers(self) -> bool:
@@ -84,6 +91,11 @@ class Selection:
 
 def _same(value: bool, number: int) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(np.full(number, value))])
+
+
+def are_containers(kind: str, keys: pa.ChunkedArray) -> pa.ChunkedArray:
+    """For each key of an object, whether the object is named as a container of this kind."""
+    return pc.match_substring_regex(keys, f"(?i)(?:{'|'.join(map(re.escape, CONTAINERS[kind]))})$")
 
 
 def readable_schemes(spec: InputSpec) -> frozenset[str]:

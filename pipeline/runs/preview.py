@@ -36,7 +36,7 @@ def preview(settings: Settings) -> Preview:
 def changes_of(checked: Checked) -> Changes:
     """The changes that a run with these settings would have to process now."""
     return compare(
-        list_inputs(checked.inputs, in_order=checked.settings.limit is not None),
+        list_inputs(checked.inputs, checked.settings.limit),
         checked.inputs,
         checked.settings,
         checked.output,

@@ -345,4 +345,4 @@ def _many(trial: Trial) -> Iterator[str]:
 
 def _listed_keys(uri: str) -> Iterator[str]:
     inputs = replace(InputSpec.of(uri), format="images")
-    return (key for table in list_inputs(inputs) for key in table["image_key"].to_pylist())
+    return (key for table in list_inputs(inputs, most=2**62) for key in table["image_key"].to_pylist())
