@@ -8,6 +8,8 @@ images/ segments/                 the published tables (Delta Lake)
 _runs/
     format.json                   the schema version of everything in the output
     lease.json                    the lease: only one driver at a time works on the output
+    _indexes/                     the indexes of tars, <hash of the URI>-<hash of the ETag>-<version>.parquet;
+                                  each only saves the next night the reading of the tar's headers, and may be removed
     _nights/2026-11/              a record for each command of segment_bucket.py, also one that did nothing
     claim-*.json holder-*.json    the lease with --allow-unsafe-store; proof-*.json: the store is being tried
     <run_id>/
@@ -23,6 +25,7 @@ _runs/
 """
 
 import contextlib
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -44,6 +47,8 @@ T = TypeVar("T")
 
 RUNS = "_runs"
 _NIGHTS = "_nights"
+_INDEXES = "_indexes"
+_INDEX = re.compile("[0-9a-f]{32}-[0-9a-f]{16}-[0-9]{1,9}[.]parquet")
 PLAN_FILE, ATTEMPT, JOURNAL_OBJECT = "#.parquet", "#.json", "#-#.jsonl"  # see `numbered`
 MOST_RECORD_BYTES = 64 * 2**20  # run.json names the files of its plan: 3,000 at 100 M images
 
@@ -142,7 +147,14 @@ class Output:
         RunError also if one of the output's own folders is a link that leads out of the output.
         """
         output = cls(uri, *open_filesystem(uri), flag, has_conditions)
-        for path in (output.runs, output.format_json, output.lease_json, output.nights, *map(output.at, TABLES)):
+        for path in (
+            output.runs,
+            output.format_json,
+            output.lease_json,
+            output.nights,
+            output.indexes,
+            *map(output.at, TABLES),
+        ):
             output.inside(path)
         return output
 
@@ -170,6 +182,20 @@ class Output:
     def night(self, name: str) -> str:
         """The path of the record of a night; `name` includes the folder of the month."""
         return f"{self.nights}/{name}"
+
+    @property
+    def indexes(self) -> str:
+        return f"{self.runs}/{_INDEXES}"
+
+    def tar_index(self, uri: str, etag: str, version: int) -> str:
+        """The path of the index of a tar. Neither URIs nor ETags can be names of objects as they are."""
+        of_uri, of_etag = (hashlib.sha256(text.encode()).hexdigest() for text in (uri, etag))
+        return f"{self.indexes}/{of_uri[:32]}-{of_etag[:16]}-{version}.parquet"
+
+    def list_indexes(self) -> list[str]:
+        """The paths of all indexes of tars, of today's and of older tars; others are not ours. Raises STORE_ERRORS."""
+        paths = list_folder(self.filesystem, self.inside(self.indexes))
+        return [path for path in paths if _INDEX.fullmatch(path.rpartition("/")[2])]
 
     def run(self, run_id: str) -> RunFolder:
         """The folder of the run `run_id`, which need not exist.

@@ -125,7 +125,7 @@ def _find_and_execute(checked: Checked, lease: HeldLease, progress: Progress, te
         allotment = allot(settings, connect())
         return execute(_take_up(checked, record, lease), allotment, lease, progress)
     progress.phase("listing the input")
-    with changes_of(checked) as changes:
+    with changes_of(checked, keeps_indexes=True) as changes:
         if not changes.num_planned:
             logger.info("nothing to do: %s", describe(changes.counts))
             tell(nothing_to_do=describe(changes.counts))

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.errors import ErrorCode
 from pipeline.input_spec import InputSpec
+from pipeline.layout import Output
 from pipeline.schema import LISTED
 
 
@@ -28,10 +29,19 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class KeptIndexes:
+    """Where a listing finds what earlier listings have found in containers, and, if it may write, leaves its own."""
+
+    output: Output
+    may_write: bool
+
+
+@dataclass(frozen=True)
 class Container:
     """One object that holds images.
 
     noted: counts of what is worth a warning although nothing is left out.
+    kept: where the list of its images is kept from run to run; None: nowhere.
     is_enough: called with the key of each image until it returns True, after which the images are not wanted. None: all
         are wanted.
     """
@@ -43,6 +53,7 @@ class Container:
     spec: InputSpec
     left_out: LeftOut
     noted: LeftOut = field(default_factory=LeftOut)
+    kept: KeptIndexes | None = None
     is_enough: Callable[[str], bool] | None = None
 
 

@@ -10,13 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import ErrorCode, RunError
 from pipeline.input_spec import InputSpec, Source
-from pipeline.inputs.container import Container, LeftOut, fault_of, with_all_columns
+from pipeline.inputs.container import Container, KeptIndexes, LeftOut, fault_of, with_all_columns
 from pipeline.inputs.objects import list_objects
 from pipeline.inputs.selection import CONTAINERS, Selection, are_containers
 from pipeline.inputs.tar.images import list_tar
@@ -39,13 +38,13 @@ _CONTAINERS: dict[str, Callable[[Container], list[pa.Table]]] = {
 _LISTS: dict[str, Callable[[InputSpec, Source], Iterator[pa.Table]]] = {}
 
 
-def list_inputs(spec: InputSpec, most: int | None = None) -> Iterator[pa.Table]:
+def list_inputs(spec: InputSpec, most: int | None = None, kept: KeptIndexes | None = None) -> Iterator[pa.Table]:
     """Every image of the inputs, as tables of LISTED with at least one row. Afterwards, a warning counts names that are
     left out.
 
     An image of two overlapping inputs is listed twice. A caller that wants no more than `most` images gets them in the
     order of the inputs, and of the names in each, and is spared the reading of whole containers; else the images come
-    as fast as the store answers. Raises RunError if an input does not exist, or if permission to list it is missing.
+    as fast as the store answers. `kept` spares the reading of containers that were listed before. Raises RunError if an input does not exist, or if permission to list it is missing.
     """
     for source in spec.sources:
         with store_errors_as(
@@ -54,15 +53,15 @@ def list_inputs(spec: InputSpec, most: int | None = None) -> Iterator[pa.Table]:
             denied=f"no permission to list --input {source}",
             missing=f"--input {source} does not exist",
         ):
-            for table in _tables_of(spec, source, most):
+            for table in _tables_of(spec, source, most, kept):
                 if table.num_rows:
                     yield table
 
 
-def _tables_of(spec: InputSpec, source: Source, most: int | None) -> Iterator[pa.Table]:
+def _tables_of(spec: InputSpec, source: Source, most: int | None, kept: KeptIndexes | None) -> Iterator[pa.Table]:
     if spec.format in _LISTS:
         return _LISTS[spec.format](spec, source)
-    return _list_source(spec, source, most)
+    return _list_source(spec, source, most, kept)
 
 
 def refuse_empty(spec: InputSpec) -> None:
@@ -83,15 +82,21 @@ def first_images(spec: InputSpec, number: int) -> pa.Table:
     return pa.concat_tables(tables) if tables else with_all_columns({}, 0)
 
 
-def _list_source(spec: InputSpec, source: Source, most: int | None) -> Iterator[pa.Table]:
+def _list_source(spec: InputSpec, source: Source, most: int | None, kept: KeptIndexes | None) -> Iterator[pa.Table]:
     filesystem, path = open_filesystem(source.uri, spec.access)
     selection, left_out, noted = Selection(spec, source), LeftOut(), LeftOut()
+
+    def container_of(row: dict[str, Any]) -> Container:
+        is_enough = None if most is None else _count_taken(selection, most)
+        place = (row["image_key"], row["etag"], row["size_bytes"])
+        return Container(filesystem, *place, spec, left_out, noted, kept, is_enough)
+
     with ThreadPoolExecutor(_CONTAINERS_AHEAD, thread_name_prefix="containers") as threads:
         for table in list_objects(filesystem, path, left_out, in_order=most is not None):
             table = table.filter(selection.takes_objects(table["image_key"]))
             table = _without(table, selection.left_by_programs(table["image_key"]), _LEFT_BY_PROGRAMS, left_out)
             table = _without(table, selection.excludes(table["image_key"]), _LEFT_BY_PROGRAMS, left_out)
-            yield from _images(table, selection, filesystem, left_out, noted, threads, most)
+            yield from _images(table, selection, left_out, container_of, threads)
     for counted, words in ((left_out, "names are left out, because they "), (noted, "")):
         for what, number in counted.number.items():
             logger.warning(f"--input {source}: {number:,} {words}{what}, for example {counted.example[what]!a}")
@@ -108,35 +113,27 @@ def _without(table: pa.Table, left: pa.ChunkedArray, cause: str, left_out: LeftO
 def _images(
     objects: pa.Table,
     selection: Selection,
-    filesystem: fsspec.AbstractFileSystem,
     left_out: LeftOut,
-    noted: LeftOut,
+    container_of: Callable[[dict[str, Any]], Container],
     threads: ThreadPoolExecutor,
-    most: int | None,
 ) -> Iterator[pa.Table]:
     """The images of a page of objects: the objects themselves, or the images in them."""
     spec = selection.spec
-    containers: list[tuple[str, dict[str, Any]]] = []
+    containers: list[tuple[str, Container]] = []
     for kind in _CONTAINERS:
         if spec.format in ("auto", kind):
             # A source that is one object has the format of the flag, whatever its name is.
             keys = objects["image_key"]
             is_named = pc.equal(keys, selection.below[:-1]) if spec.format == kind else False
             of_kind = pc.or_(are_containers(kind, keys), is_named)
-            containers += [(kind, row) for row in objects.filter(of_kind).to_pylist()]
+            containers += [(kind, container_of(row)) for row in objects.filter(of_kind).to_pylist()]
             objects = objects.filter(pc.invert(of_kind))
     if spec.format not in CONTAINERS:
         yield objects.filter(selection.takes_images(objects["image_key"]))
     elif objects.num_rows:
         left_out.add(f"{_OTHER_FORMAT} {spec.format}", objects["image_key"][0].as_py(), objects.num_rows)
 
-    def submit(container: tuple[str, dict[str, Any]]) -> Any:
-        kind, row = container
-        is_enough = None if most is None else _count_taken(selection, most)
-        place = (row["image_key"], row["etag"], row["size_bytes"])
-        return threads.submit(_list_container, kind, Container(filesystem, *place, spec, left_out, noted, is_enough))
-
-    for tables in look_ahead(submit, containers, _CONTAINERS_AHEAD):
+    for tables in look_ahead(lambda one: threads.submit(_list_container, *one), containers, _CONTAINERS_AHEAD):
         for table in tables:
             # The row of a container that cannot be read has the key of an object, which was taken before.
             of_container = pc.and_(pc.is_valid(table["fault"]), pc.is_null(table["object_uri"]))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.config import Settings
+from pipeline.inputs.container import KeptIndexes
 from pipeline.inputs.listing import list_inputs, refuse_empty
 from pipeline.plan.changes import Changes, compare
 from pipeline.runs.check import Checked, check
@@ -29,14 +30,17 @@ def preview(settings: Settings) -> Preview:
         note = f"run {found.run_id}, planned at {found.created}, is not finished: the job would continue this run"
     else:
         refuse_empty(checked.inputs)
-    with changes_of(checked) as changes:
+    with changes_of(checked, keeps_indexes=False) as changes:
         return Preview(changes.counts, changes.size_bytes, changes.planned, note)
 
 
-def changes_of(checked: Checked) -> Changes:
-    """The changes that a run with these settings would have to process now."""
+def changes_of(checked: Checked, *, keeps_indexes: bool) -> Changes:
+    """The changes that a run with these settings would have to process now.
+
+    Indexes of tars that earlier runs have left in the output are used; with `keeps_indexes`, new ones are written.
+    """
     return compare(
-        list_inputs(checked.inputs, checked.settings.limit),
+        list_inputs(checked.inputs, checked.settings.limit, KeptIndexes(checked.output, keeps_indexes)),
         checked.inputs,
         checked.settings,
         checked.output,

@@ -7,6 +7,7 @@ from pipeline.errors import ErrorCode
 from pipeline.inputs.container import Container, fault_of, with_all_columns
 from pipeline.inputs.tar import index
 from pipeline.inputs.tar.index import TarIndex, UnsupportedTarError, index_tar
+from pipeline.inputs.tar.kept_index import keep_index, read_index
 from pipeline.inputs.tar.range_file import RangeFile
 from pipeline.inputs.verified import ChangedError
 from pipeline.store.filesystem import one_line
@@ -31,7 +32,7 @@ def list_tar(container: Container) -> list[pa.Table]:
     ValueError if the object is no tar. RunError if the store does not answer.
     """
     try:
-        found = index_tar(RangeFile(container), container.is_enough)
+        found = _index(container)
     except UnsupportedTarError as error:
         return [fault_of(container, ErrorCode.UNSUPPORTED, one_line(error))]
     except ChangedError as error:
@@ -39,6 +40,17 @@ def list_tar(container: Container) -> list[pa.Table]:
     _count(container, found)
     damage = [fault_of(container, ErrorCode.DAMAGED_CONTAINER, found.damage)] if found.damage is not None else []
     return [_listed(container, found.images), *damage]
+
+
+def _index(container: Container) -> TarIndex:
+    if container.is_enough is not None:
+        return index_tar(RangeFile(container), container.is_enough)
+    kept = read_index(container)
+    if kept is not None:
+        return kept
+    found = index_tar(RangeFile(container))
+    keep_index(container, found)
+    return found
 
 
 def _count(container: Container, found: TarIndex) -> None:
