@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipeline.inputs.container import with_all_columns
 from pipeline.store.filesystem import one_line, uri_of
-from pipeline.store.s3_pages import PageObjects, ask_for_page, objects_of
+from pipeline.store.s3_pages import PageObjects, ask_for_page, following_pages, objects_of
 
 logger = logging.getLogger(__name__)
 
@@ -67,16 +67,8 @@ class _Pages:
 
     def of_range(self, after: str) -> Iterator[tuple[PageObjects, bool]]:
         """(objects, whether more follow) of each page of the keys behind `after`."""
-        page = self.ask(StartAfter=after)
-        while True:
-            more = bool(page["IsTruncated"])
-            token = page.get("NextContinuationToken")
-            yield objects_of(page), more
-            if not more:
-                return
-            page = self.ask(ContinuationToken=token)
-            if page["IsTruncated"] and page.get("NextContinuationToken") in (None, token):
-                raise OSError("the store says that there are more objects, but not where its listing goes on")
+        for page in following_pages(self.ask, StartAfter=after):
+            yield objects_of(page), bool(page["IsTruncated"])
 
     def first_behind(self, after: str) -> str | None:
         """The first key behind `after`."""

@@ -44,7 +44,8 @@ def list_inputs(spec: InputSpec, most: int | None = None, kept: KeptIndexes | No
 
     An image of two overlapping inputs is listed twice. A caller that wants no more than `most` images gets them in the
     order of the inputs, and of the names in each, and is spared the reading of whole containers; else the images come
-    as fast as the store answers. `kept` spares the reading of containers that were listed before. Raises RunError if an input does not exist, or if permission to list it is missing.
+    as fast as the store answers. `kept` spares the reading of containers that were listed before. Raises RunError if an
+    input does not exist, or if permission to list it is missing.
     """
     for source in spec.sources:
         with store_errors_as(

@@ -5,11 +5,13 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import fsspec
 
 from pipeline.store.filesystem import is_local, is_s3
+from pipeline.store.s3_pages import following_pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +52,12 @@ def _on_disk(folder: str) -> Iterator[StoredObject]:
 
 def _in_bucket(filesystem: Any, folder: str) -> Iterator[StoredObject]:
     bucket, _, prefix = folder.partition("/")
-    for page in bucket_pages(filesystem, bucket, f"{prefix}/"):
-        for entry in page:
-            yield StoredObject(f"{bucket}/{entry['Key']}", entry["Size"], entry["LastModified"].timestamp())
-
-
-def bucket_pages(filesystem: Any, bucket: str, prefix: str) -> Iterator[list[dict[str, Any]]]:
-    """The entries of S3's listing below `prefix`, page by page; without the empty objects that stand for folders.
-
-    find() and walk() of s3fs would keep 3-4 KB for every key that they list.
-    """
-    page: dict[str, Any] = {"IsTruncated": True}
-    while page["IsTruncated"]:
-        token = {"ContinuationToken": page["NextContinuationToken"]} if "NextContinuationToken" in page else {}
-        page = filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **token)
-        if page["IsTruncated"] and page.get("NextContinuationToken") in (None, token.get("ContinuationToken")):
-            raise OSError("the store says that there are more objects, but not where its listing goes on")
-        yield [entry for entry in page.get("Contents", ()) if entry["Size"] or not entry["Key"].endswith("/")]
+    # find() and walk() of s3fs would keep 3-4 KB for every key that they list.
+    ask = partial(filesystem.call_s3, "list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/")
+    for page in following_pages(ask):
+        for entry in page.get("Contents", ()):
+            if entry["Size"] or not entry["Key"].endswith("/"):  # an empty object may stand for a folder
+                yield StoredObject(f"{bucket}/{entry['Key']}", entry["Size"], entry["LastModified"].timestamp())
 
 
 def _in_any(filesystem: fsspec.AbstractFileSystem, folder: str) -> Iterator[StoredObject]:

@@ -4,6 +4,7 @@ The parser makes a dictionary and a date of each object, which for tens of milli
 """
 
 import re
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,22 @@ def ask_for_page(filesystem: Any, **arguments: Any) -> dict[str, Any]:
         return page
     finally:
         _ASKED_HERE.reset(mark)
+
+
+def following_pages(ask: Callable[..., dict[str, Any]], **first: Any) -> Iterator[dict[str, Any]]:
+    """The pages that `ask` returns: for the arguments `first`, then for the place where each page says to go on.
+
+    OSError if a store does not say so, or names the same place again: the first page would be listed for ever.
+    """
+    page, before = ask(**first), None
+    while True:
+        token = page.get("NextContinuationToken")
+        if page["IsTruncated"] and token in (None, before):
+            raise OSError("the store says that there are more objects, but not where its listing goes on")
+        yield page
+        if not page["IsTruncated"]:
+            return
+        page, before = ask(ContinuationToken=token), token
 
 
 def objects_of(page: dict[str, Any]) -> PageObjects:
