@@ -9,7 +9,7 @@ these rules that holds gives an image its reason:
     ... or with other settings that change results             settings_changed
     its row says `failed`, for a reason that may pass          retry
     none of these                                              unchanged (mode overwrite: overwrite)
-    the image has a current row but is not in the listing      removed
+    the image has a current row but is not in the listing      removed, unless it may lie in a tar that cannot be read
 
 Mode retry-failed plans every listed image whose row says `failed`, whatever other rule holds, with the reason `retry`.
 The mode leaves out all other images; those that another mode would plan count as `not_selected`.
@@ -122,11 +122,12 @@ def compare(
                 _spool(_first(listing, settings.limit), scratch.folder)
                 version = loading.result()
             scratch.connection.execute(f"CREATE VIEW listing AS FROM read_parquet('{scratch.folder}/*.parquet')")
-            if spec.names_its_images or len(spec.sources) > 1:
+            if spec.names_its_images or len(spec.sources) > 1 or _may_hold_twins(scratch.connection):
                 _drop_twins(scratch.connection)
             _load_fingerprints(scratch.connection, output, fingerprint, weights_sha256)
             _join(scratch.connection, settings.mode, whole_listing=settings.limit is None and bool(selections))
             _keep_removed_in_scope(scratch.connection, selections)
+            _keep_removed_of_read_containers(scratch.connection)
             # Without this, DuckDB 1.5 returns the sorted rows in another order. Set any earlier, it costs memory.
             scratch.connection.execute("SET preserve_insertion_order = true")
             planned = tuple(name for name in REASONS if name != "removed" or settings.tombstone_removed)
@@ -167,6 +168,14 @@ def _spool(listing: Iterable[pa.Table], folder: str) -> None:
             num_rows = 0
     if pending or not number:
         write()
+
+
+def _may_hold_twins(database: duckdb.DuckDBPyConnection) -> bool:
+    """Whether an object may have the key of an image in a tar: `t.tar#a.jpg` is a good name for an object, too."""
+    [(containers, hashes)] = database.execute(
+        "SELECT count(object_uri), count(*) FILTER (contains(coalesce(object_uri, image_key), '#')) FROM listing"
+    ).fetchall()
+    return bool(containers and hashes)
 
 
 def _drop_twins(database: duckdb.DuckDBPyConnection) -> None:
@@ -264,3 +273,22 @@ def _keep_removed_in_scope(database: duckdb.DuckDBPyConnection, selections: list
         if len(beside):
             database.from_arrow(pa.table({"image_key": beside})).insert_into("beside")
     database.execute("DELETE FROM changes WHERE reason = 'removed' AND image_key IN (SELECT image_key FROM beside)")
+
+
+def _keep_removed_of_read_containers(database: duckdb.DuckDBPyConnection) -> None:
+    """Drop removed images of containers that could not be read, or not to their end: the images may still be there.
+
+    The fault of such a container stands in a row that has its URI as key; the keys of its images are `<URI>#<name>`.
+    """
+    database.execute("""
+        DELETE FROM changes WHERE reason = 'removed' AND image_key IN (
+            SELECT image_key
+            FROM (
+                SELECT image_key, string_split(image_key, '#') AS parts
+                FROM changes WHERE reason = 'removed' AND contains(image_key, '#')
+            ), unnest(range(1, len(parts))) AS numbers(number)
+            WHERE array_to_string(parts[1:number], '#') IN (
+                SELECT image_key FROM listing WHERE fault IS NOT NULL AND object_uri IS NULL
+            )
+        )
+    """)

@@ -26,6 +26,7 @@ from pipeline.schema import IMAGES
 from tests.support.listed import PlannedImage, list_images, listed_table, planned_images
 from tests.support.published_tables import image_row, publish
 from tests.support.run_records import run_json
+from tests.support.tars import member, tar_of
 
 # --- a naive oracle over random histories -----------------------------------------------------------------------------
 
@@ -250,6 +251,30 @@ def test_a_key_that_stands_for_two_objects_is_one_line(tmp_path):
         compared([listed_table(images)], settings, spec)
     with compared([listed_table(images[:1] * 3)], settings, spec) as changes:
         assert changes.counts == {"new": 1}
+
+
+def test_images_of_a_tar_that_cannot_be_read_are_not_removed(tmp_path):
+    source, output = tmp_path / "photos", str(tmp_path / "out")
+    source.mkdir()
+    tars = {name: source / name for name in ("a.tar", "b#1.tar", "b.tar")}
+    for path in tars.values():
+        path.write_bytes(tar_of(member(f"{number}#.jpg", b"x") for number in range(3)))
+    (source / "c.jpg").write_bytes(b"x")
+    rows = [image_row(i.image_key, "run0", 0, etag=i.etag, size_bytes=1) for i in list_images(str(source))]
+    publish(output, "images", "run0", [rows])
+    assert counts(Settings(str(source), output)) == {"unchanged": 10}
+    tars["a.tar"].write_bytes(b"no tar")
+    tars["b#1.tar"].write_bytes(tars["b#1.tar"].read_bytes()[: 1024 + 100])
+    tars["b.tar"].unlink()
+    assert counts(Settings(str(source), output)) == {"unchanged": 1, "new": 2, "changed": 1, "removed": 3}
+    assert counts(Settings(str(source / "a.tar"), output)) == {"new": 1}
+
+
+def test_an_object_with_the_key_of_an_image_in_a_tar_is_one_line(tmp_path):
+    (tmp_path / "a.tar").write_bytes(tar_of([member("1.jpg", b"x")]))
+    (tmp_path / "a.tar#1.jpg").write_bytes(b"x")
+    with pytest.raises(RunError, match=r"2 images have the key file://.*/a\.tar#1\.jpg and lie in different places"):
+        counts(Settings(str(tmp_path), str(tmp_path / "out")))
 
 
 def test_what_the_input_does_not_say_is_not_compared(tmp_path):
