@@ -79,7 +79,9 @@ def _ranges(images: Sequence[ListedImage]) -> Iterator[list[ListedImage]]:
 def _continues(group: Sequence[ListedImage], image: ListedImage) -> bool:
     first, last = _extent(group)
     start, end = _extent([image])
-    return group[0].object == image.object and start - last <= _MOST_GAP_BYTES and end - first <= _MOST_RANGE_BYTES
+    if group[0].object != image.object or first < 0:  # a wrong place in the plan costs its own image only
+        return False
+    return start - last <= _MOST_GAP_BYTES and end - first <= _MOST_RANGE_BYTES
 
 
 def _extent(images: Sequence[ListedImage]) -> tuple[int, int]:
