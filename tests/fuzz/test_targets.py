@@ -7,7 +7,7 @@ import pytest
 from tests.fuzz.targets import TARGETS, FindingError, Target
 
 CHANGED = 25  # of each target
-SLOW = {"config": 3, "plan": 10}  # builds a model; reads Parquet
+SLOW = {"config": 3, "plan": 10, "tar_index": 10}  # builds a model; reads Parquet
 
 
 def changed(data: bytes, chance: random.Random) -> bytes:
