@@ -1,7 +1,6 @@
 """Every object below a folder of a store, page by page: its path, its size and when it was written last."""
 
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,7 +25,7 @@ class StoredObject:
 def objects_below(filesystem: fsspec.AbstractFileSystem, folder: str) -> Iterator[StoredObject]:
     """The objects below `folder`, in no particular order; none if there is no such folder. Raises STORE_ERRORS.
 
-    On a disk, a link is an object itself: neither its size nor its folder is of what the link leads to.
+    On a disk, a link is an OSError: who removes by names would not know what else goes by another name.
     """
     if is_local(filesystem):
         return _on_disk(folder)
@@ -43,9 +42,11 @@ def _on_disk(folder: str) -> Iterator[StoredObject]:
         try:
             if entry.is_dir(follow_symlinks=False):
                 yield from _on_disk(entry.path)
+            elif entry.is_symlink():
+                raise OSError(f"{entry.path} is a link; put a mount in its place, or remove it")
             else:
                 found = entry.stat(follow_symlinks=False)
-                yield StoredObject(entry.path, found.st_size if stat.S_ISREG(found.st_mode) else 0, found.st_mtime)
+                yield StoredObject(entry.path, found.st_size, found.st_mtime)
         except FileNotFoundError:  # removed since the folder was listed
             continue
 

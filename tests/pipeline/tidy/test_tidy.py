@@ -127,12 +127,24 @@ def test_parts_that_nobody_publishes_go_and_files_of_others_stay(output):
         put(str(output), f"images/{name}", b"x")
     age(output, 40)
     put(str(output), "images/run=lost/shard-000001-0123456789abcdef.parquet", b"x")
-    (output / "images" / "link.parquet").symlink_to(output.parent)
     stays = files(output) - {"images/run=lost/shard-000000-0123456789abcdef.parquet", "images/part-00000.parquet"}
     found = tidied(output, keep_versions=100, compact=False)
     assert [found.files.count(why)[0] for why in (UNPUBLISHED, NOT_NEEDED)] == [1, 1]
     assert {path for path in stays if path.startswith(("images/", "segments/"))} <= files(output)
     assert not (output / "images/part-00000.parquet").exists()
+
+
+@pytest.mark.parametrize("link", ["images/run=third", "_runs/third", "images/link.parquet"])
+def test_where_there_are_links_nothing_goes(output, link):
+    """Files may be needed by another name than the one that a listing gives them."""
+    if (output / link).exists():
+        (output / link).rename(f"{output / link} elsewhere")
+    (output / link).symlink_to(f"{output / link} elsewhere")
+    there = files(output)
+    with pytest.raises(RunError, match=r"third|link\.parquet") as refused:
+        tidied(output)
+    assert "is a link; put a mount in its place" in str(refused.value)
+    assert {path for path in files(output) if "lease" not in path} == there
 
 
 def test_the_log_keeps_the_versions_that_stay(output, monkeypatch):
