@@ -73,13 +73,19 @@ class Scene:
     segments: tuple[tuple[int, int], ...]  # (segment_id, category_id), ascending
 
 
-def draw_scene(seed: int, index: int, height: int, width: int) -> Scene:
-    """Draw scene `index` of the endless series `seed`. ValueError for unusable numbers."""
+def draw_scene(seed: int, index: int, height: int, width: int, *, unit: int | None = None) -> Scene:
+    """Draw scene `index` of the endless series `seed`. ValueError for unusable numbers.
+
+    `unit`, in pixels, makes a landscape: its things and textures are as large as those of a scene of unit x unit
+    pixels, and there are as many things on each area of that size. By default the shorter side is the unit.
+    """
     check_size(height, width)
+    if unit is not None and not MIN_SIDE <= unit <= min(height, width):
+        raise ValueError(f"the unit must have {MIN_SIDE} to {min(height, width)} pixels, got {unit}")
     if seed < 0 or index < 0:
         raise ValueError(f"seed and index must be at least 0, got {seed} and {index}")
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
-    canvas = _Canvas(height, width)
+    canvas = _Canvas(height, width, unit)
     _paint_ground(canvas, rng)
     _paint_things(canvas, rng)
     pixels_HW3 = _photograph(canvas.colours_3HW, rng)
@@ -98,30 +104,29 @@ def check_size(height: int, width: int) -> None:
 class _Canvas:
     """A scene while it is painted, back to front, and the number of pixels that each segment must keep."""
 
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(self, height: int, width: int, unit: int | None = None) -> None:
+        self.unit = min(height, width) if unit is None else unit
+        # Of how many scenes' things there is room.
+        self.num_scenes = 1 if unit is None else max(1, round(height * width / unit**2))
         self.colours_3HW: Floats = np.zeros((3, height, width), np.float32)
         self.ids_HW = np.zeros((height, width), np.int32)
         self.category_ids: list[int] = []  # of segments 1, 2, ...
         self.tones: list[Floats] = []  # [2, 3] each
         self.num_required: list[float] = []  # pixels
-
-    @property
-    def shorter_side(self) -> int:
-        return min(self.ids_HW.shape)
+        self.num_pixels = np.zeros(0, np.int64)  # of segments 1, 2, ...
 
     def required(self, num_whole: int) -> float:
         """Pixels that a segment of `num_whole` pixels must keep."""
-        return max(MIN_VISIBLE_SHARE * num_whole, MIN_IMAGE_SHARE * self.ids_HW.size)
-
-    def num_pixels(self) -> NDArray[np.int64]:
-        """Number of pixels of segments 1, 2, ..."""
-        return np.bincount(self.ids_HW.reshape(-1), minlength=len(self.category_ids) + 1)[1:]
+        return max(MIN_VISIBLE_SHARE * num_whole, MIN_IMAGE_SHARE * self.ids_HW.size / self.num_scenes)
 
     def paint(self, window: Window, distances_hw: Floats, shade_hw: Floats, tones_23: Floats, name: str) -> None:
         """Paint a new segment over all others: ids inside the outline, colours with smooth edges."""
         self.category_ids.append(_ID_OF_NAME[name])
         self.tones.append(tones_23)
-        self.ids_HW[window][distances_hw < 0] = len(self.category_ids)
+        inside_hw = distances_hw < 0
+        num_taken = np.bincount(self.ids_HW[window][inside_hw], minlength=len(self.category_ids))[1:]
+        self.num_pixels = np.append(self.num_pixels - num_taken, inside_hw.sum())
+        self.ids_HW[window][inside_hw] = len(self.category_ids)
         # A pixel's centre decides its id. Colours mix by the covered share of the pixel, one half at the outline.
         cover_hw = np.clip(0.5 - distances_hw, 0, 1)
         first_311, second_311 = tones_23[:, :, None, None]
@@ -143,9 +148,9 @@ def _paint_ground(canvas: _Canvas, rng: np.random.Generator) -> None:
     names = rng.permutation(_STUFF_NAMES)[: rng.integers(1, MAX_STUFF + 1)]
     for name, distances_HW in zip(names, _region_distances(canvas, len(names), rng), strict=True):
         stuff = textures.STUFF[name]
-        shade_HW = stuff.texture(height, width, canvas.shorter_side / 128 * rng.uniform(0.8, 1.5), rng)
+        shade_HW = stuff.texture(height, width, canvas.unit / 128 * rng.uniform(0.8, 1.5), rng)
         canvas.paint(everything, distances_HW, shade_HW, textures.vary(stuff.tones_23, rng), name)
-    canvas.num_required = [canvas.required(int(num)) for num in canvas.num_pixels()]
+    canvas.num_required = [canvas.required(int(num)) for num in canvas.num_pixels]
 
 
 def _region_distances(canvas: _Canvas, num_regions: int, rng: np.random.Generator) -> list[Floats]:
@@ -161,7 +166,7 @@ def _region_distances(canvas: _Canvas, num_regions: int, rng: np.random.Generato
         if rng.random() < _STRAIGHT_SHARE:
             distances.append(border - across_HW)
         else:
-            amplitude, period = (canvas.shorter_side * rng.uniform(*bounds) for bounds in ((0.03, 0.06), (0.3, 0.8)))
+            amplitude, period = (canvas.unit * rng.uniform(*bounds) for bounds in ((0.03, 0.06), (0.3, 0.8)))
             wave_HW = np.sin(along_HW * (2 * math.pi / period) + rng.uniform(0, 2 * math.pi))
             distances.append(border + amplitude * wave_HW - across_HW)
     return distances
@@ -196,9 +201,9 @@ class _Patch:
 
 
 def _paint_things(canvas: _Canvas, rng: np.random.Generator) -> None:
-    num_wanted = rng.integers(1, MAX_THINGS + 1)
+    num_wanted = rng.integers(1, MAX_THINGS + 1, canvas.num_scenes).sum()
     placed: list[_Pose] = []
-    for _ in range(_TRIES):
+    for _ in range(_TRIES * canvas.num_scenes):
         if len(placed) == num_wanted:
             break
         pose = _draw_pose(canvas, placed, rng)
@@ -212,7 +217,7 @@ def _draw_pose(canvas: _Canvas, placed: list[_Pose], rng: np.random.Generator) -
     """A random thing at a random place, or one of an existing thing's class that touches or overlaps that thing."""
     height, width = canvas.ids_HW.shape
     name = _THING_NAMES[rng.integers(len(_THING_NAMES))]
-    radius = canvas.shorter_side * rng.uniform(*DIAMETERS) / 2
+    radius = canvas.unit * rng.uniform(*DIAMETERS) / 2
     y, x = rng.uniform(0, height), rng.uniform(0, width)
     if placed and rng.random() < _COMPANION_SHARE:
         other = placed[rng.integers(len(placed))]
@@ -257,7 +262,7 @@ def _leaves_enough(canvas: _Canvas, patch: _Patch) -> bool:
     num_taken = np.bincount(_ids_below(canvas, patch), minlength=len(canvas.category_ids) + 1)[1:]
     if num_taken.sum() < canvas.required(patch.num_whole):
         return False
-    return bool((canvas.num_pixels() - num_taken >= canvas.num_required).all())
+    return bool((canvas.num_pixels - num_taken >= canvas.num_required).all())
 
 
 def _ids_below(canvas: _Canvas, patch: _Patch) -> NDArray[np.int32]:

@@ -288,3 +288,24 @@ def test_colours_change_where_ids_do(many):
         assert here > 1.5 * np.mean([change(scene, dy, dx) for scene in many[:40]])
     for dy, dx in ((1, 0), (-1, 0), (0, 1), (0, -1)):
         assert here > 1.1 * np.mean([change(scene, dy, dx) for scene in many[:40]])
+
+
+def test_a_landscape_has_things_of_the_size_and_number_of_its_unit():
+    landscape, scenes = draw_scene(3, 0, 512, 640, unit=128), [draw_scene(3, index, 128, 128) for index in range(20)]
+    assert landscape.ids_HW.shape == (512, 640)
+    things = {category["id"] for category in CATEGORIES if category["isthing"]}
+
+    def areas(scene: Scene) -> list[int]:
+        return [int((scene.ids_HW == number).sum()) for number, category_id in scene.segments if category_id in things]
+
+    alone = [area for scene in scenes for area in areas(scene)]
+    assert len(areas(landscape)) == pytest.approx(len(alone), rel=0.5), "20 units in both"
+    assert np.mean(areas(landscape)) == pytest.approx(np.mean(alone), rel=0.3)
+    assert min(areas(landscape)) >= MIN_IMAGE_SHARE * 128**2
+    assert draw_scene(3, 0, 128, 200).segments == draw_scene(3, 0, 128, 200, unit=None).segments
+
+
+@pytest.mark.parametrize("unit", [31, 129])
+def test_a_unit_outside_of_the_image_is_refused(unit):
+    with pytest.raises(ValueError, match=f"32 to 128 pixels, got {unit}"):
+        draw_scene(0, 0, 128, 200, unit=unit)
