@@ -21,6 +21,7 @@ from m2f_core.inference.merge_tiles import (
 )
 from m2f_core.inference.tiling import Tile, Tiling
 from m2f_core.masks import rle
+from pipeline.scenes.draw import CATEGORIES, draw_scene
 from tests.core.masks.test_rle import blobs
 
 RULES = {
@@ -96,6 +97,40 @@ def is_connected_enough(answer: np.ndarray, tiling: Tiling) -> np.ndarray:
         if len(reached) == len(here):
             good.append(label)
     return np.isin(answer, good)
+
+
+def test_a_mosaic_of_scenes_comes_back_from_its_tiles() -> None:
+    """Six synthetic scenes side by side, whose seams lie elsewhere than those of the tiles."""
+    scenes = [[draw_scene(5, 3 * row + column, 128, 128) for column in range(3)] for row in range(2)]
+    answer = np.zeros((256, 384), np.int32)
+    class_ids: dict[int, int] = {}
+    for row, column in np.ndindex(2, 3):
+        scene = scenes[row][column]
+        answer[128 * row : 128 * (row + 1), 128 * column : 128 * (column + 1)] = scene.ids_HW + len(class_ids)
+        class_ids |= {len(class_ids) + number: category_id for number, category_id in scene.segments}
+    tiling = Tiling(100, 30)
+    tiles = tiling.tiles(256, 384)
+    assert len(tiles) == 4 * 6
+    found = [
+        [
+            TileSegment(class_ids[r.label], 1.0, r.counts)
+            for r in rle.encode_runs(rle.label_runs(np.ascontiguousarray(part(answer, tile.box))), *tile.box.size_hw)
+        ]
+        for tile in tiles
+    ]
+    stuff = frozenset(category["id"] for category in CATEGORIES if not category["isthing"])
+    merged = merge_tiles(tiles, found, (256, 384), MergeRule(stuff, may_overlap=False))
+    connected = is_connected_enough(answer, tiling)
+    wanted = []
+    for number, class_id in class_ids.items():
+        if class_id not in stuff and connected[answer == number].all():
+            wanted.append((class_id, rle.encode_mask(answer == number)))
+    for class_id in stuff & set(class_ids.values()):
+        same = [number for number, other in class_ids.items() if other == class_id]
+        wanted.append((class_id, rle.encode_mask(np.isin(answer, same))))
+    assert len(wanted) > 15
+    assert set(wanted) <= {(segment.class_id, segment.mask.counts) for segment in merged}
+    assert len(merged) - len(wanted) <= 2 * sum(not connected[answer == number].all() for number in class_ids)
 
 
 # ----------------------------------------------------------------------------------------- any opinions of the tiles
