@@ -2,25 +2,30 @@
 
 import io
 import threading
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from m2f_core.checkpoints.checkpoint import Checkpoint
 from m2f_core.inference.instance import InstanceSettings
 from m2f_core.inference.panoptic import PanopticSettings
 from m2f_core.inference.semantic import SemanticSettings
 from m2f_core.inference.tiling import Tiling
 from m2f_core.masks.rle import decode
+from pipeline.commit.encode import EncodeSpec, encode_shard
 from pipeline.decoding.decode import open_image
 from pipeline.errors import ErrorCode, ImageError
 from pipeline.guard.planted_faults import marker
 from pipeline.segment import cut_images, isolate, preparation
+from pipeline.segment.actor import segmented_table
 from pipeline.segment.cut_images import CutImage, open_together
 from pipeline.segment.isolate import segment_one_by_one
 from pipeline.segment.postprocess import merged_segments
 from pipeline.segment.segmenter import Segmenter
 from pipeline.segment.spec import SegmentedImage
+from tests.pipeline.segment.test_actor import fetched
 from tests.support.segmenting import encoded, small_spec
 from tests.support.waiting import PATIENCE_SECONDS
 
@@ -57,6 +62,10 @@ def test_each_tile_is_an_image_of_its_own(tiny_checkpoint, task):
     wanted = merged_segments(tiles, found, (150, 90), TASKS[task])
     assert cut == again == SegmentedImage(150, 90, wanted)
     check_ids(cut, task)
+    # The encoder checks every invariant of the tables.
+    spec = EncodeSpec("run", datetime.now(UTC), "f00d", 1, task, Checkpoint(tiny_checkpoint).labels.categories)
+    tables = encode_shard(0, segmented_table(fetched((data, None, "new")).drop_columns(["data"]), [cut]), spec)
+    assert tables["images"].column("num_segments").to_pylist() == [len(cut.segments)]
 
 
 def check_ids(image: SegmentedImage, task: str) -> None:
