@@ -90,13 +90,16 @@ class Settings:
     """Process only the first N images of the listing."""
     input_format: Annotated[InputFormat, INPUT, SELECTS_IMAGES] = "auto"
     """auto: objects named *.tar or *.parquet hold images, and each other object is an image; images, tar, parquet: all
-    inputs are of this kind."""
+    inputs are of this kind; manifest: files that name the images (Parquet, CSV, JSON lines, text); inventory: an S3
+    Inventory."""
     include: Annotated[tuple[str, ...], INPUT, SELECTS_IMAGES] = ()
     """Take only images that one of these patterns matches: *.jpg is a name in any folder, train/** a path below the
     input."""
     exclude: Annotated[tuple[str, ...], INPUT, SELECTS_IMAGES] = ()
     """Leave out objects and images that one of these patterns matches. Names such as .DS_Store and Thumbs.db are always
     left out."""
+    allow_scheme: Annotated[tuple[str, ...], INPUT] = ()
+    """Let a manifest name objects of these schemes too: https, http, or file in a manifest that lies in a bucket."""
     anonymous: Annotated[bool, INPUT] = False
     """Read --input without credentials, as from a public bucket."""
     requester_pays: Annotated[bool, INPUT] = False
@@ -204,6 +207,11 @@ class Settings:
             raise RunError(f"--label-ids-to-fuse holds a negative id: {sorted(self.label_ids_to_fuse or ())}")
         if self.tombstone_removed and (self.limit is not None or self.mode == "retry-failed"):
             raise RunError("--tombstone-removed needs the whole listing; leave out --limit and --mode retry-failed")
+        if self.tombstone_removed and self.input_spec(()).names_its_images:
+            raise RunError(
+                f"--tombstone-removed is not for --input-format {self.input_format}: a list does not say of which "
+                "images it is the whole"
+            )
         check_patterns("--include", self.include)
         check_patterns("--exclude", self.exclude)
         self._check_flags_of_task()
@@ -244,6 +252,7 @@ class Settings:
             format=self.input_format,
             include=self.include,
             exclude=self.exclude,
+            allow_schemes=self.allow_scheme,
             access=Access(self.anonymous, self.requester_pays),
         )
 

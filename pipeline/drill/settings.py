@@ -47,6 +47,7 @@ class DrillSettings(Settings):
             "input_format": "images",
             "include": (),
             "exclude": (),
+            "allow_scheme": (),
             "anonymous": False,
             "requester_pays": False,
         }

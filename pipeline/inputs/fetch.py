@@ -17,9 +17,10 @@ from pipeline.errors import ErrorCode, ImageError, StoreUnavailableError
 from pipeline.guard.watchdog import TRIED_AGAIN, start_watchdog, watch
 from pipeline.input_spec import InputSpec
 from pipeline.inputs.reads import ImageReader, ListedImage, ReadImage, one_request_each
-from pipeline.inputs.verified import READ_SHARE, ChangedError, CorruptError
+from pipeline.inputs.verified import MAX_OBJECT_BYTES, READ_SHARE, ChangedError, CorruptError
 from pipeline.schema import FETCHED, LISTED, pack_shard, unpack_shard
 from pipeline.store.filesystem import check_visible, one_line
+from pipeline.store.objects import TooManyBytesError
 from pipeline.store.retries import IMAGE
 from pipeline.telemetry.costs import Costs
 from pipeline.telemetry.in_flight import Tell, tell_nobody
@@ -27,8 +28,6 @@ from pipeline.telemetry.instruments import label_run
 from pipeline.telemetry.metrics import READ_BYTES, count_shard
 
 READ_THREADS = 16  # an object of 100 KB takes 20-50 ms from S3, so this many threads read 300-800 images/s
-# A larger object is not an image: a film or an archive below the prefix would fill the worker's memory.
-MAX_OBJECT_BYTES = 512 * 2**20
 # If at least this many images all fail with one of these codes, the images are not the cause, but expired credentials
 # or a lost network. Written as rows, these failures would be thousands in a run that looks finished.
 _STORE_FAILED = frozenset((ErrorCode.ACCESS_DENIED, ErrorCode.READ_FAILED))
@@ -79,8 +78,8 @@ class FetchImages:
         return pack_shard(shard, _fetched(planned, results), costs=costs.seconds)
 
     def _check_visible(self) -> None:
-        """RunError if an input is a local folder that this machine does not have."""
-        for source in self.reader.spec.sources:
+        """RunError if an input is a local folder that this machine does not have. The driver alone reads lists."""
+        for source in () if self.reader.spec.names_its_images else self.reader.spec.sources:
             check_visible(*self.reader.place(source.uri), "--input")
 
     def fetch_all(self, images: Sequence[ListedImage]) -> list[ReadImage | ImageError]:
@@ -107,7 +106,7 @@ class FetchImages:
         with watch("reading", group[0].image_key):
             try:
                 for attempt in IMAGE.retrying(
-                    retry_if_not_exception_type((FileNotFoundError, PermissionError, ChangedError)),
+                    retry_if_not_exception_type((FileNotFoundError, PermissionError, ChangedError, TooManyBytesError)),
                     give_up_after=READ_SHARE * self.step_timeout,
                 ):
                     with attempt:
@@ -139,6 +138,8 @@ def _error_of(error: Exception) -> ImageError:
             return ImageError(ErrorCode.NOT_FOUND, "the object was listed but no longer exists")
         case PermissionError():
             return ImageError(ErrorCode.ACCESS_DENIED, one_line(error))
+        case TooManyBytesError():
+            return ImageError(ErrorCode.TOO_LARGE, one_line(error))
         case ChangedError():
             return ImageError(ErrorCode.CHANGED, one_line(error))
         case CorruptError():

@@ -16,11 +16,12 @@ import pyarrow.compute as pc
 from pipeline.errors import ErrorCode, RunError
 from pipeline.input_spec import InputSpec, Source
 from pipeline.inputs.container import Container, KeptIndexes, LeftOut, fault_of, with_all_columns
+from pipeline.inputs.lists.manifest import list_manifest
 from pipeline.inputs.objects import list_objects
 from pipeline.inputs.selection import CONTAINERS, Selection, are_containers
 from pipeline.inputs.tar.images import list_tar
 from pipeline.look_ahead import look_ahead
-from pipeline.store.filesystem import one_line, open_filesystem, store_errors_as
+from pipeline.store.filesystem import facts_of, one_line, open_filesystem, path_of, store_errors_as
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +29,18 @@ _CONTAINERS_AHEAD = 16  # containers whose images are listed at a time
 
 _LEFT_BY_PROGRAMS = "were left by programs, or are excluded by --exclude"
 _OTHER_FORMAT = "are not of --input-format"
+_WITHOUT_ETAG = "images come without an ETag, so that later runs see changes of them only by their size"
+_MARKERS = "are marks of folders"
 
 
 # By kind: the images of one container. ValueError or ArrowException if the object is not of this kind.
 _CONTAINERS: dict[str, Callable[[Container], list[pa.Table]]] = {
     "tar": list_tar,
 }
-# By kind: the images that the files of one source name.
-_LISTS: dict[str, Callable[[InputSpec, Source], Iterator[pa.Table]]] = {}
+# By kind: the objects that the files of one source name.
+_LISTS: dict[str, Callable[[InputSpec, Source], Iterator[pa.Table]]] = {
+    "manifest": list_manifest,
+}
 
 
 def list_inputs(spec: InputSpec, most: int | None = None, kept: KeptIndexes | None = None) -> Iterator[pa.Table]:
@@ -54,22 +59,22 @@ def list_inputs(spec: InputSpec, most: int | None = None, kept: KeptIndexes | No
             denied=f"no permission to list --input {source}",
             missing=f"--input {source} does not exist",
         ):
-            for table in _tables_of(spec, source, most, kept):
+            for table in _list_source(spec, source, most, kept):
                 if table.num_rows:
                     yield table
-
-
-def _tables_of(spec: InputSpec, source: Source, most: int | None, kept: KeptIndexes | None) -> Iterator[pa.Table]:
-    if spec.format in _LISTS:
-        return _LISTS[spec.format](spec, source)
-    return _list_source(spec, source, most, kept)
 
 
 def refuse_empty(spec: InputSpec) -> None:
     """Raise RunError if an input has no images: a wrong name is more likely than a bucket that lost everything."""
     for source in spec.sources:
         if next(list_inputs(replace(spec, sources=(source,)), most=1), None) is None:
-            raise RunError(f"--input {source} holds no {'objects' if spec.format == 'auto' else 'images'}")
+            raise RunError(f"--input {source} {_nothing(spec)}")
+
+
+def _nothing(spec: InputSpec) -> str:
+    if spec.names_its_images:
+        return "names no images"
+    return f"holds no {'objects' if spec.format == 'auto' else 'images'}"
 
 
 def first_images(spec: InputSpec, number: int) -> pa.Table:
@@ -84,23 +89,45 @@ def first_images(spec: InputSpec, number: int) -> pa.Table:
 
 
 def _list_source(spec: InputSpec, source: Source, most: int | None, kept: KeptIndexes | None) -> Iterator[pa.Table]:
-    filesystem, path = open_filesystem(source.uri, spec.access)
     selection, left_out, noted = Selection(spec, source), LeftOut(), LeftOut()
 
     def container_of(row: dict[str, Any]) -> Container:
+        uri = row["object_uri"] or row["image_key"]
         is_enough = None if most is None else _count_taken(selection, most)
-        place = (row["image_key"], row["etag"], row["size_bytes"])
-        return Container(filesystem, *place, spec, left_out, noted, kept, is_enough)
+        filesystem, _ = open_filesystem(uri, spec.access)
+        return Container(filesystem, uri, row["etag"], row["size_bytes"] or 0, spec, left_out, noted, kept, is_enough)
 
     with ThreadPoolExecutor(_CONTAINERS_AHEAD, thread_name_prefix="containers") as threads:
-        for table in list_objects(filesystem, path, left_out, in_order=most is not None):
-            table = table.filter(selection.takes_objects(table["image_key"]))
-            table = _without(table, selection.left_by_programs(table["image_key"]), _LEFT_BY_PROGRAMS, left_out)
-            table = _without(table, selection.excludes(table["image_key"]), _LEFT_BY_PROGRAMS, left_out)
-            yield from _images(table, selection, left_out, container_of, threads)
+        for table in _objects(selection, left_out, in_order=most is not None):
+            table = _without(table, selection.left_by_programs(_object(table)), _LEFT_BY_PROGRAMS, left_out)
+            table = _without(table, selection.excludes(_object(table)), _LEFT_BY_PROGRAMS, left_out)
+            for images in _images(table, selection, left_out, container_of, threads):
+                yield images
+                without_etag = images.filter(pc.equal(images["etag"], ""))["image_key"]
+                if len(without_etag):
+                    noted.add(_WITHOUT_ETAG, without_etag[0].as_py(), len(without_etag))
     for counted, words in ((left_out, "names are left out, because they "), (noted, "")):
         for what, number in counted.number.items():
             logger.warning(f"--input {source}: {number:,} {words}{what}, for example {counted.example[what]!a}")
+
+
+def _objects(selection: Selection, left_out: LeftOut, *, in_order: bool) -> Iterator[pa.Table]:
+    """The objects of the source, which a list names or a listing finds."""
+    spec, source = selection.spec, selection.source
+    if spec.format in _LISTS:
+        for table in _LISTS[spec.format](spec, source):
+            is_empty = pc.equal(pc.fill_null(table["size_bytes"], 0), 0)
+            is_marker = pc.and_(pc.ends_with(_object(table), "/"), is_empty)
+            yield _without(table, is_marker, _MARKERS, left_out)
+        return
+    filesystem, path = open_filesystem(source.uri, spec.access)
+    for table in list_objects(filesystem, path, left_out, in_order=in_order):
+        yield table.filter(selection.takes_objects(table["image_key"]))
+
+
+def _object(table: pa.Table) -> pa.ChunkedArray:
+    """The URIs of the objects to read."""
+    return pc.coalesce(table["object_uri"], table["image_key"])
 
 
 def _without(table: pa.Table, left: pa.ChunkedArray, cause: str, left_out: LeftOut) -> pa.Table:
@@ -122,15 +149,21 @@ def _images(
     spec = selection.spec
     containers: list[tuple[str, Container]] = []
     for kind in _CONTAINERS:
-        if spec.format in ("auto", kind):
+        if spec.format in ("auto", kind) or spec.names_its_images:
             # A source that is one object has the format of the flag, whatever its name is.
-            keys = objects["image_key"]
+            keys = _object(objects)
             is_named = pc.equal(keys, selection.below[:-1]) if spec.format == kind else False
             of_kind = pc.or_(are_containers(kind, keys), is_named)
-            containers += [(kind, container_of(row)) for row in objects.filter(of_kind).to_pylist()]
+            for row in objects.filter(of_kind).to_pylist():
+                if row["object_uri"] is not None:
+                    raise RunError(
+                        f"--input {selection.source}: {row['object_uri']} is a tar or Parquet file, whose images have "
+                        "keys of their own; leave out its key"
+                    )
+                containers.append((kind, container_of(row)))
             objects = objects.filter(pc.invert(of_kind))
     if spec.format not in CONTAINERS:
-        yield objects.filter(selection.takes_images(objects["image_key"]))
+        yield objects.filter(selection.takes_images(_object(objects)))
     elif objects.num_rows:
         left_out.add(f"{_OTHER_FORMAT} {spec.format}", objects["image_key"][0].as_py(), objects.num_rows)
 
@@ -156,9 +189,15 @@ def _count_taken(selection: Selection, most: int) -> Callable[[str], bool]:
 def _list_container(kind: str, container: Container) -> list[pa.Table]:
     """The images of a container; if it cannot be read as one, a row of the container that says why."""
     try:
+        if container.spec.names_its_images and not (container.etag and container.size_bytes):  # the list need not say
+            path = path_of(container.filesystem, container.uri)
+            etag, size_bytes = facts_of(container.filesystem, path)
+            container = replace(container, etag=container.etag or etag, size_bytes=size_bytes)
         return _CONTAINERS[kind](container)
-    except FileNotFoundError:  # deleted since it was listed
-        return []
+    except FileNotFoundError:
+        if not container.spec.names_its_images:  # deleted since it was listed
+            return []
+        return [fault_of(container, ErrorCode.NOT_FOUND, "the list names it, but it does not exist")]
     except PermissionError as error:
         return [fault_of(container, ErrorCode.ACCESS_DENIED, one_line(error))]
     except (ValueError, pa.ArrowException) as error:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.inputs.bucket import list_bucket
 from pipeline.inputs.container import LeftOut, with_all_columns
-from pipeline.store.filesystem import is_local, is_s3, local_etag, uri_of
+from pipeline.store.filesystem import etag_in, is_local, is_s3, local_etag, uri_of
 
 _PAGE = 1000  # images, as many as S3 puts into one page
 
@@ -96,5 +96,4 @@ def _list_any(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[_Row
     if not filesystem.exists(path):
         raise FileNotFoundError(path)
     for name, info in sorted(filesystem.find(path, detail=True).items()):
-        etag = info.get("etag") or info.get("ETag") or info.get("mtime") or info.get("created") or ""
-        yield uri_of(filesystem, name), str(etag).strip('"'), info["size"]
+        yield uri_of(filesystem, name), etag_in(info), info["size"]

@@ -78,6 +78,8 @@ class Selection:
         """
         if not patterns:
             return _same(without, len(keys))
+        if self.spec.names_its_images:  # by URIs of any bucket: a path is one in its bucket
+            return pc.match_substring_regex(_in_buckets(keys), any_regex(patterns))
         # Most pages hold no name like these, and texts are found ten times as fast as patterns.
         if not pc.any(pc.match_substring_regex(keys, any_literal(patterns))).as_py():
             return _same(False, len(keys))
@@ -87,6 +89,10 @@ class Selection:
             return below
         folder = f"{self.below[:-1].rpartition('/')[0]}/"
         return pc.if_else(is_below, below, pc.match_substring_regex(keys, any_regex(patterns, folder)))
+
+
+def _in_buckets(uris: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.replace_substring_regex(uris, r"(?s)^[a-z0-9+.-]+://[^/]*/+", "")
 
 
 def _same(value: bool, number: int) -> pa.ChunkedArray:
@@ -99,7 +105,7 @@ def are_containers(kind: str, keys: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def readable_schemes(spec: InputSpec) -> frozenset[str]:
-    """The schemes of objects that a manifest may name: those of other stores, of the manifest itself, --allow-schemes.
+    """The schemes of objects that a list may name: those of stores, that of the list itself, and --allow-scheme.
 
     A manifest that lies in a bucket cannot make the machines of the cluster read their own files.
     """

@@ -9,10 +9,12 @@ from typing import Any
 import fsspec
 import fsspec.asyn
 
-from pipeline.store.filesystem import is_local, is_s3, local_etag
+from pipeline.store.filesystem import facts_of, is_local, is_s3, local_etag
 from pipeline.store.fsspec_private import cat_file
-from pipeline.store.objects import agrees, ask_for_object, md5_of
+from pipeline.store.objects import TooManyBytesError, agrees, ask_for_object, md5_of, read_file
 
+# A larger object is not an image: a film or an archive below the prefix would fill the worker's memory.
+MAX_OBJECT_BYTES = 512 * 2**20
 # Shares of --step-timeout: the longest time of one request, and the time after which an object is not requested again.
 # So a store that does not answer leads to failed rows (0.4 + 0.25 < 1). The watchdog, which ends the process, is for
 # reads that cannot be cancelled, such as from a disk that hangs.
@@ -45,26 +47,44 @@ def read_verified(
 
     If `etag` is "" or `size_bytes` is None, the plan does not know them, and whatever the store holds is right. Raises
     ChangedError if the store now holds another object, CorruptError if the bytes are wrong, TimeoutError if the request
-    takes longer than `seconds`, and any error of the file system.
+    takes longer than `seconds`, TooManyBytesError above MAX_OBJECT_BYTES, and any error of the file system.
     """
     if is_local(filesystem):
-        data: bytes = filesystem.cat_file(path)
-        return data, _still(local_etag(Path(path).stat()), etag)
-    if is_s3(filesystem):
+        data = read_file(path, MAX_OBJECT_BYTES)
+        now, is_whole = _still(local_etag(Path(path).stat()), etag), True
+    elif is_s3(filesystem):
         # The answer also says which object the store holds now, so no second request is needed.
-        answer = _request(filesystem, ask_for_object(filesystem, path, etag or None), path, seconds)
+        asked = ask_for_object(filesystem, path, etag or None, MAX_OBJECT_BYTES)
+        answer = _request(filesystem, asked, path, seconds)
         now, data, is_whole = _still(answer["ETag"].strip('"'), etag), answer["Body"], agrees(answer)
     else:
-        data = (
-            _request(filesystem, cat_file(filesystem, path), path, seconds)
-            if filesystem.async_impl
-            else filesystem.cat_file(path)
-        )
-        now = etag
-        is_whole = md5_of({"ETag": etag}) in (None, hashlib.md5(data, usedforsecurity=False).hexdigest())
+        now, data, is_whole = _read_other(filesystem, path, etag, size_bytes, seconds)
+    if is_whole and not etag and size_bytes not in (None, len(data)):
+        raise ChangedError(f"the list of the input says {size_bytes} bytes, but the object has {len(data)}")
     if size_bytes not in (None, len(data)) or not is_whole:
         raise CorruptError(f"the {len(data)} bytes that were read do not match the {size_bytes} bytes of ETag {now}")
     return data, now
+
+
+def _read_other(
+    filesystem: fsspec.AbstractFileSystem, path: str, etag: str, size_bytes: int | None, seconds: float
+) -> tuple[str, bytes, bool]:
+    """(ETag, bytes, whether they are whole) of an object of a store whose answers do not say what they hold."""
+    held = size_bytes
+    if not etag or held is None:
+        # Before the bytes: if the object is replaced in between, the next listing has another ETag than the row.
+        now, held = facts_of(filesystem, path)
+        etag = _still(now, etag)
+    if held > MAX_OBJECT_BYTES:
+        raise TooManyBytesError(f"the object has {held} bytes; the limit is {MAX_OBJECT_BYTES}")
+    data: bytes = (
+        _request(filesystem, cat_file(filesystem, path), path, seconds)
+        if filesystem.async_impl
+        else filesystem.cat_file(path)
+    )
+    digest = md5_of({"ETag": etag})
+    is_digest = digest in (None, hashlib.md5(data, usedforsecurity=False).hexdigest())
+    return etag, data, len(data) == held and is_digest
 
 
 def read_range(

@@ -72,7 +72,7 @@ def _check_images(images: pa.Table, shard: int, inside: "_Inside", seen: set[str
 
 
 class _Inside:
-    """Whether an image lies in the inputs of a run."""
+    """Whether an image lies in the inputs of a run. A list may name objects anywhere, of the schemes of its spec."""
 
     def __init__(self, spec: InputSpec):
         self.schemes = readable_schemes(spec) if spec.names_its_images else None
@@ -80,7 +80,8 @@ class _Inside:
 
     def holds(self, image_key: str, object_uri: str | None, is_read: bool) -> bool:
         if self.schemes is not None:
-            return (object_uri or image_key).partition("://")[0] in self.schemes
+            scheme, separator, _ = (object_uri or image_key).partition("://")
+            return bool(separator) and scheme in self.schemes
         if object_uri is not None:
             return image_key.startswith(f"{object_uri}#") and self._is_below(object_uri)
         # The row of an image that is gone from a tar or Parquet file names no object.

@@ -3,7 +3,7 @@
 from pipeline.cluster.allotment import Allotment
 from pipeline.config import Settings
 from pipeline.guard import planted_faults
-from pipeline.inputs.fetch import MAX_OBJECT_BYTES
+from pipeline.inputs.verified import MAX_OBJECT_BYTES
 from pipeline.runs.check import Model
 from pipeline.segment.spec import SegmentSpec
 

@@ -5,11 +5,13 @@ neither takes nor logs them.
 """
 
 import contextlib
+import errno
 import os
 import re
 import socket
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,9 @@ from pipeline.store.s3_pages import read_pages_fast
 # what to read next (http), files inside of files (zip, reference, simplecache::...) or other machines (ftp, ssh, smb):
 # whoever writes these pages or files would choose what a cluster reads.
 SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "hdfs", "hf", "memory")
+
+# Single objects of the web, which a manifest may name if --allow-scheme allows it (`pipeline/store/web.py`).
+WEB_SCHEMES = ("http", "https")
 
 # The errors of stores. s3fs passes on botocore's own errors unchanged: no credentials, no such host, invalid name.
 STORE_ERRORS = (OSError, BotoCoreError)
@@ -153,9 +158,37 @@ def check_visible(filesystem: fsspec.AbstractFileSystem, path: str, flag: str) -
         )
 
 
-def local_etag(stat: os.stat_result) -> str:
+def local_etag(found: os.stat_result) -> str:
     """Replaces the ETag for local files: time of change in ns and size, in hex."""
-    return f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
+    return f"{found.st_mtime_ns:x}-{found.st_size:x}"
+
+
+def etag_in(info: Mapping[str, Any]) -> str:
+    """What a file system's description of an object has in place of an ETag; "" if it has nothing.
+
+    A generation of Google Cloud Storage changes with the content only, an ETag also with the metadata. A Git object of
+    the Hugging Face hub is named by its content.
+    """
+    for name in ("generation", "etag", "ETag", "blob_id"):
+        if info.get(name):
+            return str(info[name]).strip('"')
+    for name in ("mtime", "last_modified", "LastModified", "created"):
+        if info.get(name):
+            return f"{info[name]}-{info.get('size')}"
+    return ""
+
+
+def facts_of(filesystem: fsspec.AbstractFileSystem, path: str) -> tuple[str, int]:
+    """(ETag or what replaces it, size in bytes) of an object. FileNotFoundError if there is none."""
+    if is_local(filesystem):
+        found = os.stat(path)  # noqa: PTH116
+        if not stat.S_ISREG(found.st_mode):
+            raise PermissionError(errno.EINVAL, "no file", path)
+        return local_etag(found), found.st_size
+    info = filesystem.info(path)
+    if info["type"] != "file" or info["size"] is None:
+        raise FileNotFoundError(errno.ENOENT, "no object", path)
+    return etag_in(info), int(info["size"])
 
 
 def list_folder(filesystem: fsspec.AbstractFileSystem, folder: str) -> list[str]:

@@ -32,6 +32,7 @@ REQUIRED = ["--input", "in", "--output", "out", "--model", "model"]
 
 # The surface that people write scripts against. A flag that goes breaks them; a flag that comes needs documentation.
 FLAGS = (
+    "--allow-scheme",
     "--allow-unsafe-store",
     "--anonymous",
     "--batch-size",

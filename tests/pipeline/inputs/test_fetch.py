@@ -9,9 +9,9 @@ from fsspec.asyn import AsyncFileSystem
 
 from pipeline.errors import ErrorCode, ImageError, RunError, StoreUnavailableError
 from pipeline.input_spec import InputSpec
-from pipeline.inputs.fetch import MAX_OBJECT_BYTES, FetchImages
+from pipeline.inputs.fetch import FetchImages
 from pipeline.inputs.reads import ListedImage, ReadImage
-from pipeline.inputs.verified import request_seconds
+from pipeline.inputs.verified import MAX_OBJECT_BYTES, request_seconds
 from pipeline.schema import FETCHED, pack_shard, unpack_shard
 from tests.support.listed import PlannedImage, list_images, planned_table
 
@@ -42,7 +42,7 @@ class FakeStore(AsyncFileSystem):
         if isinstance(answer, Exception):
             raise answer
         self.bodies.append(FakeBody(answer))
-        return {"Body": self.bodies[-1], **self.head}
+        return {"Body": self.bodies[-1], "ContentLength": len(answer or b""), **self.head}
 
 
 class FakeBody:
