@@ -100,6 +100,14 @@ class Settings:
     left out."""
     allow_scheme: Annotated[tuple[str, ...], INPUT] = ()
     """Let a manifest name objects of these schemes too: https, http, or file in a manifest that lies in a bucket."""
+    image_column: Annotated[str | None, INPUT, SELECTS_IMAGES] = None
+    """Parquet: take images from this column; a dot leads into a struct. Default: the only column of bytes, or of a
+    struct of bytes and path as of Hugging Face."""
+    key_column: Annotated[str | None, INPUT, SELECTS_IMAGES] = None
+    """Parquet: name each image by this column. Default: the path beside the bytes; a row without one is named by its
+    number in the file."""
+    keep_columns: Annotated[tuple[str, ...], INPUT, SELECTS_IMAGES] = ()
+    """Parquet: keep these columns of each row, as JSON in the column `attributes` of the table `images`."""
     anonymous: Annotated[bool, INPUT] = False
     """Read --input without credentials, as from a public bucket."""
     requester_pays: Annotated[bool, INPUT] = False
@@ -214,6 +222,7 @@ class Settings:
             )
         check_patterns("--include", self.include)
         check_patterns("--exclude", self.exclude)
+        self._check_columns()
         self._check_flags_of_task()
         self.gpu_actors_range()
         self.parsed_image_size()
@@ -222,6 +231,14 @@ class Settings:
                 "--tile cannot merge what --task panoptic --postprocess hf gives: as in transformers, one segment id "
                 "may stand for several classes there; leave out --postprocess hf"
             )
+
+    def _check_columns(self) -> None:
+        named = {"image_column": self.image_column, "key_column": self.key_column, "keep_columns": self.keep_columns}
+        for name, value in named.items():
+            if value and self.input_format in ("images", "tar"):
+                raise RunError(f"{flag(name)} is for Parquet files; --input-format {self.input_format} has no columns")
+        if twice := [name for name in self.keep_columns if self.keep_columns.count(name) > 1]:
+            raise RunError(f"--keep-columns names {twice[0]} twice")
 
     def _check_flags_of_task(self) -> None:
         for f in fields(self):
@@ -253,6 +270,9 @@ class Settings:
             include=self.include,
             exclude=self.exclude,
             allow_schemes=self.allow_scheme,
+            image_column=self.image_column,
+            key_column=self.key_column,
+            keep_columns=self.keep_columns,
             access=Access(self.anonymous, self.requester_pays),
         )
 

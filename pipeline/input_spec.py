@@ -75,6 +75,11 @@ class InputSpec:
         return f"--input {' '.join(map(str, self.sources))}"
 
     @property
+    def names_columns(self) -> bool:
+        """Whether flags name columns, which some input must have."""
+        return bool(self.image_column or self.key_column or self.keep_columns)
+
+    @property
     def names_its_images(self) -> bool:
         """Whether files name the images one by one. Else the images are all objects below the sources."""
         return self.format in ("manifest", "inventory")

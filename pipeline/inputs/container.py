@@ -8,8 +8,8 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
-from pipeline.errors import ErrorCode
-from pipeline.input_spec import InputSpec
+from pipeline.errors import ErrorCode, RunError
+from pipeline.input_spec import InputSpec, Source
 from pipeline.layout import Output
 from pipeline.schema import LISTED
 
@@ -28,6 +28,31 @@ class LeftOut:
             self.example.setdefault(cause, name)
 
 
+@dataclass
+class Fitting:
+    """Whether the flags fit anything in a source. Threads may share it.
+
+    A container that lacks what the flags name is one bad item among others; if all lack it, the flags are wrong.
+    """
+
+    _accepted: bool = False
+    _refused: str | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def accept(self) -> None:
+        with self._lock:
+            self._accepted = True
+
+    def refuse(self, reason: str) -> None:
+        with self._lock:
+            self._refused = self._refused or reason
+
+    def check(self, source: Source) -> None:
+        """RunError, with the first reason, if there was a refusal and nothing was accepted."""
+        if self._refused is not None and not self._accepted:
+            raise RunError(f"--input {source}: {self._refused}")
+
+
 @dataclass(frozen=True)
 class KeptIndexes:
     """Where a listing finds what earlier listings have found in containers, and, if it may write, leaves its own."""
@@ -41,6 +66,7 @@ class Container:
     """One object that holds images.
 
     noted: counts of what is worth a warning although nothing is left out.
+    fitting: whether the flags fit any container of the source.
     kept: where the list of its images is kept from run to run; None: nowhere.
     is_enough: called with the key of each image until it returns True, after which the images are not wanted. None: all
         are wanted.
@@ -53,6 +79,7 @@ class Container:
     spec: InputSpec
     left_out: LeftOut
     noted: LeftOut = field(default_factory=LeftOut)
+    fitting: Fitting = field(default_factory=Fitting)
     kept: KeptIndexes | None = None
     is_enough: Callable[[str], bool] | None = None
 

@@ -28,6 +28,8 @@ from pipeline.telemetry.instruments import label_run
 from pipeline.telemetry.metrics import READ_BYTES, count_shard
 
 READ_THREADS = 16  # an object of 100 KB takes 20-50 ms from S3, so this many threads read 300-800 images/s
+# Of a Parquet file, each up to its whole column of images in memory; each is one large request or a few.
+_ROW_GROUPS_AT_A_TIME = 2
 # If at least this many images all fail with one of these codes, the images are not the cause, but expired credentials
 # or a lost network. Written as rows, these failures would be thousands in a run that looks finished.
 _STORE_FAILED = frozenset((ErrorCode.ACCESS_DENIED, ErrorCode.READ_FAILED))
@@ -57,6 +59,7 @@ class FetchImages:
         self.tell = tell
         self.elsewhere = elsewhere
         self.threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="fetch")
+        self.row_group_threads = ThreadPoolExecutor(_ROW_GROUPS_AT_A_TIME, thread_name_prefix="row groups")
         if watched:
             start_watchdog(step_timeout, TRIED_AGAIN)
 
@@ -86,8 +89,12 @@ class FetchImages:
         """The result of each image, in order: see `fetch`."""
         groups = one_request_each([image for image in images if image.fault is None])
         results: dict[str, ReadImage | ImageError] = {}
-        for group, read in zip(groups, self.threads.map(self.fetch, groups), strict=True):
-            results.update(zip((image.image_key for image in group), read, strict=True))
+        reads = [
+            (self.threads if group[0].row_group is None else self.row_group_threads).submit(self.fetch, group)
+            for group in groups
+        ]
+        for group, read in zip(groups, reads, strict=True):
+            results.update(zip((image.image_key for image in group), read.result(), strict=True))
         return [_known(image) or results[image.image_key] for image in images]
 
     def fetch(self, group: Sequence[ListedImage]) -> list[ReadImage | ImageError]:

@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 
 from pipeline.errors import ErrorCode, RunError
 from pipeline.input_spec import InputSpec, Source
-from pipeline.inputs.container import Container, KeptIndexes, LeftOut, fault_of, with_all_columns
+from pipeline.inputs.container import Container, Fitting, KeptIndexes, LeftOut, fault_of, with_all_columns
 from pipeline.inputs.lists.manifest import list_manifest
 from pipeline.inputs.objects import list_objects
+from pipeline.inputs.parquet.listing import list_parquet
 from pipeline.inputs.selection import CONTAINERS, Selection, are_containers
 from pipeline.inputs.tar.images import list_tar
 from pipeline.look_ahead import look_ahead
@@ -36,6 +37,7 @@ _MARKERS = "are marks of folders"
 # By kind: the images of one container. ValueError or ArrowException if the object is not of this kind.
 _CONTAINERS: dict[str, Callable[[Container], list[pa.Table]]] = {
     "tar": list_tar,
+    "parquet": list_parquet,
 }
 # By kind: the objects that the files of one source name.
 _LISTS: dict[str, Callable[[InputSpec, Source], Iterator[pa.Table]]] = {
@@ -89,23 +91,27 @@ def first_images(spec: InputSpec, number: int) -> pa.Table:
 
 
 def _list_source(spec: InputSpec, source: Source, most: int | None, kept: KeptIndexes | None) -> Iterator[pa.Table]:
-    selection, left_out, noted = Selection(spec, source), LeftOut(), LeftOut()
+    selection, left_out, noted, fitting = Selection(spec, source), LeftOut(), LeftOut(), Fitting()
 
     def container_of(row: dict[str, Any]) -> Container:
         uri = row["object_uri"] or row["image_key"]
         is_enough = None if most is None else _count_taken(selection, most)
         filesystem, _ = open_filesystem(uri, spec.access)
-        return Container(filesystem, uri, row["etag"], row["size_bytes"] or 0, spec, left_out, noted, kept, is_enough)
+        place = (uri, row["etag"], row["size_bytes"] or 0)
+        return Container(filesystem, *place, spec, left_out, noted, fitting, kept, is_enough)
 
     with ThreadPoolExecutor(_CONTAINERS_AHEAD, thread_name_prefix="containers") as threads:
         for table in _objects(selection, left_out, in_order=most is not None):
             table = _without(table, selection.left_by_programs(_object(table)), _LEFT_BY_PROGRAMS, left_out)
             table = _without(table, selection.excludes(_object(table)), _LEFT_BY_PROGRAMS, left_out)
             for images in _images(table, selection, left_out, container_of, threads):
+                if not spec.names_columns and pc.any(pc.is_null(images["fault"])).as_py():
+                    fitting.accept()
                 yield images
                 without_etag = images.filter(pc.equal(images["etag"], ""))["image_key"]
                 if len(without_etag):
                     noted.add(_WITHOUT_ETAG, without_etag[0].as_py(), len(without_etag))
+    fitting.check(source)
     for counted, words in ((left_out, "names are left out, because they "), (noted, "")):
         for what, number in counted.number.items():
             logger.warning(f"--input {source}: {number:,} {words}{what}, for example {counted.example[what]!a}")

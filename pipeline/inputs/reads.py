@@ -9,7 +9,10 @@ import fsspec
 
 from pipeline.errors import ErrorCode, ImageError
 from pipeline.input_spec import InputSpec
-from pipeline.inputs.verified import CorruptError, read_range, read_verified, request_seconds
+from pipeline.inputs.kept import Kept
+from pipeline.inputs.parquet.file import TAIL_BYTES, DamagedFileError, ParquetFooter
+from pipeline.inputs.parquet.rows import read_rows
+from pipeline.inputs.verified import CorruptError, read_range, read_tail, read_verified, request_seconds
 from pipeline.store.filesystem import one_line, open_filesystem, path_of
 
 # In a tar, the header of a file lies before its first byte; it is read too, and shows whether the place is right.
@@ -18,6 +21,8 @@ _HEADER_BYTES = tarfile.BLOCKSIZE
 _MOST_RANGE_BYTES = 8 * 2**20
 # Bytes between two images that are read and dropped rather than asked for apart: headers, labels, other members.
 _MOST_GAP_BYTES = 64 * 2**10
+# The row groups of a shard are read in the order of the files, so that a footer is soon not needed again.
+_FOOTERS = 16
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,7 @@ class ImageReader:
     def __init__(self, spec: InputSpec):
         self.spec = spec
         self.filesystems: dict[str, fsspec.AbstractFileSystem] = {}
+        self.footers: Kept[tuple[str, str], ParquetFooter] = Kept(_FOOTERS)  # by URI and ETag
 
     def place(self, uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         """The file system and the path in it. RunError if the store cannot be opened."""
@@ -137,6 +143,8 @@ class ImageReader:
             [image] = images
             seconds = request_seconds(image.size_bytes or 0, attempt, step_timeout)
             return [ReadImage(*read_verified(filesystem, path, image.etag, image.size_bytes, seconds))]
+        if images[0].row_group is not None:
+            return self._read_rows(filesystem, path, images, images[0].row_group, attempt, step_timeout)
         first, end = _extent(images)
         if first < 0:
             return [_no_member(image, "no header fits before it") for image in images]
@@ -146,3 +154,29 @@ class ImageReader:
         if attempt == 1 and any(isinstance(member, ImageError) for member in members):
             raise CorruptError(f"the headers read from byte {first} of ETag {images[0].etag} are not those of the plan")
         return members
+
+    def _read_rows(
+        self,
+        filesystem: fsspec.AbstractFileSystem,
+        path: str,
+        images: Sequence[ListedImage],
+        row_group: int,
+        attempt: int,
+        step_timeout: float,
+    ) -> list[ReadImage | ImageError]:
+        etag = images[0].etag
+
+        def read(first: int, length: int) -> bytes:
+            seconds = request_seconds(length, attempt, step_timeout)
+            return read_range(filesystem, path, etag, first, length, seconds)
+
+        def footer() -> ParquetFooter:
+            seconds = request_seconds(TAIL_BYTES, attempt, step_timeout)
+            return ParquetFooter.read(*read_tail(filesystem, path, etag, TAIL_BYTES, seconds), read)
+
+        try:
+            rows = [image.position or 0 for image in images]
+            found = read_rows(self.footers.get((images[0].object, etag), footer), row_group, rows, self.spec, read)
+        except DamagedFileError as error:
+            return [ImageError(ErrorCode.DAMAGED_CONTAINER, str(error))] * len(images)
+        return [one if isinstance(one, ImageError) else ReadImage(one, etag) for one in found]

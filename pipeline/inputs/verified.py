@@ -115,6 +115,23 @@ def read_range(
     return data
 
 
+def read_tail(
+    filesystem: fsspec.AbstractFileSystem, path: str, etag: str, length: int, seconds: float
+) -> tuple[bytes, int]:
+    """The last `length` bytes of an object (all, if there are fewer) and the size of the object; else `read_range`."""
+    if is_s3(filesystem):  # one request, which also says the size
+        answer = _request(filesystem, ask_for_object(filesystem, path, etag, last_bytes=length), path, seconds)
+        _still(answer["ETag"].strip('"'), etag)
+        data: bytes = answer["Body"]
+        size = int(str(answer.get("ContentRange", f"/{len(data)}")).rpartition("/")[2])
+        if len(data) != min(length, size):
+            raise CorruptError(f"{len(data)} bytes were read of the last {length} bytes of ETag {etag}")
+        return data, size
+    size = Path(path).stat().st_size if is_local(filesystem) else filesystem.size(path)
+    first = max(0, size - length)
+    return read_range(filesystem, path, etag, first, size - first, seconds) if size else b"", size
+
+
 def _still(now: str, planned: str) -> str:
     """The ETag that an object has now. ChangedError if the plan knows another."""
     if planned and now != planned:

@@ -52,15 +52,18 @@ async def ask_for_object(
     etag: str | None = None,
     most_bytes: int | None = None,
     byte_range: tuple[int, int] | None = None,
+    last_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Like `get_object`, but awaited on the file system's loop, and without checks.
 
     This sends one request; s3fs would ask for the size first. If the store holds an object with another ETag than
-    `etag`, the body is not read, because it may have any size. `byte_range` is (first byte, number of bytes), for a
-    part of the object.
+    `etag`, the body is not read, because it may have any size. For a part of the object, `byte_range` is (first byte,
+    number of bytes), or `last_bytes` the number of bytes at its end.
     """
     bucket, key = path.split("/", 1)
     part = {} if byte_range is None else {"Range": f"bytes={byte_range[0]}-{sum(byte_range) - 1}"}
+    if last_bytes is not None:
+        part = {"Range": f"bytes=-{last_bytes}"}
     answer: dict[str, Any] = await call_s3(filesystem, "get_object", Bucket=bucket, Key=key, **part)
     body = answer["Body"]
     try:

@@ -1,0 +1,109 @@
+"""The keys of the images of a Parquet file, and what is kept of their rows."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+MOST_KEY_BYTES = 4096
+MOST_ATTRIBUTES_BYTES = 64 * 2**10  # of one row, as JSON
+
+
+def as_text(column: pa.Array) -> pa.Array:
+    """The values as text; null where there is none, or one that is empty, not UTF-8 or longer than MOST_KEY_BYTES."""
+    if _is_string(column.type):
+        text = _utf8_or_null(column.cast(pa.large_string()))
+    else:
+        text = pc.cast(column, pa.large_string())
+    length = pc.binary_length(text)
+    usable = pc.and_(pc.greater(length, 0), pc.less_equal(length, MOST_KEY_BYTES))
+    return pc.if_else(pc.fill_null(usable, False), text, None)
+
+
+def unique_keys(texts: Sequence[str | None]) -> tuple[list[str], int, int]:
+    """(a key of each row, how many rows have no text, how many share their text with an earlier row).
+
+    A row without a text is named by its number, from 0. The n-th row with the same name gets `#n` appended, or the next
+    number that makes the key no other row's.
+    """
+    names = [str(row) if text is None else text for row, text in enumerate(texts)]
+    taken = set(names)
+    if len(taken) == len(names):
+        return names, sum(text is None for text in texts), 0
+    number_of: dict[str, int] = {}
+    keys = []
+    for name in names:
+        number = number_of.get(name, 0) + 1
+        key = name
+        if number > 1:
+            while (key := f"{name}#{number}") in taken:
+                number += 1
+            taken.add(key)
+        number_of[name] = number
+        keys.append(key)
+    return keys, sum(text is None for text in texts), len(names) - len(number_of)
+
+
+def as_json(columns: dict[str, pa.Array], num_rows: int) -> list[str]:
+    """The values of each row as a JSON object. Numbers that JSON has not (NaN, infinity) are null."""
+    values = {name: _plain_values(column) for name, column in columns.items()}
+    return [
+        json.dumps({name: of_column[row] for name, of_column in values.items()}, ensure_ascii=False, default=str)
+        for row in range(num_rows)
+    ]
+
+
+def _plain_values(column: pa.Array) -> list[Any]:
+    if _is_string(column.type):
+        return list(_replaced(column.cast(pa.large_string())).to_pylist())
+    if pa.types.is_temporal(column.type) or pa.types.is_decimal(column.type):
+        column = pc.cast(column, pa.string())
+    values = column.to_pylist()
+    return [_finite(value) for value in values] if pa.types.is_nested(column.type) or _is_float(column) else values
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _is_float(column: pa.Array) -> bool:
+    return bool(pa.types.is_floating(column.type))
+
+
+def _is_string(data_type: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(data_type) or pa.types.is_large_string(data_type) or pa.types.is_string_view(data_type)
+    )
+
+
+def _utf8_or_null(text: pa.Array) -> pa.Array:
+    """pyarrow does not look at the bytes of strings when it reads them."""
+    try:
+        text.validate(full=True)
+        return text
+    except pa.ArrowInvalid:
+        return pa.array([_decoded(value) for value in text.cast(pa.large_binary()).to_pylist()], pa.large_string())
+
+
+def _decoded(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _replaced(text: pa.Array) -> pa.Array:
+    """The strings, with U+FFFD for bytes that are not UTF-8."""
+    try:
+        text.validate(full=True)
+        return text
+    except pa.ArrowInvalid:
+        values = text.cast(pa.large_binary()).to_pylist()
+        return pa.array([None if value is None else value.decode(errors="replace") for value in values])
