@@ -74,7 +74,7 @@ CHANGES = [*OF_TASKS, *((task, name, value) for task in RESULTS_OF_TASK for name
 
 def test_every_setting_is_known_to_change_results_or_not():
     of_the_run = {"input", "input_format", "include", "exclude", "allow_scheme", "anonymous", "requester_pays"}
-    of_the_run |= {"output", "limit", "run_id", "task", "model"}
+    of_the_run |= {"image_column", "key_column", "keep_columns", "output", "limit", "run_id", "task", "model"}
     names = {field.name for field in dataclasses.fields(Settings)}
     assert names == set(RESULTS) | {name for _, name, _ in OF_TASKS} | set(NO_RESULTS) | of_the_run
 
