@@ -2,17 +2,19 @@
 
 import io
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 from PIL import Image
 
 from pipeline.inputs.tar import range_file
 from pipeline.layout import Output
 from tests.jobs.test_exactly_once import visible
 from tests.jobs.test_segment_bucket import run
-from tests.support.tables import latest_run, read_report, read_table
+from tests.support.tables import read_report, read_table
 from tests.support.tars import member, tar_of
 
 pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("ray_session")]
@@ -90,16 +92,19 @@ def test_the_segments_are_those_of_loose_files(clean, folders, tiny_checkpoint, 
 
 
 def test_a_killed_run_over_a_tar_that_is_continued_is_the_undisturbed_run(
-    drivers, clean, folders, tiny_checkpoint, tmp_path
+    drivers, clean, folders, tiny_checkpoint, tmp_path, monkeypatch
 ):
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # these drivers join a cluster
     process = drivers.start(*flags(folders[1], tmp_path, tiny_checkpoint))
     process.wait_until(lambda: list(tmp_path.glob("_runs/*/journal/*.jsonl")))
-    assert process.kill(), "the run was over before it could be killed"
-    process.wait()
-    first = latest_run(tmp_path)
-    assert not (tmp_path / "_runs" / first / "report.json").exists()
-    assert run(*flags(folders[1], tmp_path, tiny_checkpoint)) == 0
-    assert latest_run(tmp_path) == first
+    assert process.kill() and process.wait() == -signal.SIGKILL, "the run was over before it could be killed"
+    [killed] = (path.parent for path in tmp_path.glob("_runs/*/run.json"))
+    assert not (killed / "report.json").exists()
+    process = drivers.start(*flags(folders[1], tmp_path, tiny_checkpoint))
+    log = process.finish()
+    assert process.returncode == 0, log
+    report = read_report(tmp_path)
+    assert report["run_id"] == killed.name and report["num_shards_done_before"] > 0
     for table in ("images", "segments"):
         assert visible(tmp_path, table) == visible(clean, table) and visible(clean, table)
 
