@@ -76,6 +76,7 @@ bench: $(VENV)/.ready-test  ## speed against transformers + pycocotools, as rati
 	$(BIN)/python tests/benchmarks/bench_model.py
 	$(BIN)/python tests/benchmarks/bench_job.py
 	$(BIN)/python tests/benchmarks/bench_devices.py
+	$(BIN)/python tests/benchmarks/bench_inputs.py
 	$(BIN)/python tests/benchmarks/bench_metrics.py
 	$(BIN)/python tests/benchmarks/bench_tiles.py
 
