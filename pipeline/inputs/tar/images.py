@@ -43,13 +43,12 @@ def list_tar(container: Container) -> list[pa.Table]:
 
 
 def _index(container: Container) -> TarIndex:
-    if container.is_enough is not None:
-        return index_tar(RangeFile(container), container.is_enough)
     kept = read_index(container)
     if kept is not None:
         return kept
-    found = index_tar(RangeFile(container))
-    keep_index(container, found)
+    found = index_tar(RangeFile(container), container.is_enough)
+    if container.is_enough is None:  # else it is a part of an index
+        keep_index(container, found)
     return found
 
 

@@ -83,7 +83,7 @@ def test_a_dry_run_reads_an_index_and_writes_none(night, tmp_path):
     assert night.list(may_write=False) == first and not night.requests
 
 
-def test_who_wants_a_few_images_reads_and_writes_no_index(night, tmp_path):
+def test_who_wants_a_few_images_writes_no_index(night, tmp_path):
     table = pa.concat_tables(
         list_inputs(InputSpec.of(night.folder), most=1, kept=KeptIndexes(night.output, may_write=True))
     )
