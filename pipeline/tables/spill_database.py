@@ -14,7 +14,7 @@ from pipeline.errors import RunError
 from pipeline.store.filesystem import one_line
 from pipeline.store.temporary_folders import lock_new_folder, remove_folder
 
-MEMORY_MIB = 512  # enough for tens of millions of images; the rest goes to the temporary folder
+MEMORY_MIB = 448  # enough for tens of millions of images; the rest goes to the temporary folder
 # Each thread needs its own buffers within the same limit: with 32 MiB per thread, some joins ran out of memory; with 64
 # MiB, none did.
 _MAX_THREADS = 4
