@@ -7,7 +7,7 @@ from pipeline.errors import RunError
 from pipeline.input_spec import InputFormat, InputSpec, Source, source_of
 from pipeline.inputs.lists.manifest_files import is_manifest
 from pipeline.inputs.selection import CONTAINERS
-from pipeline.store.filesystem import SCHEMES, WEB_SCHEMES, open_filesystem, store_errors_as
+from pipeline.store.filesystem import SCHEMES, open_filesystem, store_errors_as
 
 
 def input_spec(settings: Settings) -> InputSpec:
@@ -46,5 +46,5 @@ def _check_schemes(settings: Settings) -> None:
     if settings.allow_scheme and not settings.input_spec(()).names_its_images:
         raise RunError("--allow-scheme is for --input-format manifest")
     for scheme in settings.allow_scheme:
-        if scheme not in (*SCHEMES, *WEB_SCHEMES):
-            raise RunError(f"--allow-scheme {scheme}: give one of {', '.join((*WEB_SCHEMES, *SCHEMES))}")
+        if scheme not in SCHEMES:
+            raise RunError(f"--allow-scheme {scheme} is no store that this program reads; give {', '.join(SCHEMES)}")

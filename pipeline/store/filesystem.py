@@ -34,9 +34,6 @@ from pipeline.store.s3_pages import read_pages_fast
 # whoever writes these pages or files would choose what a cluster reads.
 SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "hdfs", "hf", "memory")
 
-# Single objects of the web, which a manifest may name if --allow-scheme allows it (`pipeline/store/web.py`).
-WEB_SCHEMES = ("http", "https")
-
 # The errors of stores. s3fs passes on botocore's own errors unchanged: no credentials, no such host, invalid name.
 STORE_ERRORS = (OSError, BotoCoreError)
 

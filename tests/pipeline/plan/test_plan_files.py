@@ -29,14 +29,14 @@ READ = [
     ({"image_key": "gs://another/a"}, IN_A_BUCKET, ()),
     ({"image_key": "a key", "object_uri": "s3://another/a"}, IN_A_BUCKET, ()),
     ({"image_key": "s3://b/t.tar#a", "object_uri": "s3://b/t.tar", "position": 512}, IN_A_BUCKET, ()),
-    ({"image_key": "https://host/a"}, IN_A_BUCKET, ("https",)),
+    ({"image_key": "file:///photos/a"}, IN_A_BUCKET, ("file",)),
     ({"image_key": "file:///photos/a"}, ON_A_DISK, ()),
     ({"image_key": "s3://another/a"}, ON_A_DISK, ()),
 ]
 REFUSED = [
     ({"image_key": "file:///etc/passwd"}, IN_A_BUCKET, ()),
     ({"image_key": "s3://b/a", "object_uri": "file:///etc/passwd"}, IN_A_BUCKET, ()),
-    ({"image_key": "http://169.254.169.254/latest"}, IN_A_BUCKET, ("https",)),
+    ({"image_key": "http://169.254.169.254/latest"}, IN_A_BUCKET, ("file",)),
     ({"image_key": "http://169.254.169.254/latest"}, ON_A_DISK, ()),
     ({"image_key": "/etc/passwd"}, ON_A_DISK, ()),
     ({"image_key": "s3"}, IN_A_BUCKET, ()),
