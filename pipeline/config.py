@@ -90,7 +90,8 @@ class Settings:
     """Process only the first N images of the listing."""
     input_format: Annotated[InputFormat, INPUT, SELECTS_IMAGES] = "auto"
     """auto: objects named *.tar or *.parquet hold images, and each other object is an image; images, tar, parquet: all
-    inputs are of this kind; manifest: files that name the images (Parquet, CSV, JSON lines, text)."""
+    inputs are of this kind; manifest: files that name the images (Parquet, CSV, JSON lines, text); inventory: an S3
+    Inventory."""
     include: Annotated[tuple[str, ...], INPUT, SELECTS_IMAGES] = ()
     """Take only images that one of these patterns matches: *.jpg is a name in any folder, train/** a path below the
     input."""

@@ -8,7 +8,7 @@ from pipeline.errors import RunError
 from pipeline.patterns import as_regex, without_wildcards
 
 # auto: objects named *.tar or *.parquet hold images, every other object is an image.
-InputFormat = Literal["auto", "images", "tar", "parquet", "manifest"]
+InputFormat = Literal["auto", "images", "tar", "parquet", "manifest", "inventory"]
 
 # What file managers and archivers leave behind, in any folder.
 LEFT_BY_PROGRAMS = (".DS_Store", "._*", "Thumbs.db", "desktop.ini", "__MACOSX/**", "**/__MACOSX/**")
@@ -82,7 +82,7 @@ class InputSpec:
     @property
     def names_its_images(self) -> bool:
         """Whether files name the images one by one. Else the images are all objects below the sources."""
-        return self.format == "manifest"
+        return self.format in ("manifest", "inventory")
 
 
 def source_of(uri: str, is_there: Callable[[str], bool]) -> Source:

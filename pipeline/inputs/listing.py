@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from pipeline.errors import ErrorCode, RunError
 from pipeline.input_spec import InputSpec, Source
 from pipeline.inputs.container import Container, Fitting, KeptIndexes, LeftOut, fault_of, with_all_columns
+from pipeline.inputs.lists.inventory import list_inventory
 from pipeline.inputs.lists.manifest import list_manifest
 from pipeline.inputs.objects import list_objects
 from pipeline.inputs.parquet.listing import list_parquet
@@ -42,6 +43,7 @@ _CONTAINERS: dict[str, Callable[[Container], list[pa.Table]]] = {
 # By kind: the objects that the files of one source name.
 _LISTS: dict[str, Callable[[InputSpec, Source], Iterator[pa.Table]]] = {
     "manifest": list_manifest,
+    "inventory": list_inventory,
 }
 
 

@@ -39,12 +39,14 @@ def input_spec(settings: Settings) -> InputSpec:
 
 def _format_of_name(source: Source) -> InputFormat | None:
     name = source.uri.lower().rpartition("/")[2]
+    if name == "manifest.json":
+        return "inventory"
     return "manifest" if is_manifest(name) and not name.endswith(tuple(chain(*CONTAINERS.values()))) else None
 
 
 def _check_schemes(settings: Settings) -> None:
     if settings.allow_scheme and not settings.input_spec(()).names_its_images:
-        raise RunError("--allow-scheme is for --input-format manifest")
+        raise RunError("--allow-scheme is for --input-format manifest and inventory")
     for scheme in settings.allow_scheme:
         if scheme not in SCHEMES:
             raise RunError(f"--allow-scheme {scheme} is no store that this program reads; give {', '.join(SCHEMES)}")

@@ -42,6 +42,10 @@ def list_manifest(spec: InputSpec, source: Source) -> Iterator[pa.Table]:
             raise RunError(f"--input {uri}: {error}") from None
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ChangedError) as error:
             raise RunError(f"--input {uri} is no manifest that can be read: {one_line(error)}") from None
+        except OSError as error:
+            if isinstance(error, (FileNotFoundError, PermissionError)):
+                raise
+            raise RunError(f"--input {uri} cannot be read: {one_line(error)}") from None
 
 
 def _manifests(filesystem: fsspec.AbstractFileSystem, path: str, spec: InputSpec, source: Source) -> Iterator[str]:

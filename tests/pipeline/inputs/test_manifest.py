@@ -325,7 +325,7 @@ def test_a_container_has_no_key_of_its_own(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "wanted"),
-    [("m.csv", "manifest"), ("m.JSONL", "manifest"), ("m.txt.gz", "manifest")],
+    [("m.csv", "manifest"), ("m.JSONL", "manifest"), ("m.txt.gz", "manifest"), ("manifest.json", "inventory")],
 )
 def test_auto_takes_no_list_for_an_image(name, wanted, tmp_path):
     (tmp_path / name).write_text("uri\n")
