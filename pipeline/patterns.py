@@ -1,4 +1,4 @@
-"""Glob patterns over keys of objects, as regular expressions that RE2 (pyarrow, DuckDB) and Python read alike.
+"""Glob patterns over keys of objects, as regular expressions for RE2 (pyarrow, DuckDB) and for Python's `fullmatch`.
 
 *       any characters but /            ?       one character but /
 **      any characters, / included      **/     any folders, or none
@@ -42,9 +42,12 @@ def _literal_in(pattern: str) -> str:
 
 
 @lru_cache
-def any_regex(patterns: tuple[str, ...], folder: str = "") -> str:
-    """The regular expression of `folder` and a path below it that one of the patterns matches as a whole."""
-    return f"(?s)^{re.escape(folder)}(?:{'|'.join(map(as_regex, patterns))})$"
+def any_regex(patterns: tuple[str, ...], folder: str = "", behind: str = "") -> str:
+    """The regular expression of `folder` and a path below it that one of the patterns matches as a whole.
+
+    `behind` is the regular expression of what may follow the path.
+    """
+    return f"(?s)^{re.escape(folder)}(?:{'|'.join(map(as_regex, patterns))}){behind}$"
 
 
 def _translated(pattern: str) -> str:

@@ -128,7 +128,12 @@ def _gathered(settings_class: type, args: list[str]) -> list[str]:
             values += ([value] if "=" in word else []) if name in many else [word]
         else:
             values.append(word)
-    return [*rest, *(word for name, words in gathered.items() for word in (name, *words))]
+    return [*rest, *(word for name, words in gathered.items() for word in _of_many(name, words))]
+
+
+def _of_many(name: str, values: list[str]) -> list[str]:
+    """The words that give a flag these values. One value may begin with a dash."""
+    return [f"{name}={values[0]}"] if len(values) == 1 else [name, *values]
 
 
 def _is_many(field: "Field[Any]") -> bool:
@@ -300,7 +305,7 @@ def _words(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [flag(name) if value else flag(f"no_{name}")]
     if isinstance(value, list | tuple):
-        return [flag(name), *map(str, value)]
+        return _of_many(flag(name), list(map(str, value)))
     return [f"{flag(name)}={value}"]
 
 

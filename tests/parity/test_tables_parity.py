@@ -59,7 +59,7 @@ def segment(photographs, tiny_checkpoint):
             preprocess=settings.preprocess,
             image_size=settings.parsed_image_size(),
             exif=True,
-            max_image_pixels=settings.max_image_pixels,
+            max_image_pixels=settings.most_image_pixels(),
             inference=model.inference,
             precision="fp32",
             device="cpu",

@@ -56,7 +56,7 @@ def matches(pattern: str, path: str) -> bool:
 def test_a_pattern_takes_what_a_naive_matcher_takes(pattern, paths):
     regex = any_regex((pattern,))
     expected = [takes(pattern, path) for path in paths]
-    assert [re.search(regex, path) is not None for path in paths] == expected
+    assert [re.fullmatch(regex, path) is not None for path in paths] == expected
     assert all(
         re.search(any_literal((pattern,)), path) for path, is_taken in zip(paths, expected, strict=True) if is_taken
     )
