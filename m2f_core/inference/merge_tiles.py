@@ -22,8 +22,9 @@ semantic, a pixel goes to the first of these that claims it:
 Masks of instance segmentation may overlap others, so such a mask is the union of the masks of all its tiles. A thing
 of which no piece reaches into the core of its tile is dropped: another tile shows the same pixels better.
 
-A thing gets the best score of its pieces, which is that of the tile that shows it best. A fused segment has no best
-view: its score is the mean of its pieces' scores, weighted by the pixels that they contribute.
+The score of a thing is the highest score of its pieces: one tile shows the thing best, and that tile scores highest. No
+tile shows a fused segment best; the score of a fused segment is the mean of its pieces' scores, weighted by the pixels
+that the pieces contribute.
 """
 
 from collections import defaultdict
@@ -83,7 +84,7 @@ def merge_tiles(
     """The segments of an image, in the order in which their first pieces stand in `found`, which has a list per tile.
 
     `tiles` are those that `Tiling.tiles` gives for the image. Unless masks may overlap, the segments of a tile must be
-    disjoint, and so are those of the result.
+    disjoint; then the segments of the image are disjoint too.
     """
     pieces = [(t, s) for t, segments in enumerate(found) for s in range(len(segments))]
     groups = _Groups(pieces)

@@ -1,8 +1,8 @@
 """Images that an S3 Inventory names: reports of a bucket that S3 writes each night, so that nobody lists the bucket.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory-location.html describes manifest.json and
-manifest.checksum. Whoever writes to the bucket of the inventory chooses what it says: no place in manifest.json is
-trusted, and data files are read from the folder beside manifest.json only.
+manifest.checksum. Everybody who may write to the bucket of the inventory can change manifest.json. So this reader
+trusts no path in manifest.json: it reads data files only from the folder `data` beside the folder of manifest.json.
 """
 
 import hashlib
@@ -98,7 +98,7 @@ def list_inventory(spec: InputSpec, source: Source) -> Iterator[pa.Table]:
 
 
 def _manifest_path(filesystem: fsspec.AbstractFileSystem, path: str, source: Source) -> str:
-    """The manifest.json that the input names: itself, or that of the newest date that is complete."""
+    """The manifest.json that the input names. If the input is a folder of dates, the newest date that is complete."""
     if path.endswith(f"/{_MANIFEST}"):
         return path
     folder = path.rstrip("/")
