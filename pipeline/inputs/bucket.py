@@ -39,12 +39,14 @@ def list_bucket(filesystem: Any, path: str, *, in_order: bool = False) -> Iterat
     bucket, _, prefix = path.partition("/")
     prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
     pages = _Pages(filesystem, bucket, prefix)
-    listed_any, after = False, ""
+    listed_any, is_sorted, after = False, True, ""
     for number, (objects, more) in enumerate(pages.of_range("")):
         listed_any |= bool(objects.keys)
         yield pages.table(objects)
+        is_sorted = is_sorted and _follow(objects.keys, after)
         after = objects.keys[-1] if objects.keys else after
-        if more and number + 1 == _PAGES_ALONE and not in_order and pages.can_begin_behind(after):
+        may_divide = more and number + 1 == _PAGES_ALONE and is_sorted and not in_order
+        if may_divide and pages.can_begin_behind(after):
             yield from _Ranges(pages, after).tables()
             break
     if not listed_any and prefix and filesystem.exists(path):
@@ -76,7 +78,7 @@ class _Pages:
         return keys[0] if keys else None
 
     def can_begin_behind(self, after: str) -> bool:
-        """Whether this store lists from a key on, in the order of keys. S3's directory buckets do not, for example."""
+        """Whether this store lists from a key on. S3's directory buckets do not, for example."""
         try:
             following = self.first_behind(after)
         except OSError as error:
@@ -228,7 +230,7 @@ class _Ranges:
             if self.stopped:
                 return
             keys = objects.keys
-            if keys and (keys[0] <= mine.after or any(map(ge, keys, keys[1:]))):
+            if not _follow(keys, mine.after):
                 raise OSError(f"the store does not list its keys in order: {keys[0]!r} comes behind {mine.after!r}")
             with self.changed:
                 last = mine.last
@@ -242,6 +244,11 @@ class _Ranges:
                 self._put(self.pages.table(PageObjects(keys[:number], objects.etags[:number], objects.sizes[:number])))
             if is_last:
                 return
+
+
+def _follow(keys: list[str], after: str) -> bool:
+    """Whether the keys are sorted, and all behind `after`."""
+    return not keys or (keys[0] > after and not any(map(ge, keys, keys[1:])))
 
 
 _USUAL_HIGHEST = 0x7F  # names are ASCII, mostly

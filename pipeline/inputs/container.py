@@ -10,8 +10,10 @@ import pyarrow as pa
 
 from pipeline.errors import ErrorCode, RunError
 from pipeline.input_spec import InputSpec, Source
+from pipeline.inputs.verified import read_part
 from pipeline.layout import Output
 from pipeline.schema import LISTED
+from pipeline.store.filesystem import path_of
 
 
 @dataclass
@@ -61,6 +63,10 @@ class KeptIndexes:
     may_write: bool
 
 
+class StoppedError(Exception):
+    """The reader of a listing has gone."""
+
+
 @dataclass(frozen=True)
 class Container:
     """One object that holds images.
@@ -70,6 +76,7 @@ class Container:
     kept: where the list of its images is kept from run to run; None: nowhere.
     is_enough: called with the key of each image until it returns True, after which the images are not wanted. None: all
         are wanted.
+    stopped: set when nobody wants the images any more, as after Ctrl-C.
     """
 
     filesystem: fsspec.AbstractFileSystem
@@ -82,6 +89,13 @@ class Container:
     fitting: Fitting = field(default_factory=Fitting)
     kept: KeptIndexes | None = None
     is_enough: Callable[[str], bool] | None = None
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def read(self, first: int, length: int) -> bytes:
+        """`length` bytes (at least one) from the byte `first` on. Raises what `read_part` raises, or StoppedError."""
+        if self.stopped.is_set():
+            raise StoppedError
+        return read_part(self.filesystem, path_of(self.filesystem, self.uri), self.etag, first, length)
 
 
 def with_all_columns(columns: dict[str, Any], num_rows: int) -> pa.Table:

@@ -4,7 +4,9 @@ Each kind of input has a file of its own. A kind that holds many images in one o
 `_CONTAINERS`; a kind of file that names images one by one has a function in `_LISTS`.
 """
 
+import contextlib
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -94,15 +96,16 @@ def first_images(spec: InputSpec, number: int) -> pa.Table:
 
 def _list_source(spec: InputSpec, source: Source, most: int | None, kept: KeptIndexes | None) -> Iterator[pa.Table]:
     selection, left_out, noted, fitting = Selection(spec, source), LeftOut(), LeftOut(), Fitting()
+    stopped = threading.Event()
 
     def container_of(row: dict[str, Any]) -> Container:
         uri = row["object_uri"] or row["image_key"]
         is_enough = None if most is None else _count_taken(selection, most)
         filesystem, _ = open_filesystem(uri, spec.access)
         place = (uri, row["etag"], row["size_bytes"] or 0)
-        return Container(filesystem, *place, spec, left_out, noted, fitting, kept, is_enough)
+        return Container(filesystem, *place, spec, left_out, noted, fitting, kept, is_enough, stopped)
 
-    with ThreadPoolExecutor(_CONTAINERS_AHEAD, thread_name_prefix="containers") as threads:
+    with ThreadPoolExecutor(_CONTAINERS_AHEAD, thread_name_prefix="containers") as threads, _set_at_end(stopped):
         for table in _objects(selection, left_out, in_order=most is not None):
             table = _without(table, selection.left_by_programs(_object(table)), _LEFT_BY_PROGRAMS, left_out)
             table = _without(table, selection.excludes(_object(table)), _LEFT_BY_PROGRAMS, left_out)
@@ -117,6 +120,14 @@ def _list_source(spec: InputSpec, source: Source, most: int | None, kept: KeptIn
     for counted, words in ((left_out, "names are left out, because they "), (noted, "")):
         for what, number in counted.number.items():
             logger.warning(f"--input {source}: {number:,} {words}{what}, for example {counted.example[what]!a}")
+
+
+@contextlib.contextmanager
+def _set_at_end(event: threading.Event) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        event.set()
 
 
 def _objects(selection: Selection, left_out: LeftOut, *, in_order: bool) -> Iterator[pa.Table]:

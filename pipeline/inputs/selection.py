@@ -40,9 +40,12 @@ class Selection:
         there = pc.starts_with(keys, self.below)
         if self.may_be_container:
             there = pc.or_(there, pc.starts_with(keys, f"{self.below[:-1]}#"))
-        objects = pc.replace_substring_regex(keys, r"(?s)#.*$", "") if self.may_hold_containers else keys
-        wanted = pc.or_(self.takes_objects(objects), self.takes_objects(keys))
-        return pc.and_(there, pc.and_(wanted, self.takes_images(keys)))
+        if self.source.pattern:
+            behind = "(?:#.*)?" if self.may_hold_containers else ""
+            there = pc.and_(
+                there, pc.match_substring_regex(keys, any_regex((f"/{self.source.pattern}",), self.below, behind))
+            )
+        return pc.and_(there, self.takes_images(keys))
 
     @property
     def may_be_container(self) -> bool:

@@ -8,10 +8,12 @@ from typing import Any
 
 import fsspec
 import fsspec.asyn
+from tenacity import retry_if_not_exception_type
 
 from pipeline.store.filesystem import facts_of, is_local, is_s3, local_etag
 from pipeline.store.fsspec_private import cat_file
 from pipeline.store.objects import TooManyBytesError, agrees, ask_for_object, md5_of, read_file
+from pipeline.store.retries import OBJECT
 
 # A larger object is not an image: a film or an archive below the prefix would fill the worker's memory.
 MAX_OBJECT_BYTES = 512 * 2**20
@@ -22,6 +24,7 @@ _REQUEST_SHARE, READ_SHARE = 0.25, 0.4
 # A stalled connection is given up soon; a slow store gets more time with each attempt. The bytes per second are a tenth
 # of the rate that one connection to S3 reaches.
 _FIRST_SECONDS, _BYTES_PER_SECOND, _LONGER = 10.0, 5e6, 3.0
+_LISTING_TIMEOUT = 600.0  # seconds, of which one request gets a share; a listing has no step that --step-timeout bounds
 
 
 def request_seconds(size_bytes: int, attempt: int, step_timeout: float) -> float:
@@ -38,6 +41,10 @@ class CorruptError(Exception):
 
 class ChangedError(Exception):
     """The object was replaced after it was planned."""
+
+
+# Errors that another attempt does not change.
+LASTING = (FileNotFoundError, PermissionError, ChangedError)
 
 
 def read_verified(
@@ -130,6 +137,18 @@ def read_tail(
     size = Path(path).stat().st_size if is_local(filesystem) else filesystem.size(path)
     first = max(0, size - length)
     return read_range(filesystem, path, etag, first, size - first, seconds) if size else b"", size
+
+
+def read_part(filesystem: fsspec.AbstractFileSystem, path: str, etag: str, first: int, length: int) -> bytes:
+    """`read_range` for the driver, which lists: an error that may pass is followed by another attempt.
+
+    Raises what `read_range` raises: of LASTING at once, the others after all attempts.
+    """
+    for attempt in OBJECT.retrying(retry_if_not_exception_type(LASTING)):
+        with attempt:
+            seconds = request_seconds(length, attempt.retry_state.attempt_number, _LISTING_TIMEOUT)
+            return read_range(filesystem, path, etag, first, length, seconds)
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def _still(now: str, planned: str) -> str:

@@ -15,8 +15,10 @@ Mode retry-failed plans every listed image whose row says `failed`, whatever oth
 The mode leaves out all other images; those that another mode would plan count as `not_selected`.
 """
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -45,7 +47,8 @@ class Changes:
     counts: numbers of images by reason. These include `unchanged`, `not_selected` (the mode leaves the image out) and
         `removed`, even if removed images are not planned; with --limit, removed images are unknown and not counted.
         Reasons without images are left out.
-    size_bytes: encoded bytes by reason; a removed image counts with the size in its last row.
+    size_bytes: encoded bytes by reason, of images whose size the input says; a removed image counts with the size in
+        its last row.
     planned: the reasons that put an image into the plan.
     num_planned: the number of images in the plan.
     version: of the table `images` that the listing was compared with; None if nothing is published.
@@ -56,7 +59,7 @@ class Changes:
         self._scratch = scratch
         self.planned = planned
         totals = scratch.connection.execute(
-            "SELECT reason, count(*), sum(size_bytes)::BIGINT FROM changes GROUP BY reason ORDER BY reason"
+            "SELECT reason, count(*), coalesce(sum(size_bytes), 0)::BIGINT FROM changes GROUP BY reason ORDER BY reason"
         ).fetchall()
         self.counts: dict[str, int] = {reason: images for reason, images, _ in totals}
         self.size_bytes: dict[str, int] = {reason: size for reason, _, size in totals}
@@ -117,8 +120,7 @@ def compare(
         with out_of_room():
             columns = ("etag", "size_bytes", "status", "error_code", "fingerprint", "run_created")
             below = tuple(selection.below for selection in selections)
-            with ThreadPoolExecutor(1, thread_name_prefix="current rows") as beside:
-                loading = beside.submit(load_current, scratch.connection.cursor(), output, columns, below=below)
+            with _beside(load_current, scratch.connection.cursor(), output, columns, below) as loading:
                 _spool(_first(listing, settings.limit), scratch.folder)
                 version = loading.result()
             scratch.connection.execute(f"CREATE VIEW listing AS FROM read_parquet('{scratch.folder}/*.parquet')")
@@ -136,6 +138,24 @@ def compare(
         scratch.close()
         raise
     return changes
+
+
+@contextlib.contextmanager
+def _beside(
+    load: Callable[..., int | None], cursor: duckdb.DuckDBPyConnection, *arguments: Any
+) -> Iterator[Future[int | None]]:
+    """Call `load(cursor, *arguments)` in a thread. If the body raises, the thread's query ends at once: Ctrl-C waits
+    for no table.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="current rows") as threads:
+        loading = threads.submit(load, cursor, *arguments)
+        try:
+            yield loading
+        except BaseException:
+            while not loading.done():  # an interrupt before the query begins is lost
+                cursor.interrupt()
+                wait([loading], timeout=0.1)
+            raise
 
 
 def _first(listing: Iterable[pa.Table], number: int | None) -> Iterator[pa.Table]:

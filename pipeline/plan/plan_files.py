@@ -85,10 +85,17 @@ class _Inside:
         if object_uri is not None:
             return image_key.startswith(f"{object_uri}#") and self._is_below(object_uri)
         # The row of an image that is gone from a tar or Parquet file names no object.
-        return self._is_below(image_key) or (not is_read and self._is_below(image_key.partition("#")[0]))
+        names = [image_key] if is_read else [image_key[:end] for end in _ends_of_objects(image_key)]
+        return any(map(self._is_below, names))
 
     def _is_below(self, uri: str) -> bool:
         return any(is_below(uri, below) for below in self.below)
+
+
+def _ends_of_objects(image_key: str) -> Iterator[int]:
+    """Where the URI of an object in this key may end: at each `#`, and at the end of the key."""
+    yield len(image_key)
+    yield from (place for place, character in enumerate(image_key) if character == "#")
 
 
 def is_below(uri: str, below: str) -> bool:

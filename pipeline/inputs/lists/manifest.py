@@ -51,7 +51,7 @@ def list_manifest(spec: InputSpec, source: Source) -> Iterator[pa.Table]:
 def _manifests(filesystem: fsspec.AbstractFileSystem, path: str, spec: InputSpec, source: Source) -> Iterator[str]:
     """The URIs of the manifests, in the order of their names. Jobs that write many leave marks such as _SUCCESS."""
     files = Selection(replace(spec, format="images", include=(), exclude=()), source)
-    for page in list_objects(filesystem, path, LeftOut()):
+    for page in list_objects(filesystem, path, LeftOut(), in_order=True):
         for uri in page.filter(files.takes_objects(page["image_key"]))["image_key"].to_pylist():
             name = uri.rpartition("/")[2]
             if is_manifest(name):

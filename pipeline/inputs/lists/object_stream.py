@@ -4,14 +4,11 @@ import io
 from typing import Any
 
 import fsspec
-from tenacity import retry_if_not_exception_type
 
-from pipeline.inputs.verified import ChangedError, read_range, request_seconds
+from pipeline.inputs.verified import read_part
 from pipeline.store.filesystem import facts_of
-from pipeline.store.retries import OBJECT
 
 _BLOCK_BYTES = 8 * 2**20  # of one request
-_STEP_TIMEOUT = 600.0  # seconds; a list is read by the driver, whose steps have no --step-timeout
 
 
 class ObjectStream(io.RawIOBase):
@@ -41,17 +38,9 @@ class ObjectStream(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         length = max(0, min(len(view), _BLOCK_BYTES, self.size_bytes - self.place))
         if length:
-            view[:length] = self._read_range(length)
+            view[:length] = read_part(self.filesystem, self.path, self.etag, self.place, length)
         self.place += length
         return length
-
-    def _read_range(self, length: int) -> bytes:
-        passing = retry_if_not_exception_type((FileNotFoundError, PermissionError, ChangedError))
-        for attempt in OBJECT.retrying(passing):
-            with attempt:
-                seconds = request_seconds(length, attempt.retry_state.attempt_number, _STEP_TIMEOUT)
-                return read_range(self.filesystem, self.path, self.etag, self.place, length, seconds)
-        raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def open_object(filesystem: fsspec.AbstractFileSystem, path: str) -> io.BufferedReader:

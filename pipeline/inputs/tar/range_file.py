@@ -1,21 +1,15 @@
 """A file over range requests, for a reader that looks at headers and skips most of the data between them."""
 
-from tenacity import retry_if_not_exception_type
-
 from pipeline.errors import RunError
 from pipeline.inputs.container import Container
-from pipeline.inputs.verified import ChangedError, CorruptError, read_range, request_seconds
-from pipeline.store.filesystem import path_of, store_errors_as
-from pipeline.store.retries import OBJECT
+from pipeline.inputs.verified import LASTING, CorruptError
+from pipeline.store.filesystem import store_errors_as
 
 # S3 takes 30 ms to answer a request and sends 80 MB/s: where the next header is nearer than the bytes of 30 ms, one
 # long request is quicker than two short ones.
 _NEAR_BYTES = 2 * 2**20
 _LEAST_BLOCK, _MOST_BLOCK = 64 * 2**10, 8 * 2**20
 _TIMES_LARGER, _TIMES_SMALLER = 2, 4
-_STEP_TIMEOUT = 600.0  # seconds, of which one request gets a share
-# What trying again does not change. The caller makes rows of these.
-_LASTING = (FileNotFoundError, PermissionError, ChangedError)
 
 
 class TooLongError(ValueError):
@@ -34,7 +28,6 @@ class RangeFile:
 
     def __init__(self, container: Container):
         self.container = container
-        self.path = path_of(container.filesystem, container.uri)
         self.size = container.size_bytes
         self._position = self._end_of_read = 0
         self._start, self._data = 0, b""
@@ -85,11 +78,7 @@ class RangeFile:
         lasting: Exception
         with store_errors_as(RunError, f"--input: {self.container.uri} cannot be read", also=(CorruptError,)):
             try:
-                for attempt in OBJECT.retrying(retry_if_not_exception_type(_LASTING)):
-                    with attempt:
-                        seconds = request_seconds(length, attempt.retry_state.attempt_number, _STEP_TIMEOUT)
-                        place = (self.container.filesystem, self.path, self.container.etag)
-                        return read_range(*place, first, length, seconds)
-            except _LASTING as error:
+                return self.container.read(first, length)
+            except LASTING as error:
                 lasting = error
         raise lasting

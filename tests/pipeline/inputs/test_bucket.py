@@ -92,6 +92,18 @@ def test_a_store_that_ignores_what_is_asked_for_is_listed_by_one_thread_or_not_t
     assert sorted(keys_of(Bucket(keys, 5, ignores=(ignored,)))) == sorted(f"s3://b/{key}" for key in keys)
 
 
+def test_a_store_that_sorts_otherwise_is_listed_by_one_thread():
+    class Backwards(Bucket):
+        def call_s3(self, method, **asked):
+            page = super().call_s3(method, **asked)
+            page[ANSWER].keys.reverse()
+            return page
+
+    store = Backwards([f"{number:03d}" for number in range(50)], 5)
+    assert sorted(keys_of(store)) == [f"s3://b/{number:03d}" for number in range(50)]
+    assert not [asked for asked in store.asked if "StartAfter" in asked]
+
+
 def test_an_error_of_one_range_is_raised_and_ends_the_others():
     class Breaks(Bucket):
         def call_s3(self, method, **asked):
@@ -115,7 +127,7 @@ def test_pages_out_of_order_are_an_error():
     class Mixed(Bucket):
         def call_s3(self, method, **asked):
             page = super().call_s3(method, **asked)
-            if "StartAfter" in asked and "MaxKeys" not in asked:
+            if "StartAfter" in asked and "MaxKeys" not in asked:  # the first pages come without it
                 page[ANSWER].keys.reverse()
             return page
 

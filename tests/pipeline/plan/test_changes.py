@@ -3,6 +3,7 @@
 import itertools
 import os
 import tempfile
+import threading
 import tracemalloc
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -16,11 +17,12 @@ from hypothesis import strategies as st
 
 from pipeline.config import Settings
 from pipeline.errors import TRANSIENT, ErrorCode, RunError
-from pipeline.input_spec import InputSpec
+from pipeline.input_spec import InputSpec, source_of
 from pipeline.inputs.listing import list_inputs
 from pipeline.inputs.reads import ListedImage
 from pipeline.inputs.sources import input_spec
 from pipeline.layout import Output
+from pipeline.plan import changes
 from pipeline.plan.changes import compare
 from pipeline.schema import IMAGES
 from tests.support.listed import PlannedImage, list_images, listed_table, planned_images
@@ -312,6 +314,48 @@ def test_a_listing_that_breaks_off_says_why_and_leaves_nothing(tmp_path, monkeyp
         settings = Settings("/a", str(tmp_path / "out"))
         compared(breaks_off(), settings)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_listing_that_breaks_off_does_not_wait_for_the_table(tmp_path, monkeypatch):
+    """Ctrl-C while a bucket is listed, for example: the rows of earlier runs are read beside."""
+    running, ended = threading.Event(), threading.Event()
+
+    def takes_hours(cursor, output, columns, below):
+        running.set()
+        try:
+            cursor.execute("SELECT sum(a.range * b.range) FROM range(10_000_000) a, range(10_000_000) b")
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(changes, "load_current", takes_hours)
+
+    def breaks_off():
+        assert running.wait(60)
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        compared(breaks_off(), Settings("/a", str(tmp_path / "out")))
+    assert ended.is_set()
+
+
+def test_images_without_sizes_are_counted(tmp_path):
+    """The dry run adds up sizes; a manifest need not say them."""
+    spec = replace(InputSpec.of("/list.csv"), format="manifest")
+    listing = [listed_table([ListedImage("s3://b/a", "", None), ListedImage("s3://b/c", "", None)])]
+    with compared(listing, Settings("/list.csv", str(tmp_path)), spec) as changes:
+        assert (changes.counts, changes.size_bytes) == ({"new": 2}, {"new": 0})
+
+
+def test_images_of_a_tar_with_a_hash_in_its_name_are_removed_with_it(tmp_path):
+    tar = f"file://{tmp_path}/in/a#b.tar"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "other.tar").write_bytes(b"")
+    publish(str(tmp_path / "out"), "images", "run0", [[image_row(f"{tar}#x.jpg", "run0", 0)]])
+    spec = InputSpec((source_of(f"{tmp_path}/in/*.tar", lambda uri: False),))
+    settings = Settings(f"{tmp_path}/in/*.tar", str(tmp_path / "out"))
+    with compared([], settings, spec) as changes:
+        assert changes.counts == {"removed": 1}
 
 
 def test_a_damaged_run_json_is_one_clear_line(tmp_path):

@@ -10,9 +10,9 @@ import pytest
 
 from pipeline.errors import RunError
 from pipeline.input_spec import InputSpec
+from pipeline.inputs import verified
 from pipeline.inputs.container import KeptIndexes
 from pipeline.inputs.listing import list_inputs
-from pipeline.inputs.tar import range_file
 from pipeline.layout import Output
 from tests.support.tars import member, tar_of
 
@@ -37,13 +37,13 @@ def night(tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     found = Night(str(tmp_path / "in"), Output.open(str(tmp_path / "out")))
     write_tar(found, *NAMES)
-    read_range = range_file.read_range
+    read_range = verified.read_range
 
     def counted(filesystem, path, etag, first, length, seconds):
         found.requests.append((first, length))
         return read_range(filesystem, path, etag, first, length, seconds)
 
-    monkeypatch.setattr(range_file, "read_range", counted)
+    monkeypatch.setattr(verified, "read_range", counted)
     return found
 
 

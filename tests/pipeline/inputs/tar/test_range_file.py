@@ -1,6 +1,7 @@
 """Headers are read in few requests, whatever the sizes of members; errors of the store are retried, then one line."""
 
 import tarfile
+import threading
 from bisect import bisect_left
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import RunError
 from pipeline.input_spec import InputSpec
+from pipeline.inputs import listing, verified
 from pipeline.inputs.container import Container, LeftOut
 from pipeline.inputs.fetch import FetchImages
 from pipeline.inputs.listing import list_inputs
@@ -139,13 +141,13 @@ def test_a_tar_that_was_replaced_since_it_was_listed_is_a_row_that_is_tried_agai
     bucket = s3.bucket("replaced-tars")
     s3.client.put_object(Bucket="replaced-tars", Key="a.tar", Body=tar_of([member("a.jpg", b"1")]))
     list_of = list(list_images(bucket))
-    read_range = range_file.read_range
+    read_range = verified.read_range
 
     def replaced(*args):
         s3.client.put_object(Bucket="replaced-tars", Key="a.tar", Body=tar_of([member("a.jpg", b"2")]))
         return read_range(*args)
 
-    monkeypatch.setattr(range_file, "read_range", replaced)
+    monkeypatch.setattr(verified, "read_range", replaced)
     [image] = list_images(bucket)
     assert image.image_key == f"{bucket}/a.tar" and image.fault.startswith("changed: the object had ETag ")
     [result] = FetchImages(InputSpec.of(bucket)).fetch_all(list_of)
@@ -165,14 +167,14 @@ def test_a_tar_that_was_replaced_since_it_was_listed_is_a_row_that_is_tried_agai
 )
 def test_errors_of_the_store_are_retried_then_one_line_that_names_the_tar(tmp_path, monkeypatch, errors, said):
     (tmp_path / "a.tar").write_bytes(tar_of([member("a.jpg", b"1")]))
-    read_range, left = range_file.read_range, list(errors)
+    read_range, left = verified.read_range, list(errors)
 
     def failing(*args):
         if left:
             raise left.pop(0)
         return read_range(*args)
 
-    monkeypatch.setattr(range_file, "read_range", failing)
+    monkeypatch.setattr(verified, "read_range", failing)
     if len(errors) == 9:
         with pytest.raises(RunError, match=said):
             list(list_inputs(InputSpec.of(str(tmp_path))))
@@ -192,7 +194,7 @@ def test_a_place_that_holds_no_header_is_read_twice_and_then_a_row(tmp_path, mon
         images[2].__class__(**{**vars(images[2]), "size_bytes": 599}),
         images[3].__class__(**{**vars(images[3]), "position": 100}),
     ]
-    requests, read_range = [], range_file.read_range
+    requests, read_range = [], verified.read_range
     monkeypatch.setattr(
         "pipeline.inputs.reads.read_range", lambda *args: (requests.append(args[3:5]), read_range(*args))[1]
     )
@@ -207,3 +209,30 @@ def test_a_place_that_holds_no_header_is_read_twice_and_then_a_row(tmp_path, mon
     )
     assert said[2].endswith("no header fits before it")
     assert requests == [(0, 4183)] * 2
+
+
+def test_a_tar_that_nobody_wants_any_more_is_not_read_on(tmp_path, monkeypatch):
+    """Ctrl-C ends the threads that read headers; a tar of gigabytes would take them minutes."""
+    (tmp_path / "0.tar").write_bytes(tar_of([member("a.jpg", b"1")]))
+    (tmp_path / "1.tar").write_bytes(tar_of(member(f"{n}.jpg", bytes(100_000)) for n in range(40)))
+    begun, may_go_on, requests, read_range = threading.Event(), threading.Event(), [], verified.read_range
+    stops, set_at_end = [], listing._set_at_end
+
+    def slow(*args):
+        if args[1].endswith("1.tar"):
+            requests.append(args[3])
+            begun.set()
+            assert may_go_on.wait(60)
+        return read_range(*args)
+
+    monkeypatch.setattr(verified, "read_range", slow)
+    monkeypatch.setattr(listing, "_set_at_end", lambda event: (stops.append(event), set_at_end(event))[1])
+    tables = list_inputs(InputSpec.of(str(tmp_path)))
+    assert next(tables)["image_key"].to_pylist() == [f"file://{tmp_path}/0.tar#a.jpg"]
+    assert begun.wait(60)
+    closing = threading.Thread(target=tables.close)
+    closing.start()
+    assert stops[0].wait(60)
+    may_go_on.set()
+    closing.join(60)
+    assert not closing.is_alive() and len(requests) == 1
