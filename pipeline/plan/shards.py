@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 SHARDS_PER_PLAN_FILE = 64  # at 512 images per shard: 4 MB per file, and 3,000 files for 100 M images
 PLANNED_IMAGES = pa.schema(PLANNED)
+# A shard is the unit of commit and of work: it must not grow with the row groups that somebody has written.
+_MOST_ROWS_TOGETHER = 2048
 # An image of unknown size (a manifest need not say it) counts as a photograph of this many bytes.
 _USUAL_BYTES = 200_000
 
@@ -39,8 +41,8 @@ def group_into_shards(tables: Iterable[pa.Table], *, max_images: int, max_bytes:
     """Group consecutive images: at most `max_images`, with at most `max_bytes` to read. A larger image is a shard
     alone.
 
-    Rows of one row group of a Parquet file stay together, however many they are, if they have at most `max_bytes`: a
-    row group is read as a whole, and two shards would read it twice.
+    Rows of one row group of a Parquet file stay together, up to _MOST_ROWS_TOGETHER, if they have at most `max_bytes`:
+    a row group is read as a whole, and two shards would read it twice.
     """
     rest = PLANNED_IMAGES.empty_table()
     for table in tables:
@@ -68,7 +70,8 @@ def _ends(images: pa.Table, max_images: int, max_bytes: int) -> list[int]:
         end = min(fits, start + max_images)
         if end < images.num_rows and unit_starts[end] < end:  # inside of a row group
             whole = int(unit_ends[end])
-            end = int(unit_starts[end]) if unit_starts[end] > start else whole if whole <= fits else fits
+            most = min(fits, start + max(max_images, _MOST_ROWS_TOGETHER))
+            end = int(unit_starts[end]) if unit_starts[end] > start else min(whole, most)
         ends.append(end)
         start = end
     return ends

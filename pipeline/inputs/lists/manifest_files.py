@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -12,6 +11,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from m2f_core.config.fields import excerpt
+from pipeline.inputs.attributes import as_attributes
 
 _ROWS = 16_384  # of a batch
 _BLOCK_BYTES = 4 * 2**20
@@ -139,7 +139,7 @@ def _json_rows(parsed: list[dict[str, Any]], chosen: dict[str, str], keep: tuple
         except (pa.ArrowException, UnicodeError):
             wrong = next(n for n, v in enumerate(values, first) if isinstance(v, str) and not _is_utf8(v))
             raise ManifestError(f"line {wrong:,} has a {name} that is not UTF-8") from None
-    attributes = pa.array([_as_json({name: line.get(name) for name in keep}) for line in parsed]) if keep else None
+    attributes = pa.array([as_attributes({name: line.get(name) for name in keep}) for line in parsed]) if keep else None
     return Rows(first, "line", columns, attributes)
 
 
@@ -226,7 +226,7 @@ def _rows(batch: pa.RecordBatch, chosen: dict[str, str], keep: tuple[str, ...], 
     attributes = None
     if keep:
         kept = batch.select(list(keep)).to_pylist()
-        attributes = pa.array([_as_json(row) for row in kept], pa.string())
+        attributes = pa.array([as_attributes(row) for row in kept], pa.string())
     return Rows(first, unit, columns, attributes)
 
 
@@ -254,12 +254,6 @@ def _parsed_sizes(values: pa.Array, name: str, first: int, unit: str) -> pa.Arra
             raise ManifestError(f"{unit} {number:,} has {excerpt(text)} as {name}")
         sizes.append(int(text) if text else None)
     return pa.array(sizes, pa.int64())
-
-
-def _as_json(values: dict[str, Any]) -> str:
-    """JSON knows no NaN and no times. Escapes keep what is no UTF-8, which JSON may hold and a table may not."""
-    finite = {name: None if isinstance(one, float) and not isfinite(one) else one for name, one in values.items()}
-    return json.dumps(finite, default=str)
 
 
 _READERS: dict[str, Callable[[Any, tuple[str, ...]], Iterator[Rows]]] = {

@@ -13,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from m2f_core.config.fields import excerpt
 from pipeline.errors import RunError
 from pipeline.input_spec import InputSpec
+from pipeline.inputs.attributes import bounded
 from pipeline.inputs.container import with_all_columns
 from pipeline.inputs.selection import readable_schemes
 from pipeline.shown_text import holds_secret
@@ -70,7 +71,7 @@ class NamedObjects:
                 raise WrongEntryError(below, "has a size below 0")
             columns["size_bytes"] = sizes
         if attributes is not None:
-            columns["attributes"] = attributes
+            columns["attributes"], columns["fault"] = bounded(attributes)
         return with_all_columns(columns, len(uris))
 
     def _spelled(self, uris: pa.Array) -> pa.Array:

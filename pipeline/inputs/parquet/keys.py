@@ -1,15 +1,14 @@
 """The keys of the images of a Parquet file, and what is kept of their rows."""
 
-import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.inputs.attributes import as_attributes
+
 MOST_KEY_BYTES = 4096
-MOST_ATTRIBUTES_BYTES = 64 * 2**10  # of one row, as JSON
 
 
 def as_text(column: pa.Array) -> pa.Array:
@@ -48,12 +47,9 @@ def unique_keys(texts: Sequence[str | None]) -> tuple[list[str], int, int]:
 
 
 def as_json(columns: dict[str, pa.Array], num_rows: int) -> list[str]:
-    """The values of each row as a JSON object. Numbers that JSON has not (NaN, infinity) are null."""
+    """The values of each row as a JSON object: see `as_attributes`."""
     values = {name: _plain_values(column) for name, column in columns.items()}
-    return [
-        json.dumps({name: of_column[row] for name, of_column in values.items()}, ensure_ascii=False, default=str)
-        for row in range(num_rows)
-    ]
+    return [as_attributes({name: of_column[row] for name, of_column in values.items()}) for row in range(num_rows)]
 
 
 def _plain_values(column: pa.Array) -> list[Any]:
@@ -61,20 +57,7 @@ def _plain_values(column: pa.Array) -> list[Any]:
         return list(_replaced(column.cast(pa.large_string())).to_pylist())
     if pa.types.is_temporal(column.type) or pa.types.is_decimal(column.type):
         column = pc.cast(column, pa.string())
-    values = column.to_pylist()
-    return [_finite(value) for value in values] if pa.types.is_nested(column.type) or _is_float(column) else values
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-
-def _is_float(column: pa.Array) -> bool:
-    return bool(pa.types.is_floating(column.type))
+    return list(column.to_pylist())
 
 
 def _is_string(data_type: pa.DataType) -> bool:

@@ -7,19 +7,18 @@ unique in its file, so its key is unique.
 from collections.abc import Sequence
 
 import pyarrow as pa
-from tenacity import retry_if_not_exception_type
+import pyarrow.compute as pc
 
 from pipeline.errors import ErrorCode
+from pipeline.inputs.attributes import bounded
 from pipeline.inputs.container import Container, fault_of, with_all_columns
 from pipeline.inputs.parquet.columns import Columns, WrongColumnsError, column_of, find_columns
 from pipeline.inputs.parquet.file import TAIL_BYTES, DamagedFileError, ParquetFooter, TooLargeError, decoding
-from pipeline.inputs.parquet.keys import MOST_ATTRIBUTES_BYTES, as_json, as_text, unique_keys
+from pipeline.inputs.parquet.keys import as_json, as_text, unique_keys
 from pipeline.inputs.parquet.rows import MOST_CHUNK_BYTES
-from pipeline.inputs.verified import ChangedError, CorruptError, read_range, request_seconds
-from pipeline.store.filesystem import one_line, path_of
-from pipeline.store.retries import OBJECT
+from pipeline.inputs.verified import ChangedError, CorruptError
+from pipeline.store.filesystem import one_line
 
-_STEP_TIMEOUT = 600.0  # seconds; a listing has no step that a setting bounds
 _MOST_TEXT_BYTES = 128 * 2**20  # of one column of keys or kept values, in one row group
 _BATCH_ROWS = 1024
 
@@ -56,19 +55,10 @@ class _List:
 
     def __init__(self, container: Container):
         self.container = container
-        self.path = path_of(container.filesystem, container.uri)
         first = max(0, container.size_bytes - TAIL_BYTES)
-        tail = self.read(first, container.size_bytes - first) if container.size_bytes else b""
-        self.footer = ParquetFooter.read(tail, container.size_bytes, self.read)
+        tail = container.read(first, container.size_bytes - first) if container.size_bytes else b""
+        self.footer = ParquetFooter.read(tail, container.size_bytes, container.read)
         self.columns: Columns = find_columns(self.footer.schema, container.spec)
-
-    def read(self, first: int, length: int) -> bytes:
-        for attempt in OBJECT.retrying(retry_if_not_exception_type((FileNotFoundError, PermissionError, ChangedError))):
-            with attempt:
-                one = self.container
-                seconds = request_seconds(length, attempt.retry_state.attempt_number, _STEP_TIMEOUT)
-                return read_range(one.filesystem, self.path, one.etag, first, length, seconds)
-        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def tables(self) -> list[pa.Table]:
         groups = range(self.footer.metadata.num_row_groups)
@@ -96,7 +86,7 @@ class _List:
         if not columns.described or not num_rows:
             return [None] * num_rows, None
         chunks = self.footer.chunks(group, columns.described)
-        parts = self.footer.read_chunks(chunks, self.read, _MOST_TEXT_BYTES)
+        parts = self.footer.read_chunks(chunks, self.container.read, _MOST_TEXT_BYTES)
         texts: list[str | None] = []
         attributes: list[str] = []
         key = columns.key or columns.path
@@ -121,12 +111,9 @@ class _List:
                 f"{ErrorCode.TOO_LARGE.value}: the row group has {size:,} bytes of images; the limit is "
                 f"{MOST_CHUNK_BYTES:,}; write the file again with smaller row groups"
             ] * num_rows
-        for row, text in enumerate(attributes or ()):
-            if len(text) > MOST_ATTRIBUTES_BYTES:
-                faults[row] = (
-                    f"{ErrorCode.TOO_LARGE.value}: the kept columns have {len(text):,} characters; the limit is "
-                    f"{MOST_ATTRIBUTES_BYTES:,}"
-                )
+        kept, too_long = bounded(
+            pa.nulls(num_rows, pa.string()) if attributes is None else pa.array(attributes, pa.string())
+        )
         first = self.footer.first_rows[group]
         columns = {
             "image_key": [f"{uri}#{name}" for name in names],
@@ -135,9 +122,7 @@ class _List:
             "object_uri": pa.repeat(pa.scalar(uri), num_rows),
             "position": pa.array(range(first, first + num_rows), pa.int64()),
             "row_group": pa.repeat(pa.scalar(group, pa.int32()), num_rows),
-            "fault": faults,
-            "attributes": [t if t is None or len(t) <= MOST_ATTRIBUTES_BYTES else None for t in attributes or faults]
-            if attributes
-            else [None] * num_rows,
+            "fault": pc.coalesce(pa.array(faults, pa.string()), too_long),
+            "attributes": kept,
         }
         return with_all_columns(columns, num_rows)

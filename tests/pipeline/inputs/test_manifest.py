@@ -203,6 +203,18 @@ def test_kept_columns_become_attributes(tmp_path):
     assert listed(tmp_path / "m.parquet")[0].attributes is None
 
 
+def test_attributes_are_json_to_their_depth_and_bounded(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"uri": "s3://b/a", "tags": [NaN, {"x": Infinity}, "é"]}\n')
+    [image] = listed(tmp_path / "m.jsonl", keep_columns=("tags",))
+    assert image.attributes == '{"tags": [null, {"x": null}, "é"]}'
+    long = "x" * 70_000
+    (tmp_path / "m.jsonl").write_text(f'{{"uri": "s3://b/a", "n": 1}}\n{{"uri": "s3://b/b", "n": "{long}"}}\n')
+    short, too_long = listed(tmp_path / "m.jsonl", keep_columns=("n",))
+    assert (short.attributes, short.fault) == ('{"n": 1}', None)
+    assert too_long.attributes is None
+    assert too_long.fault == "too_large: the kept columns have 70009 bytes as JSON; the limit is 65,536"
+
+
 def test_patterns_and_names_of_programs_apply_to_the_objects(tmp_path, caplog):
     (tmp_path / "m.csv").write_text(
         "uri,key\n"

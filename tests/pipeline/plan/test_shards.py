@@ -82,6 +82,14 @@ def test_a_row_group_that_fits_into_a_shard_is_not_divided(rows, max_images, max
             assert len(touched) == 1
 
 
+def test_a_row_group_of_very_many_small_images_is_divided():
+    """Else the whole file would be one shard: one unit of work, and lost as a whole."""
+    images = [PlannedImage(f"a#{n}", "e", 100, object_uri="a", position=n, row_group=0) for n in range(5000)]
+    lengths = [len(shard) for shard in grouped(images, 3, max_images=16, max_bytes=10**9)]
+    assert lengths == [2048, 2048, 904]
+    assert [len(shard) for shard in grouped(images, 3, max_images=4000, max_bytes=10**9)] == [4000, 1000]
+
+
 @given(st.integers(1, 300), st.integers(1, 7))
 def test_a_written_plan_reads_back_shard_by_shard(num_images, per_shard):
     reasons = itertools.cycle(["new", "changed", "removed"])
