@@ -13,7 +13,9 @@ _runs/
     _nights/2026-11/              a record for each command of segment_bucket.py, also one that did nothing
     claim-*.json holder-*.json    the lease with --allow-unsafe-store; proof-*.json: the store is being tried
     <run_id>/
-        run.json                  settings, fingerprint and plan files of the run; written once the plan is complete
+        run.json                  settings, fingerprint and plan files of the run; written once the plan is complete,
+                                  or once the first shards are planned while a long listing goes on
+        plan.json                 the plan files of such a run; written once the plan is complete
         plan/                     the images of each shard
         attempts/                 one object per driver that worked on the run
         journal/                  receipts of finished shards
@@ -92,6 +94,10 @@ class RunFolder:
     @property
     def run_json(self) -> str:
         return f"{self.path}/run.json"
+
+    @property
+    def plan_json(self) -> str:
+        return f"{self.path}/plan.json"
 
     @property
     def report_json(self) -> str:

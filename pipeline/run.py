@@ -28,7 +28,7 @@ from pipeline.commit.encode import EncodeSpec
 from pipeline.commit.held_lease import HeldLease
 from pipeline.commit.journal import Committer
 from pipeline.commit.receipt import Receipt
-from pipeline.commit.run_record import PlanFile, RunRecord
+from pipeline.commit.run_record import RunRecord
 from pipeline.commit.run_report import Report
 from pipeline.commit.totals import Totals
 from pipeline.commit.write import EncodeAndWrite
@@ -39,17 +39,20 @@ from pipeline.inputs.fetch import FetchImages
 from pipeline.inputs.listing import refuse_empty
 from pipeline.nights.night import Tell, tell_nobody
 from pipeline.plan.changes import describe
+from pipeline.plan.growing import GrowingPlan
 from pipeline.plan.plan_files import spread_over
+from pipeline.plan.rounds import Round, rounds
 from pipeline.plan.source import ShardSource
 from pipeline.report.progress import Progress
 from pipeline.report.run_trace import RunTrace
 from pipeline.report.run_watch import RunWatch, count_end
 from pipeline.runs.accounting import Clock, close_books
-from pipeline.runs.begin import Run, plan_run, take_up
+from pipeline.runs.begin import Run, take_up
 from pipeline.runs.check import Checked, check
 from pipeline.runs.cleanup import sweep
 from pipeline.runs.find import find_report, find_run
-from pipeline.runs.preview import changes_of
+from pipeline.runs.planning.planner import Planner
+from pipeline.runs.preview import comparison_of
 from pipeline.runs.prove import holding_lease, proven
 from pipeline.runs.specs import segment_spec
 from pipeline.segment.actor import SegmentImages
@@ -61,10 +64,10 @@ from pipeline.telemetry.spans import Spans, check_endpoint, wants_trace
 
 logger = logging.getLogger(__name__)
 
-# Ray keeps 0.7-4 KB per block in the driver and frees this memory only together with the dataset (ray#66016).
-SHARDS_PER_ROUND = 50_000
 # A dying worker loses one shard, and progress advances by one shard: a shard is minutes of work on either device.
 SHARD_IMAGES_GPU, SHARD_IMAGES_CPU = 512, 16
+# Tasks that read the plan while it grows. They wait for plan files one after the other, and each holds READ_PLAN_CPUS.
+_WAITING_TASKS = 2
 # If access to all images of a shard is denied, this many images from all over the run are tried. If one of them can be
 # read, a prefix is forbidden; if none can, the whole store is unavailable.
 _IMAGES_ELSEWHERE = 8
@@ -121,29 +124,35 @@ def _find_and_execute(checked: Checked, lease: HeldLease, progress: Progress, te
     record = find_run(checked, say_what_is_left=True)
     if record is not None:
         tell(run_id=record.run_id)
-        progress.phase("starting Ray")
-        allotment = allot(settings, connect())
-        return execute(_take_up(checked, record, lease), allotment, lease, progress)
+        if record.plan_is_complete:
+            progress.phase("starting Ray")
+            allotment = allot(settings, connect())
+            return execute(_take_up(checked, record, lease), allotment, lease, progress)
     progress.phase("listing the input")
-    with changes_of(checked, keeps_indexes=True) as changes:
-        if not changes.num_planned:
-            logger.info("nothing to do: %s", describe(changes.counts))
-            tell(nothing_to_do=describe(changes.counts))
+    with comparison_of(checked) as comparison:
+        planner = Planner(checked, comparison, lease.check)
+        if record is None and not planner.find_work():
+            logger.info("nothing to do: %s", describe(planner.counts))
+            tell(nothing_to_do=describe(planner.counts))
             return None
         progress.phase("starting Ray")
         allotment = allot(settings, connect())
-        table = "the empty output" if changes.version is None else f"version {changes.version} of the table"
-        logger.info("compared the input with %s: %s", table, describe(changes.counts))
         per_shard = settings.images_per_shard or (SHARD_IMAGES_GPU if allotment.device == "cuda" else SHARD_IMAGES_CPU)
-        record = plan_run(checked, changes.images(), changes.counts, per_shard, allotment.computed_on, lease.check)
-    tell(run_id=record.run_id)
-    return execute(_take_up(checked, record, lease), allotment, lease, progress)
+        if record is None:
+            record = planner.begin(per_shard, allotment.computed_on)
+            plan = GrowingPlan.of(record)
+            tell(run_id=record.run_id)
+        else:
+            plan = planner.resume(record)
+        run = _take_up(checked, record, lease, plan)
+        with planner.going_on(run.folder, plan, per_shard):
+            return execute(run, allotment, lease, progress)
 
 
-def _take_up(checked: Checked, record: RunRecord, lease: HeldLease) -> Run:
+def _take_up(checked: Checked, record: RunRecord, lease: HeldLease, plan: GrowingPlan | None = None) -> Run:
     """Begin an attempt, which fences off all earlier attempts: only the holder of the lease may do this."""
     lease.check()
-    return take_up(checked, record)
+    return take_up(checked, record, plan)
 
 
 def execute(run: Run, allotment: Allotment, lease: HeldLease, progress: Progress) -> Report:
@@ -155,7 +164,10 @@ def execute(run: Run, allotment: Allotment, lease: HeldLease, progress: Progress
         for receipt in run.journal.read(run.plan.num_shards):
             totals.add(receipt)
     done_before = len(totals.shards)
-    todo = f"{run.plan.num_images} images in {run.plan.num_shards} shards, {done_before} done before this attempt"
+    so_far = "" if run.plan.is_complete else " so far, and the listing goes on"
+    todo = (
+        f"{run.plan.num_images} images in {run.plan.num_shards} shards{so_far}, {done_before} done before this attempt"
+    )
     logger.info(f"run {run.run_id}: {todo}; at most {allotment.model_actors[1]} model actors on {allotment.device}")
     traced = wants_trace(run.settings.otlp_endpoint)
     clock, board = Clock(), start_board(traced)
@@ -166,9 +178,9 @@ def execute(run: Run, allotment: Allotment, lease: HeldLease, progress: Progress
         _store_errors(run),
         Committer(run.journal, may_commit=lease.check) as committer,
         RunTrace(spans, board.drain, run.journal.attempt) as trace,
-        RunWatch(progress, board.look, run.failure_budget, run.deadline, trace.pass_on),
+        RunWatch(progress, board.look, lambda: run.failure_budget, run.deadline, trace.pass_on),
     ):
-        progress.follow(run.plan.num_images, totals, committer.num_waiting, board.look)
+        progress.follow(lambda: run.plan.num_images, totals, committer.num_waiting, board.look)
         _check_failures(run, totals)
         for receipt in _stream_receipts(run, allotment, totals.shards, board):
             board.done(receipt.shard)
@@ -179,10 +191,12 @@ def execute(run: Run, allotment: Allotment, lease: HeldLease, progress: Progress
                 _check_failures(run, totals)
             if publications.is_due():
                 committer.commit()
+                publisher.num_shards = run.plan.num_shards  # the plan may have grown
                 publisher.publish()
         progress.phase("publishing")
         committer.commit()
         report = close_books(run, totals, done_before, clock)
+        publisher.num_shards = run.plan.num_shards
         report = replace(report, table_versions=publisher.publish(), computed_on=allotment.computed_on)
         if run.settings.compact:
             publisher.compact()
@@ -216,23 +230,22 @@ class _Timer:
         return due
 
 
-def build_dataset(
-    run: Run, allotment: Allotment, shards: "list[tuple[PlanFile, list[int]]]", board: Board
-) -> ray.data.Dataset:
+def build_dataset(run: Run, allotment: Allotment, shards: Round, board: Board) -> ray.data.Dataset:
     """The graph: plan -> fetch -> segment -> encode and write -> receipts. One shard is one row, and one row is one
     block.
     """
     settings = run.settings
-    num_shards = sum(len(pending) for _, pending in shards)
-    elsewhere = spread_over(run.output, run.inputs, run.plan, _IMAGES_ELSEWHERE)
+    num_shards = shards.most_shards
+    elsewhere = spread_over(run.output, run.inputs, run.plan.summary, _IMAGES_ELSEWHERE)
     _set_ray_data_options()
     pass_actor_arguments_by_value()
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "max_restarts": -1, "max_task_retries": 8}
     return (
         ray.data.read_datasource(
-            ShardSource(settings.output, run.inputs, shards),
+            ShardSource(settings.output, run.run_id, run.inputs, shards),
             num_cpus=READ_PLAN_CPUS,
-            override_num_blocks=len(shards),
+            override_num_blocks=shards.num_tasks,
+            concurrency=_WAITING_TASKS if shards.awaited else None,
         )
         .map_batches(
             FetchImages,
@@ -289,7 +302,7 @@ def build_dataset(
 
 
 def _stream_receipts(run: Run, allotment: Allotment, done: set[int], board: Board) -> Iterator[Receipt]:
-    for shards in _rounds(run.plan.files, set(done)):
+    for shards in rounds(run.plan, set(done)):
         try:
             dataset = build_dataset(run, allotment, shards, board)
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -308,20 +321,6 @@ def _innermost(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     first = next((line for line in lines if raised.match(line)), lines[-1])
     return re.sub(r"^pipeline\.errors\.\w+: ", "", first)
-
-
-def _rounds(files: tuple[PlanFile, ...], done: set[int]) -> Iterator[list[tuple[PlanFile, list[int]]]]:
-    """Yield the shards that are not done, grouped by plan file, at most SHARDS_PER_ROUND at a time."""
-    shards: list[tuple[PlanFile, list[int]]] = []
-    for file in files:
-        pending = [s for s in range(file.first_shard, file.first_shard + file.num_shards) if s not in done]
-        if shards and sum(len(p) for _, p in shards) + len(pending) > SHARDS_PER_ROUND:
-            yield shards
-            shards = []
-        if pending:
-            shards.append((file, pending))
-    if shards:
-        yield shards
 
 
 def _pool(actors: tuple[int, int], num_shards: int, **options: Any) -> ActorPoolStrategy:

@@ -1,4 +1,4 @@
-"""run.json, the record of a run: written once the plan of the run is complete, and never changed."""
+"""run.json, the record of a run, written once and never changed; and plan.json, if the plan was complete only later."""
 
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -39,6 +39,21 @@ class PlanSummary:
     num_images: Count
     num_shards: NumShards
     size_bytes: Count  # encoded bytes to read
+
+
+NO_PLAN = PlanSummary((), 0, 0, 0)
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class PlanRecord:
+    """The fields of plan.json: what run.json could not say yet."""
+
+    plan: PlanSummary
+    counts: dict[str, Count]  # as in run.json
+
+    def write(self, folder: RunFolder) -> None:
+        put_object(folder.filesystem, folder.plan_json, json.dumps(asdict(self), indent=1).encode())
 
 
 @with_config(STRICT)
@@ -82,7 +97,7 @@ class RunRecord:
     results: PlainValues  # the settings that change results, defaults filled in
     model_license: str
     model: ModelRecord
-    plan: PlanSummary
+    plan: PlanSummary  # if the plan is not complete: as far as it goes
     counts: dict[str, Count]  # images by reason, including images that are not in the plan: see changes.Changes
     versions: dict[str, str]  # of Python and of the packages that results depend on
     # Device, precision and CPU instructions of the first attempt; report.json has the values of the last attempt. Added
@@ -90,6 +105,9 @@ class RunRecord:
     computed_on: dict[str, str | None] = field(default_factory=dict)
     # The settings that say which objects of the inputs are images, as far as they are not defaults; added likewise.
     selection: PlainValues = field(default_factory=dict)
+    # False: the first shards were planned while the input was still being listed; plan.json says when all are. Added
+    # likewise.
+    plan_is_complete: bool = True
 
     def write(self, folder: RunFolder) -> None:
         put_object(folder.filesystem, folder.run_json, json.dumps(asdict(self), indent=1).encode())
@@ -102,13 +120,14 @@ class Versioned(TypedDict):
     schema_version: Annotated[int, Interval(ge=1, le=10**6)]
 
 
-VERSIONED, _RECORD = TypeAdapter(Versioned), TypeAdapter(RunRecord)
+VERSIONED, _RECORD, _PLAN = TypeAdapter(Versioned), TypeAdapter(RunRecord), TypeAdapter(PlanRecord)
 
 
 def read_run_record(output: Output, folder: RunFolder) -> RunRecord | None:
     """The run in `folder`, or None if there is none.
 
-    RunError if run.json is not a record of this run and this schema version, or if its plan does not lie in `folder`.
+    The record has what plan.json adds. RunError if run.json is not a record of this run and this schema version, or if
+    its plan does not lie in `folder`.
     """
     data = output.read_or_none(folder.run_json)
     if data is None:
@@ -125,9 +144,20 @@ def read_run_record(output: Output, folder: RunFolder) -> RunRecord | None:
             raise ValueError(f"run_id is {excerpt(record.run_id)}; it must be the name of its folder")
         if not isinstance(record.results.get("task"), str):
             raise ValueError(f"results.task is {excerpt(record.results.get('task'))}; it must be a text")
-        return replace(record, plan=_plan_in(folder, record.plan))
+        record = replace(record, plan=_plan_in(folder, record.plan))
     except ValueError as error:
         raise output.damaged(folder.run_json, f"{error}; move the folder of the run away") from None
+    later = None if record.plan_is_complete else read_plan_record(output, folder)
+    return record if later is None else replace(record, plan=later.plan, counts=later.counts, plan_is_complete=True)
+
+
+def read_plan_record(output: Output, folder: RunFolder) -> PlanRecord | None:
+    """plan.json of the run in `folder`, or None if there is none. RunError if it is no record of a plan there."""
+    record = output.read_record(_PLAN, folder.plan_json)
+    try:
+        return None if record is None else replace(record, plan=_plan_in(folder, record.plan))
+    except ValueError as error:
+        raise output.damaged(folder.plan_json, f"{error}; move the folder of the run away") from None
 
 
 def _plan_in(folder: RunFolder, plan: PlanSummary) -> PlanSummary:

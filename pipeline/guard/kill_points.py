@@ -24,6 +24,9 @@ POINTS = (
     "after report",
 )
 
+# Of a run whose plan is not complete when its first shards run.
+POINTS_OF_A_GROWING_PLAN = ("plan extended", "plan.json written")
+
 # In the order of jobs/tidy.py.
 POINTS_OF_TIDY = (
     "runs marked",
@@ -41,8 +44,8 @@ _reached: dict[str, int] = {}
 
 
 def reached(point: str) -> None:
-    """Record that this process has reached `point`, one of POINTS or of POINTS_OF_TIDY."""
-    assert point in (*POINTS, *POINTS_OF_TIDY), point
+    """Record that this process has reached `point`, one of the points above."""
+    assert point in (*POINTS, *POINTS_OF_A_GROWING_PLAN, *POINTS_OF_TIDY), point
     wanted = os.environ.get(VARIABLE)
     if wanted is None:
         return

@@ -49,14 +49,20 @@ _LISTS: dict[str, Callable[[InputSpec, Source], Iterator[pa.Table]]] = {
 }
 
 
-def list_inputs(spec: InputSpec, most: int | None = None, kept: KeptIndexes | None = None) -> Iterator[pa.Table]:
+def list_inputs(
+    spec: InputSpec,
+    most: int | None = None,
+    kept: KeptIndexes | None = None,
+    stopped: threading.Event | None = None,
+) -> Iterator[pa.Table]:
     """Every image of the inputs, as tables of LISTED with at least one row. Afterwards, a warning counts names that are
     left out.
 
     An image of two overlapping inputs is listed twice. A caller that wants no more than `most` images gets them in the
     order of the inputs, and of the names in each, and is spared the reading of whole containers; else the images come
-    as fast as the store answers. `kept` spares the reading of containers that were listed before. Raises RunError if an
-    input does not exist, or if permission to list it is missing.
+    as fast as the store answers. `kept` spares the reading of containers that were listed before. Once `stopped` is
+    set, the reading of containers ends. Raises RunError if an input does not exist, or if permission to list it is
+    missing.
     """
     for source in spec.sources:
         with store_errors_as(
@@ -65,7 +71,7 @@ def list_inputs(spec: InputSpec, most: int | None = None, kept: KeptIndexes | No
             denied=f"no permission to list --input {source}",
             missing=f"--input {source} does not exist",
         ):
-            for table in _list_source(spec, source, most, kept):
+            for table in _list_source(spec, source, most, kept, stopped or threading.Event()):
                 if table.num_rows:
                     yield table
 
@@ -94,9 +100,10 @@ def first_images(spec: InputSpec, number: int) -> pa.Table:
     return pa.concat_tables(tables) if tables else with_all_columns({}, 0)
 
 
-def _list_source(spec: InputSpec, source: Source, most: int | None, kept: KeptIndexes | None) -> Iterator[pa.Table]:
+def _list_source(
+    spec: InputSpec, source: Source, most: int | None, kept: KeptIndexes | None, stopped: threading.Event
+) -> Iterator[pa.Table]:
     selection, left_out, noted, fitting = Selection(spec, source), LeftOut(), LeftOut(), Fitting()
-    stopped = threading.Event()
 
     def container_of(row: dict[str, Any]) -> Container:
         uri = row["object_uri"] or row["image_key"]
@@ -105,7 +112,7 @@ def _list_source(spec: InputSpec, source: Source, most: int | None, kept: KeptIn
         place = (uri, row["etag"], row["size_bytes"] or 0)
         return Container(filesystem, *place, spec, left_out, noted, fitting, kept, is_enough, stopped)
 
-    with ThreadPoolExecutor(_CONTAINERS_AHEAD, thread_name_prefix="containers") as threads, _set_at_end(stopped):
+    with ThreadPoolExecutor(_CONTAINERS_AHEAD, thread_name_prefix="containers") as threads, _set_on_break(stopped):
         for table in _objects(selection, left_out, in_order=most is not None):
             table = _without(table, selection.left_by_programs(_object(table)), _LEFT_BY_PROGRAMS, left_out)
             table = _without(table, selection.excludes(_object(table)), _LEFT_BY_PROGRAMS, left_out)
@@ -123,11 +130,13 @@ def _list_source(spec: InputSpec, source: Source, most: int | None, kept: KeptIn
 
 
 @contextlib.contextmanager
-def _set_at_end(event: threading.Event) -> Iterator[None]:
+def _set_on_break(event: threading.Event) -> Iterator[None]:
+    """Set `event` if the body breaks off. At a usual end no thread works any more, and another source may follow."""
     try:
         yield
-    finally:
+    except BaseException:
         event.set()
+        raise
 
 
 def _objects(selection: Selection, left_out: LeftOut, *, in_order: bool) -> Iterator[pa.Table]:

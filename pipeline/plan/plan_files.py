@@ -1,23 +1,26 @@
 """Read the plan of a run back, checked: whoever can write to the output could have changed it."""
 
+import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from m2f_core.config.fields import excerpt
-from pipeline.commit.run_record import PlanFile, PlanSummary
+from pipeline.commit.run_record import PlanFile, PlanSummary, read_plan_record
 from pipeline.errors import ErrorCode
 from pipeline.input_spec import InputSpec
 from pipeline.inputs.reads import ListedImage
 from pipeline.inputs.selection import Selection, readable_schemes
-from pipeline.layout import Output
+from pipeline.layout import PLAN_FILE, Output, RunFolder, numbered
 from pipeline.schema import LISTED, PLAN, REASONS
 from pipeline.store.filesystem import canonical, one_line
 
 _MOST_FILE_BYTES = 2**30
+_LOOK_AGAIN_SECONDS = 1.0
 
 
 def read_plan_file(
@@ -48,10 +51,7 @@ _NEVER_NULL = [field.name for field in PLAN if not field.nullable]
 
 def _check_images(images: pa.Table, shard: int, inside: "_Inside", seen: set[str]) -> None:
     """ValueError if these are not the images of a shard, or if one of their keys is in `seen`; adds the keys to it."""
-    if not images.schema.equals(PLAN):
-        raise ValueError("its columns are not those of a plan")
-    if not images.num_rows or any(images[name].null_count for name in _NEVER_NULL):
-        raise ValueError(f"shard {shard} has no images, or null as a value")
+    _check_columns(images)
     if images["shard"].unique().to_pylist() != [shard]:
         raise ValueError(f"the column shard holds {excerpt(images['shard'].unique().to_pylist())}, not {shard}")
     if any((pc.min(images[name]).as_py() or 0) < 0 for name in ("size_bytes", "position", "row_group")):
@@ -69,6 +69,14 @@ def _check_images(images: pa.Table, shard: int, inside: "_Inside", seen: set[str
         if key in seen:
             raise ValueError(f"shard {shard} names {excerpt(key)} a second time")
         seen.add(key)
+
+
+def _check_columns(images: pa.Table) -> None:
+    """ValueError if this is not a table of PLAN with images."""
+    if not images.schema.equals(PLAN):
+        raise ValueError("its columns are not those of a plan")
+    if not images.num_rows or any(images[name].null_count for name in _NEVER_NULL):
+        raise ValueError("a shard has no images, or null as a value")
 
 
 class _Inside:
@@ -117,6 +125,48 @@ def is_below(uri: str, below: str) -> bool:
 @lru_cache
 def _real(folder: str) -> str:
     return canonical(folder)
+
+
+def planned_so_far(output: Output, folder: RunFolder) -> Iterator[tuple[PlanFile, pa.Table]]:
+    """Each plan file of a run whose plan may not be complete, with its images, in order.
+
+    RunError if a file is none of a plan, or one before it is missing.
+    """
+    num_shards = 0
+    for number, ((found,), path) in enumerate(output.list_numbered(folder.plan, PLAN_FILE)):
+        if found != number:
+            raise output.damaged(folder.plan, f"{numbered(PLAN_FILE, number)} is missing")
+        images, file = _whole_file(output, path)
+        if file.first_shard != num_shards:
+            raise output.damaged(path, f"it begins with shard {file.first_shard}; it must begin with {num_shards}")
+        num_shards += file.num_shards
+        yield file, images
+
+
+def _whole_file(output: Output, path: str) -> tuple[pa.Table, PlanFile]:
+    try:
+        images = pq.read_table(pa.BufferReader(output.read(path, _MOST_FILE_BYTES)))
+        _check_columns(images)
+        shards = images["shard"].to_numpy()
+        first, last = int(shards[0]), int(shards[-1])
+        steps = np.diff(shards)
+        if first < 0 or not np.isin(steps, (0, 1)).all():
+            raise ValueError("its shards are not in order")
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise output.damaged(path, one_line(error)) from None
+    return images.drop_columns(["shard"]), PlanFile(path, first, last - first + 1)
+
+
+def wait_for_plan_file(output: Output, folder: RunFolder, number: int) -> PlanFile | None:
+    """Plan file `number` of a run whose plan still grows, once it is there. None if the plan is complete without."""
+    path = f"{folder.plan}/{numbered(PLAN_FILE, number)}"
+    while True:
+        complete = read_plan_record(output, folder)
+        if output.filesystem.exists(output.inside(path)):
+            return _whole_file(output, path)[1]
+        if complete is not None:
+            return None
+        time.sleep(_LOOK_AGAIN_SECONDS)
 
 
 def spread_over(output: Output, spec: InputSpec, plan: PlanSummary, number: int) -> list[ListedImage]:

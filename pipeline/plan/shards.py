@@ -8,7 +8,7 @@ a time. Each row group of a plan file is one shard.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import fsspec
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.commit.run_record import PlanFile, PlanSummary
+from pipeline.commit.run_record import NO_PLAN, PlanFile, PlanSummary
 from pipeline.layout import PLAN_FILE, numbered
 from pipeline.schema import PLAN, PLANNED
 from pipeline.store.filesystem import put_object
@@ -91,10 +91,21 @@ def _units(images: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     return firsts[unit], np.append(firsts[1:], images.num_rows)[unit]
 
 
-def write_plan(shards: Iterable[pa.Table], filesystem: fsspec.AbstractFileSystem, folder: str) -> PlanSummary:
-    """Write the plan files, numbering shards from 0. Without shards, nothing is written."""
-    files: list[PlanFile] = []
-    num_images = num_shards = size_bytes = 0
+def write_plan(
+    shards: Iterable[pa.Table],
+    filesystem: fsspec.AbstractFileSystem,
+    folder: str,
+    *,
+    before: PlanSummary = NO_PLAN,
+    put: Callable[[fsspec.AbstractFileSystem, str, bytes], None] = put_object,
+    tell: Callable[[PlanSummary], None] = lambda plan: None,
+) -> PlanSummary:
+    """Write plan files behind those of `before`. Returns the whole plan. Without shards, nothing is written.
+
+    `put` writes a file, and `tell` is called with the plan so far after each.
+    """
+    files = list(before.files)
+    num_images, num_shards, size_bytes = before.num_images, before.num_shards, before.size_bytes
     pending: list[pa.Table] = []
 
     def flush() -> None:
@@ -103,10 +114,11 @@ def write_plan(shards: Iterable[pa.Table], filesystem: fsspec.AbstractFileSystem
             for table in pending:
                 writer.write_table(table, row_group_size=max(1, table.num_rows))
         path = f"{folder}/{numbered(PLAN_FILE, len(files))}"
-        put_object(filesystem, path, bytes(buffer.getvalue()))
+        put(filesystem, path, bytes(buffer.getvalue()))
         files.append(PlanFile(path, num_shards - len(pending), len(pending)))
         pending.clear()
         logger.info("planned %d images in %d shards so far", num_images, num_shards)
+        tell(PlanSummary(tuple(files), num_images, num_shards, size_bytes))
 
     for images in shards:
         numbers = pa.repeat(pa.scalar(num_shards, pa.int32()), images.num_rows)

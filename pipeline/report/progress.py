@@ -68,18 +68,19 @@ class Progress:
 
     def follow(
         self,
-        num_images: int,
+        planned: Callable[[], int],
         totals: Totals,
         waiting: Callable[[], int] = lambda: 0,
         look: Callable[[], InFlight | None] = lambda: None,
     ) -> None:
         """Show `totals`, which counts images of all attempts of the run.
 
-        `waiting`: images in `totals` that are not committed; `look`: the shards that stages are working on.
+        `planned`: images of the run, which may become more; `waiting`: images in `totals` that are not committed;
+        `look`: the shards that stages are working on.
         """
-        if totals.num_images < num_images:
+        if totals.num_images < planned():
             self.phase(_LOADING)
-        self.images = _Images(num_images, totals, waiting, look)
+        self.images = _Images(planned, totals, waiting, look)
 
     def kept(self) -> str:
         """`24 of 40 images are done and kept`, for a program that ends early."""
@@ -144,13 +145,21 @@ class _Images:
     """The numbers of a run that is segmenting."""
 
     def __init__(
-        self, num_images: int, totals: Totals, waiting: Callable[[], int], look: Callable[[], InFlight | None]
+        self,
+        planned: Callable[[], int],
+        totals: Totals,
+        waiting: Callable[[], int],
+        look: Callable[[], InFlight | None],
     ):
-        self.num_images, self.totals = num_images, totals
+        self.planned, self.totals = planned, totals
         self.waiting, self.look = waiting, look
         self.done_before = totals.num_images
         self.followed = time.monotonic()
         self.begun = 0.0  # when the first shard reached a model, by the monotonic clock
+
+    @property
+    def num_images(self) -> int:
+        return self.planned()
 
     @property
     def num_new(self) -> int:

@@ -30,7 +30,7 @@ class RunWatch:
         self,
         progress: Progress,
         look: Callable[[], InFlight | None],
-        failure_budget: float,
+        failure_budget: Callable[[], float],
         deadline: float | None,
         each_time: Callable[[], None] = lambda: None,
     ):
@@ -74,7 +74,7 @@ class RunWatch:
         RUN_IMAGES_FAILED.set(images.totals.num_failed)
         if images.seconds_left is not None:
             RUN_SECONDS_LEFT.set(images.seconds_left)
-        RUN_FAILURE_BUDGET.set(self.failure_budget)
+        RUN_FAILURE_BUDGET.set(self.failure_budget())
         if self.deadline is not None:
             RUN_DEADLINE.set(self.deadline)
         RUN_LAST_RECEIPT.set(self.last_receipt)

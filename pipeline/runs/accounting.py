@@ -71,7 +71,7 @@ def close_books(run: Run, totals: Totals, done_before: int, clock: Clock) -> Rep
         num_ok=num_tried - totals.num_failed,
         num_failed=totals.num_failed,
         num_removed=totals.num_removed,
-        counts=run.counts,
+        counts=run.plan.counts,
         num_segments=totals.num_segments,
         failed_by_code=dict(sorted(totals.failed_by_code.items())),
         num_shards=run.plan.num_shards,

@@ -8,26 +8,27 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import TypeVar, cast
+from typing import cast
 
+import fsspec
 import pyarrow as pa
 
 from m2f_core import __version__
 from pipeline.commit.journal import Journal
-from pipeline.commit.run_record import CategoryRecord, ModelRecord, PlanSummary, RunRecord
+from pipeline.commit.run_record import NO_PLAN, CategoryRecord, ModelRecord, PlanRecord, PlanSummary, RunRecord
 from pipeline.config import Settings
 from pipeline.errors import BrokenRunError
 from pipeline.guard.kill_points import reached
 from pipeline.input_spec import InputSpec
 from pipeline.layout import PLAN_FILE, Output, RunFolder
+from pipeline.plan.growing import GrowingPlan
 from pipeline.plan.shards import group_into_shards, write_plan
 from pipeline.runs.check import Checked, Model
 from pipeline.runs.find import identity
 from pipeline.schema import SCHEMA_VERSION
+from pipeline.store.conditional_writes import create_new
 from pipeline.store.filesystem import STORE_ERRORS, put_object
 from pipeline.store.removal import remove_objects
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,7 @@ class Run:
     output: Output
     model: Model
     fingerprint: str
-    plan: PlanSummary
-    counts: dict[str, int]  # images by reason, including images that are not in the plan: see changes.Changes
+    plan: GrowingPlan
     journal: Journal
 
     @property
@@ -69,8 +69,12 @@ def plan_run(
     images_per_shard: int,
     computed_on: dict[str, str | None],
     may_write: Callable[[], None] = lambda: None,
+    *,
+    is_complete: bool = True,
 ) -> RunRecord:
     """Write the plan of a new run, then its run.json. Without run.json, an incomplete plan is not a run.
+
+    If the plan is not complete, because the listing goes on, `write_more` and `complete_plan` follow.
 
     `images` are tables of PLANNED_IMAGES, in the order of the plan.
     `computed_on`: device, precision and CPU instructions of the models, to be stored in run.json. `may_write` is called
@@ -79,19 +83,20 @@ def plan_run(
     settings, output = checked.settings, checked.output
     now = datetime.now(UTC)
     folder = output.run(settings.run_id or f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
-    shards = group_into_shards(images, max_images=images_per_shard, max_bytes=settings.shard_mib * 2**20)
+    shards = _shards(checked, images, images_per_shard, may_write)
     with output.errors():
         try:
-            plan = write_plan(_while(may_write, shards), output.filesystem, folder.plan)
+            plan = write_plan(shards, output.filesystem, folder.plan)
             may_write()
         except BaseException:
             # An incomplete plan is not a run, so delete the plan. Delete nothing else: the folder of a named run may
             # hold work of other drivers.
             with contextlib.suppress(BrokenRunError, *STORE_ERRORS):
                 may_write()
-                plan_files = [path for _, path in output.list_numbered(folder.plan, PLAN_FILE)]
-                remove_objects(output.filesystem, folder.plan, plan_files)
+                _remove_plan_files(folder)
             raise
+        if not is_complete:
+            _remove_plan_files(folder, behind=plan)  # of a driver that died before it wrote run.json
         reached("plan written")
         record = RunRecord(
             schema_version=SCHEMA_VERSION,
@@ -110,6 +115,7 @@ def plan_run(
             counts=counts,
             versions=_versions(),
             computed_on=computed_on,
+            plan_is_complete=is_complete,
         )
         put_object(output.filesystem, output.format_json, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
         record.write(folder)
@@ -117,11 +123,45 @@ def plan_run(
     return record
 
 
-def take_up(checked: Checked, record: RunRecord) -> Run:
-    """Begin an attempt at the run. From now on, earlier drivers cannot add to the journal of the run."""
+def write_more(
+    checked: Checked,
+    folder: RunFolder,
+    images: Iterable[pa.Table],
+    images_per_shard: int,
+    plan: GrowingPlan,
+    may_write: Callable[[], None],
+) -> None:
+    """Add shards of `images` to a plan that is not complete. BrokenRunError if another driver adds to it, too."""
+
+    def create(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+        may_write()
+        if not create_new(filesystem, path, data, folder.has_conditions):
+            raise BrokenRunError(f"another driver has written {path}, a plan file of run {folder.run_id}")
+        reached("plan extended")
+
+    shards = _shards(checked, images, images_per_shard, may_write)
+    with checked.output.errors():
+        write_plan(shards, folder.filesystem, folder.plan, before=plan.summary, put=create, tell=plan.grow)
+
+
+def complete_plan(folder: RunFolder, plan: GrowingPlan, counts: dict[str, int], may_write: Callable[[], None]) -> None:
+    """Write plan.json: from now on, no shards follow."""
+    with folder.output.errors():
+        may_write()
+        PlanRecord(plan.summary, counts).write(folder)
+    plan.complete(counts)
+    reached("plan.json written")
+
+
+def take_up(checked: Checked, record: RunRecord, plan: GrowingPlan | None = None) -> Run:
+    """Begin an attempt at the run. From now on, earlier drivers cannot add to the journal of the run.
+
+    `plan` is given if it goes beyond that of the record.
+    """
+    plan = plan or GrowingPlan.of(record)
     with checked.output.errors():
         folder = checked.output.run(record.run_id)
-        for _ in Journal(folder).read(record.plan.num_shards):
+        for _ in Journal(folder).read(plan.num_shards):
             pass  # a damaged journal is refused before this driver writes anything
         journal = Journal.start_attempt(folder)
     return Run(
@@ -132,16 +172,24 @@ def take_up(checked: Checked, record: RunRecord) -> Run:
         output=checked.output,
         model=checked.model,
         fingerprint=record.fingerprint,
-        plan=record.plan,
-        counts=record.counts,
+        plan=plan,
         journal=journal,
     )
 
 
-def _while(may_write: Callable[[], None], shards: Iterable[T]) -> Iterator[T]:
-    for shard in shards:
+def _shards(
+    checked: Checked, images: Iterable[pa.Table], images_per_shard: int, may_write: Callable[[], None]
+) -> Iterator[pa.Table]:
+    max_bytes = checked.settings.shard_mib * 2**20
+    for shard in group_into_shards(images, max_images=images_per_shard, max_bytes=max_bytes):
         may_write()
         yield shard
+
+
+def _remove_plan_files(folder: RunFolder, behind: PlanSummary = NO_PLAN) -> None:
+    found = folder.output.list_numbered(folder.plan, PLAN_FILE)
+    paths = [path for (number,), path in found if number >= len(behind.files)]
+    remove_objects(folder.filesystem, folder.plan, paths)
 
 
 def _versions() -> dict[str, str]:

@@ -1,11 +1,13 @@
 """Preview a run: find out what the run would do, without doing it."""
 
+import contextlib
+import threading
 from dataclasses import dataclass
 
 from pipeline.config import Settings
 from pipeline.inputs.container import KeptIndexes
 from pipeline.inputs.listing import list_inputs, refuse_empty
-from pipeline.plan.changes import Changes, compare
+from pipeline.plan.changes import Changes, Comparison, compare, comparing
 from pipeline.runs.check import Checked, check
 from pipeline.runs.find import find_report, find_run
 
@@ -30,20 +32,34 @@ def preview(settings: Settings) -> Preview:
         note = f"run {found.run_id}, planned at {found.created}, is not finished: the job would continue this run"
     else:
         refuse_empty(checked.inputs)
-    with changes_of(checked, keeps_indexes=False) as changes:
+    with changes_of(checked) as changes:
         return Preview(changes.counts, changes.size_bytes, changes.planned, note)
 
 
-def changes_of(checked: Checked, *, keeps_indexes: bool) -> Changes:
+def changes_of(checked: Checked) -> Changes:
     """The changes that a run with these settings would have to process now.
 
-    Indexes of tars that earlier runs have left in the output are used; with `keeps_indexes`, new ones are written.
+    Indexes of tars that earlier runs have left in the output are used; no new ones are written.
     """
     return compare(
-        list_inputs(checked.inputs, checked.settings.limit, KeptIndexes(checked.output, keeps_indexes)),
+        list_inputs(checked.inputs, checked.settings.limit, KeptIndexes(checked.output, may_write=False)),
         checked.inputs,
         checked.settings,
         checked.output,
         fingerprint=checked.fingerprint,
         weights_sha256=checked.model.weights_sha256,
+    )
+
+
+def comparison_of(checked: Checked) -> contextlib.AbstractContextManager[Comparison]:
+    """The same for a run: in batches, while the input is listed. Indexes of tars are written for the next night."""
+    stopped = threading.Event()
+    return comparing(
+        list_inputs(checked.inputs, checked.settings.limit, KeptIndexes(checked.output, may_write=True), stopped),
+        checked.inputs,
+        checked.settings,
+        checked.output,
+        fingerprint=checked.fingerprint,
+        weights_sha256=checked.model.weights_sha256,
+        stopped=stopped,
     )

@@ -49,7 +49,7 @@ class Publisher:
 
     output: Output
     run_id: str
-    num_shards: int  # of the whole run
+    num_shards: int  # of the plan of the run, as far as it goes
     journal: Journal
     may_publish: Callable[[], None] = lambda: None  # called before each commit; raises if this driver must not commit
     shards: dict[str, set[int]] = field(default_factory=dict)  # by table: the shards that are known to be in the table

@@ -35,7 +35,7 @@ from m2f_core.masks.polygons import fill_polygons
 from pipeline.coco.coco_file import read_instances_file, read_panoptic_file
 from pipeline.commit.journal import Journal
 from pipeline.commit.lease import Lease
-from pipeline.commit.run_record import PlanFile, read_run_record
+from pipeline.commit.run_record import PlanFile, read_plan_record, read_run_record
 from pipeline.commit.run_report import read_report
 from pipeline.config import Settings
 from pipeline.decoding.decode import decode_image, measure_image
@@ -312,8 +312,21 @@ def plan_seeds() -> list[bytes]:
     return [buffer.getvalue()]
 
 
+PLAN_JSON = json.dumps(
+    {
+        "plan": {
+            "files": [{"path": "000000.parquet", "first_shard": 0, "num_shards": 2}],
+            "num_images": 3,
+            "num_shards": 2,
+            "size_bytes": 9,
+        },
+        "counts": {"new": 3},
+    }
+).encode()
+
 RECORDS: dict[str, tuple[Callable[[], bytes], str]] = {
     "run": (lambda: run_json("r", num_shards=3, categories=[{"id": 1, "name": "a", "isthing": 1}]).encode(), "run"),
+    "plan record": (lambda: PLAN_JSON, "plan record"),
     "report": (lambda: json.dumps(asdict(report("r"))).encode(), "report"),
     "journal": (lambda: receipt("r", 1, 3).to_json().encode(), "journal"),
     "attempts": (lambda: b'{"accepted": {"1": [0, 1], "2": []}}', "attempts"),
@@ -452,6 +465,9 @@ TARGETS = {
         in_run("run.json", lambda: read_run_record(output(), output().run("r"))),
         lambda: [run_json("r", num_shards=3, categories=[{"id": 1, "name": "cat", "isthing": 1}]).encode()],
         RUN,
+    ),
+    "plan record": Target(
+        in_run("plan.json", lambda: read_plan_record(output(), output().run("r"))), lambda: [PLAN_JSON], RUN
     ),
     "report": Target(
         in_run("report.json", lambda: read_report(output(), output().run("r"))),

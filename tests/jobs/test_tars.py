@@ -10,7 +10,7 @@ import pytest
 import ray
 from PIL import Image
 
-from pipeline.inputs.tar import range_file
+from pipeline.inputs import container
 from pipeline.layout import Output
 from tests.jobs.test_exactly_once import visible
 from tests.jobs.test_segment_bucket import run
@@ -113,8 +113,8 @@ def test_the_next_night_has_nothing_to_do_and_reads_no_header(clean, folders, ti
     with Output.open(str(clean)).errors():
         assert len(Output.open(str(clean)).list_indexes()) == 1
 
-    requests, read_range = [], range_file.read_range
-    monkeypatch.setattr(range_file, "read_range", lambda *args: (requests.append(args[3:5]), read_range(*args))[1])
+    requests, read_part = [], container.read_part
+    monkeypatch.setattr(container, "read_part", lambda *args: (requests.append(args[3:5]), read_part(*args))[1])
     assert run(*flags(folders[1], clean, tiny_checkpoint)) == 0
     # One block shows that the tar holds images; the listing itself comes from the index.
     assert requests == [(0, 65536)]

@@ -1,13 +1,10 @@
-"""What a broken run says, and rounds of shards, as plain functions; the run itself is tested in tests/jobs."""
+"""What a broken run says, as plain functions; the run itself is tested in tests/jobs."""
 
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipeline import run
-from pipeline.commit.run_record import PlanFile
 from pipeline.errors import BrokenRunError
 
 
@@ -24,20 +21,6 @@ from pipeline.errors import BrokenRunError
 )
 def test_a_stack_of_stacks_is_one_line(stack, said):
     assert run._innermost(ValueError(stack)) == said
-
-
-@given(st.lists(st.integers(1, 5), max_size=8), st.sets(st.integers(0, 40)), st.integers(1, 12))
-def test_rounds_hold_every_shard_that_is_not_done_once(sizes, done, most):
-    files, first = [], 0
-    for size in sizes:
-        files.append(PlanFile(f"{first}.parquet", first, size))
-        first += size
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "SHARDS_PER_ROUND", most)
-        rounds = list(run._rounds(tuple(files), done))
-    shards = [shard for each in rounds for _, pending in each for shard in pending]
-    assert shards == [shard for shard in range(first) if shard not in done]
-    assert all(sum(len(pending) for _, pending in each) <= max(most, 5) for each in rounds)
 
 
 def test_a_driver_that_has_lost_its_lease_fences_nobody_off(monkeypatch):

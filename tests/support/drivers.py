@@ -30,6 +30,8 @@ from tests.support.places import ROOT
 from tests.support.sockets import is_loopback, listening
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
+CHANGED_BY = "M2F_TEST_CHANGED_BY"  # modules that a driver imports before it starts
+
 
 class Driver:
     """A running or ended driver. `returncode` as subprocess has it: -9 after SIGKILL, None while it runs."""
@@ -202,6 +204,8 @@ def _be_a_driver(request: dict[str, Any]) -> NoReturn:
             os.dup2(source, target)
         os.environ.clear()
         os.environ.update(request["environment"])
+        for changes in os.environ.get(CHANGED_BY, "").split():
+            importlib.import_module(changes)
         program = importlib.import_module(f"jobs.{request['program']}")
         sys.argv = [str(program.__file__), *request["args"]]
         code = program.main(request["args"])

@@ -22,8 +22,8 @@ from pipeline.inputs.listing import list_inputs
 from pipeline.inputs.reads import ListedImage
 from pipeline.inputs.sources import input_spec
 from pipeline.layout import Output
-from pipeline.plan import changes
-from pipeline.plan.changes import compare
+from pipeline.plan import changes, spool
+from pipeline.plan.changes import compare, comparing
 from pipeline.schema import IMAGES
 from tests.support.listed import PlannedImage, list_images, listed_table, planned_images
 from tests.support.published_tables import image_row, publish
@@ -183,6 +183,58 @@ def test_a_failure_is_tried_again_where_it_may_pass_or_is_asked_for(tmp_path, co
         [(reason, _)] = changes.counts.items()
     otherwise = {"incremental": "unchanged", "overwrite": "overwrite", "retry-failed": "retry"}[mode]
     assert reason == ("retry" if code in TRANSIENT else otherwise)
+
+
+def rows_of(changes) -> list[PlannedImage]:
+    return [image for table in changes.images() for image in planned_images(table)]
+
+
+class SpoolInParts(spool.Spool):
+    """A spool whose files are taken one by one, as if the listing were as slow."""
+
+    parts: list[pa.Table]
+
+    def __enter__(self):
+        for part in self.parts:
+            self._pending = [part]
+            self._write()
+        self.ended = True
+        return self
+
+    def __exit__(self, *exception):
+        """No thread was started."""
+
+    def take(self, num_rows):
+        if not num_rows:
+            return []
+        self._taken_files += 1
+        self._taken_rows += self.parts[self._taken_files - 1].num_rows
+        return [self._path(self._taken_files - 1)]
+
+
+@given(RUNS, LISTINGS, MODES, st.lists(st.integers(1, 4), max_size=4))
+def test_batches_say_together_what_the_whole_listing_says(runs, listing, mode, sizes):
+    """However the listing is cut. Some keys have a `#`, so that images of a tar could have them."""
+    base, tar = "file:///data/photo", "file:///data/photo/t.tar"
+    images = [ListedImage(base + end.replace("y", "#y"), *facts) for end, facts in listing.items()]
+    images += [ListedImage(f"{tar}#{end}", *facts, object_uri=tar) for end, facts in listing.items()]
+    cuts = [0, *itertools.accumulate(sizes), len(images)]
+    with tempfile.TemporaryDirectory() as output, pytest.MonkeyPatch.context() as patch:
+        settings, spec = Settings("/data/photo", output, **{**mode, "limit": None}), InputSpec.of("/data/photo")
+        for number, run in enumerate(runs):
+            publish_past_run(output, f"run{number}", run, base)
+        with compared([listed_table(images)], settings, spec) as whole:
+            expected = sorted(rows_of(whole), key=str)
+        parts = [listed_table(images[first:last]) for first, last in itertools.pairwise(cuts) if first < last]
+        parts = parts or [listed_table([])]
+        patch.setattr(SpoolInParts, "parts", parts, raising=False)
+        patch.setattr(changes, "Spool", SpoolInParts)
+        given = {"fingerprint": "now", "weights_sha256": "w1"}
+        with comparing([], spec, settings, Output.open(output), **given) as comparison:
+            batches = [rows_of(batch) for batch in comparison.batches()]
+    assert len(batches) == len(parts)
+    assert sorted(itertools.chain(*batches), key=str) == expected
+    assert comparison.counts == whole.counts
 
 
 # --- on real listings -------------------------------------------------------------------------------------------------

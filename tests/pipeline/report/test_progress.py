@@ -41,7 +41,7 @@ def test_the_line_counts_images_failures_time_left_and_names_the_slowest_step(mo
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     progress = Progress(10)
-    progress.follow(100, totals)
+    progress.follow(lambda: 100, totals)
     now[0] += 20
     assert progress.line() == "loading the model, for 0:00:20 now"
     totals.add(receipt(1, 40, not_found=2))
@@ -52,7 +52,7 @@ def test_the_rate_does_not_count_the_loading_of_the_model(monkeypatch):
     now, totals, seen = [100.0], Totals(), [READING]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     progress = Progress(10)
-    progress.follow(100, totals, look=lambda: seen[0])
+    progress.follow(lambda: 100, totals, look=lambda: seen[0])
     progress._notice_first_shard(now[0])
     now[0], seen[0] = 150.0, SEGMENTING
     progress._notice_first_shard(149.0)
@@ -73,7 +73,7 @@ def test_without_a_terminal_each_phase_and_each_interval_is_a_line(capsys):
     with Progress(0.05) as progress:
         progress.phase("starting Ray")
         wait_until(lambda: is_said("INFO: starting Ray, for 0:00:00 now"))
-        progress.follow(4, totals, look=lambda: seen[0])
+        progress.follow(lambda: 4, totals, look=lambda: seen[0])
         wait_until(lambda: is_said("INFO: loading the model, for"))
         seen[0] = SEGMENTING
         wait_until(lambda: is_said("INFO: first shard, for"))
@@ -88,7 +88,7 @@ def test_without_a_terminal_each_phase_and_each_interval_is_a_line(capsys):
 def test_a_run_with_nothing_left_loads_no_model(capsys):
     totals = Totals()
     totals.add(receipt(0, 4))
-    Progress(10).follow(4, totals)
+    Progress(10).follow(lambda: 4, totals)
     assert capsys.readouterr().err == ""
 
 
@@ -98,7 +98,7 @@ def test_a_stop_says_what_is_kept():
     assert progress.kept() == "no image was started"
     totals.add(receipt(0, 1200))
     totals.add(receipt(1, 40))
-    progress.follow(5000, totals, waiting=lambda: 40)
+    progress.follow(lambda: 5000, totals, waiting=lambda: 40)
     assert progress.kept() == "1,200 of 5,000 images are done and kept"
 
 
@@ -108,7 +108,7 @@ def test_a_shard_that_takes_long_is_named():
     def line(one: UnderWay | None) -> str:
         totals = Totals()
         progress = Progress(10)
-        progress.follow(100, totals, look=lambda: InFlight(one, frozenset({"segmenting"})))
+        progress.follow(lambda: 100, totals, look=lambda: InFlight(one, frozenset({"segmenting"})))
         totals.add(receipt(0, 1))
         return progress.line()
 

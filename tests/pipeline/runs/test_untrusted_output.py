@@ -39,6 +39,7 @@ FILES = {
     "format.json": "_runs/format.json",
     "lease.json": "_runs/lease.json",
     "run.json": f"_runs/{RUN_ID}/run.json",
+    "plan.json": f"_runs/{RUN_ID}/plan.json",
     "attempt": f"_runs/{RUN_ID}/attempts/000001.json",
     "journal": f"_runs/{RUN_ID}/journal/000001-000000.jsonl",
     "report.json": f"_runs/{RUN_ID}/report.json",
@@ -64,6 +65,7 @@ SOME_WRONG = ('"../../victim"', "-1", "null", "{}")
 UNREAD = {
     "run.json": ("settings", "results", "versions", "model_license", "computed_on", "counts", "name", "fingerprint",
                  "input", "mode", "weights_sha256", "limit", "categories"),
+    "plan.json": ("counts",),
     "attempt": ("host", "pid", "started"),
     "lease.json": ("host", "since", "pid", "token", "renewals", "released"),
     "journal": ("model_actor", "first_key", "last_key"),
@@ -144,7 +146,7 @@ def drive(place: Place) -> None:
         if record is None:
             return
         run = take_up(checked, record)
-        spread_over(run.output, checked.inputs, run.plan, 8)
+        spread_over(run.output, checked.inputs, run.plan.summary, 8)
         for file in run.plan.files:
             list(read_plan_file(run.output, checked.inputs, file, range(file.num_shards)))
         sweep(run)
@@ -195,6 +197,10 @@ def with_value(content: Any, path: tuple, text: str | None) -> str:
 
 
 def prepared(place: Place, name: str) -> Any:
+    if name == "plan.json":
+        record = json.loads(place.file("run.json").read_text())
+        place.write("run.json", json.dumps({**record, "plan_is_complete": False}).encode())
+        place.write(name, json.dumps({"plan": record["plan"], "counts": {"new": 3}}).encode())
     if name == "report.json":
         write = report(RUN_ID, num_shards=2, num_images=3, num_ok=3, table_versions={"images": 1})
         place.write(name, json.dumps(vars(write)).encode())
@@ -227,6 +233,7 @@ def test_every_field_that_is_wrong_is_a_line_or_changes_nothing(name, texts, pla
             num_lines += bool(line)
             if not line:
                 restore(place)
+                prepared(place, name)
                 if not unread:
                     passed.setdefault(".".join(map(str, path)), set()).add(text)
     may_pass = {field: right & {*texts, None} for field, right in MAY_PASS.get(name, {}).items()}
@@ -236,7 +243,7 @@ def test_every_field_that_is_wrong_is_a_line_or_changes_nothing(name, texts, pla
 
 # Texts that are right for a field; None: the field may be missing.
 MAY_PASS: dict[str, dict[str, set[str | None]]] = {
-    "run.json": {"selection": {"{}", None}},
+    "run.json": {"selection": {"{}", None}, "plan_is_complete": {"true", None}},
     "attempt": {"accepted": {"{}"}},
     "lease.json": {"seconds": {"1.5"}},
     "journal": {

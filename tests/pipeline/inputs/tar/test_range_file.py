@@ -216,7 +216,7 @@ def test_a_tar_that_nobody_wants_any_more_is_not_read_on(tmp_path, monkeypatch):
     (tmp_path / "0.tar").write_bytes(tar_of([member("a.jpg", b"1")]))
     (tmp_path / "1.tar").write_bytes(tar_of(member(f"{n}.jpg", bytes(100_000)) for n in range(40)))
     begun, may_go_on, requests, read_range = threading.Event(), threading.Event(), [], verified.read_range
-    stops, set_at_end = [], listing._set_at_end
+    stops, set_at_end = [], listing._set_on_break
 
     def slow(*args):
         if args[1].endswith("1.tar"):
@@ -226,7 +226,7 @@ def test_a_tar_that_nobody_wants_any_more_is_not_read_on(tmp_path, monkeypatch):
         return read_range(*args)
 
     monkeypatch.setattr(verified, "read_range", slow)
-    monkeypatch.setattr(listing, "_set_at_end", lambda event: (stops.append(event), set_at_end(event))[1])
+    monkeypatch.setattr(listing, "_set_on_break", lambda event: (stops.append(event), set_at_end(event))[1])
     tables = list_inputs(InputSpec.of(str(tmp_path)))
     assert next(tables)["image_key"].to_pylist() == [f"file://{tmp_path}/0.tar#a.jpg"]
     assert begun.wait(60)
