@@ -4,6 +4,8 @@
 
 plan: N keys against a table of N known images; 1 % of them have changed, and 1 % more keys are new.
 quiet_night: N keys against the same N known images: nothing to do.
+first_batch: the first plan file of N keys against an empty table, at 50 ms a page.
+first_batch_known: the same against the table of N known images.
 listing: N keys in 32 prefixes at 50 ms a page, as a ratio to the bound by latency (pages / 32 x 50 ms).
 
 Each case runs in a process of its own, whose largest resident memory is printed, with all its children. The table is
@@ -12,8 +14,10 @@ compacted: files of a million rows. The last line is one JSON document.
 
 import argparse
 import json
+import math
 import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -25,11 +29,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import pyarrow as pa
 
+from pipeline.commit.run_record import NO_PLAN, PlanSummary
 from pipeline.config import Settings
 from pipeline.input_spec import InputSpec
 from pipeline.inputs import listing as listing_room
 from pipeline.layout import Output
-from pipeline.plan.changes import compare
+from pipeline.plan.changes import comparing
 from pipeline.plan.shards import group_into_shards, write_plan
 from pipeline.schema import IMAGES
 from pipeline.store.s3_pages import objects_of
@@ -65,27 +70,30 @@ def list_from(store: PagedStore) -> Iterator[pa.Table]:
     return listing_room.list_inputs(SPEC)
 
 
-def plan(keys: int, output: str, *, quiet: bool, memory_mib: int) -> dict[str, float]:
-    """Seconds of listing with comparing, and of grouping with writing the plan."""
-    store = PagedStore(keys, PREFIXES, old=True) if quiet else PagedStore(keys, PREFIXES, more=keys // 100)
-    settings = Settings(SPEC.sources[0].uri, output)
-    began = time.monotonic()
-    opened = Output.open(output)
-    with compare(
-        list_from(store), SPEC, settings, opened, fingerprint="now", weights_sha256="w", memory_mib=memory_mib
-    ) as changes:
-        compared = time.monotonic()
-        shards = group_into_shards(changes.images(), max_images=512, max_bytes=128 * 2**20)
-        summary = write_plan(shards, opened.filesystem, f"{output}/plan")
-        ended = time.monotonic()
-        counts = changes.counts
-    return {
-        "seconds": ended - began,
-        "compare_seconds": compared - began,
-        "plan_seconds": ended - compared,
-        "planned": summary.num_images,
-        **counts,
-    }
+def plan(keys: int, output: str, case: str, memory_mib: int) -> dict[str, float]:
+    """Plan as a run does, in batches; seconds until the first plan file is there, and until the last."""
+    latency = SECONDS_A_PAGE if case.startswith("first_batch") else 0.0
+    store = PagedStore(keys, PREFIXES, latency, more=keys // 100 if case == "plan" else 0, old=case == "quiet_night")
+    settings, opened = Settings(SPEC.sources[0].uri, output), Output.open(output)
+    made_with = {"fingerprint": "now", "weights_sha256": "w"}
+    summary, first, began = NO_PLAN, math.inf, time.monotonic()
+
+    def tell(_: PlanSummary) -> None:
+        nonlocal first
+        first = min(time.monotonic() - began, first)
+
+    with comparing(list_from(store), SPEC, settings, opened, **made_with, memory_mib=memory_mib) as comparison:
+        for changes in comparison.batches():
+            shards = group_into_shards(changes.images(), max_images=512, max_bytes=128 * 2**20)
+            summary = write_plan(shards, opened.filesystem, f"{output}/plan", before=summary, tell=tell)
+            if case.startswith("first_batch") and summary.num_shards:
+                break
+        return {
+            "seconds": time.monotonic() - began,
+            "first_plan_file_seconds": first if summary.num_shards else 0.0,
+            "planned": summary.num_images,
+            **comparison.counts,
+        }
 
 
 def listing(keys: int) -> dict[str, float]:
@@ -103,11 +111,7 @@ def run_case(case: str, keys: int, output: str, memory_mib: int) -> None:
         know(keys, output)
         result: dict[str, float] = {}
     else:
-        result = (
-            listing(keys)
-            if case == "listing"
-            else plan(keys, output, quiet=case == "quiet_night", memory_mib=memory_mib)
-        )
+        result = listing(keys) if case == "listing" else plan(keys, output, case, memory_mib)
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     result["peak_mib"] = sum(one.ru_maxrss for one in usage) / 1024
     result["cpu_seconds"] = sum(one.ru_utime + one.ru_stime for one in usage)
@@ -117,7 +121,9 @@ def run_case(case: str, keys: int, output: str, memory_mib: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keys", type=int, nargs="+", default=[1_000_000, 3_000_000, 10_000_000])
-    parser.add_argument("--only", nargs="+", default=["plan", "quiet_night", "listing"])
+    parser.add_argument(
+        "--only", nargs="+", default=["plan", "quiet_night", "listing", "first_batch", "first_batch_known"]
+    )
     parser.add_argument("--memory-mib", type=int, default=MEMORY_MIB, help="of DuckDB")
     parser.add_argument("--case", help="run this case in this process")
     parser.add_argument("--output", default="")
@@ -128,12 +134,14 @@ def main() -> None:
     results = []
     for keys in args.keys:
         with tempfile.TemporaryDirectory(prefix="m2f-bench-plan-") as folder:
-            if set(args.only) & {"plan", "quiet_night"}:
+            if set(args.only) & {"plan", "quiet_night", "first_batch_known"}:
                 run_script(__file__, case="know", keys=keys, output=folder)
             for case in args.only:
+                output = f"{folder}-empty" if case == "first_batch" else folder
                 found = json.loads(
-                    run_script(__file__, case=case, keys=keys, output=folder, memory_mib=args.memory_mib)
+                    run_script(__file__, case=case, keys=keys, output=output, memory_mib=args.memory_mib)
                 )
+                shutil.rmtree(f"{output}/plan", ignore_errors=True)
                 results.append({"case": case, "keys": keys, **found})
                 print(
                     {
