@@ -1,19 +1,16 @@
 """Refuse a store on which two drivers could write at once, or on which a run could lose results; choose the lease."""
 
-import _thread
 import contextlib
 import logging
-import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 from pipeline.commit.claims import ClaimLease
 from pipeline.commit.held_lease import HeldLease
 from pipeline.commit.lease import Lease
 from pipeline.errors import RunError
+from pipeline.guard.interruption import interrupt_main, interruptible
 from pipeline.layout import Output
 from pipeline.store.filesystem import is_local
 from pipeline.store.proofs import find_faults, store_name
@@ -58,7 +55,7 @@ def holding_lease(output: Output, seconds: float) -> Iterator[HeldLease]:
     """
     lease = lease_on(output, seconds)
     with contextlib.ExitStack() as held:
-        held.enter_context(_interrupted_by_loss(lease))
+        held.enter_context(interruptible())
         with output.errors():
             held.enter_context(lease)
         try:
@@ -68,31 +65,8 @@ def holding_lease(output: Output, seconds: float) -> Iterator[HeldLease]:
             raise
 
 
-@contextlib.contextmanager
-def _interrupted_by_loss(lease: HeldLease) -> Iterator[None]:
-    """Let the loss of the lease interrupt the main thread even if the process ignores Ctrl-C.
-
-    A shell script starts `command &` with Ctrl-C ignored, and then `_thread.interrupt_main` would do nothing. Ctrl-C
-    itself stays ignored.
-    """
-
-    def interrupt_if_lost(number: int, frame: FrameType | None) -> None:
-        if lease.lost is not None:
-            raise KeyboardInterrupt
-
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        yield
-        return
-    signal.signal(signal.SIGINT, interrupt_if_lost)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def lease_on(output: Output, seconds: float) -> HeldLease:
     """The lease that suits the store of `output`; not taken yet."""
     if output.has_conditions:
-        return Lease(output.filesystem, output.lease_json, seconds, _thread.interrupt_main)
-    return ClaimLease(output.filesystem, output.runs, seconds, _thread.interrupt_main)
+        return Lease(output.filesystem, output.lease_json, seconds, interrupt_main)
+    return ClaimLease(output.filesystem, output.runs, seconds, interrupt_main)
