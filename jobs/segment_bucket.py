@@ -1,7 +1,8 @@
 """Segment every image of a bucket: `python jobs/segment_bucket.py --input ... --output ... --model ...`.
 
 Exit code 0: done; 1: done, but more images failed than --max-failure-rate allows, or the run broke (the same command
-continues it); 2: the job could not start, for the reason that is printed; 130, 143: stopped by Ctrl-C or SIGTERM.
+continues it); 2: the job could not start, for the reason that is printed; 3: stopped at --deadline or --max-cost (the
+same command continues the run); 130, 143: stopped by Ctrl-C or SIGTERM.
 """
 
 import sys

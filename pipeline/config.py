@@ -16,6 +16,7 @@ from annotated_types import Interval
 from m2f_core.config.labels import TASKS, Task
 from m2f_core.images.image_size import ImageSize
 from m2f_core.inference.tiling import Tiling
+from pipeline.budget.deadline import check_deadline, time_zone
 from pipeline.errors import RunError
 from pipeline.input_spec import Access, InputFormat, InputSpec, Source, check_patterns
 from pipeline.setting_fields import (
@@ -66,6 +67,10 @@ _MAX_IMAGE_PIXELS, _MAX_CUT_IMAGE_PIXELS = 64_000_000, 500_000_000
 _MODEL = Section("model and task", "After a change of one of these, the next run processes all images again.")
 INPUT = Section("input selection")
 _RESULTS = Section("result", "After a change of one of these, the next run processes all images again.")
+_LIMITS = Section(
+    "time and money",
+    "At a limit the run stops between shards with exit code 3; the same command continues it.",
+)
 _PUBLISHING = Section("publishing")
 
 
@@ -190,9 +195,19 @@ class Settings:
     knows. Other jobs are kept away less surely; see docs/stores.md."""
     progress_seconds: Annotated[float, RUN_CONTROL, Interval(ge=0.1, le=86400.0)] = 10.0
     """Print a progress line every N seconds if stderr is not a terminal."""
-    deadline_hours: Annotated[float | None, RUN_CONTROL, Interval(gt=0.0, le=8760.0)] = None
-    """Tell the monitoring that the run has to be done N hours after it was planned, so that an alert can fire when the
-    run will be late; nothing stops."""
+    deadline: Annotated[str | None, _LIMITS] = None
+    """Be done by this time, such as 06:00 (at most 12 h ahead) or 2026-12-01T06:00+01:00: take as few model actors as
+    are fast enough, and begin no shard that would not be done in time."""
+    time_zone: Annotated[str, _LIMITS] = "UTC"
+    """Read the time of day of --deadline in this zone, such as Europe/Berlin."""
+    max_cost: Annotated[float | None, _LIMITS, Interval(gt=0.0, le=1e9)] = None
+    """Spend at most N US dollars on the devices of model actors in one command: begin no shard that would cost more."""
+    forecast: Annotated[str | None, _LIMITS] = None
+    """Take the speed for --deadline and --max-cost from this file, which plan_bucket.py --calibrate writes. Default:
+    the first shards measure it."""
+    prices: Annotated[str | None, _LIMITS] = None
+    """Read what an hour of a device costs from this YAML file. Default: the table of the program
+    (pipeline/budget/prices.yaml)."""
     otlp_endpoint: Annotated[str | None, RUN_CONTROL] = None
     """Send a trace of the run, with spans for shards, stages and steps, to this OTLP/HTTP collector (needs the extra
     `otel`). Default: that of OTEL_EXPORTER_OTLP_ENDPOINT, if set."""
@@ -224,6 +239,9 @@ class Settings:
         check_patterns("--exclude", self.exclude)
         self._check_columns()
         self._check_flags_of_task()
+        time_zone(self.time_zone)
+        if self.deadline is not None:
+            check_deadline(self.deadline)
         self.gpu_actors_range()
         self.parsed_image_size()
         if self.parsed_tile() is not None and (self.task, self.postprocess) == ("panoptic", "hf"):

@@ -67,5 +67,10 @@ class BrokenRunError(Exception):
     """The run started and broke. Committed results are kept, and the same command continues the run. Exit code 1."""
 
 
+class LimitReachedError(Exception):
+    """The run stopped between shards, because --deadline or --max-cost said so. The finished shards are committed and
+    published, and the same command continues the run. Exit code 3."""
+
+
 class InvalidResultError(Exception):
     """A computed row breaks an invariant of the tables. This is a bug, so the run stops instead of writing the row."""

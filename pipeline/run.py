@@ -33,7 +33,11 @@ from pipeline.commit.run_report import Report
 from pipeline.commit.totals import Totals
 from pipeline.commit.write import EncodeAndWrite
 from pipeline.config import Settings
-from pipeline.errors import BrokenRunError, RunError
+from pipeline.errors import BrokenRunError, LimitReachedError, RunError
+from pipeline.forecast.forecast import Work
+from pipeline.forecast.limit_watch import LimitWatch
+from pipeline.forecast.limits import Limits, limits_of
+from pipeline.forecast.staff import Staff
 from pipeline.guard.kill_points import reached
 from pipeline.inputs.fetch import FetchImages
 from pipeline.inputs.listing import refuse_empty
@@ -58,6 +62,7 @@ from pipeline.runs.specs import segment_spec
 from pipeline.segment.actor import SegmentImages
 from pipeline.store.filesystem import full_uri, store_errors_as
 from pipeline.tables.publish import Publisher
+from pipeline.telemetry.console import dollars
 from pipeline.telemetry.instruments import label_run
 from pipeline.telemetry.log_lines import about_run
 from pipeline.telemetry.spans import Spans, check_endpoint, wants_trace
@@ -84,7 +89,7 @@ def segment_bucket(settings: Settings, progress: Progress, tell: Tell = tell_nob
     except BrokenRunError:
         count_end(settings.output, "broke")
         raise
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, LimitReachedError):
         count_end(settings.output, "stopped")
         raise
     if joins_a_cluster() and not ray.is_initialized():
@@ -101,6 +106,7 @@ def _segment_bucket(settings: Settings, progress: Progress, tell: Tell) -> Repor
     check_endpoint(settings.otlp_endpoint)
     progress.phase("checking the settings, the checkpoint and the output")
     checked = check(settings)
+    limits = limits_of(settings, checked.fingerprint)
     for warning in checked.model.warnings:
         logger.warning(warning)
     finished = find_report(checked)
@@ -116,28 +122,29 @@ def _segment_bucket(settings: Settings, progress: Progress, tell: Tell) -> Repor
     checked = replace(checked, output=proven(checked.output, settings.allow_unsafe_store))
     with holding_lease(checked.output, settings.lease_seconds) as lease:
         tell(lease=lease.token)
-        return _find_and_execute(checked, lease, progress, tell)
+        return _find_and_execute(checked, lease, limits, progress, tell)
 
 
-def _find_and_execute(checked: Checked, lease: HeldLease, progress: Progress, tell: Tell) -> Report | None:
+def _find_and_execute(
+    checked: Checked, lease: HeldLease, limits: Limits, progress: Progress, tell: Tell
+) -> Report | None:
     settings = checked.settings
     record = find_run(checked, say_what_is_left=True)
     if record is not None:
         tell(run_id=record.run_id)
         if record.plan_is_complete:
-            progress.phase("starting Ray")
-            allotment = allot(settings, connect())
-            return execute(_take_up(checked, record, lease), allotment, lease, progress)
+            allotment = _start_ray(settings, limits, progress)
+            return execute(_take_up(checked, record, lease), allotment, lease, progress, limits)
     progress.phase("listing the input")
     with comparison_of(checked) as comparison:
-        planner = Planner(checked, comparison, lease.check)
+        # Limits choose the number of actors by the work, so all of it has to be known.
+        planner = Planner(checked, comparison, lease.check, at_once=limits.are_set)
         if record is None and not planner.find_work():
             logger.info("nothing to do: %s", describe(planner.counts))
             tell(nothing_to_do=describe(planner.counts))
             return None
-        progress.phase("starting Ray")
-        allotment = allot(settings, connect())
-        per_shard = settings.images_per_shard or (SHARD_IMAGES_GPU if allotment.device == "cuda" else SHARD_IMAGES_CPU)
+        allotment = _start_ray(settings, limits, progress)
+        per_shard = images_per_shard(settings, allotment)
         if record is None:
             record = planner.begin(per_shard, allotment.computed_on)
             plan = GrowingPlan.of(record)
@@ -146,7 +153,21 @@ def _find_and_execute(checked: Checked, lease: HeldLease, progress: Progress, te
             plan = planner.resume(record)
         run = _take_up(checked, record, lease, plan)
         with planner.going_on(run.folder, plan, per_shard):
-            return execute(run, allotment, lease, progress)
+            if limits.are_set:
+                plan.wait_until_complete()
+            return execute(run, allotment, lease, progress, limits)
+
+
+def _start_ray(settings: Settings, limits: Limits, progress: Progress) -> Allotment:
+    progress.phase("starting Ray")
+    allotment = allot(settings, connect())
+    limits.set_devices(allotment.device, allotment.device_names, allotment.device_units)
+    return allotment
+
+
+def images_per_shard(settings: Settings, allotment: Allotment) -> int:
+    """How many images a shard may hold."""
+    return settings.images_per_shard or (SHARD_IMAGES_GPU if allotment.device == "cuda" else SHARD_IMAGES_CPU)
 
 
 def _take_up(checked: Checked, record: RunRecord, lease: HeldLease, plan: GrowingPlan | None = None) -> Run:
@@ -155,8 +176,11 @@ def _take_up(checked: Checked, record: RunRecord, lease: HeldLease, plan: Growin
     return take_up(checked, record, plan)
 
 
-def execute(run: Run, allotment: Allotment, lease: HeldLease, progress: Progress) -> Report:
-    """Stream the shards that are not done yet, commit their receipts, check the counts and publish."""
+def execute(run: Run, allotment: Allotment, lease: HeldLease, progress: Progress, limits: Limits) -> Report:
+    """Stream the shards that are not done yet, commit their receipts, check the counts and publish.
+
+    LimitReachedError if `limits` ended the run before its last shard; what is done is published then, too.
+    """
     about_run(run.run_id)
     label_run(run.run_id)
     totals = Totals()
@@ -174,16 +198,21 @@ def execute(run: Run, allotment: Allotment, lease: HeldLease, progress: Progress
     spans = Spans(run.settings.otlp_endpoint, full_uri(run.output.uri), run.run_id) if traced else None
     publisher = Publisher(run.output, run.run_id, run.plan.num_shards, run.journal, lease.check)
     publications = _Timer(run.settings.publish_every)
+    left = Work(run.plan.num_images - totals.num_images, run.plan.num_shards - done_before)
+    staff, watch = Staff(limits, left, run.fingerprint), LimitWatch(limits, board)
+    deadline = None if limits.deadline is None else limits.deadline.timestamp()
     with (
         _store_errors(run),
         Committer(run.journal, may_commit=lease.check) as committer,
         RunTrace(spans, board.drain, run.journal.attempt) as trace,
-        RunWatch(progress, board.look, lambda: run.failure_budget, run.deadline, trace.pass_on),
+        RunWatch(progress, board.look, lambda: run.failure_budget, deadline, trace.pass_on, watch.check),
     ):
         progress.follow(lambda: run.plan.num_images, totals, committer.num_waiting, board.look)
         _check_failures(run, totals)
-        for receipt in _stream_receipts(run, allotment, totals.shards, board):
+        for receipt in _stream_receipts(run, allotment, totals.shards, board, staff, watch):
             board.done(receipt.shard)
+            staff.add(receipt)
+            watch.add(receipt)
             if totals.add(receipt):
                 committer.add(receipt)
                 clock.add(receipt)
@@ -195,6 +224,10 @@ def execute(run: Run, allotment: Allotment, lease: HeldLease, progress: Progress
                 publisher.publish()
         progress.phase("publishing")
         committer.commit()
+        watch.check()
+        if limits.reached is not None and len(totals.shards) < run.plan.num_shards:
+            publisher.publish()
+            raise _stopped(run, totals, limits, staff)
         report = close_books(run, totals, done_before, clock)
         publisher.num_shards = run.plan.num_shards
         report = replace(report, table_versions=publisher.publish(), computed_on=allotment.computed_on)
@@ -206,6 +239,14 @@ def execute(run: Run, allotment: Allotment, lease: HeldLease, progress: Progress
         reached("after report")
         trace.run_is_finished(run.created.timestamp(), report.num_images, report.num_failed)
     return report
+
+
+def _stopped(run: Run, totals: Totals, limits: Limits, staff: Staff) -> Exception:
+    if limits.fault is not None:
+        return BrokenRunError(f"run {run.run_id} stopped: {limits.fault}")
+    rest = Work(run.plan.num_images - totals.num_images, run.plan.num_shards - len(totals.shards))
+    spent = "" if limits.max_cost is None else f" with {dollars(limits.cost)} USD spent"
+    return LimitReachedError(f"run {run.run_id} stopped at {limits.reached}{spent}: {staff.describe(rest)}")
 
 
 def _check_failures(run: Run, totals: Totals) -> None:
@@ -262,6 +303,7 @@ def build_dataset(run: Run, allotment: Allotment, shards: Round, board: Board) -
                 run.run_id,
                 board.in_hand,
                 run.output.has_conditions,
+                board.hold,
             ),
             # An actor works on two shards at a time: one runs on the device while the next is decoded. The ratio of
             # tasks in flight to concurrent calls must stay above 1.75, or Ray never adds an actor.
@@ -301,11 +343,21 @@ def build_dataset(run: Run, allotment: Allotment, shards: Round, board: Board) -
     )
 
 
-def _stream_receipts(run: Run, allotment: Allotment, done: set[int], board: Board) -> Iterator[Receipt]:
-    for shards in rounds(run.plan, set(done)):
+def _stream_receipts(
+    run: Run, allotment: Allotment, done: set[int], board: Board, staff: Staff, watch: LimitWatch
+) -> Iterator[Receipt]:
+    first = staff.num_shards_to_measure(allotment.model_actors, allotment.model_actors_at_start)
+    for number, shards in enumerate(rounds(run.plan, set(done), first)):
+        if not staff.limits.may_begin(time.time()):
+            return
+        if first and number == 0:
+            allotted = allotment.of_at_most(allotment.model_actors_at_start)
+        else:
+            allotted = allotment.of_at_most(staff.choose(allotment.model_actors))
         try:
-            dataset = build_dataset(run, allotment, shards, board)
-            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            dataset = build_dataset(run, allotted, shards, board)
+            batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+            for batch in watch.received(iter(batches)):
                 assert isinstance(batch, pa.Table)
                 yield from (Receipt.from_json(line, run.run_id) for line in batch.column("receipt").to_pylist())
         except Exception as error:  # errors of Ray; not all errors of Ray Data are RayErrors

@@ -159,6 +159,12 @@ def pack_shard(
     )
 
 
+def no_shard(images: pa.Schema) -> pa.Table:
+    """No row, with the columns of a row that `pack_shard` has packed: what a stage gives for a shard that it left."""
+    structs = pa.list_(pa.struct(list(images)))
+    return pa.schema([("shard", pa.int32()), ("visit", _VISIT), ("costs", _COSTS), ("images", structs)]).empty_table()
+
+
 def visit_of(row: pa.Table) -> ModelVisit:
     """The visit that the model actor passed to `pack_shard`."""
     return ModelVisit(**row.column("visit")[0].as_py())

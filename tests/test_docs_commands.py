@@ -27,7 +27,7 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
 
 
 def flags_of(file: str) -> set[str]:
-    settings_class = JOBS["segment_bucket.py" if file == "plan_bucket.py" else file]
+    settings_class = JOBS[file]
     fields = dataclasses.fields(settings_class)
     negated = {flag(f"no_{field.name}") for field in fields if plain_type(field) is bool}
     return {flag(field.name) for field in fields} | negated | COMMON

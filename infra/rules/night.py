@@ -135,6 +135,12 @@ def _settings(manifests: Manifests, job: RayJobSpec, allow_placeholders: bool) -
             "and succeeds; with a backoffLimit, set max_failure_rate: 1 and bound failures by max_failures"
         )
         yield Fault("hidden-failure", where, said)
+    if job.spec.get("backoffLimit", 0) and settings.max_cost is not None:
+        said = (
+            f"max_cost is {settings.max_cost:g}, but a night that stopped there failed for KubeRay, and each retry may "
+            "spend as much again; set backoffLimit: 0, and let the next night continue"
+        )
+        yield Fault("cost", where, said)
 
 
 def _mounted(manifests: Manifests, job: RayJobSpec, path: str) -> str | None:

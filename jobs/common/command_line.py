@@ -5,7 +5,6 @@ import inspect
 import io
 import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, make_dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from jobs.common.ends import fail
 from m2f_core import __version__
 from pipeline.errors import RunError
+from pipeline.plain_yaml import read_plain_yaml
 from pipeline.setting_fields import Section, bounds_in_words, flag, help_texts, marker, plain_type, refuse_secrets
 
 T = TypeVar("T")
@@ -42,7 +42,6 @@ _COMMON_FLAGS = (
     "--config FILE reads settings from a YAML file with the same names; flags win. --version prints the version."
 )
 _OTHER = Section("other")
-_MOST_CONFIG_BYTES = 2**16
 _KINDS: dict[type, tuple[str, str]] = {
     int: ("INT", "a whole number"),
     float: ("FLOAT", "a number"),
@@ -240,20 +239,10 @@ def _spec(annotation: Any) -> PrimitiveConstructorSpec[Any] | None:
 
 def _flags_in_file(settings_class: type, config: Path, without: set[str]) -> list[str]:
     """The settings in the file as flags, but for those that are given as flags."""
-    import yaml  # imported here, because --help should not wait for it
-
     try:
-        with config.open("rb") as file:
-            data = file.read(_MOST_CONFIG_BYTES + 1)
-        if len(data) > _MOST_CONFIG_BYTES:
-            raise ValueError(f"the file has more than {_MOST_CONFIG_BYTES:,} bytes")
-        values = yaml.load(data, Loader=_plain_loader()) or {}
-    except RecursionError:
-        raise RunError(f"--config {config}: the file holds values within values; write names and values") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(f"--config {config}: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise RunError(f"--config {config}: the file must hold names and values, not a {type(values).__name__}")
+        values = read_plain_yaml(config)
+    except ValueError as error:
+        raise RunError(f"--config {config}: {error}") from None
     for name, value in values.items():
         for one in value if isinstance(value, list) else [value]:
             if not isinstance(one, str | int | float | None):
@@ -269,33 +258,6 @@ def _flags_in_file(settings_class: type, config: Path, without: set[str]) -> lis
         if isinstance(field.default, bool) and not isinstance(values.get(field.name, True), bool):
             raise RunError(f"--config {config}: {field.name} is {values[field.name]!r}; write true or false")
     return [word for name, value in values.items() if flag(name) not in without for word in _words(name, value)]
-
-
-def _plain_loader() -> type:
-    """A YAML loader that knows only null and true/false: `1:8` is not a number in base 60, and a date is its text.
-
-    A name twice is refused, and so are aliases: a few lines of them stand for gigabytes.
-    """
-    import yaml
-
-    class PlainLoader(yaml.SafeLoader):
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                raise ValueError(f"write out the value of *{self.peek_event().anchor}")
-            return super().compose_node(parent, index)
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            if twice := [name for name, times in Counter(names).items() if times > 1]:
-                raise ValueError(f"{twice[0]} is there twice")
-            return super().construct_mapping(node, deep)
-
-        yaml_implicit_resolvers = {  # noqa: RUF012
-            first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":bool"))]
-            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
-
-    return PlainLoader
 
 
 def _words(name: str, value: Any) -> list[str]:

@@ -5,6 +5,7 @@
 | 0, 1 | the job is done; 1: its result is not good enough |
 | 1 | the run broke (BrokenRunError); the line names a file with the traceback |
 | 2 | the job cannot start or continue (RunError), or its arguments are wrong |
+| 3 | the run stopped at --deadline or --max-cost (LimitReachedError); the same command continues it |
 | 130, 143 | Ctrl-C, SIGTERM |
 """
 
@@ -21,12 +22,13 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import NoReturn, Protocol
 
-from pipeline.errors import BrokenRunError, JobEnd, RunError
+from pipeline.errors import BrokenRunError, JobEnd, LimitReachedError, RunError
 from pipeline.shown_text import printable_lines
 from pipeline.telemetry.log_lines import last_line
 
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
+_LIMIT_REACHED = 3
 
 
 class OnEnd(Protocol):
@@ -57,6 +59,10 @@ def run_job(prog: str, work: Callable[[], int], *, kept: str | Callable[[], str]
         on_end("broke", 1, str(error))
         last_line(prog, f"{error}{after()}{_traceback_file(prog, error)}", error=error)
         return 1
+    except LimitReachedError as end:
+        on_end("stopped", _LIMIT_REACHED, f"{end}{after()}")
+        last_line(prog, f"{end}{after()}", level=logging.WARNING)
+        return _LIMIT_REACHED
     except KeyboardInterrupt:
         on_end("stopped", _INTERRUPTED, f"interrupted{after()}")
         last_line(prog, f"interrupted{after()}", level=logging.WARNING)

@@ -43,6 +43,19 @@ class Allotment:
     helpers: tuple[int, int]  # min, max of the actors that fetch, and of those that write
     # For run.json: device, precision, and the CPU's instructions if models run on this machine's CPU
     computed_on: dict[str, str | None] = field(default_factory=dict)
+    device_names: tuple[str, ...] = ()  # `cpu`, or the kinds of GPUs that the cluster has or can start, if Ray knows
+
+    @property
+    def device_units(self) -> float:
+        """CPUs of each model actor, or its part of a GPU: what a price is for."""
+        return self.model_gpus if self.device == "cuda" else self.model_cpus
+
+    def of_at_most(self, number: int) -> "Allotment":
+        """This allotment with at most so many model actors."""
+        least, most = (min(number, actors) for actors in self.model_actors)
+        helpers = (1, min(number, self.helpers[1])) if self.device == "cuda" else self.helpers
+        at_start = min(number, self.model_actors_at_start)
+        return replace(self, model_actors=(least, most), model_actors_at_start=at_start, helpers=helpers)
 
     @property
     def model_threads(self) -> int:
@@ -70,7 +83,9 @@ def allot(settings: Settings, resources: Resources) -> Allotment:
     _check(allotment, resources)
     instructions = cpu_instructions() if device == "cpu" and not resources.joined else None
     return replace(
-        allotment, computed_on={"device": device, "precision": settings.precision, "cpu_instructions": instructions}
+        allotment,
+        computed_on={"device": device, "precision": settings.precision, "cpu_instructions": instructions},
+        device_names=("cpu",) if device == "cpu" else resources.gpu_kinds,
     )
 
 

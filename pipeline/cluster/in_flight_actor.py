@@ -1,7 +1,8 @@
 """The in-flight actor: which shards are under way, where and since when. The progress line shows the oldest shard.
 
-This small Ray actor runs on the driver's node. Each stage reports the shards that it works on. A report is one message
-for which the stage does not wait; a stage that cannot reach the actor continues.
+This small Ray actor runs on the driver's node. Each stage reports the shards that it works on. A stage that takes a
+shard waits for the answer whether the run stops; for other reports no stage waits. A stage that cannot reach the actor
+continues.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from ray.exceptions import RayActorError, RayError
 
 from pipeline.cluster.resources import on_this_node
 from pipeline.telemetry.costs import Costs
-from pipeline.telemetry.in_flight import STAGES, InFlight, UnderWay, Visit
+from pipeline.telemetry.in_flight import RECEIPT, STAGES, InFlight, UnderWay, Visit
 
 _ANSWER_SECONDS = 5.0
 _MOST_VISITS = 100_000  # kept for the trace if the driver does not fetch them: about 40 MB
@@ -47,22 +48,37 @@ class Board:
         return getattr(self._actor, method).remote(*args)
 
     @contextlib.contextmanager
-    def in_hand(self, shard: int, stage: str, first_key: str, costs: Costs | None = None) -> Iterator[None]:
+    def in_hand(self, shard: int, stage: str, first_key: str, costs: Costs | None = None) -> Iterator[bool]:
         """Report that this process is at `stage` of a shard. If it fails or dies there, the report stays.
 
-        `costs` has the steps of the visit by the end of the context.
+        The context is False if the run stops and the stage has to leave the shard alone: see `stop`. `costs` has the
+        steps of the visit by the end of the context.
         """
+        goes_on = True
         with contextlib.suppress(RayError):
-            self._call("take", UnderWay(shard, stage, first_key, socket.gethostname(), time.time()))
-        yield
+            taken = UnderWay(shard, stage, first_key, socket.gethostname(), time.time())
+            goes_on = ray.get(self._call("take", taken), timeout=_ANSWER_SECONDS)
+        yield goes_on
         with contextlib.suppress(RayError):
+            if not goes_on:
+                return
             steps = {step: (*span, costs.seconds[step]) for step, span in costs.spans.items()} if costs else {}
             self._call("leave", shard, stage, time.time(), steps if self.traced else {})
+
+    def hold(self, device_name: str, seconds: float) -> None:
+        """Report that a model actor has held its device for so much longer."""
+        with contextlib.suppress(RayError):
+            self._call("hold", device_name, seconds)
 
     def done(self, shard: int) -> None:
         """Report that the shard has a receipt."""
         with contextlib.suppress(RayError):
             self._call("done", shard)
+
+    def stop(self) -> None:
+        """From now on, no model begins a shard and nothing more is read. Shards that a model has begun are written."""
+        with contextlib.suppress(RayError):
+            self._call("stop")
 
     def look(self) -> InFlight | None:
         """The reports of the stages; None if the actor does not answer.
@@ -92,8 +108,19 @@ class _Held:
         self.under_way: dict[int, UnderWay] = {}
         self.waiting: dict[int, str] = {}  # shard -> the stage that it waits for
         self.stages: frozenset[str] = frozenset()
+        self.held: dict[str, float] = {}  # seconds by name of the device
+        self.stops = False
 
-    def take(self, taken: UnderWay) -> None:
+    def stop(self) -> None:
+        self.stops = True
+
+    def hold(self, device_name: str, seconds: float) -> None:
+        self.held[device_name] = self.held.get(device_name, 0.0) + seconds
+
+    def take(self, taken: UnderWay) -> bool:
+        if self.stops and taken.stage != STAGES[-1]:
+            self.done(taken.shard)
+            return False
         self.stages |= {taken.stage}
         if self.traced:
             self._end_visit(taken.shard, taken.stage, taken.since, {}, lost=True)
@@ -103,14 +130,14 @@ class _Held:
             taken = replace(taken, since=before.since)
         self.under_way[taken.shard] = taken
         self.waiting.pop(taken.shard, None)
+        return True
 
     def leave(self, shard: int, stage: str, ended: float, steps: dict[str, tuple[float, float, float]]) -> None:
         self._end_visit(shard, stage, ended, steps)
         # Messages of different processes may overtake each other: the next stage may already have the shard.
         if shard in self.under_way and self.under_way[shard].stage == stage:
             del self.under_way[shard]
-            if stage != STAGES[-1]:
-                self.waiting[shard] = STAGES[STAGES.index(stage) + 1]
+            self.waiting[shard] = RECEIPT if stage == STAGES[-1] else STAGES[STAGES.index(stage) + 1]
 
     def done(self, shard: int) -> None:
         self.under_way.pop(shard, None)
@@ -133,6 +160,7 @@ class _Held:
             self.stages,
             working=Counter(one.stage for one in self.under_way.values()),
             waiting=Counter(self.waiting.values()),
+            held=dict(self.held),
         )
 
 

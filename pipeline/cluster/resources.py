@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import ray
 from ray.exceptions import RayError
@@ -22,6 +23,7 @@ from pipeline.config import actors_on_a_gpu
 from pipeline.errors import RunError
 from pipeline.store.filesystem import one_line
 
+_KIND = "accelerator_type:"  # Ray's resource of a node with such a GPU
 UNBOUNDED = 1_000_000  # number of nodes in a group without an autoscaler limit
 
 
@@ -41,6 +43,7 @@ class Resources:
 
     groups: tuple[NodeGroup, ...]
     joined: bool = True  # false if this process started Ray itself
+    gpu_kinds: tuple[str, ...] = ()  # of the nodes' GPUs, as Ray calls them (A10G), as far as Ray knows them
 
     @property
     def cpus(self) -> float:
@@ -98,15 +101,18 @@ def connect(log_to_driver: bool = True) -> Resources:
         else:
             with _same_sigterm_handler():
                 start_local_ray(log_to_driver)
-    now = Counter(_shape(node["Resources"]) for node in ray.nodes() if node["Alive"])
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    now = Counter(map(_shape, nodes))
     may_start: Counter[tuple[float, float]] = Counter()
     for group in startable_groups() if joins_a_cluster() else ():
         # Groups of one shape add up: spot and on-demand, or one group for each zone.
+        nodes.append(group.resources)
         may_start[_shape(group.resources)] += UNBOUNDED if group.max_count == -1 else group.max_count
     shapes = {**now, **may_start}
     return Resources(
         tuple(NodeGroup(*shape, max(now[shape], may_start[shape]), now[shape]) for shape in shapes),
         joined=joins_a_cluster(),
+        gpu_kinds=tuple(sorted({name.removeprefix(_KIND) for name in chain(*nodes) if name.startswith(_KIND)})),
     )
 
 

@@ -6,13 +6,11 @@ also tests the machine, the store and its permissions.
 
 import os
 import random
-import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from botocore.session import get_session
@@ -23,12 +21,10 @@ from pipeline.drill.fault_proxy import WRITES, FaultProxy, Rule
 from pipeline.drill.processes import ACTORS
 from pipeline.drill.sample import HarmfulImage, copy_sample, plant
 from pipeline.drill.settings import DrillSettings
-from pipeline.errors import RunError
 from pipeline.guard import kill_points, planted_faults
 from pipeline.inputs.sources import input_spec
-from pipeline.patterns import without_wildcards
-from pipeline.store.filesystem import STORE_ERRORS, canonical, is_local, is_s3, one_line, open_filesystem, uri_of
-from pipeline.store.removal import remove_folder_of
+from pipeline.store.filesystem import is_s3, open_filesystem
+from pipeline.store.temporary_folders import new_scratch_place, remove_scratch_place
 from pipeline.tables.compare import Rows, check_books, compare, read_rows
 
 _LONGEST_SECONDS = 1800.0  # for a driver; a driver that does not end is a finding too
@@ -61,7 +57,7 @@ class Finding:
 
 def drill(settings: DrillSettings, command: Command, say: Callable[[Finding], None]) -> list[Finding]:
     """Run the drill; call `say` with each new finding. Raises RunError if the drill cannot run at all."""
-    place = _scratch(settings)
+    place = new_scratch_place("drill", settings.scratch, settings.output, settings.input)
     logs = Path(tempfile.mkdtemp(prefix="m2f-drill-"))
     findings: list[Finding] = []
     steps = Drill(settings, command, place, logs)
@@ -76,24 +72,13 @@ def drill(settings: DrillSettings, command: Command, say: Callable[[Finding], No
     finally:
         for driver in steps.drivers:  # after Ctrl-C a driver may still be running
             driver.close()
-        if not settings.keep and (error := _remove(place)):
+        if not settings.keep and (error := remove_scratch_place(place)):
             note(Finding("clean up", f"remove {place}", error, is_good=False))
         if any(logs.iterdir()) and (settings.keep or not all(finding.is_good for finding in findings)):
             note(Finding("logs", "keep", str(logs), is_good=True))
         else:
             shutil.rmtree(logs, ignore_errors=True)
     return findings
-
-
-def _remove(place: str) -> str:
-    """Remove `place`; returns the error if that fails, otherwise an empty string."""
-    filesystem, root = open_filesystem(place)
-    try:
-        if filesystem.exists(root):
-            remove_folder_of(filesystem, root.rpartition("/")[0], root)
-    except STORE_ERRORS as error:
-        return one_line(error)
-    return ""
 
 
 class Drill:
@@ -259,19 +244,3 @@ def _fate(rows: Rows, key: str, image: HarmfulImage) -> Finding:
     expected = " or ".join(code.value for code in image.codes)
     text = ", ".join(fates) or "no row"
     return Finding("harmful image", image.name, text if good else f"{text}; expected {expected}", good)
-
-
-def _scratch(settings: DrillSettings) -> str:
-    """The drill's own folder. RunError if there is no suitable place for this folder."""
-    filesystem, root = open_filesystem(settings.scratch or settings.output)
-    root = root.rstrip("/") if settings.scratch else root.rstrip("/").rpartition("/")[0]
-    if not root:
-        raise RunError(f"--output {settings.output} has no folder beside it for the drill; name one with --scratch")
-    name = f"m2f-drill-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    place = f"{root}/{name}" if is_local(filesystem) else uri_of(filesystem, f"{root}/{name}")
-    sources = (canonical(without_wildcards(given)[0]) for given in settings.input)
-    if any(f"{canonical(place)}/".startswith(f"{source}/") for source in sources):
-        raise RunError(
-            f"{place} is inside --input, so the next run would read its files; name another folder with --scratch"
-        )
-    return place

@@ -18,7 +18,7 @@ from pipeline.guard.watchdog import TRIED_AGAIN, start_watchdog, watch
 from pipeline.input_spec import InputSpec
 from pipeline.inputs.reads import ImageReader, ListedImage, ReadImage, one_request_each
 from pipeline.inputs.verified import MAX_OBJECT_BYTES, READ_SHARE, ChangedError, CorruptError
-from pipeline.schema import FETCHED, LISTED, pack_shard, unpack_shard
+from pipeline.schema import FETCHED, LISTED, no_shard, pack_shard, unpack_shard
 from pipeline.store.filesystem import check_visible, one_line
 from pipeline.store.objects import TooManyBytesError
 from pipeline.store.retries import IMAGE
@@ -69,7 +69,9 @@ class FetchImages:
         images = [ListedImage(**image) for image in planned.select(LISTED.names).to_pylist()]
         reasons = planned["reason"].to_pylist()
         began, costs = time.monotonic(), Costs()
-        with self.tell(shard, "reading", images[0].image_key, costs), costs.of_process("read"):
+        with self.tell(shard, "reading", images[0].image_key, costs) as goes_on, costs.of_process("read"):
+            if not goes_on:
+                return no_shard(FETCHED)
             # Nothing is read of an image that is removed from the input: only its row is written.
             there = [image for image, reason in zip(images, reasons, strict=True) if reason != "removed"]
             found = iter(self.fetch_all(there))

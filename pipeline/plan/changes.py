@@ -116,8 +116,8 @@ class Comparison:
 
     def at_once(self, close: Callable[[], None]) -> Changes:
         """The changes of the whole listing, which call `close` when they are closed. Raises what `batches` raises."""
-        self._in_batches, self._close = False, close
-        [changes] = self.batches()
+        self._close = close
+        [changes] = self.batches(at_once=True)
         return changes
 
     def leave_out(self, planned: Iterable[pa.Table]) -> None:
@@ -125,16 +125,17 @@ class Comparison:
         with out_of_room():
             reasons.load_planned(self._scratch.connection, planned)
 
-    def batches(self) -> Iterator[Changes]:
+    def batches(self, *, at_once: bool = False) -> Iterator[Changes]:
         """The changes of each batch, to be used before the next. The last has the images that are removed.
 
         The first has what is listed when the current rows are there. Each further one has at least as many images as
-        all before it, because each costs a look at all current rows. Of inputs that may name an image twice, and with
-        --limit, there is one batch.
+        all before it, because each costs a look at all current rows. Of inputs that may name an image twice, with
+        --limit, and with `at_once`, there is one batch.
 
         Raises RunError if the listing breaks off or names two images by one key, or if the published table cannot be
         read.
         """
+        self._in_batches = self._in_batches and not at_once
         database = self._scratch.connection
         files = self._spool.take(1 if self._in_batches else math.inf)
         with out_of_room():

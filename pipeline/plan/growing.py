@@ -45,6 +45,10 @@ class GrowingPlan:
             self.counts, self.is_complete = counts, True
             self._changed.notify_all()
 
+    def wait_until_complete(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self.is_complete)
+
     def wait_for_files(self, number: int) -> None:
         """Wait until there are more than `number` files, or the plan is complete."""
         with self._changed:

@@ -31,9 +31,11 @@ class Round:
         return sum(len(pending) for _, pending in self.shards) + SHARDS_PER_PLAN_FILE * sum(map(len, self.awaited))
 
 
-def rounds(plan: GrowingPlan, done: set[int]) -> Iterator[Round]:
+def rounds(plan: GrowingPlan, done: set[int], first: int = 0) -> Iterator[Round]:
     """The shards that are not done, at most SHARDS_PER_ROUND at a time. If the plan still grows, a round takes the
     files to come, too: the devices do not wait for the whole plan.
+
+    If `first` is not 0, the first round has that many shards.
     """
     next_file = 0
     while True:
@@ -43,6 +45,13 @@ def rounds(plan: GrowingPlan, done: set[int]) -> Iterator[Round]:
         while next_file < len(files):
             file = files[next_file]
             pending = [s for s in range(file.first_shard, file.first_shard + file.num_shards) if s not in done]
+            if first and pending:
+                now, pending = pending[:first], pending[first:]
+                shards.append((file, now))
+                first -= len(now)
+                if not first:
+                    yield Round(shards)
+                    shards = []
             if shards and sum(len(p) for _, p in shards) + len(pending) > SHARDS_PER_ROUND:
                 break
             if pending:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from pipeline.nights.seen import GOOD, SeenNight
-from pipeline.report.progress import hms
 from pipeline.shown_text import printable_json
-from pipeline.telemetry.console import output_console, say
+from pipeline.telemetry.console import hms, output_console, say
 
 
 def print_nights(nights: Sequence[SeenNight], place: str) -> None:

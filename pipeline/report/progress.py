@@ -15,6 +15,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from pipeline.commit.totals import Totals
+from pipeline.telemetry.console import hms
 from pipeline.telemetry.in_flight import InFlight
 from pipeline.telemetry.log_lines import LogFormat
 
@@ -216,9 +217,3 @@ class _Images:
             "failed": self.totals.num_failed,
             "images_per_second": round(self.rate, 3),
         }
-
-
-def hms(seconds: float) -> str:
-    """`1:02:03`"""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

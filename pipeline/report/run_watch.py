@@ -32,12 +32,12 @@ class RunWatch:
         look: Callable[[], InFlight | None],
         failure_budget: Callable[[], float],
         deadline: float | None,
-        each_time: Callable[[], None] = lambda: None,
+        *each_time: Callable[[], None],
     ):
         """`look`: the shards that stages are working on; `failure_budget`: how many images may fail; `deadline`: in
         seconds since the epoch, if the run has one.
 
-        `each_time` is called as often as gauges are set, by the same thread.
+        `each_time` are called as often as gauges are set, by the same thread.
         """
         self.each_time = each_time
         self.progress, self.look = progress, look
@@ -58,7 +58,8 @@ class RunWatch:
     def _keep_watching(self) -> None:
         while True:
             self.set_gauges()
-            self.each_time()
+            for call in self.each_time:
+                call()
             if self.ended.wait(SET_EVERY_SECONDS):
                 return
 

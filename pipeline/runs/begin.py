@@ -52,12 +52,6 @@ class Run:
         return by_rate if self.settings.max_failures is None else min(by_rate, self.settings.max_failures)
 
     @property
-    def deadline(self) -> float | None:
-        """When the run has to be done, in seconds since the epoch; None without --deadline-hours."""
-        hours = self.settings.deadline_hours
-        return None if hours is None else self.created.timestamp() + 3600 * hours
-
-    @property
     def folder(self) -> RunFolder:
         return self.journal.folder
 

@@ -4,6 +4,8 @@ import contextlib
 import threading
 from dataclasses import dataclass
 
+from pipeline.commit.run_record import RunRecord
+from pipeline.commit.run_report import Report
 from pipeline.config import Settings
 from pipeline.inputs.container import KeptIndexes
 from pipeline.inputs.listing import list_inputs, refuse_empty
@@ -25,15 +27,30 @@ class Preview:
 def preview(settings: Settings) -> Preview:
     """Compare the input with the published tables. Raises RunError if the job could not start."""
     checked = check(settings)
-    note = None
-    if find_report(checked) is not None:
-        note = f"run {settings.run_id} is already finished: the job would process nothing"
-    elif (found := find_run(checked)) is not None:
-        note = f"run {found.run_id}, planned at {found.created}, is not finished: the job would continue this run"
-    else:
-        refuse_empty(checked.inputs)
+    earlier = earlier_run(checked)
     with changes_of(checked) as changes:
-        return Preview(changes.counts, changes.size_bytes, changes.planned, note)
+        return preview_of(changes, earlier)
+
+
+def earlier_run(checked: Checked) -> RunRecord | Report | None:
+    """The unfinished run that the job would continue, or the report of the run that is finished already, if any.
+
+    RunError if the job would plan a new run of no images, or could not start.
+    """
+    earlier = find_report(checked) or find_run(checked)
+    if earlier is None:
+        refuse_empty(checked.inputs)
+    return earlier
+
+
+def preview_of(changes: Changes, earlier: RunRecord | Report | None) -> Preview:
+    """`changes` are those of `changes_of`, `earlier` is that of `earlier_run`."""
+    note = None
+    if isinstance(earlier, Report):
+        note = f"run {earlier.run_id} is already finished: the job would process nothing"
+    elif earlier is not None:
+        note = f"run {earlier.run_id}, planned at {earlier.created}, is not finished: the job would continue this run"
+    return Preview(changes.counts, changes.size_bytes, changes.planned, note)
 
 
 def changes_of(checked: Checked) -> Changes:

@@ -10,7 +10,7 @@ from pipeline.commit.claims import ClaimLease
 from pipeline.commit.held_lease import HeldLease
 from pipeline.commit.lease import Lease
 from pipeline.errors import RunError
-from pipeline.guard.main_thread import interrupt_main_thread, interruptible
+from pipeline.guard.interruption import interrupt_main, interruptible
 from pipeline.layout import Output
 from pipeline.store.filesystem import is_local
 from pipeline.store.proofs import find_faults, store_name
@@ -68,5 +68,5 @@ def holding_lease(output: Output, seconds: float) -> Iterator[HeldLease]:
 def lease_on(output: Output, seconds: float) -> HeldLease:
     """The lease that suits the store of `output`; not taken yet."""
     if output.has_conditions:
-        return Lease(output.filesystem, output.lease_json, seconds, interrupt_main_thread)
-    return ClaimLease(output.filesystem, output.runs, seconds, interrupt_main_thread)
+        return Lease(output.filesystem, output.lease_json, seconds, interrupt_main)
+    return ClaimLease(output.filesystem, output.runs, seconds, interrupt_main)

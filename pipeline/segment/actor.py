@@ -21,13 +21,14 @@ from pipeline.errors import ImageError, RunError, StoreUnavailableError
 from pipeline.guard.start_markers import Starts
 from pipeline.guard.watchdog import TRIED_ONE_BY_ONE, start_watchdog
 from pipeline.layout import Output
-from pipeline.schema import SEGMENTED, ModelVisit, costs_of, pack_shard, unpack_shard
+from pipeline.schema import SEGMENTED, ModelVisit, costs_of, no_shard, pack_shard, unpack_shard
+from pipeline.segment.device_model import device_name
 from pipeline.segment.isolate import segment_one_by_one
 from pipeline.segment.segmenter import Segmenter
 from pipeline.segment.spec import SegmentedImage, SegmentSpec
 from pipeline.telemetry.costs import Costs, add_up
 from pipeline.telemetry.device_time import DeviceTime
-from pipeline.telemetry.in_flight import Tell, tell_nobody
+from pipeline.telemetry.in_flight import Hold, Tell, hold_nothing, tell_nobody
 from pipeline.telemetry.instruments import label_run
 from pipeline.telemetry.log_lines import send_log_lines
 from pipeline.telemetry.metrics import RETRIES, count_shard
@@ -42,17 +43,23 @@ class SegmentImages:
     """Model actor: one shard in, one shard out; encoded bytes are replaced by segments."""
 
     def __init__(
-        self, spec: SegmentSpec, output_uri: str, run_id: str, tell: Tell = tell_nobody, has_conditions: bool = True
+        self,
+        spec: SegmentSpec,
+        output_uri: str,
+        run_id: str,
+        tell: Tell = tell_nobody,
+        has_conditions: bool = True,
+        hold: Hold = hold_nothing,
     ):
         """`has_conditions`: of the output, as the driver has found out."""
         send_log_lines(run_id)
         label_run(run_id)
-        device_time = DeviceTime(spec.device)
+        self.device_time = DeviceTime(spec.device, device_name(spec.device), hold)
         self.tell = tell
         self.broken: Exception | None = None
         self.starts = Starts(Output.open(output_uri, has_conditions=has_conditions).run(run_id))
         try:
-            self.segmenter = Segmenter(spec, device_time.busy)
+            self.segmenter = Segmenter(spec, self.device_time.busy)
         except StoreUnavailableError:
             raise  # the store may come back: Ray repeats the constructor
         except (RunError, CheckpointError) as error:
@@ -68,22 +75,31 @@ class SegmentImages:
         started, began, costs = time.time(), time.monotonic(), Costs()
         shard, images = unpack_shard(row)
         encoded, names = images.column("data").to_pylist(), images.column("image_key").to_pylist()
-        with self.tell(shard, "segmenting", names[0], costs), self.starts.start(shard) as starts_before:
-            if starts_before:
-                RETRIES.add(cause="shard_restarted" if starts_before < STARTS_BEFORE_ISOLATION else "one_by_one")
-            if starts_before < STARTS_BEFORE_ISOLATION:
-                results = self.segmenter.segment(encoded, names, costs)
-            else:
-                logger.warning(
-                    f"shard {shard} was started {starts_before} times and never finished; trying its images one by one",
-                    extra={"shard": shard},
-                )
-                with self.segmenter.network.lent():
-                    results = segment_one_by_one(self.segmenter.spec, encoded)
+        with self.tell(shard, "segmenting", names[0], costs) as goes_on:
+            if not goes_on:
+                return no_shard(SEGMENTED)
+            results = self._segment(shard, encoded, names, costs)
+        self.device_time.report()
         count_shard("segmenting", _outcomes(results), time.monotonic() - began, costs.seconds)
         segmented = segmented_table(images.drop_columns(["data"]), results)
         visit = ModelVisit(f"{socket.gethostname()}-{os.getpid()}", started, time.time())
         return pack_shard(shard, segmented, add_up(costs_of(row), costs.seconds), visit)
+
+    def _segment(
+        self, shard: int, encoded: Sequence[bytes | None], names: Sequence[str], costs: Costs
+    ) -> Sequence[SegmentedImage | ImageError | None]:
+        """Segment the images together or, if the shard has crashed the process before, one by one."""
+        with self.starts.start(shard) as starts_before:
+            if starts_before:
+                RETRIES.add(cause="shard_restarted" if starts_before < STARTS_BEFORE_ISOLATION else "one_by_one")
+            if starts_before < STARTS_BEFORE_ISOLATION:
+                return self.segmenter.segment(encoded, names, costs)
+            logger.warning(
+                f"shard {shard} was started {starts_before} times and never finished; trying its images one by one",
+                extra={"shard": shard},
+            )
+            with self.segmenter.network.lent():
+                return segment_one_by_one(self.segmenter.spec, encoded)
 
 
 def _outcomes(results: Sequence[SegmentedImage | ImageError | None]) -> Counter[str]:

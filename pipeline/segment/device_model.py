@@ -43,6 +43,11 @@ class PreparedImage:
         return self.geometry.padded_hw[0] * self.geometry.padded_hw[1]
 
 
+def device_name(device: str) -> str:
+    """`cpu`, or the name of the GPU as its driver gives it; `cuda` if PyTorch sees no GPU, which `Network` refuses."""
+    return torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else device
+
+
 class Network:
     """A checkpoint on one device. Many threads may call `prepare`; `run` computes one batch after the other."""
 

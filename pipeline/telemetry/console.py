@@ -1,4 +1,4 @@
-"""What jobs print on standard output: tables and lines, in which text of others stays text."""
+"""What jobs print on standard output: tables and lines, in which text of others stays text; times and money."""
 
 from typing import Any
 
@@ -27,3 +27,14 @@ def output_console() -> Console:
 def say(line: str) -> None:
     """Print one line on standard output."""
     output_console().print(line)
+
+
+def hms(seconds: float) -> str:
+    """`1:02:03`"""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def dollars(amount: float) -> str:
+    """`1,234.50`; two digits of less than one."""
+    return f"{amount:,.2f}" if amount >= 1 or not amount else f"{amount:.2g}"

@@ -8,6 +8,7 @@ from typing import Protocol
 from pipeline.telemetry.costs import Costs
 
 STAGES = ("reading", "segmenting", "writing")  # in the order of the flow
+RECEIPT = "receipt"  # what a shard waits for after the last stage
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,15 @@ class InFlight:
     oldest: UnderWay | None  # the shard that a stage has been working on for longest, if any
     stages: frozenset[str]  # stages that have worked on a shard
     working: Mapping[str, int] = field(default_factory=dict)  # shards that a stage is working on, by stage
-    waiting: Mapping[str, int] = field(default_factory=dict)  # shards that wait for a stage, by stage
+    waiting: Mapping[str, int] = field(default_factory=dict)  # shards that wait, by stage or RECEIPT
+    held: Mapping[str, float] = field(default_factory=dict)  # seconds that model actors held devices, by device name
+
+    @property
+    def num_begun(self) -> int:
+        """Shards that a model has begun and that have no receipt yet."""
+        _, segmenting, writing = STAGES
+        working = self.working.get(segmenting, 0) + self.working.get(writing, 0)
+        return working + self.waiting.get(writing, 0) + self.waiting.get(RECEIPT, 0)
 
 
 @dataclass(frozen=True)
@@ -46,13 +55,26 @@ class Visit:
 
 
 class Tell(Protocol):
-    """Report that a stage works on a shard while the context is open; `costs` has grown by its end."""
+    """Report that a stage works on a shard while the context is open; `costs` has grown by its end.
+
+    The context is False if the run stops: then the stage leaves the shard alone.
+    """
 
     def __call__(
         self, shard: int, stage: str, first_key: str, costs: Costs | None = None
-    ) -> AbstractContextManager[None]: ...
+    ) -> AbstractContextManager[bool]: ...
 
 
-def tell_nobody(shard: int, stage: str, first_key: str, costs: Costs | None = None) -> AbstractContextManager[None]:
+def tell_nobody(shard: int, stage: str, first_key: str, costs: Costs | None = None) -> AbstractContextManager[bool]:
     """Report nothing, for a run without an in-flight actor."""
-    return nullcontext()
+    return nullcontext(True)
+
+
+class Hold(Protocol):
+    """Report that a model actor has held its device for so many seconds more."""
+
+    def __call__(self, device_name: str, seconds: float) -> None: ...
+
+
+def hold_nothing(device_name: str, seconds: float) -> None:
+    """Do not report how long devices are held, for a run without an in-flight actor."""

@@ -32,7 +32,7 @@ RUN_FAILURE_BUDGET = Gauge(
     "How many images may fail: --max-failure-rate of the plan, or --max-failures if that is less.",
 )
 RUN_DEADLINE = Gauge(
-    "m2f_run_deadline_timestamp_seconds", "When the run has to be done, with --deadline-hours; absent without."
+    "m2f_run_deadline_timestamp_seconds", "When the run has to be done, with --deadline; absent without."
 )
 RUN_LAST_RECEIPT = Gauge(
     "m2f_run_last_receipt_timestamp_seconds",
@@ -51,6 +51,10 @@ RUNS = Counter(
     "m2f_runs_total",
     "Drivers that ended, by output and outcome: finished, nothing_to_do, broke, stopped.",
     ("output", "outcome"),
+)
+COST = Counter(
+    "m2f_cost_usd_total",
+    "US dollars for the devices that model actors held, by the table of --prices; the driver counts what they report.",
 )
 # --- work: the stages, once a shard ---------------------------------------------------------------------------------
 STAGE_IMAGES = Counter(
@@ -93,7 +97,7 @@ DEVICE_BUSY = Counter(
 )
 DEVICE_RESERVED = Counter(
     "m2f_device_reserved_seconds_total",
-    "Seconds for which model actors held a device, busy or not; loading the model counts. Times the price: the cost.",
+    "Seconds for which model actors held a device, busy or not; loading the model counts.",
     ("device",),
 )
 # --- trouble: any process -------------------------------------------------------------------------------------------

@@ -194,6 +194,10 @@ OURS: dict[str, tuple[Callable[[Night], Any], str]] = {
         lambda n: n.settings('"1:8"', '"1:25"\ngpus_per_actor: 0.5'),
         "gpu_actors allows 25 actors, but the worker groups can have 12 GPUs for 2 actors each",
     ),
+    "a budget that each retry has again": (
+        lambda n: n.settings("max_failures: 10000", "max_failures: 10000\nmax_cost: 120"),
+        "max_cost is 120, but a night that stopped there failed for KubeRay",
+    ),
     "failures that a retry hides": (lambda n: n.settings("max_failure_rate: 1", ""), "the retry of a finished run"),
     "profile of the namespace": (
         lambda n: find(n.objects, "Namespace")["metadata"]["labels"].clear(),

@@ -72,7 +72,7 @@ def test_what_make_installs_for_the_check_is_all_that_it_needs():
     roots = set(modules) - set(sys.stdlib_module_names) - {"infra", "jobs", "pipeline", "m2f_core"}
     names = {"PyYAML": {"yaml", "_yaml"}, "tyro": {"tyro", "docstring_parser", "typing_extensions", "typeguard"}}
     allowed = set().union(*(names.get(each, {each.replace("-", "_")}) for each in listed.split()))
-    of_python = ("__editable__", "_cython", "cython_runtime")  # modules that belong to no package
+    of_python = ("__editable__", "_cython", "cython_runtime", "_sysconfigdata")  # modules that belong to no package
     assert {root for root in roots if not root.startswith(of_python)} <= allowed
 
 

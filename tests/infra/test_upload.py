@@ -48,7 +48,7 @@ def test_a_submission_uploads_the_code_and_settings_and_nothing_else(checkout, t
     assert archive.stat().st_size < MAX_UPLOAD_BYTES
     assert names >= sources() | {"night.yaml", "m2f_core/datasets/coco.json"}
     others = {name for name in names if not name.endswith((".py", ".json"))}
-    assert others == {"night.yaml", "m2f_core/datasets/README.md"}
+    assert others == {"night.yaml", "m2f_core/datasets/README.md", "pipeline/budget/prices.yaml"}
     assert {name.split("/")[0] for name in names} == {*PRODUCT, "night.yaml"}
 
 
@@ -57,7 +57,8 @@ def test_the_build_context_of_the_image_is_what_the_wheel_is_made_of(checkout):
     patterns = (checkout / ".dockerignore").read_text().splitlines()
     patterns = [line for line in patterns if line and not line.startswith("#")]
     names = {name for name in exclude_paths(str(checkout), patterns) if (checkout / name).is_file()}
-    assert names >= sources() | {"pipeline/models/synthetic-scenes/model.safetensors", "pyproject.toml"}
+    data = {"pipeline/models/synthetic-scenes/model.safetensors", "pipeline/budget/prices.yaml"}
+    assert names >= sources() | data | {"pyproject.toml"}
     assert not names & set(LITTER)
     tops = {name for name in names if name.split("/")[0] not in PRODUCT}
     image = {"infra/image/prebuild_triton.py", "infra/image/prebuilt_cc.sh", "infra/image/Dockerfile"}

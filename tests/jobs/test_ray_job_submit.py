@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow.dataset
@@ -150,7 +151,14 @@ def test_prometheus_finds_every_metric_of_the_dashboard_and_the_rules(
     with FaultProxy(s3.url, faults) as proxy, prometheus(tmp_path, discovery) as running:
         wait_until(lambda: running.has("ray_node_mem_used"), "for the first scrape of the node")
         args = ["--input", bucket, "--output", tmp_path / "tables", "--model", tiny_checkpoint]
-        args += ["--image-size", "96:160", "--images-per-shard", "2", "--deadline-hours", "8"]
+        args += [
+            "--image-size",
+            "96:160",
+            "--images-per-shard",
+            "2",
+            "--deadline",
+            f"{datetime.now(UTC) + timedelta(hours=8):%Y-%m-%dT%H:%M:%SZ}",
+        ]
         environment = {**s3.environment, "AWS_ENDPOINT_URL": proxy.url, "OMP_NUM_THREADS": "1"}
         job = head.submit("watched", working_dir, *args, "--run-id", "watched", **environment)
         assert (job.returncode, job.status) == (0, "SUCCEEDED"), job.said

@@ -5,6 +5,7 @@ import inspect
 from typing import get_args, get_origin
 
 from jobs.common.command_line import COMMANDS
+from pipeline.calibration.settings import PlanSettings
 from pipeline.config import SelfCheckSettings, Settings
 from pipeline.drill.settings import DrillSettings
 from pipeline.evaluate.settings import EvaluationSettings
@@ -21,7 +22,7 @@ PAGE = ROOT / "docs" / "command-line.md"
 HEAD = """# Command line
 
 Made from the settings classes of `pipeline/`; do not edit (`python -m tests.support.command_line_page` writes it, a
-test compares). `jobs/plan_bucket.py` has the flags of `jobs/segment_bucket.py`.
+test compares).
 
 `pip install` gives each job a command, which takes the same flags:
 
@@ -44,6 +45,7 @@ COMMANDS_HEAD = """| command | job |
 
 JOBS = {
     "segment_bucket.py": Settings,
+    "plan_bucket.py": PlanSettings,
     "selfcheck.py": SelfCheckSettings,
     "drill.py": DrillSettings,
     "check_store.py": StoreCheckSettings,

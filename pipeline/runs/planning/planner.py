@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.commit.run_record import NO_PLAN, PlanFile, PlanSummary, RunRecord
 from pipeline.errors import BrokenRunError, RunError
-from pipeline.guard.main_thread import interrupt_main_thread
+from pipeline.guard.interruption import interrupt_main
 from pipeline.layout import RunFolder
 from pipeline.plan.changes import Changes, Comparison, describe
 from pipeline.plan.growing import GrowingPlan
@@ -31,11 +31,14 @@ _SECONDS_TO_END = 10.0
 
 
 class Planner:
-    """Plans one run. `may_write` raises BrokenRunError if another driver has taken over."""
+    """Plans one run."""
 
-    def __init__(self, checked: Checked, comparison: Comparison, may_write: Callable[[], None]):
+    def __init__(
+        self, checked: Checked, comparison: Comparison, may_write: Callable[[], None], *, at_once: bool = False
+    ):
+        """`may_write` raises BrokenRunError if another driver has taken over. `at_once`: plan the whole input first."""
         self.checked, self.comparison, self.may_write = checked, comparison, may_write
-        self._batches = comparison.batches()
+        self._batches = comparison.batches(at_once=at_once)
         self._first: Changes | None = None
         self._counts_before: Counter[str] = Counter()
         self._ended = threading.Event()
@@ -133,7 +136,7 @@ class Planner:
         except BaseException as error:
             if not self._ended.is_set():
                 self._failure = error
-                interrupt_main_thread()
+                interrupt_main()
 
     def _may_go_on(self) -> None:
         if self._ended.is_set():

@@ -28,15 +28,16 @@ def shards_of(one: Round, plan: GrowingPlan) -> list[int]:
     return planned + [shard for file in come for shard in range(file.first_shard, file.first_shard + file.num_shards)]
 
 
-@given(SIZES, st.sets(st.integers(0, 40)), st.integers(1, 12))
-def test_rounds_hold_every_shard_that_is_not_done_once(sizes, done, most):
+@given(SIZES, st.sets(st.integers(0, 40)), st.integers(1, 12), st.integers(0, 12))
+def test_rounds_hold_every_shard_that_is_not_done_once(sizes, done, most, first):
     plan = GrowingPlan(summary_of(sizes), {}, is_complete=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounds_room, "SHARDS_PER_ROUND", most)
-        found = list(rounds(plan, done))
+        found = list(rounds(plan, done, first))
     shards = [shard for each in found for _, pending in each.shards for shard in pending]
     assert shards == [shard for shard in range(plan.num_shards) if shard not in done]
-    assert all(each.most_shards <= max(most, 5) and not each.awaited for each in found)
+    assert not first or not found or found[0].most_shards == min(first, len(shards))
+    assert all(each.most_shards <= max(most, 5) and not each.awaited for each in found[bool(first) :])
 
 
 @given(SIZES, st.lists(st.integers(0, 8), max_size=3), st.integers(1, 40))

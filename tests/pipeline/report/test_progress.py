@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.cluster.in_flight_actor import start_board
+from pipeline.cluster.in_flight_actor import Board, start_board
 from pipeline.commit.receipt import PartRecord, Receipt
 from pipeline.commit.totals import Totals
 from pipeline.report import progress as progress_module
@@ -139,9 +139,16 @@ def test_on_a_terminal_a_log_line_stands_above_the_live_line(monkeypatch):
     assert after.startswith(("\n", "\r\n"))
 
 
+def answering_board() -> Board:
+    """A new board, once its process has started."""
+    board = start_board()
+    wait_until(lambda: board.look() is not None)
+    return board
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_the_board_knows_the_oldest_shard_that_a_stage_has_in_hand():
-    board = start_board()
+    board = answering_board()
     assert board.look().stages == frozenset()
     assert board.look().oldest is None
     with board.in_hand(1, "reading", "a"), board.in_hand(2, "reading", "b"):
@@ -167,3 +174,28 @@ def test_the_board_knows_the_oldest_shard_that_a_stage_has_in_hand():
     board.done(5)
     assert board.look().oldest is None
     assert board.look().stages == {"reading", "segmenting", "writing"}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_board_that_stops_lets_no_model_begin_and_knows_what_was_begun():
+    board = answering_board()
+    with board.in_hand(1, "reading", "a") as first, board.in_hand(2, "reading", "b") as second:
+        assert first and second
+    with board.in_hand(3, "segmenting", "c") as third, board.in_hand(4, "writing", "d") as fourth:
+        assert third and fourth
+        board.stop()
+        assert board.look().num_begun == 2
+    assert board.look().num_begun == 2, "they have no receipts yet"
+    with board.in_hand(1, "segmenting", "a") as goes_on:
+        assert not goes_on and board.look().num_begun == 2
+    with board.in_hand(5, "reading", "e") as goes_on:
+        assert not goes_on
+    with board.in_hand(3, "writing", "c") as goes_on:
+        assert goes_on, "a shard that a model has done is written"
+    assert (board.look().working, board.look().waiting) == ({}, {"segmenting": 1, "receipt": 2})
+    for shard in (3, 4):
+        board.done(shard)
+    assert board.look().num_begun == 0
+    board.hold("NVIDIA L4", 5.0)
+    board.hold("NVIDIA L4", 2.5)
+    assert board.look().held == {"NVIDIA L4": 7.5}

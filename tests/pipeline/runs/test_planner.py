@@ -16,7 +16,7 @@ import pytest
 from pipeline.commit.run_record import read_run_record
 from pipeline.config import Settings
 from pipeline.errors import BrokenRunError, RunError
-from pipeline.guard.main_thread import interruptible
+from pipeline.guard.interruption import interruptible
 from pipeline.plan import shards as shards_room
 from pipeline.plan import spool
 from pipeline.plan.growing import GrowingPlan
