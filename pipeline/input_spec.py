@@ -36,6 +36,7 @@ _ANONYMOUS: dict[str, dict[str, Any]] = {
     **{name: {"anon": True} for name in ("s3", "s3a", "az", "abfs", "abfss")},
     **{name: {"token": "anon"} for name in ("gs", "gcs")},
     "hf": {"token": False},
+    **{name: {} for name in ("http", "https")},  # no credentials are sent anyway
 }
 
 

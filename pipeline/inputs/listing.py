@@ -25,7 +25,9 @@ from pipeline.inputs.parquet.listing import list_parquet
 from pipeline.inputs.selection import CONTAINERS, Selection, are_containers
 from pipeline.inputs.tar.images import list_tar
 from pipeline.look_ahead import look_ahead
-from pipeline.store.filesystem import facts_of, one_line, open_filesystem, path_of, store_errors_as
+from pipeline.store.filesystem import facts_of, one_line, path_of, store_errors_as
+from pipeline.store.other.answer import NoPartsError
+from pipeline.store.other.opening import open_input
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ def _list_source(spec: InputSpec, source: Source, most: int | None, kept: KeptIn
     def container_of(row: dict[str, Any]) -> Container:
         uri = row["object_uri"] or row["image_key"]
         is_enough = None if most is None else _count_taken(selection, most)
-        filesystem, _ = open_filesystem(uri, spec.access)
+        filesystem, _ = open_input(uri, spec.access)
         place = (uri, row["etag"], row["size_bytes"] or 0)
         return Container(filesystem, *place, spec, left_out, noted, fitting, kept, is_enough, stopped)
 
@@ -139,7 +141,7 @@ def _objects(selection: Selection, left_out: LeftOut, *, in_order: bool) -> Iter
             is_marker = pc.and_(pc.ends_with(_object(table), "/"), is_empty)
             yield _without(table, is_marker, _MARKERS, left_out)
         return
-    filesystem, path = open_filesystem(source.uri, spec.access)
+    filesystem, path = open_input(source.uri, spec.access)
     for table in list_objects(filesystem, path, left_out, in_order=in_order):
         yield table.filter(selection.takes_objects(table["image_key"]))
 
@@ -219,5 +221,7 @@ def _list_container(kind: str, container: Container) -> list[pa.Table]:
         return [fault_of(container, ErrorCode.NOT_FOUND, "the list names it, but it does not exist")]
     except PermissionError as error:
         return [fault_of(container, ErrorCode.ACCESS_DENIED, one_line(error))]
+    except NoPartsError as error:
+        return [fault_of(container, ErrorCode.UNSUPPORTED, one_line(error))]
     except (ValueError, pa.ArrowException) as error:
         return [fault_of(container, ErrorCode.DAMAGED_CONTAINER, one_line(error))]

@@ -43,6 +43,12 @@ async def cat_file(filesystem: Any, path: str, start: int | None = None, end: in
     return data
 
 
+async def info_of(filesystem: Any, path: str) -> dict[str, Any]:
+    """What an asynchronous file system says of the object at `path`. Await this on the file system's loop."""
+    found: dict[str, Any] = await filesystem._info(path)
+    return found
+
+
 def strip_protocol(filesystem: fsspec.AbstractFileSystem, uri: str) -> str:
     """The path of `uri` in the form that the methods of `filesystem` take."""
     return str(filesystem._strip_protocol(uri))
