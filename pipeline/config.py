@@ -111,7 +111,7 @@ class Settings:
     anonymous: Annotated[bool, INPUT] = False
     """Read --input without credentials, as from a public bucket."""
     requester_pays: Annotated[bool, INPUT] = False
-    """Pay for the requests to an --input on S3 whose owner asks for this."""
+    """Pay for the requests to an --input on S3 or Google Cloud Storage whose owner asks for this."""
     preprocess: Annotated[Literal["reference", "hf"], _RESULTS, CHANGES_RESULTS] = "reference"
     """reference: resize and zero-pad as the Mask2Former code does; hf: give the pixels of transformers' Pillow
     processor."""

@@ -11,7 +11,7 @@ import re
 import socket
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ INPUT_SCHEMES = (*SCHEMES, *WEB_SCHEMES)
 _EXTRAS = {
     **dict.fromkeys(("gs", "gcs"), "gcs"),
     **dict.fromkeys(("az", "abfs", "abfss"), "azure"),
-    "hf": "hf",
+    "hf": "hub",
 }
 
 # The errors of stores. s3fs passes on botocore's own errors unchanged: no credentials, no such host, invalid name.
@@ -93,6 +93,7 @@ def _client_errors() -> tuple[type[Exception], ...]:
             ("aiohttp", "ClientError"),
             ("azure.core.exceptions", "AzureError"),
             ("google.auth.exceptions", "GoogleAuthError"),
+            ("gcsfs.retry", "HttpError"),
             ("httpx", "HTTPError"),
             ("httpx2", "HTTPError"),
         )
@@ -101,8 +102,14 @@ def _client_errors() -> tuple[type[Exception], ...]:
     return tuple(getattr(module, name) for module, name in loaded if hasattr(module, name))
 
 
-def open_filesystem(uri: str, access: Access = OWN_ACCESS) -> tuple[fsspec.AbstractFileSystem, str]:
+def open_filesystem(
+    uri: str,
+    access: Access = OWN_ACCESS,
+    make: Callable[..., fsspec.AbstractFileSystem] = fsspec.filesystem,
+) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of `uri` and the path in it. `uri` is a local path or `protocol://...`.
+
+    `make(protocol, **options)` makes the file system.
 
     Raises RunError if the protocol is none of SCHEMES, if its library is not installed, if the environment's settings
     for the store (profile, endpoint) cannot be used, or if the URI holds credentials or names a host or an account, as
@@ -121,7 +128,7 @@ def open_filesystem(uri: str, access: Access = OWN_ACCESS) -> tuple[fsspec.Abstr
     try:
         if (names := host_of(protocol, uri)) is not None:
             raise ValueError(f"{protocol}:// with {names} in the URI is not supported; use another store")
-        filesystem = fsspec.filesystem(protocol, **options)
+        filesystem = make(protocol, **options)
         if is_s3(filesystem):
             filesystem.connect()  # reads the environment; makes no connection yet
             count_errors(filesystem.s3)

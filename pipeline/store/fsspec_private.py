@@ -55,6 +55,9 @@ def strip_protocol(filesystem: fsspec.AbstractFileSystem, uri: str) -> str:
 
 
 def host_of(protocol: str, uri: str) -> str | None:
-    """What a file system of this protocol takes from `uri` beside the path, such as a host; None if it is nothing."""
-    taken = fsspec.get_filesystem_class(protocol)._get_kwargs_from_urls(uri)
+    """What a file system of this protocol takes from `uri` beside the path, such as a host; None if it is nothing.
+
+    A name that ends in what some libraries take for a version is a name.
+    """
+    taken = set(fsspec.get_filesystem_class(protocol)._get_kwargs_from_urls(uri)) - {"version_aware"}
     return ", ".join(sorted(taken)) if taken else None

@@ -10,8 +10,7 @@ import fsspec
 from pipeline.store.filesystem import facts_in, facts_of
 from pipeline.store.fsspec_private import cat_file, info_of
 from pipeline.store.objects import TooManyBytesError, md5_of
-from pipeline.store.other.answer import Answer, Part
-from pipeline.store.other.web import WebFileSystem
+from pipeline.store.other.answer import Answer, OtherStore, Part
 
 _TIME_AND_SIZE = re.compile(r"([0-9]+)(?:\.[0-9]+)?-([0-9]+)")
 
@@ -19,12 +18,8 @@ _TIME_AND_SIZE = re.compile(r"([0-9]+)(?:\.[0-9]+)?-([0-9]+)")
 def ask(
     filesystem: Any, path: str, etag: str, part: Part | None, most_bytes: int
 ) -> Answer | Coroutine[Any, Any, Answer]:
-    """The bytes of an object, or of a part of it; no bytes if the store names another version than `etag`.
-
-    A coroutine is to be awaited on the loop of the file system. Both raise STORE_ERRORS: FileNotFoundError,
-    PermissionError, TooManyBytesError if the object has more than `most_bytes`, NoPartsError.
-    """
-    if isinstance(filesystem, WebFileSystem):
+    """`OtherStore.ask`, of any file system. Raises STORE_ERRORS."""
+    if isinstance(filesystem, OtherStore):
         return filesystem.ask(path, etag, part, most_bytes)
     return (
         _ask_any_async(filesystem, path, etag, part, most_bytes)

@@ -1,36 +1,19 @@
 """The objects of a store that is neither S3 nor a disk, one after the other: no list of all is ever in memory."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import fsspec
 
 from pipeline.store.filesystem import etag_in
-from pipeline.store.other.web import WebFileSystem
-
-
-@dataclass(frozen=True, slots=True)
-class OtherObject:
-    """An object as its store lists it.
-
-    etag: or what replaces it; "" if nothing does.
-    size_bytes: None if the store does not say.
-    """
-
-    path: str
-    etag: str
-    size_bytes: int | None
+from pipeline.store.other.answer import OtherObject, OtherStore
 
 
 def objects_of(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[OtherObject]:
-    """Every object below `path`, or the object `path` itself, in the order of the names.
+    """Every object below `path`, or the object `path` itself.
 
     Raises errors of STORE_ERRORS: FileNotFoundError if nothing is there.
     """
-    if isinstance(filesystem, WebFileSystem):
-        info = filesystem.info(path)
-        return iter([OtherObject(path, info["etag"], info["size"])])
-    return _any_objects(filesystem, path)
+    return filesystem.objects(path) if isinstance(filesystem, OtherStore) else _any_objects(filesystem, path)
 
 
 def _any_objects(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[OtherObject]:
