@@ -77,11 +77,8 @@ class HttpClient:
             raise TimeoutError(f"{name} timed out: {error}") from error
 
     def sync(self, request: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> Any:
-        """The result of a request, from any other thread. Errors that may pass are followed by another attempt."""
-        for attempt in OBJECT.retrying(retry_if_not_exception_type(LASTING)):
-            with attempt:
-                return sync(self.loop, request, *arguments)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        """`repeated`, on the loop of the client."""
+        return repeated(self.loop, request, *arguments)
 
     def _connected(self) -> ClientSession:
         if self._session is None:
@@ -93,6 +90,14 @@ class HttpClient:
             )
             weakref.finalize(self, _close, self.loop, self._session)
         return self._session
+
+
+def repeated(loop: Any, request: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> Any:
+    """The result of a request, from any other thread. Errors that may pass are followed by another attempt."""
+    for attempt in OBJECT.retrying(retry_if_not_exception_type(LASTING)):
+        with attempt:
+            return sync(loop, request, *arguments)
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 async def body_of(answer: ClientResponse, most_bytes: int, *, cut: bool = False) -> bytes:

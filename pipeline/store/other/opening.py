@@ -34,4 +34,8 @@ def _made(protocol: str, **options: Any) -> fsspec.AbstractFileSystem:
         from pipeline.store.other.google import GoogleFileSystem
 
         return GoogleFileSystem(**options)
+    if protocol in ("az", "abfs", "abfss"):
+        from pipeline.store.other.azure import AzureFileSystem
+
+        return AzureFileSystem(**options)
     return fsspec.filesystem(protocol, **options)
