@@ -32,7 +32,7 @@ from pipeline.store.other.answer import LASTING
 from pipeline.store.retries import OBJECT
 
 MOST_REDIRECTS = 5  # on one server
-_REDIRECTS = (301, 302, 303, 307, 308)
+REDIRECTS = (301, 302, 303, 307, 308)
 _CONNECT_SECONDS, _SILENT_SECONDS = 10.0, 30.0
 _BLOCK_BYTES = 2**18
 
@@ -46,12 +46,20 @@ class HttpClient:
 
     @contextlib.asynccontextmanager
     async def answer(
-        self, method: str, url: URL, headers: dict[str, str], name: str, seconds: float | None = None
+        self,
+        method: str,
+        url: URL,
+        headers: dict[str, str],
+        name: str,
+        seconds: float | None = None,
+        *,
+        is_elsewhere_an_answer: bool = False,
     ) -> AsyncIterator[ClientResponse]:
         """The answer to a request, whatever its status; its body is not read yet. `name` is the object in messages.
 
-        Redirects on the same server are followed. Raises PermissionError for others, and for addresses that nothing is
-        read from; ConnectionError, TimeoutError (after `seconds` in all); DamagedError if the body ends early.
+        Redirects on the same server are followed. A redirect to another one is the answer if the caller says so, else
+        a PermissionError, as are addresses that nothing is read from. Raises ConnectionError, TimeoutError (after
+        `seconds` in all); DamagedError if the body ends early.
         """
         timeout = ClientTimeout(total=seconds, sock_connect=_CONNECT_SECONDS, sock_read=_SILENT_SECONDS)
         try:
@@ -61,10 +69,16 @@ class HttpClient:
                 async with self._connected().request(
                     method, url, headers=headers | for_proxy, allow_redirects=False, timeout=timeout, **proxy
                 ) as answer:
-                    if answer.status not in _REDIRECTS:
+                    target = followed(url, answer) if answer.status in REDIRECTS else url
+                    if answer.status not in REDIRECTS or (is_elsewhere_an_answer and not _same(target, url)):
                         yield answer
                         return
-                    url = _followed(url, answer.headers.get("Location", ""), name)
+                    if target is None or not _same(target, url):
+                        raise PermissionError(
+                            f"{name} redirects to {answer.headers.get('Location')}, another server; name the object by "
+                            "its own address"
+                        )
+                    url = target
             raise PermissionError(f"{name} redirects more than {MOST_REDIRECTS} times")
         except ClientPayloadError as error:
             raise DamagedError(f"the body of {name} ends early: {error}") from error
@@ -129,13 +143,18 @@ def status_line(answer: ClientResponse, name: str) -> str:
     return f"{name} is answered with {answer.status} {answer.reason or ''}".rstrip()
 
 
-def _followed(url: URL, location: str, name: str) -> URL:
-    """Where a redirect leads. PermissionError if that is another server: its owner did not choose what is read."""
-    with contextlib.suppress(ValueError):  # no URL, or one without a host
-        target = url.join(URL(location))
-        if target.origin() == url.origin():
-            return target
-    raise PermissionError(f"{name} redirects to {location}, another server; name the object by its own address")
+def followed(url: URL, answer: ClientResponse) -> URL | None:
+    """Where a redirect leads; None if that is no URL with a host."""
+    with contextlib.suppress(ValueError):
+        target = url.join(URL(answer.headers.get("Location", "")))
+        target.origin()
+        return target
+    return None
+
+
+def _same(target: URL | None, url: URL) -> bool:
+    """Whether both URLs are of one server. Whoever owns another one did not choose what is read."""
+    return target is not None and target.origin() == url.origin()
 
 
 def _proxy_of(url: URL) -> tuple[dict[str, Any], dict[str, str]]:

@@ -38,4 +38,8 @@ def _made(protocol: str, **options: Any) -> fsspec.AbstractFileSystem:
         from pipeline.store.other.azure import AzureFileSystem
 
         return AzureFileSystem(**options)
+    if protocol == "hf":
+        from pipeline.store.other.hub import HubFileSystem
+
+        return HubFileSystem(**options)
     return fsspec.filesystem(protocol, **options)
