@@ -35,7 +35,7 @@ _CONTAINERS_AHEAD = 16  # containers whose images are listed at a time
 
 _LEFT_BY_PROGRAMS = "were left by programs, or are excluded by --exclude"
 _OTHER_FORMAT = "are not of --input-format"
-_WITHOUT_ETAG = "images come without an ETag, so that later runs see changes of them only by their size"
+_WITHOUT_ETAG = "images come without an ETag, so that later runs see changes of them only by their size, if it is known"
 _MARKERS = "are marks of folders"
 
 

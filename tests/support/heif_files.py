@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from pipeline.decoding.heif import register
 from tests.support.costly_images import box
 
 
 def heic(image: Image.Image, **options: object) -> bytes:
     """Without loss but for the conversion of colours."""
+    register()
     file = io.BytesIO()
     image.save(file, "HEIF", **{"quality": -1, "chroma": 444, **options})
     return file.getvalue()
