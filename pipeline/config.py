@@ -104,7 +104,7 @@ class Settings:
     """Leave out objects and images that one of these patterns matches. Names such as .DS_Store and Thumbs.db are always
     left out."""
     allow_scheme: Annotated[tuple[str, ...], INPUT] = ()
-    """Let a manifest name objects of these schemes too: file in a manifest that lies in a bucket."""
+    """Let a manifest name objects of these schemes too: http, https; file in a manifest that lies in a bucket."""
     image_column: Annotated[str | None, INPUT, SELECTS_IMAGES] = None
     """Parquet: take images from this column; a dot leads into a struct. Default: the only column of bytes, or of a
     struct of bytes and path as of Hugging Face."""
@@ -116,7 +116,7 @@ class Settings:
     anonymous: Annotated[bool, INPUT] = False
     """Read --input without credentials, as from a public bucket."""
     requester_pays: Annotated[bool, INPUT] = False
-    """Pay for the requests to an --input on S3 whose owner asks for this."""
+    """Pay for the requests to an --input on S3 or Google Cloud Storage whose owner asks for this."""
     preprocess: Annotated[Literal["reference", "hf"], _RESULTS, CHANGES_RESULTS] = "reference"
     """reference: resize and zero-pad as the Mask2Former code does; hf: give the pixels of transformers' Pillow
     processor."""

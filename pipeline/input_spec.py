@@ -19,12 +19,14 @@ class Access:
     """How requests to an input are signed and paid."""
 
     anonymous: bool = False  # send no credentials: the bucket is public
-    requester_pays: bool = False  # S3: the account of the credentials pays for the requests
+    requester_pays: bool = False  # the account of the credentials (S3) or their project (Google) pays for the requests
 
     def options(self, protocol: str) -> dict[str, Any]:
         """Options for the file system of a protocol. RunError if its store has no such access."""
-        if self.requester_pays and protocol not in ("s3", "s3a"):
-            raise RunError(f"--requester-pays is for s3://, not {protocol}://")
+        if self.requester_pays and protocol not in _REQUESTER_PAYS:
+            raise RunError(f"--requester-pays is for s3:// and gs://, not {protocol}://")
+        if self.requester_pays and self.anonymous:
+            raise RunError("--requester-pays needs the credentials that --anonymous leaves out; give one of them")
         anonymous = _ANONYMOUS.get(protocol) if self.anonymous else {}
         if anonymous is None:
             raise RunError(f"--anonymous is for {', '.join(f'{name}://' for name in _ANONYMOUS)}, not {protocol}://")
@@ -32,10 +34,12 @@ class Access:
 
 
 OWN_ACCESS = Access()
+_REQUESTER_PAYS = ("s3", "s3a", "gs", "gcs")
 _ANONYMOUS: dict[str, dict[str, Any]] = {
     **{name: {"anon": True} for name in ("s3", "s3a", "az", "abfs", "abfss")},
     **{name: {"token": "anon"} for name in ("gs", "gcs")},
     "hf": {"token": False},
+    **{name: {} for name in ("http", "https")},  # no credentials are sent anyway
 }
 
 

@@ -37,6 +37,7 @@ PRIVATE_NAMES = {
     "pipeline/store/fsspec_private.py": [
         ("s3fs", "S3FileSystem._call_s3"),
         ("fsspec.asyn", "AsyncFileSystem._cat_file"),
+        ("fsspec.asyn", "AsyncFileSystem._info"),
         ("fsspec", "AbstractFileSystem._strip_protocol"),
         ("fsspec", "AbstractFileSystem._get_kwargs_from_urls"),
         ("aiobotocore.httpsession", "AIOHTTPSession._get_session"),

@@ -12,6 +12,8 @@ import struct
 from collections.abc import Iterator
 from typing import Literal
 
+from pipeline.decoding import heif
+from pipeline.decoding.boxes import boxes
 from pipeline.decoding.repair import jpeg_segments, png_chunks
 from pipeline.errors import ErrorCode, ImageError
 
@@ -25,7 +27,6 @@ MAX_JPEG_SCANS = 50
 MAX_JPEG_SEGMENTS = 50_000
 MAX_PNG_CHUNKS = 100_000
 MAX_GIF_BLOCKS = 100_000  # before the first frame
-MAX_BOXES = 100_000  # of JPEG 2000 and AVIF
 # Pillow makes a Python object of each strip or tile; 64 M pixels have 250,000 tiles of 16 x 16.
 MAX_TIFF_STRIPS = 1_000_000
 MAX_TIFF_TAGS = 4_096  # of a page; usual files have 20
@@ -83,6 +84,8 @@ def check_before_opening(data: bytes, format_name: str) -> None:
         _check_number(_gif_blocks(data), "GIF blocks before the pixels", MAX_GIF_BLOCKS)
     elif format_name == "TIFF":
         _check_tiff(data)
+    elif format_name == "HEIF":
+        heif.check_before_opening(data)
     elif format_name == "JPEG2000" and not data.startswith(_CODESTREAM):
         _codestream_at(data)
     elif format_name == "PPM" and len(data) > MAX_PNM_HEADER_BYTES:
@@ -106,6 +109,8 @@ def check_before_decoding(data: bytes, format_name: str, height: int, width: int
         _check_jpeg_2000(data)
     elif format_name == "AVIF":
         _check_pictures(data, max_pixels)
+    elif format_name == "HEIF":
+        heif.check_before_decoding(data, max_pixels)
 
 
 def _check_number(items: Iterator[object], what: str, limit: int) -> None:
@@ -191,7 +196,7 @@ def _check_jpeg_2000(data: bytes) -> None:
 
 
 def _codestream_at(data: bytes) -> int:
-    return next((begin for kind, begin, _ in _boxes(data, 0, len(data)) if kind == b"jp2c"), len(data))
+    return next((begin for kind, begin, _ in boxes(data, 0, len(data)) if kind == b"jp2c"), len(data))
 
 
 def _jpeg_2000_segments(data: bytes, at: int) -> Iterator[tuple[int, bytes]]:
@@ -257,24 +262,6 @@ _SEQUENCE_HEADER = 1
 _OBUS_LOOKED_AT = 16  # the sequence header is the first or the second
 
 
-def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, begin, end) of the contents of boxes that follow one another."""
-    number = 0
-    while start + 8 <= end:
-        number += 1
-        if number > MAX_BOXES:
-            raise _too_many("boxes", MAX_BOXES)
-        length, begin = int.from_bytes(data[start : start + 4], "big"), start + 8
-        kind = data[start + 4 : start + 8]
-        if length == 1:
-            length, begin = int.from_bytes(data[start + 8 : start + 16], "big"), start + 16
-        stop = end if length == 0 else start + length
-        if stop < begin or stop > end:
-            stop = end
-        yield kind, begin, stop
-        start = stop
-
-
 def _check_pictures(data: bytes, max_pixels: int) -> None:
     together = 0
     for pixels in _avif_pictures(data):
@@ -287,7 +274,7 @@ def _check_pictures(data: bytes, max_pixels: int) -> None:
 
 def _avif_pictures(data: bytes) -> Iterator[int]:
     """The number of pixels of each picture, by its own header: libavif decodes it before it compares."""
-    for kind, begin, end in _boxes(data, 0, len(data)):
+    for kind, begin, end in boxes(data, 0, len(data)):
         if kind == b"meta":
             yield from _pictures_of_items(data, begin + 4, end)
         elif kind in _CONTAINERS:
@@ -295,9 +282,9 @@ def _avif_pictures(data: bytes) -> Iterator[int]:
 
 
 def _pictures_of_items(data: bytes, start: int, end: int) -> Iterator[int]:
-    boxes = {kind: (begin, stop) for kind, begin, stop in _boxes(data, start, end)}
-    inside = boxes.get(b"idat", (0, 0))[0]
-    at, stop = boxes.get(b"iloc", (0, 0))
+    found = {kind: (begin, stop) for kind, begin, stop in boxes(data, start, end)}
+    inside = found.get(b"idat", (0, 0))[0]
+    at, stop = found.get(b"iloc", (0, 0))
     if stop - at < 8:
         return
     version, sizes = data[at], data[at + 4 : at + 6]
@@ -324,7 +311,7 @@ def _pictures_of_items(data: bytes, start: int, end: int) -> Iterator[int]:
 
 
 def _pictures_of_tracks(data: bytes, start: int, end: int) -> Iterator[int]:
-    for kind, begin, stop in _boxes(data, start, end):
+    for kind, begin, stop in boxes(data, start, end):
         if kind in _CONTAINERS:
             yield from _pictures_of_tracks(data, begin, stop)
         elif kind in (b"stco", b"co64"):

@@ -1,12 +1,12 @@
 """Decode the bytes of one object to an RGB image, or raise an `ImageError` that gives the reason.
 
-Formats: AVIF, BMP, GIF, JPEG (and MPO), JPEG 2000, PNG, PPM/PGM/PBM, TIFF and WebP. The signature in the
-bytes decides the format, never the object's name, and only the Pillow plugin of that format sees the bytes, or tifffile
-where Pillow refuses a sound TIFF or reads noise (`tiff`). `repair` mends what Pillow does not: large metadata of PNGs,
-channels of JP2s in another order, slow PNM, and JPEGs whose pixels end early, which are errors here. Left out on
-purpose: EPS, PDF and WMF (they run other programs or draw), TGA and PCX (their signature is so short that other files
-match it), ICO, ICNS and PSD (containers whose real size is known only while decoding), FITS, HDF5 and the like (they
-define no pixel range).
+Formats: AVIF, BMP, GIF, JPEG (and MPO), JPEG 2000, PNG, PPM/PGM/PBM, TIFF and WebP; HEIC with an extra (`heif`). The
+signature in the bytes decides the format, never the object's name, and only the Pillow plugin of that format sees the
+bytes, or tifffile where Pillow refuses a sound TIFF or reads noise (`tiff`). `repair` mends what Pillow does not: large
+metadata of PNGs, channels of JP2s in another order, slow PNM, and JPEGs whose pixels end early, which are errors here.
+Left out on purpose: EPS, PDF and WMF (they run other programs or draw), TGA and PCX (their signature is so short that
+other files match it), ICO, ICNS and PSD (containers whose real size is known only while decoding), FITS, HDF5 and the
+like (they define no pixel range).
 
 Pixels: the result equals `convert("RGB")`, as detectron2 feeds the model. Alpha is dropped without blending (colours
 that a TIFF has multiplied with alpha are divided again, by their high bytes), palettes and CMYK are expanded, ICC
@@ -47,7 +47,8 @@ from PIL import (
     features,
 )
 
-from pipeline.decoding import costs, geotiff, tiff
+from pipeline.decoding import costs, geotiff, heif, tiff
+from pipeline.decoding.boxes import brands
 from pipeline.decoding.image_errors import as_image_error
 from pipeline.decoding.orientation import read_orientation, upright, upright_hw
 from pipeline.decoding.regions import Regions, WholeImage
@@ -84,11 +85,13 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # here, because catch_warnin
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 _OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # formats that a build of Pillow may lack
+if heif.IS_INSTALLED:
+    heif.register()
 FORMATS = tuple(
     name
     for name in ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
     if name not in _OPTIONAL or features.check(_OPTIONAL[name])
-)
+) + (("HEIF",) if heif.IS_INSTALLED else ())
 
 _SIGNATURES = {
     "BMP": (b"BM",),
@@ -99,6 +102,8 @@ _SIGNATURES = {
     "PPM": tuple(b"P%d%c" % (kind, end) for kind in range(1, 7) for end in b" \t\n\r#"),
     "TIFF": (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+"),  # "+" is BigTIFF
 }
+
+_AVIF_BRANDS = {b"avif", b"avis"}
 
 _RGB_COMPATIBLE = frozenset(("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"))
 
@@ -184,21 +189,16 @@ def _format_of(data: bytes) -> str:
             return name
     if "WEBP" in FORMATS and data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
-    if "AVIF" in FORMATS and _is_avif(data):
+    if "AVIF" in FORMATS and not _AVIF_BRANDS.isdisjoint(brands(data)):
         return "AVIF"
+    if heif.is_heif(data):
+        if "HEIF" in FORMATS:
+            return "HEIF"
+        raise heif.missing()
     raise ImageError(
         ErrorCode.UNSUPPORTED,
         f"not an image of a supported format ({', '.join(FORMATS)}): it starts with {data[:16]!a}",
     )
-
-
-def _is_avif(data: bytes) -> bool:
-    """Whether the first box names an AVIF brand. HEIC and MP4 files have the same box with other brands."""
-    if data[4:8] != b"ftyp":
-        return False
-    box = data[: int.from_bytes(data[:4], "big")]
-    brands = {box[8:12]} | {box[at : at + 4] for at in range(16, len(box), 4)}
-    return not brands.isdisjoint((b"avif", b"avis"))
 
 
 def _open(data: bytes, format_name: str, max_pixels: int) -> ImageFile.ImageFile | tiff.OtherTiff:
@@ -287,7 +287,10 @@ def _loaded(image: ImageFile.ImageFile, data: bytes) -> tuple[Image.Image, Calla
     """The pixels of an open image, and a function that makes any part of them RGB."""
     if image.format == "PPM" and (pixels := netpbm_pixels(image, data)) is not None:
         return Image.fromarray(pixels), _convert
+    size = image.size
     image.load()
+    if image.format == "HEIF":
+        heif.check_size_of_pixels(image.size, size)
     if image.format == "JPEG" and (jpeg_is_cut(data, image) or jpeg_lacks_scans(data)):
         raise ImageError(ErrorCode.DECODE_FAILED, "JPEG: the pixels end before the image does")
     if image.format == "JPEG2000" and image.mode in ("RGB", "RGBA") and (order := jp2_channel_order(data)) is not None:

@@ -27,6 +27,8 @@ def read_orientation(image: ImageFile.ImageFile, data: bytes) -> int:
     """EXIF orientation 1..8 of an image that is open but not loaded; 1 if it is absent or cannot be read."""
     if image.format == "TIFF":
         return 1  # Pillow applies a TIFF's own orientation: to the size when opening, to the pixels when loading
+    if image.format == "HEIF":
+        return 1  # its boxes turn it when it is decoded, whatever EXIF says
     if image.format == "PNG":
         # In a PNG, EXIF data may follow the pixels, so the pixels are decoded first, but only if there is EXIF data.
         if not any(keyword in data for keyword in _PNG_KEYWORDS):

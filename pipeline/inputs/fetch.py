@@ -1,8 +1,8 @@
 """Shard -> encoded bytes, checked against the plan.
 
 A failed read becomes a row, not an exception. If all images of a shard fail, the store is to blame, and the run breaks.
-There is one exception: if access to these images is denied while other images of the run can be read, their prefix is
-archived or forbidden, and each of these images becomes a failed row.
+There is one exception, if other images of the run can be read: where access to these images is denied, their prefix is
+archived or forbidden; where they lie on the web, their server is gone. Each of these images becomes a failed row.
 """
 
 import time
@@ -17,9 +17,9 @@ from pipeline.errors import ErrorCode, ImageError, StoreUnavailableError
 from pipeline.guard.watchdog import TRIED_AGAIN, start_watchdog, watch
 from pipeline.input_spec import InputSpec
 from pipeline.inputs.reads import ImageReader, ListedImage, ReadImage, one_request_each
-from pipeline.inputs.verified import MAX_OBJECT_BYTES, READ_SHARE, ChangedError, CorruptError
+from pipeline.inputs.verified import LASTING, MAX_OBJECT_BYTES, READ_SHARE, ChangedError, CorruptError
 from pipeline.schema import FETCHED, LISTED, no_shard, pack_shard, unpack_shard
-from pipeline.store.filesystem import check_visible, one_line
+from pipeline.store.filesystem import check_visible, is_web, one_line
 from pipeline.store.objects import TooManyBytesError
 from pipeline.store.retries import IMAGE
 from pipeline.telemetry.costs import Costs
@@ -78,7 +78,7 @@ class FetchImages:
         results = [None if reason == "removed" else next(found) for reason in reasons]
         # An image that failed in an earlier run says nothing about the store if it fails again.
         telling = [r for r, why in zip(results, reasons, strict=True) if why not in ("removed", "retry")]
-        self._check_store(shard, telling)
+        self._check_store(shard, telling, are_on_web=all(is_web(image.object) for image in there))
         _count(results, time.monotonic() - began, costs)
         return pack_shard(shard, _fetched(planned, results), costs=costs.seconds)
 
@@ -115,7 +115,7 @@ class FetchImages:
         with watch("reading", group[0].image_key):
             try:
                 for attempt in IMAGE.retrying(
-                    retry_if_not_exception_type((FileNotFoundError, PermissionError, ChangedError, TooManyBytesError)),
+                    retry_if_not_exception_type((*LASTING, TooManyBytesError)),
                     give_up_after=READ_SHARE * self.step_timeout,
                 ):
                     with attempt:
@@ -124,12 +124,15 @@ class FetchImages:
                 return [_error_of(error)] * len(group)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _check_store(self, shard: int, results: Sequence[ReadImage | ImageError | None]) -> None:
+    def _check_store(
+        self, shard: int, results: Sequence[ReadImage | ImageError | None], are_on_web: bool = False
+    ) -> None:
         """Raise StoreUnavailableError if the store failed, and not only some of its objects."""
         errors = [result for result in results if isinstance(result, ImageError) and result.code in _STORE_FAILED]
         if len(results) < _SYSTEMIC_IMAGES or len(errors) < len(results):
             return
-        if all(error.code == ErrorCode.ACCESS_DENIED for error in errors) and self._can_read_elsewhere():
+        are_denied = all(error.code == ErrorCode.ACCESS_DENIED for error in errors)
+        if (are_denied or are_on_web) and self._can_read_elsewhere():
             return
         raise StoreUnavailableError(
             f"--input: none of the {len(results)} images of shard {shard} could be read, so the cause is the "

@@ -25,7 +25,9 @@ from pipeline.inputs.parquet.listing import list_parquet
 from pipeline.inputs.selection import CONTAINERS, Selection, are_containers
 from pipeline.inputs.tar.images import list_tar
 from pipeline.look_ahead import look_ahead
-from pipeline.store.filesystem import facts_of, one_line, open_filesystem, path_of, store_errors_as
+from pipeline.store.filesystem import facts_of, one_line, path_of, store_errors_as
+from pipeline.store.other.answer import NoPartsError
+from pipeline.store.other.opening import open_input
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ _CONTAINERS_AHEAD = 16  # containers whose images are listed at a time
 
 _LEFT_BY_PROGRAMS = "were left by programs, or are excluded by --exclude"
 _OTHER_FORMAT = "are not of --input-format"
-_WITHOUT_ETAG = "images come without an ETag, so that later runs see changes of them only by their size"
+_WITHOUT_ETAG = "images come without an ETag, so that later runs see changes of them only by their size, if it is known"
 _MARKERS = "are marks of folders"
 
 
@@ -108,7 +110,7 @@ def _list_source(
     def container_of(row: dict[str, Any]) -> Container:
         uri = row["object_uri"] or row["image_key"]
         is_enough = None if most is None else _count_taken(selection, most)
-        filesystem, _ = open_filesystem(uri, spec.access)
+        filesystem, _ = open_input(uri, spec.access)
         place = (uri, row["etag"], row["size_bytes"] or 0)
         return Container(filesystem, *place, spec, left_out, noted, fitting, kept, is_enough, stopped)
 
@@ -148,7 +150,7 @@ def _objects(selection: Selection, left_out: LeftOut, *, in_order: bool) -> Iter
             is_marker = pc.and_(pc.ends_with(_object(table), "/"), is_empty)
             yield _without(table, is_marker, _MARKERS, left_out)
         return
-    filesystem, path = open_filesystem(source.uri, spec.access)
+    filesystem, path = open_input(source.uri, spec.access)
     for table in list_objects(filesystem, path, left_out, in_order=in_order):
         yield table.filter(selection.takes_objects(table["image_key"]))
 
@@ -228,5 +230,7 @@ def _list_container(kind: str, container: Container) -> list[pa.Table]:
         return [fault_of(container, ErrorCode.NOT_FOUND, "the list names it, but it does not exist")]
     except PermissionError as error:
         return [fault_of(container, ErrorCode.ACCESS_DENIED, one_line(error))]
+    except NoPartsError as error:
+        return [fault_of(container, ErrorCode.UNSUPPORTED, one_line(error))]
     except (ValueError, pa.ArrowException) as error:
         return [fault_of(container, ErrorCode.DAMAGED_CONTAINER, one_line(error))]

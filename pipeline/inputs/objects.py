@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from pipeline.inputs.bucket import list_bucket
 from pipeline.inputs.container import LeftOut, with_all_columns
-from pipeline.store.filesystem import etag_in, is_local, is_s3, local_etag, uri_of
+from pipeline.store.filesystem import is_local, is_s3, local_etag, uri_of
+from pipeline.store.other.listing import objects_of
 
 _PAGE = 1000  # images, as many as S3 puts into one page
 
@@ -39,7 +40,8 @@ def list_objects(
     elif is_local(filesystem):
         yield from _pages(_list_folder(path, left_out), left_out)
     else:
-        yield from _pages(_list_any(filesystem, path), left_out)
+        rows = ((uri_of(filesystem, one.path), one.etag, one.size_bytes) for one in objects_of(filesystem, path))
+        yield from _pages(rows, left_out)
 
 
 _Row = tuple[str, str, int | None]  # key, ETag, size
@@ -90,10 +92,3 @@ def _list_folder(path: str, left_out: LeftOut) -> Iterator[_Row]:
 
 def _local_row(path: str, stat: os.stat_result) -> _Row:
     return f"file://{path}", local_etag(stat), stat.st_size
-
-
-def _list_any(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[_Row]:
-    if not filesystem.exists(path):
-        raise FileNotFoundError(path)
-    for name, info in sorted(filesystem.find(path, detail=True).items()):
-        yield uri_of(filesystem, name), etag_in(info), info["size"]

@@ -13,7 +13,8 @@ from pipeline.inputs.kept import Kept
 from pipeline.inputs.parquet.file import TAIL_BYTES, DamagedFileError, ParquetFooter
 from pipeline.inputs.parquet.rows import read_rows
 from pipeline.inputs.verified import CorruptError, read_range, read_tail, read_verified, request_seconds
-from pipeline.store.filesystem import one_line, open_filesystem, path_of
+from pipeline.store.filesystem import one_line, path_of
+from pipeline.store.other.opening import open_input
 
 # In a tar, the header of a file lies before its first byte; it is read too, and shows whether the place is right.
 _HEADER_BYTES = tarfile.BLOCKSIZE
@@ -129,7 +130,7 @@ class ImageReader:
         """The file system and the path in it. RunError if the store cannot be opened."""
         scheme = uri.partition("://")[0]
         if scheme not in self.filesystems:
-            self.filesystems[scheme] = open_filesystem(uri, self.spec.access)[0]
+            self.filesystems[scheme] = open_input(uri, self.spec.access)[0]
         filesystem = self.filesystems[scheme]
         return filesystem, path_of(filesystem, uri)
 

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from pipeline.input_spec import LEFT_BY_PROGRAMS, InputSpec, Source
 from pipeline.patterns import any_literal, any_regex
-from pipeline.store.filesystem import SCHEMES, full_uri
+from pipeline.store.filesystem import SCHEMES, WEB_SCHEMES, full_uri
 
 # Objects with these endings hold images; the format `auto` looks into them. A compressed tar is a row that says what to
 # do.
@@ -113,7 +113,8 @@ def are_containers(kind: str, keys: pa.ChunkedArray) -> pa.ChunkedArray:
 def readable_schemes(spec: InputSpec) -> frozenset[str]:
     """The schemes of objects that a list may name: those of stores, that of the list itself, and --allow-scheme.
 
-    A manifest that lies in a bucket cannot make the machines of the cluster read their own files.
+    A manifest that lies in a bucket cannot make the machines of the cluster read their own files, nor what their
+    network answers to them alone: the web must be allowed, also to a list that a web server sends.
     """
-    own = {full_uri(source.uri).partition("://")[0] for source in spec.sources}
+    own = {full_uri(source.uri).partition("://")[0] for source in spec.sources}.difference(WEB_SCHEMES)
     return frozenset(SCHEMES) - {"file", "memory"} | own | set(spec.allow_schemes)

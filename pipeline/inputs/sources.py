@@ -7,7 +7,8 @@ from pipeline.errors import RunError
 from pipeline.input_spec import InputFormat, InputSpec, Source, source_of
 from pipeline.inputs.lists.manifest_files import is_manifest
 from pipeline.inputs.selection import CONTAINERS
-from pipeline.store.filesystem import SCHEMES, open_filesystem, store_errors_as
+from pipeline.store.filesystem import INPUT_SCHEMES, store_errors_as
+from pipeline.store.other.opening import open_input
 
 
 def input_spec(settings: Settings) -> InputSpec:
@@ -20,13 +21,13 @@ def input_spec(settings: Settings) -> InputSpec:
     access = settings.input_spec(()).access
 
     def is_there(uri: str) -> bool:
-        filesystem, path = open_filesystem(uri, access)
+        filesystem, path = open_input(uri, access)
         with store_errors_as(RunError, f"--input {uri} cannot be read", denied=f"no permission to read --input {uri}"):
             return bool(filesystem.exists(path))
 
     sources = tuple(source_of(uri, is_there) for uri in settings.input)
     for number, source in enumerate(sources):
-        filesystem, path = open_filesystem(source.uri, access)
+        filesystem, path = open_input(source.uri, access)
         if source in sources[:number]:
             raise RunError(f"--input {source} is given twice")
         wanted = _format_of_name(source)
@@ -48,5 +49,7 @@ def _check_schemes(settings: Settings) -> None:
     if settings.allow_scheme and not settings.input_spec(()).names_its_images:
         raise RunError("--allow-scheme is for --input-format manifest and inventory")
     for scheme in settings.allow_scheme:
-        if scheme not in SCHEMES:
-            raise RunError(f"--allow-scheme {scheme} is no store that this program reads; give {', '.join(SCHEMES)}")
+        if scheme not in INPUT_SCHEMES:
+            raise RunError(
+                f"--allow-scheme {scheme} is no store that this program reads; give {', '.join(INPUT_SCHEMES)}"
+            )

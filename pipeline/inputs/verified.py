@@ -1,7 +1,6 @@
 """Read one object, or a part of one, within a time limit, and check it against the plan."""
 
 import asyncio
-import hashlib
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import fsspec.asyn
 from tenacity import retry_if_not_exception_type
 
 from pipeline.store.filesystem import facts_of, is_local, is_s3, local_etag
-from pipeline.store.fsspec_private import cat_file
-from pipeline.store.objects import TooManyBytesError, agrees, ask_for_object, md5_of, read_file
+from pipeline.store.objects import agrees, ask_for_object, read_file
+from pipeline.store.other.answer import Answer, NoPartsError, Part
+from pipeline.store.other.ask import ask
 from pipeline.store.retries import OBJECT
 
 # A larger object is not an image: a film or an archive below the prefix would fill the worker's memory.
@@ -44,7 +44,7 @@ class ChangedError(Exception):
 
 
 # Errors that another attempt does not change.
-LASTING = (FileNotFoundError, PermissionError, ChangedError)
+LASTING = (FileNotFoundError, PermissionError, ChangedError, NoPartsError)
 
 
 def read_verified(
@@ -65,7 +65,8 @@ def read_verified(
         answer = _request(filesystem, asked, path, seconds)
         now, data, is_whole = _still(answer["ETag"].strip('"'), etag), answer["Body"], agrees(answer)
     else:
-        now, data, is_whole = _read_other(filesystem, path, etag, size_bytes, seconds)
+        answer = _ask_other(filesystem, path, etag, None, MAX_OBJECT_BYTES, seconds)
+        now, data, is_whole = _still(answer.etag or etag, etag), answer.data, answer.is_whole
     if is_whole and not etag and size_bytes not in (None, len(data)):
         raise ChangedError(f"the list of the input says {size_bytes} bytes, but the object has {len(data)}")
     if size_bytes not in (None, len(data)) or not is_whole:
@@ -73,25 +74,15 @@ def read_verified(
     return data, now
 
 
-def _read_other(
-    filesystem: fsspec.AbstractFileSystem, path: str, etag: str, size_bytes: int | None, seconds: float
-) -> tuple[str, bytes, bool]:
-    """(ETag, bytes, whether they are whole) of an object of a store whose answers do not say what they hold."""
-    held = size_bytes
-    if not etag or held is None:
-        # Before the bytes: if the object is replaced in between, the next listing has another ETag than the row.
-        now, held = facts_of(filesystem, path)
-        etag = _still(now, etag)
-    if held > MAX_OBJECT_BYTES:
-        raise TooManyBytesError(f"the object has {held} bytes; the limit is {MAX_OBJECT_BYTES}")
-    data: bytes = (
-        _request(filesystem, cat_file(filesystem, path), path, seconds)
-        if filesystem.async_impl
-        else filesystem.cat_file(path)
-    )
-    digest = md5_of({"ETag": etag})
-    is_digest = digest in (None, hashlib.md5(data, usedforsecurity=False).hexdigest())
-    return etag, data, len(data) == held and is_digest
+def _ask_other(
+    filesystem: fsspec.AbstractFileSystem, path: str, etag: str, part: Part | None, most_bytes: int, seconds: float
+) -> Answer:
+    """The answer of a store that is neither S3 nor a disk, within `seconds` if its library can be interrupted.
+
+    Where the store names no version, its bytes are of the version that was planned, for all that can be known.
+    """
+    asked = ask(filesystem, path, etag, part, most_bytes)
+    return asked if isinstance(asked, Answer) else _request(filesystem, asked, path, seconds)
 
 
 def read_range(
@@ -113,10 +104,10 @@ def read_range(
         answer = _request(filesystem, asked, path, seconds)
         _still(answer["ETag"].strip('"'), etag)
         data = answer["Body"]
-    elif filesystem.async_impl:
-        data = _request(filesystem, cat_file(filesystem, path, first, first + length), path, seconds)
     else:
-        data = filesystem.cat_file(path, start=first, end=first + length)
+        answer = _ask_other(filesystem, path, etag, (first, length), length, seconds)
+        _still(answer.etag or etag, etag)
+        data = answer.data
     if len(data) != length:
         raise CorruptError(f"{len(data)} bytes were read of the {length} bytes from byte {first} of ETag {etag}")
     return data
@@ -134,7 +125,7 @@ def read_tail(
         if len(data) != min(length, size):
             raise CorruptError(f"{len(data)} bytes were read of the last {length} bytes of ETag {etag}")
         return data, size
-    size = Path(path).stat().st_size if is_local(filesystem) else filesystem.size(path)
+    size = facts_of(filesystem, path)[1]
     first = max(0, size - length)
     return read_range(filesystem, path, etag, first, size - first, seconds) if size else b"", size
 

@@ -11,7 +11,8 @@ import re
 import socket
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,18 @@ from pipeline.store.retries import S3_CLIENT
 from pipeline.store.s3_pages import read_pages_fast
 
 # Stores that keep objects under stable keys, and folders. Of the other protocols of fsspec, some read pages that name
-# what to read next (http), files inside of files (zip, reference, simplecache::...) or other machines (ftp, ssh, smb):
+# what to read next, files inside of files (zip, reference, simplecache::...) or other machines (ftp, ssh, smb):
 # whoever writes these pages or files would choose what a cluster reads.
 SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "hdfs", "hf", "memory")
+# Single objects to read (`other/opening.py`); nothing can be listed or written there.
+WEB_SCHEMES = ("http", "https")
+INPUT_SCHEMES = (*SCHEMES, *WEB_SCHEMES)
+# What `pip install 'm2f-pipeline[...]'` brings for a store.
+_EXTRAS = {
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(("az", "abfs", "abfss"), "azure"),
+    "hf": "hub",
+}
 
 # The errors of stores. s3fs passes on botocore's own errors unchanged: no credentials, no such host, invalid name.
 STORE_ERRORS = (OSError, BotoCoreError)
@@ -83,6 +93,7 @@ def _client_errors() -> tuple[type[Exception], ...]:
             ("aiohttp", "ClientError"),
             ("azure.core.exceptions", "AzureError"),
             ("google.auth.exceptions", "GoogleAuthError"),
+            ("gcsfs.retry", "HttpError"),
             ("httpx", "HTTPError"),
             ("httpx2", "HTTPError"),
         )
@@ -91,8 +102,14 @@ def _client_errors() -> tuple[type[Exception], ...]:
     return tuple(getattr(module, name) for module, name in loaded if hasattr(module, name))
 
 
-def open_filesystem(uri: str, access: Access = OWN_ACCESS) -> tuple[fsspec.AbstractFileSystem, str]:
+def open_filesystem(
+    uri: str,
+    access: Access = OWN_ACCESS,
+    make: Callable[..., fsspec.AbstractFileSystem] = fsspec.filesystem,
+) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of `uri` and the path in it. `uri` is a local path or `protocol://...`.
+
+    `make(protocol, **options)` makes the file system.
 
     Raises RunError if the protocol is none of SCHEMES, if its library is not installed, if the environment's settings
     for the store (profile, endpoint) cannot be used, or if the URI holds credentials or names a host or an account, as
@@ -111,11 +128,15 @@ def open_filesystem(uri: str, access: Access = OWN_ACCESS) -> tuple[fsspec.Abstr
     try:
         if (names := host_of(protocol, uri)) is not None:
             raise ValueError(f"{protocol}:// with {names} in the URI is not supported; use another store")
-        filesystem = fsspec.filesystem(protocol, **options)
+        filesystem = make(protocol, **options)
         if is_s3(filesystem):
             filesystem.connect()  # reads the environment; makes no connection yet
             count_errors(filesystem.s3)
             read_pages_fast(filesystem.s3)
+    except ImportError as error:
+        if (extra := _EXTRAS.get(protocol)) is None:
+            raise RunError(f"cannot open {uri}: {one_line(error)}") from None
+        raise RunError(f"{protocol}:// needs the extra `{extra}`: pip install 'm2f-pipeline[{extra}]'") from None
     except Exception as error:  # a protocol's library raises what it likes if it is not set up
         raise RunError(f"cannot open {uri}: {one_line(error)}") from None
     path = path_of(filesystem, uri)
@@ -146,6 +167,11 @@ def is_s3(filesystem: fsspec.AbstractFileSystem) -> bool:
     return hasattr(filesystem, "call_s3")
 
 
+def is_web(uri: str) -> bool:
+    """Whether `uri` is an object of a web server."""
+    return uri.startswith(tuple(f"{scheme}://" for scheme in WEB_SCHEMES))
+
+
 def check_visible(filesystem: fsspec.AbstractFileSystem, path: str, flag: str) -> None:
     """Raise RunError if `path` is local and does not exist here: then only the driver's machine has it."""
     if is_local(filesystem) and not Path(path).exists():
@@ -171,8 +197,13 @@ def etag_in(info: Mapping[str, Any]) -> str:
             return str(info[name]).strip('"')
     for name in ("mtime", "last_modified", "LastModified", "created"):
         if info.get(name):
-            return f"{info[name]}-{info.get('size')}"
+            return f"{_in_seconds(info[name])}-{info.get('size')}"
     return ""
+
+
+def _in_seconds(time: Any) -> Any:
+    """A time in one form: a file system may have it as an object here and as a number there."""
+    return time.timestamp() if isinstance(time, datetime) else time
 
 
 def facts_of(filesystem: fsspec.AbstractFileSystem, path: str) -> tuple[str, int]:
@@ -182,9 +213,15 @@ def facts_of(filesystem: fsspec.AbstractFileSystem, path: str) -> tuple[str, int
         if not stat.S_ISREG(found.st_mode):
             raise PermissionError(errno.EINVAL, "no file", path)
         return local_etag(found), found.st_size
-    info = filesystem.info(path)
-    if info["type"] != "file" or info["size"] is None:
+    return facts_in(filesystem.info(path), path)
+
+
+def facts_in(info: Mapping[str, Any], path: str) -> tuple[str, int]:
+    """`facts_of`, from what a file system that is not local says of `path`."""
+    if info["type"] != "file":
         raise FileNotFoundError(errno.ENOENT, "no object", path)
+    if info["size"] is None:
+        raise OSError(f"the store does not say how large {path} is")
     return etag_in(info), int(info["size"])
 
 
@@ -221,12 +258,17 @@ def one_line(error: BaseException) -> str:
 
 def whole_path(uri: str) -> str:
     """Make a local path absolute, because other processes have other working directories. A URI stays as it is."""
+    if is_web(uri):
+        return full_uri(uri)
     filesystem, path = open_filesystem(uri)
     return path if is_local(filesystem) else uri
 
 
 def full_uri(uri: str) -> str:
     """`uri` as the keys of a listing are spelled: `protocol://path`, with absolute local paths and links unresolved."""
+    if is_web(uri):
+        refuse_secrets("the URI", uri)
+        return uri
     return uri_of(*open_filesystem(uri))
 
 

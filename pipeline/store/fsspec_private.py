@@ -43,12 +43,21 @@ async def cat_file(filesystem: Any, path: str, start: int | None = None, end: in
     return data
 
 
+async def info_of(filesystem: Any, path: str) -> dict[str, Any]:
+    """What an asynchronous file system says of the object at `path`. Await this on the file system's loop."""
+    found: dict[str, Any] = await filesystem._info(path)
+    return found
+
+
 def strip_protocol(filesystem: fsspec.AbstractFileSystem, uri: str) -> str:
     """The path of `uri` in the form that the methods of `filesystem` take."""
     return str(filesystem._strip_protocol(uri))
 
 
 def host_of(protocol: str, uri: str) -> str | None:
-    """What a file system of this protocol takes from `uri` beside the path, such as a host; None if it is nothing."""
-    taken = fsspec.get_filesystem_class(protocol)._get_kwargs_from_urls(uri)
+    """What a file system of this protocol takes from `uri` beside the path, such as a host; None if it is nothing.
+
+    A name that ends in what some libraries take for a version is a name.
+    """
+    taken = set(fsspec.get_filesystem_class(protocol)._get_kwargs_from_urls(uri)) - {"version_aware"}
     return ", ".join(sorted(taken)) if taken else None

@@ -38,7 +38,7 @@ from pipeline.commit.lease import Lease
 from pipeline.commit.run_record import PlanFile, read_plan_record, read_run_record
 from pipeline.commit.run_report import read_report
 from pipeline.config import Settings
-from pipeline.decoding.decode import decode_image, measure_image
+from pipeline.decoding.decode import FORMATS, decode_image, measure_image
 from pipeline.errors import ImageError, RunError
 from pipeline.input_spec import InputSpec
 from pipeline.inputs.container import Container, KeptIndexes, LeftOut
@@ -436,7 +436,7 @@ def image_seeds() -> list[bytes]:
     for kind, options in (
         ("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("GIF", {}), ("BMP", {}), ("PPM", {}), ("TIFF", {}),
         ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {}), ("WEBP", {"lossless": True}), ("AVIF", {}),
-        ("JPEG2000", {}),
+        ("JPEG2000", {}), *([("HEIF", {})] if "HEIF" in FORMATS else []),
     ):  # fmt: skip
         buffer = io.BytesIO()
         picture.save(buffer, kind, **options)

@@ -27,9 +27,10 @@ from pipeline.inputs.lists.inventory_files import read_rows
 from pipeline.inputs.lists.named import NamedObjects, WrongEntryError
 from pipeline.inputs.lists.object_stream import ObjectStream
 from pipeline.look_ahead import look_ahead
-from pipeline.store.filesystem import list_folder, one_line, open_filesystem, uri_of
+from pipeline.store.filesystem import is_web, list_folder, one_line, uri_of
 from pipeline.store.json_records import STRICT, Count, parse_record
 from pipeline.store.objects import read_bytes, read_or_none
+from pipeline.store.other.opening import open_input
 from pipeline.store.temporary_folders import scratch_folder
 
 _MANIFEST, _CHECKSUM = "manifest.json", "manifest.checksum"
@@ -81,7 +82,9 @@ class _Inventory:
 
 def list_inventory(spec: InputSpec, source: Source) -> Iterator[pa.Table]:
     """The current objects of an inventory, as tables of LISTED. RunError, which names the file, for what is damaged."""
-    filesystem, path = open_filesystem(source.uri, spec.access)
+    filesystem, path = open_input(source.uri, spec.access)
+    if is_web(source.uri):
+        raise RunError(f"--input {source}: an inventory is read from a store or a folder, not from the web")
     if source.pattern:
         raise RunError(f"--input {source}: an inventory is manifest.json, or the folder of its dates, not a pattern")
     inventory = _open(filesystem, _manifest_path(filesystem, path, source))

@@ -16,12 +16,13 @@ from pipeline.inputs.lists.object_stream import open_object
 from pipeline.inputs.objects import list_objects
 from pipeline.inputs.selection import Selection
 from pipeline.inputs.verified import ChangedError
-from pipeline.store.filesystem import is_local, one_line, open_filesystem, path_of
+from pipeline.store.filesystem import is_local, one_line, path_of
+from pipeline.store.other.opening import open_input
 
 
 def list_manifest(spec: InputSpec, source: Source) -> Iterator[pa.Table]:
     """What the manifests of a source name, as tables of LISTED. RunError, which names the line, for bad content."""
-    filesystem, path = open_filesystem(source.uri, spec.access)
+    filesystem, path = open_input(source.uri, spec.access)
     for uri in _manifests(filesystem, path, spec, source):
         at = path_of(filesystem, uri)
         objects = NamedObjects(spec, str(Path(at).parent) if is_local(filesystem) else None)

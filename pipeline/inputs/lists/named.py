@@ -17,7 +17,7 @@ from pipeline.inputs.attributes import bounded
 from pipeline.inputs.container import with_all_columns
 from pipeline.inputs.selection import readable_schemes
 from pipeline.shown_text import holds_secret
-from pipeline.store.filesystem import SCHEMES, full_uri, path_of, uri_of
+from pipeline.store.filesystem import INPUT_SCHEMES, full_uri, path_of, uri_of
 
 _PLACE = re.compile(r"([a-z][a-z0-9+.-]*)://([^/]*)(/.*)?", re.DOTALL)
 _PLACE_OF_ALL = r"(?s)^(?P<place>[a-z][a-z0-9+.-]*://[^/]+)/.+$"  # the same, of an object in a bucket or host
@@ -109,7 +109,7 @@ class NamedObjects:
             return self._places[before]
         assert place is not None
         scheme = place[1]
-        if scheme not in SCHEMES:
+        if scheme not in INPUT_SCHEMES:
             raise WrongEntryError(number, f"is an object of {scheme}://, which is no store that this program uses")
         if scheme not in self.schemes:
             raise WrongEntryError(

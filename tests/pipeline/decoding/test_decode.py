@@ -228,10 +228,10 @@ def test_other_formats_are_unsupported_and_the_message_names_the_allowed(name: s
         b"\0",
         b"hello",
         b"<html><body>503</body></html>",
-        b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf",
+        b"\0\0\0\x1cftypmp42\0\0\0\0isommp41mp42",
         b"RIFF\0\0\0\0WAVE",
     ],
-    ids=["empty", "zero", "text", "html", "heic", "wav"],
+    ids=["empty", "zero", "text", "html", "mp4", "wav"],
 )
 def test_what_is_not_an_image_is_unsupported(data: bytes) -> None:
     assert "not an image" in fails_with(ErrorCode.UNSUPPORTED, data)

@@ -35,6 +35,7 @@ _NO_PNM = "imagecodecs has no reader for PNM; test_decode_matrix holds PNM again
 _NO_RLE = "imagecodecs reads no run-length BMP"
 # Files that the product decodes and the second decoder does not, or otherwise.
 NO_ORACLE = {
+    "avif__hopper.heif": "the wheels of imagecodecs have no reader of HEIC",
     "bmp__b__badbitssize.bmp": "imagecodecs insists on the field size_image, which is wrong and which nobody needs",
     "bmp__g__pal8rle.bmp": _NO_RLE,
     "bmp__q__rgb24largepal.bmp": "imagecodecs refuses a palette of 300 colours, which 24 bits do not use",

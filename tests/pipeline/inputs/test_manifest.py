@@ -355,7 +355,7 @@ def test_auto_takes_no_list_for_an_image(name, wanted, tmp_path):
     [
         ({"tombstone_removed": True}, "--tombstone-removed is not for --input-format manifest"),
         ({"allow_scheme": ("gopher",)}, "--allow-scheme gopher is no store that this program reads; give file, s3"),
-        ({"allow_scheme": ("https",)}, "--allow-scheme https is no store"),
+        ({"allow_scheme": ("ftp",)}, "--allow-scheme ftp is no store"),
         ({"allow_scheme": ("file",), "input_format": "auto"}, "--allow-scheme is for --input-format manifest"),
     ],
 )
@@ -373,10 +373,13 @@ def test_a_manifest_in_a_bucket_names_only_objects_of_stores(s3):
     with pytest.raises(RunError, match=r"bad\.txt: line 2 is an object of file://.*--allow-scheme file"):
         keys(f"{bucket}/bad.txt")
     assert keys(f"{bucket}/bad.txt", allow_schemes=("file",)) == ["s3://b/a", uri]
-    for web in ("http://169.254.169.254/latest", "https://h/a?b"):
+    for web, scheme in (("http://169.254.169.254/latest", "http"), ("https://h/a", "https"), ("ftp://h/a", "ftp")):
         s3.client.put_object(Bucket=BUCKET, Key="bad.txt", Body=f"s3://b/a\n{web}\n".encode())
-        with pytest.raises(RunError, match=r"bad\.txt: line 2 is an object of https?://, which is no store"):
-            keys(f"{bucket}/bad.txt", allow_schemes=("http", "https"))
+        with pytest.raises(RunError, match=rf"bad\.txt: line 2 is an object of {scheme}://, which"):
+            keys(f"{bucket}/bad.txt", allow_schemes=("file",))
+    s3.client.put_object(Bucket=BUCKET, Key="bad.txt", Body=b"s3://b/a\nhttps://h/a?b\n")
+    with pytest.raises(RunError, match=r"bad\.txt: line 2 (cannot be read: the URI .*|)holds credentials or a query"):
+        keys(f"{bucket}/bad.txt", allow_schemes=("http", "https"))
     for path in ("/etc/passwd", "../x"):
         s3.client.put_object(Bucket=BUCKET, Key="path.txt", Body=path.encode())
         with pytest.raises(RunError, match=r"line 1 is .*, which is no URI such as s3://bucket/key"):

@@ -88,7 +88,7 @@ def test_the_same_on_a_bucket(s3):
         ((), {}, "--input names nothing"),
         (("in", " "), {}, "--input is empty"),
         (("s3://key:secret@bucket/in",), {}, "--input .*credentials"),
-        (("in",), {"requester_pays": True}, "--requester-pays is for s3://"),
+        (("in",), {"requester_pays": True}, "--requester-pays is for s3:// and gs://"),
         (("in",), {"anonymous": True}, "--anonymous is for s3://"),
     ],
 )
