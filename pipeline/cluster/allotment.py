@@ -66,6 +66,9 @@ def allot(settings: Settings, resources: Resources) -> Allotment:
         )
     if not resources.joined:  # on a cluster, the model actors check their own machines
         check_precision(settings.precision, device)
+    wanted = settings.gpu_actors_range()
+    most_gpus = math.inf if wanted is None else wanted[1] / settings.actors_per_gpu()
+    resources = resources.for_gpus(most_gpus if device == "cuda" else 0)
     allotment = (_allot_gpus if device == "cuda" else _allot_cpus)(settings, resources)
     _check(allotment, resources)
     instructions = cpu_instructions() if device == "cpu" and not resources.joined else None

@@ -8,13 +8,13 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.cluster.autoscaler_groups import startable_groups
+from pipeline.cluster.autoscaler_groups import Startable, startable_groups
 from pipeline.cluster.environment import joins_a_cluster
 from pipeline.cluster.local_ray import start_local_ray
 from pipeline.cluster.worker_lines import log_worker_lines
@@ -23,6 +23,7 @@ from pipeline.errors import RunError
 from pipeline.store.filesystem import one_line
 
 UNBOUNDED = 1_000_000  # number of nodes in a group without an autoscaler limit
+_HEAD = "node:__internal_head__"  # a resource that Ray gives to the head only
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class NodeGroup:
     gpus: float
     count: int
     count_now: int
+    heads: int = 0  # of these nodes; the autoscaler's limits do not count the head
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Resources:
 
     groups: tuple[NodeGroup, ...]
     joined: bool = True  # false if this process started Ray itself
+    most_nodes: int | None = None  # the most of all groups together without the head; None: no such limit
 
     @property
     def cpus(self) -> float:
@@ -53,6 +56,34 @@ class Resources:
     @property
     def gpus_now(self) -> int:
         return sum(int(group.gpus) * group.count_now for group in self.groups)
+
+    def for_gpus(self, wanted: float) -> "Resources":
+        """The nodes that the cluster has if its autoscaler starts as many GPUs as `wanted`, as far as there are any.
+
+        Where a limit holds for all groups together, each node of one group takes the place of a node of another: nodes
+        with GPUs come first until there are enough, then the nodes with most CPUs.
+        """
+        if self.most_nodes is None:
+            return self
+        counts = [group.heads for group in self.groups]
+        left = self.most_nodes
+        wanted -= sum(int(group.gpus) * group.heads for group in self.groups)
+
+        def take(place: int, most: float) -> int:
+            nonlocal left
+            taken = int(min(self.groups[place].count - counts[place], left, most))
+            counts[place] += taken
+            left -= taken
+            return taken
+
+        places = range(len(self.groups))
+        for place in sorted(places, key=lambda p: (-self.groups[p].gpus, -self.groups[p].cpus)):
+            if (gpus := int(self.groups[place].gpus)) and wanted > 0:
+                wanted -= gpus * take(place, math.ceil(min(wanted, UNBOUNDED) / gpus))
+        for place in sorted(places, key=lambda p: -self.groups[p].cpus):
+            take(place, left)
+        groups = tuple(replace(group, count=count) for group, count in zip(self.groups, counts, strict=True))
+        return replace(self, groups=groups, most_nodes=None)
 
     def room_for(self, cpus: float, gpus: float, *, now: bool = False) -> int:
         """How many actors that reserve `cpus` and `gpus` fit on all possible nodes, or on the present nodes (`now`).
@@ -98,21 +129,33 @@ def connect(log_to_driver: bool = True) -> Resources:
         else:
             with _same_sigterm_handler():
                 start_local_ray(log_to_driver)
-    now = Counter(_shape(node["Resources"]) for node in ray.nodes() if node["Alive"])
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    heads = Counter(_shape(node) for node in nodes if _HEAD in node)
+    now = Counter(_shape(node) for node in nodes if _HEAD not in node)
+    startable = startable_groups() if joins_a_cluster() else Startable()
     may_start: Counter[tuple[float, float]] = Counter()
-    for group in startable_groups() if joins_a_cluster() else ():
+    for group in startable.groups:
         # Groups of one shape add up: spot and on-demand, or one group for each zone.
         may_start[_shape(group.resources)] += UNBOUNDED if group.max_count == -1 else group.max_count
-    shapes = {**now, **may_start}
     return Resources(
-        tuple(NodeGroup(*shape, max(now[shape], may_start[shape]), now[shape]) for shape in shapes),
+        tuple(
+            NodeGroup(*shape, max(now[shape], may_start[shape]) + heads[shape], now[shape] + heads[shape], heads[shape])
+            for shape in {**heads, **now, **may_start}
+        ),
         joined=joins_a_cluster(),
+        most_nodes=startable.most_nodes,
     )
 
 
 def on_this_node() -> NodeAffinitySchedulingStrategy:
     """Place a small actor on the driver's node: worker nodes come and go, and would take the actor's state along."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def shape_of_this_node() -> tuple[float, float]:
+    """CPUs and GPUs of the node on which this actor or task runs."""
+    own = ray.get_runtime_context().get_node_id()
+    return next((_shape(node["Resources"]) for node in ray.nodes() if node["NodeID"] == own), (0.0, 0.0))
 
 
 def _shape(resources: "dict[str, float]") -> tuple[float, float]:
