@@ -16,12 +16,13 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from pipeline.cluster.actor_arguments import pass_actor_arguments_by_value
-from pipeline.cluster.allotment import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, Allotment, allot
+from pipeline.cluster.allotment import FETCH_CPUS, READ_PLAN_CPUS, READ_PLAN_TASKS, WRITE_CPUS, Allotment, allot
 from pipeline.cluster.environment import joins_a_cluster
 from pipeline.cluster.in_flight_actor import Board, start_board
+from pipeline.cluster.pool_bounds import bound_pools
 from pipeline.cluster.ray_private import console_handlers
 from pipeline.cluster.resources import connect
 from pipeline.commit.encode import EncodeSpec
@@ -226,12 +227,14 @@ def build_dataset(
     num_shards = sum(len(pending) for _, pending in shards)
     elsewhere = spread_over(run.output, run.inputs, run.plan, _IMAGES_ELSEWHERE)
     _set_ray_data_options()
+    bound_pools(num_shards)
     pass_actor_arguments_by_value()
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "max_restarts": -1, "max_task_retries": 8}
     return (
         ray.data.read_datasource(
             ShardSource(settings.output, run.inputs, shards),
             num_cpus=READ_PLAN_CPUS,
+            compute=TaskPoolStrategy(size=READ_PLAN_TASKS),
             override_num_blocks=len(shards),
         )
         .map_batches(
@@ -249,6 +252,7 @@ def build_dataset(
                 run.run_id,
                 board.in_hand,
                 run.output.has_conditions,
+                allotment.threads_here,
             ),
             # An actor works on two shards at a time: one runs on the device while the next is decoded. The ratio of
             # tasks in flight to concurrent calls must stay above 1.75, or Ray never adds an actor.

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from m2f_core.layers.cpu_instructions import cpu_instructions
-from pipeline.cluster.resources import UNBOUNDED, Resources
+from pipeline.cluster.resources import UNBOUNDED, Resources, shape_of_this_node
 from pipeline.config import Settings
 from pipeline.errors import RunError
 from pipeline.precision import check_precision
@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 READ_PLAN_CPUS = 0.1  # a task that reads a Parquet file of the plan
+# Tasks at once. Without a limit, Ray Data finds that a larger cluster could read the plan much faster, and has the
+# autoscaler start nodes for that. One task reads a plan file of 64 shards in a second, more than 100 GPUs need.
+READ_PLAN_TASKS = 2
 FETCH_CPUS = 0.2  # an actor that waits for the store with 16 threads
 WRITE_CPUS = 0.2  # an actor that encodes and writes: about 2 ms of CPU an image
 _HELPER_CPUS = FETCH_CPUS + WRITE_CPUS
@@ -41,12 +44,28 @@ class Allotment:
     model_cpus: float  # of each model actor
     model_gpus: float  # of each model actor: 0, 1 or a part of a GPU
     helpers: tuple[int, int]  # min, max of the actors that fetch, and of those that write
+    # Model actors on each GPU, if they may decode with more threads where the node has more CPUs than they reserve
+    share_cpus_of_gpu: int | None = None
     # For run.json: device, precision, and the CPU's instructions if models run on this machine's CPU
     computed_on: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def model_threads(self) -> int:
         return max(1, int(self.model_cpus))
+
+    def threads_on(self, cpus: float, gpus: float) -> int:
+        """Threads of a model actor on a node with so many CPUs and GPUs.
+
+        All actors of a pool reserve the same CPUs, those of the node with the fewest beside each GPU. Nodes with more
+        of them need not decode as slowly as that one.
+        """
+        if self.share_cpus_of_gpu is None or gpus < 1:
+            return self.model_threads
+        return max(self.model_threads, int(_cpus_beside(cpus, gpus, self.share_cpus_of_gpu)))
+
+    def threads_here(self) -> int:
+        """Threads of a model actor on the node of this process."""
+        return self.threads_on(*shape_of_this_node())
 
 
 def allot(settings: Settings, resources: Resources) -> Allotment:
@@ -105,12 +124,23 @@ def _allot_gpus(settings: Settings, resources: Resources) -> Allotment:
         raise RunError("the autoscaler sets no limit to the number of GPUs; set one with --gpu-actors MIN:MAX")
     least, most = wanted or (1, resources.gpus * per_gpu)
     cpus: float = settings.cpus_per_actor or min(
-        _most_cpus(group.cpus / (group.gpus * per_gpu) - _HELPER_CPUS - READ_PLAN_CPUS)
-        for group in resources.groups
-        if group.gpus >= 1 and group.count
+        _cpus_beside(group.cpus, group.gpus, per_gpu) for group in resources.groups if group.gpus >= 1 and group.count
     )
     at_start = min(max(resources.gpus_now * per_gpu, least), most)  # all at once, because Ray grows a pool slowly
-    return Allotment("cuda", (least, most), at_start, cpus, settings.gpus_per_actor or 1.0, helpers=(1, most))
+    return Allotment(
+        "cuda",
+        (least, most),
+        at_start,
+        cpus,
+        settings.gpus_per_actor or 1.0,
+        helpers=(1, most),
+        share_cpus_of_gpu=None if settings.cpus_per_actor else per_gpu,
+    )
+
+
+def _cpus_beside(cpus: float, gpus: float, actors_per_gpu: int) -> float:
+    """CPUs for each model actor on a node with so many CPUs and GPUs."""
+    return _most_cpus(cpus / (gpus * actors_per_gpu) - _HELPER_CPUS - READ_PLAN_CPUS)
 
 
 def _allot_cpus(settings: Settings, resources: Resources) -> Allotment:

@@ -10,7 +10,8 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -42,9 +43,19 @@ class SegmentImages:
     """Model actor: one shard in, one shard out; encoded bytes are replaced by segments."""
 
     def __init__(
-        self, spec: SegmentSpec, output_uri: str, run_id: str, tell: Tell = tell_nobody, has_conditions: bool = True
+        self,
+        spec: SegmentSpec,
+        output_uri: str,
+        run_id: str,
+        tell: Tell = tell_nobody,
+        has_conditions: bool = True,
+        threads: Callable[[], int] | None = None,
     ):
-        """`has_conditions`: of the output, as the driver has found out."""
+        """`has_conditions`: of the output, as the driver has found out. `threads` says how many this node allows, if
+        nodes differ.
+        """
+        if threads is not None:
+            spec = replace(spec, threads=threads())
         send_log_lines(run_id)
         label_run(run_id)
         device_time = DeviceTime(spec.device)
