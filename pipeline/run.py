@@ -136,7 +136,10 @@ def _find_and_execute(checked: Checked, lease: HeldLease, progress: Progress, te
         table = "the empty output" if changes.version is None else f"version {changes.version} of the table"
         logger.info("compared the input with %s: %s", table, describe(changes.counts))
         per_shard = settings.images_per_shard or (SHARD_IMAGES_GPU if allotment.device == "cuda" else SHARD_IMAGES_CPU)
-        record = plan_run(checked, changes.images(), changes.counts, per_shard, allotment.computed_on, lease.check)
+        tapered_for = changes.num_planned, allotment.model_actors[1]
+        record = plan_run(
+            checked, changes.images(), changes.counts, per_shard, allotment.computed_on, lease.check, tapered_for
+        )
     tell(run_id=record.run_id)
     return execute(_take_up(checked, record, lease), allotment, lease, progress)
 

@@ -21,6 +21,7 @@ from pipeline.guard.kill_points import reached
 from pipeline.input_spec import InputSpec
 from pipeline.layout import PLAN_FILE, Output, RunFolder
 from pipeline.plan.shards import group_into_shards, write_plan
+from pipeline.plan.taper import ShardSize
 from pipeline.runs.check import Checked, Model
 from pipeline.runs.find import identity
 from pipeline.schema import SCHEMA_VERSION
@@ -69,17 +70,20 @@ def plan_run(
     images_per_shard: int,
     computed_on: dict[str, str | None],
     may_write: Callable[[], None] = lambda: None,
+    tapered_for: tuple[int, int] | None = None,
 ) -> RunRecord:
     """Write the plan of a new run, then its run.json. Without run.json, an incomplete plan is not a run.
 
     `images` are tables of PLANNED_IMAGES, in the order of the plan.
     `computed_on`: device, precision and CPU instructions of the models, to be stored in run.json. `may_write` is called
-    for every shard and raises BrokenRunError if another driver has taken over.
+    for every shard and raises BrokenRunError if another driver has taken over. `tapered_for`: images of the plan, and
+    the most model actors; the last shards are small then.
     """
     settings, output = checked.settings, checked.output
     now = datetime.now(UTC)
     folder = output.run(settings.run_id or f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
-    shards = group_into_shards(images, max_images=images_per_shard, max_bytes=settings.shard_mib * 2**20)
+    size = ShardSize(images_per_shard, settings.shard_mib * 2**20, *(tapered_for or ()))
+    shards = group_into_shards(images, size)
     with output.errors():
         try:
             plan = write_plan(_while(may_write, shards), output.filesystem, folder.plan)

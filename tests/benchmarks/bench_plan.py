@@ -31,6 +31,7 @@ from pipeline.inputs import listing as listing_room
 from pipeline.layout import Output
 from pipeline.plan.changes import compare
 from pipeline.plan.shards import group_into_shards, write_plan
+from pipeline.plan.taper import ShardSize
 from pipeline.schema import IMAGES
 from pipeline.store.s3_pages import objects_of
 from pipeline.tables.spill_database import MEMORY_MIB
@@ -75,7 +76,7 @@ def plan(keys: int, output: str, *, quiet: bool, memory_mib: int) -> dict[str, f
         list_from(store), SPEC, settings, opened, fingerprint="now", weights_sha256="w", memory_mib=memory_mib
     ) as changes:
         compared = time.monotonic()
-        shards = group_into_shards(changes.images(), max_images=512, max_bytes=128 * 2**20)
+        shards = group_into_shards(changes.images(), ShardSize(max_images=512, max_bytes=128 * 2**20))
         summary = write_plan(shards, opened.filesystem, f"{output}/plan")
         ended = time.monotonic()
         counts = changes.counts
