@@ -123,7 +123,7 @@ def _find_and_execute(checked: Checked, lease: HeldLease, progress: Progress, te
     if record is not None:
         tell(run_id=record.run_id)
         progress.phase("starting Ray")
-        allotment = allot(settings, connect())
+        allotment = allot(settings, connect(label_keys=settings.label_keys()))
         return execute(_take_up(checked, record, lease), allotment, lease, progress)
     progress.phase("listing the input")
     with changes_of(checked, keeps_indexes=True) as changes:
@@ -132,7 +132,7 @@ def _find_and_execute(checked: Checked, lease: HeldLease, progress: Progress, te
             tell(nothing_to_do=describe(changes.counts))
             return None
         progress.phase("starting Ray")
-        allotment = allot(settings, connect())
+        allotment = allot(settings, connect(label_keys=settings.label_keys()))
         table = "the empty output" if changes.version is None else f"version {changes.version} of the table"
         logger.info("compared the input with %s: %s", table, describe(changes.counts))
         per_shard = settings.images_per_shard or (SHARD_IMAGES_GPU if allotment.device == "cuda" else SHARD_IMAGES_CPU)
@@ -230,21 +230,24 @@ def build_dataset(
     num_shards = sum(len(pending) for _, pending in shards)
     elsewhere = spread_over(run.output, run.inputs, run.plan, _IMAGES_ELSEWHERE)
     _set_ray_data_options()
-    bound_pools(num_shards)
+    bound_pools(num_shards, allotment.model_nodes, allotment.helper_nodes)
     pass_actor_arguments_by_value()
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "max_restarts": -1, "max_task_retries": 8}
+    on_helper_nodes = allotment.helper_nodes.options()
     return (
         ray.data.read_datasource(
             ShardSource(settings.output, run.inputs, shards),
             num_cpus=READ_PLAN_CPUS,
             compute=TaskPoolStrategy(size=READ_PLAN_TASKS),
             override_num_blocks=len(shards),
+            **on_helper_nodes,
         )
         .map_batches(
             FetchImages,
             fn_constructor_args=(run.inputs, settings.step_timeout, True, board.in_hand, elsewhere, run.run_id),
             compute=_pool(allotment.helpers, num_shards),
             num_cpus=FETCH_CPUS,
+            **on_helper_nodes,
             **one_shard,
         )
         .map_batches(
@@ -269,6 +272,7 @@ def build_dataset(
             ),
             num_cpus=allotment.model_cpus,
             num_gpus=allotment.model_gpus,
+            **allotment.model_nodes.options(),
             # A queued shard loses one retry whenever a shard before it crashes the actor (two crashes per bad shard).
             **{**one_shard, "max_task_retries": 64},
         )
@@ -290,6 +294,7 @@ def build_dataset(
             ),
             compute=_pool(allotment.helpers, num_shards),
             num_cpus=WRITE_CPUS,
+            **on_helper_nodes,
             **one_shard,
         )
     )

@@ -33,6 +33,15 @@ PRIVATE_NAMES = {
         ("ray.data._internal.execution.execution_callback", "ExecutionCallback.before_execution_starts"),
         ("ray.data._internal.execution.execution_callback", "ExecutionCallback.on_execution_step"),
         ("ray.data._internal.execution.streaming_executor", "StreamingExecutor:_topology"),
+        ("ray.data._internal.execution.streaming_executor", "StreamingExecutor:_cluster_autoscaler"),
+        (
+            "ray.data._internal.cluster_autoscaler.rate_based_cluster_autoscaler",
+            "RateBasedClusterAutoscaler:_autoscaling_coordinator",
+        ),
+        (
+            "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator",
+            "DefaultAutoscalingCoordinator.request_resources",
+        ),
         ("ray.data._internal.actor_autoscaler.autoscaling_actor_pool", "AutoscalingActorPool:_config"),
         ("ray.data._internal.execution.operators.map_operator", "MapOperator.get_autoscaling_actor_pools"),
         ("ray.data._internal.actor_autoscaler.autoscaling_actor_pool", "AutoscalingActorPool.num_running_actors"),

@@ -5,7 +5,7 @@ what the autoscaler reads: the RayCluster object of KubeRay, or the file that `r
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class StartableGroup:
 
     resources: dict[str, float]
     max_count: int
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def _groups(config: dict[str, Any]) -> Startable:
         StartableGroup(
             {name: float(number) for name, number in node_type["resources"].items()},
             node_type.get("max_workers", of_all),
+            dict(node_type.get("labels") or {}),
         )
         for name, node_type in config["available_node_types"].items()
         if name != config["head_node_type"] and node_type["resources"]

@@ -1,13 +1,14 @@
 """Join or start a Ray cluster, and find the CPUs and GPUs that it has or that its autoscaler can start."""
 
 import contextlib
+import functools
 import logging
 import math
 import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import ray
@@ -20,6 +21,7 @@ from pipeline.cluster.local_ray import start_local_ray
 from pipeline.cluster.worker_lines import log_worker_lines
 from pipeline.config import actors_on_a_gpu
 from pipeline.errors import RunError
+from pipeline.node_labels import NodeChoice
 from pipeline.store.filesystem import one_line
 
 UNBOUNDED = 1_000_000  # number of nodes in a group without an autoscaler limit
@@ -28,13 +30,14 @@ _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head only
 
 @dataclass(frozen=True)
 class NodeGroup:
-    """Nodes of one shape: CPUs and GPUs of each, how many the cluster can have, and how many it has now."""
+    """Nodes of one kind: CPUs and GPUs of each, how many the cluster can have, and how many it has now."""
 
     cpus: float
     gpus: float
     count: int
     count_now: int
     heads: int = 0  # of these nodes; the autoscaler's limits do not count the head
+    labels: tuple[tuple[str, str], ...] = ()  # those that --model-nodes and --helper-nodes ask for
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,13 @@ class Resources:
     @property
     def gpus_now(self) -> int:
         return sum(int(group.gpus) * group.count_now for group in self.groups)
+
+    def matching(self, choice: NodeChoice, flag: str) -> "Resources":
+        """The nodes of this choice. RunError, which names the flag, if there are none."""
+        groups = tuple(group for group in self.groups if choice.matches(dict(group.labels)))
+        if choice.key and not sum(group.count * group.cpus for group in groups):
+            raise RunError(f"{flag} {choice}: the cluster has no node with this label, and cannot start one")
+        return replace(self, groups=groups)
 
     def for_gpus(self, wanted: float) -> "Resources":
         """The nodes that the cluster has if its autoscaler starts as many GPUs as `wanted`, as far as there are any.
@@ -112,10 +122,11 @@ def _same_sigterm_handler() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def connect(log_to_driver: bool = True) -> Resources:
+def connect(log_to_driver: bool = True, label_keys: Collection[str] = ()) -> Resources:
     """Join the cluster of this job, or start Ray on this machine; return the CPUs and GPUs there.
 
-    `log_to_driver`: log the workers' output here, with the workers' names.
+    `log_to_driver`: log the workers' output here, with the workers' names. `label_keys`: tell nodes with different
+    values of these labels apart.
     """
     if not ray.is_initialized():
         log_worker_lines()
@@ -129,22 +140,21 @@ def connect(log_to_driver: bool = True) -> Resources:
         else:
             with _same_sigterm_handler():
                 start_local_ray(log_to_driver)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    heads = Counter(_shape(node) for node in nodes if _HEAD in node)
-    now = Counter(_shape(node) for node in nodes if _HEAD not in node)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    kind = functools.partial(_kind, label_keys=label_keys)
+    heads = Counter(kind(node["Resources"], node.get("Labels", {})) for node in nodes if _HEAD in node["Resources"])
+    now = Counter(kind(node["Resources"], node.get("Labels", {})) for node in nodes if _HEAD not in node["Resources"])
     startable = startable_groups() if joins_a_cluster() else Startable()
-    may_start: Counter[tuple[float, float]] = Counter()
+    may_start: Counter[_Kind] = Counter()
     for group in startable.groups:
-        # Groups of one shape add up: spot and on-demand, or one group for each zone.
-        may_start[_shape(group.resources)] += UNBOUNDED if group.max_count == -1 else group.max_count
-    return Resources(
-        tuple(
-            NodeGroup(*shape, max(now[shape], may_start[shape]) + heads[shape], now[shape] + heads[shape], heads[shape])
-            for shape in {**heads, **now, **may_start}
-        ),
-        joined=joins_a_cluster(),
-        most_nodes=startable.most_nodes,
-    )
+        # Groups of one kind add up: spot and on-demand, or one group for each zone.
+        may_start[kind(group.resources, group.labels)] += UNBOUNDED if group.max_count == -1 else group.max_count
+    groups = [
+        NodeGroup(*shape, max(now[it], may_start[it]) + heads[it], now[it] + heads[it], heads[it], labels)
+        for it in {**heads, **now, **may_start}
+        for shape, labels in [it]
+    ]
+    return Resources(tuple(groups), joined=joins_a_cluster(), most_nodes=startable.most_nodes)
 
 
 def on_this_node() -> NodeAffinitySchedulingStrategy:
@@ -158,5 +168,12 @@ def shape_of_this_node() -> tuple[float, float]:
     return next((_shape(node["Resources"]) for node in ray.nodes() if node["NodeID"] == own), (0.0, 0.0))
 
 
-def _shape(resources: "dict[str, float]") -> tuple[float, float]:
+_Kind = tuple[tuple[float, float], tuple[tuple[str, str], ...]]
+
+
+def _kind(resources: Mapping[str, float], labels: Mapping[str, str], label_keys: Collection[str]) -> _Kind:
+    return _shape(resources), tuple((key, labels[key]) for key in sorted(label_keys) if key in labels)
+
+
+def _shape(resources: Mapping[str, float]) -> tuple[float, float]:
     return float(resources.get("CPU", 0.0)), float(resources.get("GPU", 0.0))

@@ -194,6 +194,43 @@ def test_an_actor_counts_the_cpus_of_its_own_node():
     assert ray.get(ray.remote(num_cpus=0)(shape_of_this_node).remote()) == (4.0, 0.0)
 
 
+SPOT, ON_DEMAND, CPU_NODES = (
+    NodeGroup(8.0, 1.0, 6, 0, labels=(("market", "spot"),)),
+    NodeGroup(8.0, 1.0, 4, 0, labels=(("market", "on-demand"),)),
+    NodeGroup(4.0, 0.0, 1, 1),
+)
+MARKETS = Resources((SPOT, ON_DEMAND, CPU_NODES))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "most"), [(None, 10), ("market=spot", 6), ("market=spot,on-demand", 10), ("market=!spot", 4)]
+)
+def test_model_actors_are_counted_on_the_nodes_where_they_may_run(nodes, most):
+    allotment = allot(settings(model_nodes=nodes, helper_nodes=nodes), MARKETS)
+    assert (allotment.device, allotment.model_actors) == ("cuda", (1, most))
+    with pytest.raises(RunError, match="do not fit"):
+        allot(settings(model_nodes=nodes, gpu_actors=f"1:{most + 1}"), MARKETS)
+
+
+def test_helpers_fit_on_the_nodes_where_they_may_run():
+    allotment = allot(settings(helper_nodes="market=!spot"), Resources((SPOT, CPU_NODES)))
+    assert allotment.model_actors == (1, 6) and allotment.helpers == (1, 6)
+    small = NodeGroup(1.0, 0.0, 1, 1)
+    allotment = allot(settings(helper_nodes="market=!spot"), Resources((SPOT, small)))
+    assert allotment.helpers == (1, 2)  # (1 - 0.1) / 0.4
+
+
+@pytest.mark.parametrize("flag", ["model_nodes", "helper_nodes"])
+def test_a_label_that_no_node_has_is_refused(flag):
+    with pytest.raises(RunError, match=rf"^--{flag.replace('_', '-')} market=sp0t: the cluster has no node with this"):
+        allot(settings(**{flag: "market=sp0t"}), MARKETS)
+
+
+def test_cuda_on_nodes_without_gpus_is_refused():
+    with pytest.raises(RunError, match="has no GPU on --model-nodes market=!spot and cannot start one"):
+        allot(settings(device="cuda", model_nodes="market=!spot"), Resources((SPOT, CPU_NODES)))
+
+
 def test_a_laptop_gives_the_model_its_cores():
     allotment = allot(settings(), one_node(3))  # two cores and the one lent to waiting actors
     assert allotment.model_actors == (1, 1)
