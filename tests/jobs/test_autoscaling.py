@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.support.gpus_on_paper import HOLD, SHARD_SECONDS
 from tests.support.places import ROOT
@@ -175,9 +177,11 @@ HELPERS = ("FetchImages", "EncodeAndWrite")
 def test_spot_first_on_demand_as_fallback_and_helpers_on_nodes_of_their_own(flags, tmp_path):
     """Two model actors where there is one spot node: the second takes the fallback, no third node starts."""
     chosen = ["--model-nodes", "market=spot,on-demand", "--helper-nodes", "role=helper", "--gpu-actors", "2:2"]
+    seen_all = tmp_path / "seen all"
+    held = {HOLD: f"0:{seen_all}"}
     with (
         scaling_head(LABELLED, max_workers=4, idle_minutes=0.1) as head,
-        job(head, tmp_path / "log", *flags(tmp_path / "out", "--limit", 24, *chosen)) as seen,
+        job(head, tmp_path / "log", *flags(tmp_path / "out", "--limit", 24, *chosen), **held) as seen,
     ):
 
         def with_(*classes: str) -> list[Node]:
@@ -187,7 +191,28 @@ def test_spot_first_on_demand_as_fallback_and_helpers_on_nodes_of_their_own(flag
         wait_until(lambda: with_(*HELPERS), "for a node with helpers")
         markets = sorted(node.labels["market"] for node in with_("SegmentImages"))
         roles = {node.labels.get("role") for node in with_(*HELPERS)}
+        seen_all.touch()
         seen.finish()
     assert (markets, roles) == (["on-demand", "spot"], {"helper"})
     assert (seen.most(gpus=True), seen.most(gpus=False)) == (2, 1)
     assert read_report(tmp_path / "out")["num_images"] == 24
+
+
+def test_shards_as_large_as_the_object_store_of_a_node_do_not_end_the_run(tiny_checkpoint, tmp_path):
+    """80 MB of object store, shards of more than 60 MB, several under way: Ray spills to disk."""
+    (tmp_path / "in").mkdir()
+    noise = np.random.default_rng(7)
+    for number in range(120):
+        pixels = noise.integers(0, 256, (1200, 1200, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{number:03d}.jpg", quality=95)
+    per_shard = sum(path.stat().st_size for path in (tmp_path / "in").iterdir()) / 3
+    assert 60e6 < per_shard < 128 * 2**20
+    small = {"gpu": {**NODE_TYPES["gpu"], "resources": {"CPU": 2, "GPU": 1, "object_store_memory": 80_000_000}}}
+    words = ["--input", tmp_path / "in", "--output", tmp_path / "out", "--model", tiny_checkpoint]
+    words += ["--image-size", "64:64", "--images-per-shard", 40, "--gpu-actors", "1:1", "--cpus-per-actor", 1]
+    with scaling_head(small, max_workers=1) as head, job(head, tmp_path / "log", *words) as seen:
+        seen.finish()
+        [node] = head.nodes()
+        assert node.resources["object_store_memory"] == 80_000_000
+    report = read_report(tmp_path / "out")
+    assert (report["num_images"], report["num_failed"]) == (120, 0)
