@@ -19,6 +19,7 @@ from m2f_core.inference.tiling import Tiling
 from pipeline.budget.deadline import check_deadline, time_zone
 from pipeline.errors import RunError
 from pipeline.input_spec import Access, InputFormat, InputSpec, Source, check_patterns
+from pipeline.node_labels import NodeChoice, parse_flag
 from pipeline.setting_fields import (
     IN_AND_OUT,
     LEASE_SECONDS,
@@ -164,6 +165,12 @@ class Settings:
     1."""
     cpus_per_actor: Annotated[int | None, RESOURCES, Interval(ge=1, le=1024)] = None
     """Reserve N CPUs for each model actor: they decode images beside a GPU, or run the model. Default: up to 4."""
+    model_nodes: Annotated[str | None, RESOURCES] = None
+    """Run model actors only on nodes of Ray with this label: KEY=VALUE, KEY=!VALUE, or KEY=VALUE,FALLBACK,... in order
+    of preference (market=spot,on-demand). Default: any node with room."""
+    helper_nodes: Annotated[str | None, RESOURCES] = None
+    """Run the actors that read and write only on nodes with this label, as --model-nodes. Default: any node with room;
+    Ray prefers nodes without GPUs."""
     batch_size: Annotated[int | None, RESOURCES, Interval(ge=1, le=4096)] = None
     """Put at most N images into one forward pass; they must have the same padded size. Default: 64 on a GPU, 1 on a
     CPU."""
@@ -243,6 +250,7 @@ class Settings:
         if self.deadline is not None:
             check_deadline(self.deadline)
         self.gpu_actors_range()
+        self.node_choices()
         self.parsed_image_size()
         if self.parsed_tile() is not None and (self.task, self.postprocess) == ("panoptic", "hf"):
             raise RunError(
@@ -279,6 +287,14 @@ class Settings:
     def actors_per_gpu(self) -> int:
         """How many model actors share a GPU."""
         return actors_on_a_gpu(self.gpus_per_actor or 1.0)
+
+    def node_choices(self) -> tuple[NodeChoice, NodeChoice]:
+        """Nodes for model actors, and nodes for the actors that read and write."""
+        return parse_flag("--model-nodes", self.model_nodes), parse_flag("--helper-nodes", self.helper_nodes)
+
+    def label_keys(self) -> frozenset[str]:
+        """Labels of nodes that --model-nodes and --helper-nodes name."""
+        return frozenset(choice.key for choice in self.node_choices() if choice.key)
 
     def input_spec(self, sources: tuple[Source, ...]) -> InputSpec:
         """What the run reads; `sources` are the inputs."""

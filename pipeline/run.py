@@ -16,12 +16,13 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from pipeline.cluster.actor_arguments import pass_actor_arguments_by_value
-from pipeline.cluster.allotment import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, Allotment, allot
+from pipeline.cluster.allotment import FETCH_CPUS, READ_PLAN_CPUS, READ_PLAN_TASKS, WRITE_CPUS, Allotment, allot
 from pipeline.cluster.environment import joins_a_cluster
 from pipeline.cluster.in_flight_actor import Board, start_board
+from pipeline.cluster.pool_bounds import bound_pools
 from pipeline.cluster.ray_private import console_handlers
 from pipeline.cluster.resources import connect
 from pipeline.commit.encode import EncodeSpec
@@ -71,8 +72,6 @@ logger = logging.getLogger(__name__)
 
 # A dying worker loses one shard, and progress advances by one shard: a shard is minutes of work on either device.
 SHARD_IMAGES_GPU, SHARD_IMAGES_CPU = 512, 16
-# Tasks that read the plan while it grows. They wait for plan files one after the other, and each holds READ_PLAN_CPUS.
-_WAITING_TASKS = 2
 # If access to all images of a shard is denied, this many images from all over the run are tried. If one of them can be
 # read, a prefix is forbidden; if none can, the whole store is unavailable.
 _IMAGES_ELSEWHERE = 8
@@ -144,15 +143,15 @@ def _find_and_execute(
             tell(nothing_to_do=describe(planner.counts))
             return None
         allotment = _start_ray(settings, limits, progress)
-        per_shard = images_per_shard(settings, allotment)
+        size = images_per_shard(settings, allotment), allotment.model_actors[1]
         if record is None:
-            record = planner.begin(per_shard, allotment.computed_on)
+            record = planner.begin(*size, allotment.computed_on)
             plan = GrowingPlan.of(record)
             tell(run_id=record.run_id)
         else:
             plan = planner.resume(record)
         run = _take_up(checked, record, lease, plan)
-        with planner.going_on(run.folder, plan, per_shard):
+        with planner.going_on(run.folder, plan, *size):
             if limits.are_set:
                 plan.wait_until_complete()
             return execute(run, allotment, lease, progress, limits)
@@ -160,7 +159,7 @@ def _find_and_execute(
 
 def _start_ray(settings: Settings, limits: Limits, progress: Progress) -> Allotment:
     progress.phase("starting Ray")
-    allotment = allot(settings, connect())
+    allotment = allot(settings, connect(label_keys=settings.label_keys()))
     limits.set_devices(allotment.device, allotment.device_names, allotment.device_units)
     return allotment
 
@@ -279,20 +278,24 @@ def build_dataset(run: Run, allotment: Allotment, shards: Round, board: Board) -
     num_shards = shards.most_shards
     elsewhere = spread_over(run.output, run.inputs, run.plan.summary, _IMAGES_ELSEWHERE)
     _set_ray_data_options()
+    bound_pools(lambda: shards.most_shards_of(run.plan), allotment.model_nodes, allotment.helper_nodes)
     pass_actor_arguments_by_value()
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "max_restarts": -1, "max_task_retries": 8}
+    on_helper_nodes = allotment.helper_nodes.options()
     return (
         ray.data.read_datasource(
             ShardSource(settings.output, run.run_id, run.inputs, shards),
             num_cpus=READ_PLAN_CPUS,
+            compute=TaskPoolStrategy(size=READ_PLAN_TASKS),
             override_num_blocks=shards.num_tasks,
-            concurrency=_WAITING_TASKS if shards.awaited else None,
+            **on_helper_nodes,
         )
         .map_batches(
             FetchImages,
             fn_constructor_args=(run.inputs, settings.step_timeout, True, board.in_hand, elsewhere, run.run_id),
             compute=_pool(allotment.helpers, num_shards),
             num_cpus=FETCH_CPUS,
+            **on_helper_nodes,
             **one_shard,
         )
         .map_batches(
@@ -304,6 +307,7 @@ def build_dataset(run: Run, allotment: Allotment, shards: Round, board: Board) -
                 board.in_hand,
                 run.output.has_conditions,
                 board.hold,
+                allotment.threads_here,
             ),
             # An actor works on two shards at a time: one runs on the device while the next is decoded. The ratio of
             # tasks in flight to concurrent calls must stay above 1.75, or Ray never adds an actor.
@@ -317,6 +321,7 @@ def build_dataset(run: Run, allotment: Allotment, shards: Round, board: Board) -
             ),
             num_cpus=allotment.model_cpus,
             num_gpus=allotment.model_gpus,
+            **allotment.model_nodes.options(),
             # A queued shard loses one retry whenever a shard before it crashes the actor (two crashes per bad shard).
             **{**one_shard, "max_task_retries": 64},
         )
@@ -338,6 +343,7 @@ def build_dataset(run: Run, allotment: Allotment, shards: Round, board: Board) -
             ),
             compute=_pool(allotment.helpers, num_shards),
             num_cpus=WRITE_CPUS,
+            **on_helper_nodes,
             **one_shard,
         )
     )

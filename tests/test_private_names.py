@@ -3,6 +3,8 @@
 import ast
 import functools
 import importlib
+import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 
 from tests.support.places import ROOT
 
-# File -> (module, path of attributes) of every private name that the file uses.
+# File -> (module, path of attributes) of every private name that the file uses. `Class:name` is an attribute that the
+# class gives its instances.
 PRIVATE_NAMES = {
     "pipeline/cluster/ray_private.py": [
         ("ray._private.utils", "get_num_cpus"),
@@ -25,6 +28,23 @@ PRIVATE_NAMES = {
         ("ray.data._internal.execution.operators.actor_pool_map_operator", "ActorPoolMapOperator._start_actor"),
         ("ray.data._internal.execution.operators.actor_pool_map_operator", "ActorPoolMapOperator._data_context_ref"),
         ("ray.data._internal.execution.operators.actor_pool_map_operator", "ActorPoolMapOperator._map_transformer_ref"),
+    ],
+    "pipeline/cluster/pool_bounds.py": [
+        ("ray.data._internal.execution.execution_callback", "ExecutionCallback.before_execution_starts"),
+        ("ray.data._internal.execution.execution_callback", "ExecutionCallback.on_execution_step"),
+        ("ray.data._internal.execution.streaming_executor", "StreamingExecutor:_topology"),
+        ("ray.data._internal.execution.streaming_executor", "StreamingExecutor:_cluster_autoscaler"),
+        (
+            "ray.data._internal.cluster_autoscaler.rate_based_cluster_autoscaler",
+            "RateBasedClusterAutoscaler:_autoscaling_coordinator",
+        ),
+        (
+            "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator",
+            "DefaultAutoscalingCoordinator.request_resources",
+        ),
+        ("ray.data._internal.actor_autoscaler.autoscaling_actor_pool", "AutoscalingActorPool:_config"),
+        ("ray.data._internal.execution.operators.map_operator", "MapOperator.get_autoscaling_actor_pools"),
+        ("ray.data._internal.actor_autoscaler.autoscaling_actor_pool", "AutoscalingActorPool.num_running_actors"),
     ],
     "pipeline/cluster/worker_lines.py": [
         ("ray._private.worker", "print_to_stdstream"),
@@ -63,8 +83,11 @@ PUBLIC = {"_asdict", "_replace", "_fields", "_make", "_exit"}  # documented, for
     ("file", "module", "path"), [(file, *name) for file, names in PRIVATE_NAMES.items() for name in names]
 )
 def test_the_name_is_there(file, module, path):
+    path, _, of_instances = path.partition(":")
     try:
-        functools.reduce(getattr, path.split("."), importlib.import_module(module))
+        named = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+        if of_instances and not re.search(rf"\bself\.{of_instances}\b[^=]*=", inspect.getsource(named)):
+            raise AttributeError(of_instances)
     except (ImportError, AttributeError) as error:
         pytest.fail(f"{file} uses {module}.{path}, which the installed version has not: {error}")
 
@@ -129,7 +152,7 @@ def test_each_librarys_private_names_stand_behind_one_file():
     elsewhere = {path: names for path, names in found.items() if names and path not in PRIVATE_NAMES}
     assert not elsewhere
     for path, names in PRIVATE_NAMES.items():
-        listed = {part for module, attributes in names for part in f"{module}.{attributes}".split(".")}
+        listed = {part for module, attributes in names for part in re.split("[.:]", f"{module}.{attributes}")}
         # What a file gives a name of its own, as a stand-in does, the scan takes for the file's.
         assert found[path] <= {name for name in listed if is_private(name)}, f"{path} uses names that the list has not"
         source = (ROOT / path).read_text()

@@ -34,6 +34,7 @@ from pipeline.plan.changes import Changes
 from pipeline.plan.plan_files import read_plan_file
 from pipeline.plan.sample import Sample, is_segmented
 from pipeline.plan.shards import group_into_shards
+from pipeline.plan.taper import ShardSize
 from pipeline.report.progress import Progress
 from pipeline.run import execute, images_per_shard
 from pipeline.runs.begin import plan_run, take_up
@@ -72,6 +73,11 @@ def calibrate(settings: PlanSettings, progress: Progress) -> Calibration:
         zone = time_zone(settings.time_zone)
         deadline = deadline_after(settings.deadline, zone, datetime.now(UTC), ahead=_ANY_DAY)
     place = new_scratch_place("calibration", settings.scratch, settings.output, settings.input)
+    if isinstance(earlier, RunRecord) and not earlier.plan_is_complete:
+        raise RunError(
+            f"run {earlier.run_id} is not finished, and its plan is not complete, so nothing can be forecast; "
+            "run jobs/segment_bucket.py first"
+        )
     progress.phase("listing the input")
     with changes_of(checked) as changes:
         preview = preview_of(changes, earlier)
@@ -106,8 +112,13 @@ def _shards(
     """The shards that the run would work on: those of a new plan, or those that an unfinished run has left."""
     settings = checked.settings
     if unfinished is None:
-        most_images, most_bytes = images_per_shard(settings, allotment), settings.shard_mib * 2**20
-        yield from group_into_shards(changes.images(), max_images=most_images, max_bytes=most_bytes)
+        size = ShardSize(
+            images_per_shard(settings, allotment),
+            settings.shard_mib * 2**20,
+            changes.num_planned,
+            allotment.model_actors[1],
+        )
+        yield from group_into_shards(changes.images(), size)
         return
     folder, plan = checked.output.run(unfinished.run_id), unfinished.plan
     with checked.output.errors():

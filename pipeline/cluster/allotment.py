@@ -14,9 +14,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from m2f_core.layers.cpu_instructions import cpu_instructions
-from pipeline.cluster.resources import UNBOUNDED, Resources
+from pipeline.cluster.resources import UNBOUNDED, Resources, shape_of_this_node
 from pipeline.config import Settings
 from pipeline.errors import RunError
+from pipeline.node_labels import ANY_NODE, NodeChoice
 from pipeline.precision import check_precision
 from pipeline.store.filesystem import one_line
 
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 READ_PLAN_CPUS = 0.1  # a task that reads a Parquet file of the plan
+# Tasks at once. Without a limit, Ray Data finds that a larger cluster could read the plan much faster, and has the
+# autoscaler start nodes for that. One task reads a plan file of 64 shards in a second, more than 100 GPUs need.
+READ_PLAN_TASKS = 2
 FETCH_CPUS = 0.2  # an actor that waits for the store with 16 threads
 WRITE_CPUS = 0.2  # an actor that encodes and writes: about 2 ms of CPU an image
 _HELPER_CPUS = FETCH_CPUS + WRITE_CPUS
@@ -41,6 +45,10 @@ class Allotment:
     model_cpus: float  # of each model actor
     model_gpus: float  # of each model actor: 0, 1 or a part of a GPU
     helpers: tuple[int, int]  # min, max of the actors that fetch, and of those that write
+    model_nodes: NodeChoice = ANY_NODE
+    helper_nodes: NodeChoice = ANY_NODE
+    # Model actors on each GPU, if they may decode with more threads where the node has more CPUs than they reserve
+    share_cpus_of_gpu: int | None = None
     # For run.json: device, precision, and the CPU's instructions if models run on this machine's CPU
     computed_on: dict[str, str | None] = field(default_factory=dict)
     device_names: tuple[str, ...] = ()  # `cpu`, or the kinds of GPUs that the cluster has or can start, if Ray knows
@@ -61,26 +69,53 @@ class Allotment:
     def model_threads(self) -> int:
         return max(1, int(self.model_cpus))
 
+    def threads_on(self, cpus: float, gpus: float) -> int:
+        """Threads of a model actor on a node with so many CPUs and GPUs.
+
+        All actors of a pool reserve the same CPUs, those of the node with the fewest beside each GPU. Nodes with more
+        of them need not decode as slowly as that one.
+        """
+        if self.share_cpus_of_gpu is None or gpus < 1:
+            return self.model_threads
+        return max(self.model_threads, int(_cpus_beside(cpus, gpus, self.share_cpus_of_gpu)))
+
+    def threads_here(self) -> int:
+        """Threads of a model actor on the node of this process."""
+        return self.threads_on(*shape_of_this_node())
+
 
 def allot(settings: Settings, resources: Resources) -> Allotment:
     """The CPUs and GPUs to reserve for each actor. RunError if the settings ask for more than the cluster has."""
+    model_nodes, helper_nodes = settings.node_choices()
+    for_models = resources.matching(model_nodes, "--model-nodes")
     device = settings.device
+    where = f" on --model-nodes {model_nodes}" if model_nodes.key else ""
     if device == "auto":
-        device = "cuda" if resources.gpus else "cpu"
+        device = "cuda" if for_models.gpus else "cpu"
         if device == "cpu" and resources.joined:
             logger.warning(
-                "the cluster has no GPU and cannot start one, so models run on CPUs; --device cuda would refuse this"
+                f"the cluster has no GPU{where} and cannot start one, so models run on CPUs; --device cuda would "
+                "refuse this"
             )
-    if device == "cuda" and not resources.gpus:
-        raise RunError("--device cuda, but the cluster has no GPU and cannot start one; use --device cpu")
+    if device == "cuda" and not for_models.gpus:
+        raise RunError(f"--device cuda, but the cluster has no GPU{where} and cannot start one; use --device cpu")
     if device == "cpu" and settings.gpus_per_actor is not None:
         raise RunError(
             f"--gpus-per-actor is {settings.gpus_per_actor:g}, but the models run on CPUs; leave the flag out"
         )
     if not resources.joined:  # on a cluster, the model actors check their own machines
         check_precision(settings.precision, device)
-    allotment = (_allot_gpus if device == "cuda" else _allot_cpus)(settings, resources)
-    _check(allotment, resources)
+    wanted = settings.gpu_actors_range()
+    most_gpus = math.inf if wanted is None else wanted[1] / settings.actors_per_gpu()
+    most_gpus = most_gpus if device == "cuda" else 0
+    for_models, resources = for_models.for_gpus(most_gpus), resources.for_gpus(most_gpus)
+    allotment = (_allot_gpus if device == "cuda" else _allot_cpus)(settings, for_models)
+    for_helpers = resources.matching(helper_nodes, "--helper-nodes")
+    if helper_nodes.key:
+        most = min(allotment.helpers[1], max(1, int((for_helpers.cpus - READ_PLAN_CPUS) / _HELPER_CPUS)))
+        allotment = replace(allotment, helpers=(1, most))
+    allotment = replace(allotment, model_nodes=model_nodes, helper_nodes=helper_nodes)
+    _check(allotment, for_models, resources)
     instructions = cpu_instructions() if device == "cpu" and not resources.joined else None
     return replace(
         allotment,
@@ -95,7 +130,11 @@ def run_on_worker(allotment: Allotment, function: Callable[..., T], *args: Any) 
     RunErrors of the function pass through; any other exception, or the death of the process, becomes a RunError.
     """
     with_resources = ray.remote(
-        num_cpus=allotment.model_cpus, num_gpus=allotment.model_gpus, max_retries=0, max_calls=1
+        num_cpus=allotment.model_cpus,
+        num_gpus=allotment.model_gpus,
+        max_retries=0,
+        max_calls=1,
+        **allotment.model_nodes.options(),
     )
     try:
         result: T = ray.get(with_resources(function).remote(*args))
@@ -117,12 +156,23 @@ def _allot_gpus(settings: Settings, resources: Resources) -> Allotment:
         raise RunError("the autoscaler sets no limit to the number of GPUs; set one with --gpu-actors MIN:MAX")
     least, most = wanted or (1, resources.gpus * per_gpu)
     cpus: float = settings.cpus_per_actor or min(
-        _most_cpus(group.cpus / (group.gpus * per_gpu) - _HELPER_CPUS - READ_PLAN_CPUS)
-        for group in resources.groups
-        if group.gpus >= 1 and group.count
+        _cpus_beside(group.cpus, group.gpus, per_gpu) for group in resources.groups if group.gpus >= 1 and group.count
     )
     at_start = min(max(resources.gpus_now * per_gpu, least), most)  # all at once, because Ray grows a pool slowly
-    return Allotment("cuda", (least, most), at_start, cpus, settings.gpus_per_actor or 1.0, helpers=(1, most))
+    return Allotment(
+        "cuda",
+        (least, most),
+        at_start,
+        cpus,
+        settings.gpus_per_actor or 1.0,
+        helpers=(1, most),
+        share_cpus_of_gpu=None if settings.cpus_per_actor else per_gpu,
+    )
+
+
+def _cpus_beside(cpus: float, gpus: float, actors_per_gpu: int) -> float:
+    """CPUs for each model actor on a node with so many CPUs and GPUs."""
+    return _most_cpus(cpus / (gpus * actors_per_gpu) - _HELPER_CPUS - READ_PLAN_CPUS)
 
 
 def _allot_cpus(settings: Settings, resources: Resources) -> Allotment:
@@ -144,14 +194,14 @@ def _most_cpus(there_are: float) -> float:
     return float(min(_MODEL_CPUS, math.floor(there_are))) if there_are >= 1 else round(max(there_are, 0.1), 2)
 
 
-def _check(allotment: Allotment, resources: Resources) -> None:
+def _check(allotment: Allotment, for_models: Resources, resources: Resources) -> None:
     most = allotment.model_actors[1]
     or_gpus = ", or raise --gpus-per-actor" if 0 < allotment.model_gpus < 1 else ""
-    room = resources.room_for(allotment.model_cpus, allotment.model_gpus)
+    room = for_models.room_for(allotment.model_cpus, allotment.model_gpus)
     if most > room:
         part = " and a GPU" if allotment.model_gpus == 1 else f" and {allotment.model_gpus:g} of a GPU"
         each = f"{allotment.model_cpus:g} CPUs" + (part if allotment.model_gpus else "")
-        largest = max((group for group in resources.groups if group.count), key=lambda group: (group.gpus, group.cpus))
+        largest = max((group for group in for_models.groups if group.count), key=lambda group: (group.gpus, group.cpus))
         raise RunError(
             f"{most} model actors of {each} each do not fit: the nodes that the cluster has or can start hold {room} "
             f"of them, and the largest node has {largest.cpus:g} CPUs and {largest.gpus:g} GPUs; "

@@ -5,7 +5,7 @@ what the autoscaler reads: the RayCluster object of KubeRay, or the file that `r
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +33,33 @@ class StartableGroup:
 
     resources: dict[str, float]
     max_count: int
+    labels: dict[str, str] = field(default_factory=dict)
 
 
-def startable_groups() -> list[StartableGroup]:
-    """Empty if the cluster does not scale. RunError if it scales, but the limits cannot be read."""
+@dataclass(frozen=True)
+class Startable:
+    """The groups of nodes that an autoscaler can start, and the most nodes of all groups together, if it limits them.
+
+    The head counts towards no limit.
+    """
+
+    groups: tuple[StartableGroup, ...] = ()
+    most_nodes: int | None = None
+
+
+def startable_groups() -> Startable:
+    """No groups if the cluster does not scale. RunError if it scales, but the limits cannot be read."""
     reported = autoscaler_config()
     if reported is not None and reported.node_group_configs:
-        return [StartableGroup(dict(group.resources), group.max_count) for group in reported.node_group_configs]
+        groups = [StartableGroup(dict(group.resources), group.max_count) for group in reported.node_group_configs]
+        return Startable(tuple(groups))
     if {_CLUSTER, _NAMESPACE, _AUTOSCALES} <= set(os.environ):
         return _of_kuberay(os.environ[_CLUSTER], os.environ[_NAMESPACE])
     file = _file_of_ray_up()
-    return [] if file is None else _of_ray_up(file)
+    return Startable() if file is None else _of_ray_up(file)
 
 
-def _of_kuberay(name: str, namespace: str) -> list[StartableGroup]:
+def _of_kuberay(name: str, namespace: str) -> Startable:
     try:
         return _groups(autoscaling_config_of_kuberay(name, namespace))
     except Exception as error:  # of requests, of Ray's check of the object, or of a file that is not mounted
@@ -56,24 +69,26 @@ def _of_kuberay(name: str, namespace: str) -> list[StartableGroup]:
         ) from None
 
 
-def _of_ray_up(file: Path) -> list[StartableGroup]:
+def _of_ray_up(file: Path) -> Startable:
     try:
         return _groups(yaml.safe_load(file.read_text()))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"cannot read how many nodes the autoscaler can start, from {file}: {one_line(error)}") from None
 
 
-def _groups(config: dict[str, Any]) -> list[StartableGroup]:
+def _groups(config: dict[str, Any]) -> Startable:
     """From the autoscaler's own configuration: limits of each type of node, and one of all types together."""
     of_all = config["max_workers"]
-    return [
+    groups = [
         StartableGroup(
             {name: float(number) for name, number in node_type["resources"].items()},
-            min(node_type.get("max_workers", of_all), of_all),
+            node_type.get("max_workers", of_all),
+            dict(node_type.get("labels") or {}),
         )
         for name, node_type in config["available_node_types"].items()
         if name != config["head_node_type"] and node_type["resources"]
     ]
+    return Startable(tuple(groups), int(of_all))
 
 
 def _file_of_ray_up() -> Path | None:

@@ -1,40 +1,45 @@
 """Join or start a Ray cluster, and find the CPUs and GPUs that it has or that its autoscaler can start."""
 
 import contextlib
+import functools
 import logging
 import math
 import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.cluster.autoscaler_groups import startable_groups
+from pipeline.cluster.autoscaler_groups import Startable, startable_groups
 from pipeline.cluster.environment import joins_a_cluster
 from pipeline.cluster.local_ray import start_local_ray
 from pipeline.cluster.worker_lines import log_worker_lines
 from pipeline.config import actors_on_a_gpu
 from pipeline.errors import RunError
+from pipeline.node_labels import NodeChoice
 from pipeline.store.filesystem import one_line
 
-_KIND = "accelerator_type:"  # Ray's resource of a node with such a GPU
+_GPU_KIND = "accelerator_type:"  # Ray's resource of a node with such a GPU
 UNBOUNDED = 1_000_000  # number of nodes in a group without an autoscaler limit
+_HEAD = "node:__internal_head__"  # a resource that Ray gives to the head only
 
 
 @dataclass(frozen=True)
 class NodeGroup:
-    """Nodes of one shape: CPUs and GPUs of each, how many the cluster can have, and how many it has now."""
+    """Nodes of one kind: CPUs and GPUs of each, how many the cluster can have, and how many it has now."""
 
     cpus: float
     gpus: float
     count: int
     count_now: int
+    heads: int = 0  # of these nodes; the autoscaler's limits do not count the head
+    labels: tuple[tuple[str, str], ...] = ()  # those that --model-nodes and --helper-nodes ask for
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Resources:
 
     groups: tuple[NodeGroup, ...]
     joined: bool = True  # false if this process started Ray itself
+    most_nodes: int | None = None  # the most of all groups together without the head; None: no such limit
     gpu_kinds: tuple[str, ...] = ()  # of the nodes' GPUs, as Ray calls them (A10G), as far as Ray knows them
 
     @property
@@ -56,6 +62,41 @@ class Resources:
     @property
     def gpus_now(self) -> int:
         return sum(int(group.gpus) * group.count_now for group in self.groups)
+
+    def matching(self, choice: NodeChoice, flag: str) -> "Resources":
+        """The nodes of this choice. RunError, which names the flag, if there are none."""
+        groups = tuple(group for group in self.groups if choice.matches(dict(group.labels)))
+        if choice.key and not sum(group.count * group.cpus for group in groups):
+            raise RunError(f"{flag} {choice}: the cluster has no node with this label, and cannot start one")
+        return replace(self, groups=groups)
+
+    def for_gpus(self, wanted: float) -> "Resources":
+        """The nodes that the cluster has if its autoscaler starts as many GPUs as `wanted`, as far as there are any.
+
+        Where a limit holds for all groups together, each node of one group takes the place of a node of another: nodes
+        with GPUs come first until there are enough, then the nodes with most CPUs.
+        """
+        if self.most_nodes is None:
+            return self
+        counts = [group.heads for group in self.groups]
+        left = self.most_nodes
+        wanted -= sum(int(group.gpus) * group.heads for group in self.groups)
+
+        def take(place: int, most: float) -> int:
+            nonlocal left
+            taken = int(min(self.groups[place].count - counts[place], left, most))
+            counts[place] += taken
+            left -= taken
+            return taken
+
+        places = range(len(self.groups))
+        for place in sorted(places, key=lambda p: (-self.groups[p].gpus, -self.groups[p].cpus)):
+            if (gpus := int(self.groups[place].gpus)) and wanted > 0:
+                wanted -= gpus * take(place, math.ceil(min(wanted, UNBOUNDED) / gpus))
+        for place in sorted(places, key=lambda p: -self.groups[p].cpus):
+            take(place, left)
+        groups = tuple(replace(group, count=count) for group, count in zip(self.groups, counts, strict=True))
+        return replace(self, groups=groups, most_nodes=None)
 
     def room_for(self, cpus: float, gpus: float, *, now: bool = False) -> int:
         """How many actors that reserve `cpus` and `gpus` fit on all possible nodes, or on the present nodes (`now`).
@@ -84,10 +125,11 @@ def _same_sigterm_handler() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def connect(log_to_driver: bool = True) -> Resources:
+def connect(log_to_driver: bool = True, label_keys: Collection[str] = ()) -> Resources:
     """Join the cluster of this job, or start Ray on this machine; return the CPUs and GPUs there.
 
-    `log_to_driver`: log the workers' output here, with the workers' names.
+    `log_to_driver`: log the workers' output here, with the workers' names. `label_keys`: tell nodes with different
+    values of these labels apart.
     """
     if not ray.is_initialized():
         log_worker_lines()
@@ -101,18 +143,27 @@ def connect(log_to_driver: bool = True) -> Resources:
         else:
             with _same_sigterm_handler():
                 start_local_ray(log_to_driver)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    now = Counter(map(_shape, nodes))
-    may_start: Counter[tuple[float, float]] = Counter()
-    for group in startable_groups() if joins_a_cluster() else ():
-        # Groups of one shape add up: spot and on-demand, or one group for each zone.
-        nodes.append(group.resources)
-        may_start[_shape(group.resources)] += UNBOUNDED if group.max_count == -1 else group.max_count
-    shapes = {**now, **may_start}
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    kind = functools.partial(_kind, label_keys=label_keys)
+    heads = Counter(kind(node["Resources"], node.get("Labels", {})) for node in nodes if _HEAD in node["Resources"])
+    now = Counter(kind(node["Resources"], node.get("Labels", {})) for node in nodes if _HEAD not in node["Resources"])
+    startable = startable_groups() if joins_a_cluster() else Startable()
+    may_start: Counter[_Kind] = Counter()
+    for group in startable.groups:
+        # Groups of one kind add up: spot and on-demand, or one group for each zone.
+        may_start[kind(group.resources, group.labels)] += UNBOUNDED if group.max_count == -1 else group.max_count
+    groups = [
+        NodeGroup(*shape, max(now[it], may_start[it]) + heads[it], now[it] + heads[it], heads[it], labels)
+        for it in {**heads, **now, **may_start}
+        for shape, labels in [it]
+    ]
+    resources = [node["Resources"] for node in nodes] + [group.resources for group in startable.groups]
+    kinds = {name.removeprefix(_GPU_KIND) for name in chain(*resources) if name.startswith(_GPU_KIND)}
     return Resources(
-        tuple(NodeGroup(*shape, max(now[shape], may_start[shape]), now[shape]) for shape in shapes),
+        tuple(groups),
         joined=joins_a_cluster(),
-        gpu_kinds=tuple(sorted({name.removeprefix(_KIND) for name in chain(*nodes) if name.startswith(_KIND)})),
+        most_nodes=startable.most_nodes,
+        gpu_kinds=tuple(sorted(kinds)),
     )
 
 
@@ -121,5 +172,18 @@ def on_this_node() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def _shape(resources: "dict[str, float]") -> tuple[float, float]:
+def shape_of_this_node() -> tuple[float, float]:
+    """CPUs and GPUs of the node on which this actor or task runs."""
+    own = ray.get_runtime_context().get_node_id()
+    return next((_shape(node["Resources"]) for node in ray.nodes() if node["NodeID"] == own), (0.0, 0.0))
+
+
+_Kind = tuple[tuple[float, float], tuple[tuple[str, str], ...]]
+
+
+def _kind(resources: Mapping[str, float], labels: Mapping[str, str], label_keys: Collection[str]) -> _Kind:
+    return _shape(resources), tuple((key, labels[key]) for key in sorted(label_keys) if key in labels)
+
+
+def _shape(resources: Mapping[str, float]) -> tuple[float, float]:
     return float(resources.get("CPU", 0.0)), float(resources.get("GPU", 0.0))

@@ -30,6 +30,13 @@ class Round:
         """How many shards the round can have."""
         return sum(len(pending) for _, pending in self.shards) + SHARDS_PER_PLAN_FILE * sum(map(len, self.awaited))
 
+    def most_shards_of(self, plan: GrowingPlan) -> int:
+        """`most_shards`, but how many the round has if the plan is complete."""
+        if not self.awaited or not plan.is_complete:
+            return self.most_shards
+        come = plan.files[self.awaited[0].start : self.awaited[-1].stop]
+        return sum(len(pending) for _, pending in self.shards) + sum(file.num_shards for file in come)
+
 
 def rounds(plan: GrowingPlan, done: set[int], first: int = 0) -> Iterator[Round]:
     """The shards that are not done, at most SHARDS_PER_ROUND at a time. If the plan still grows, a round takes the

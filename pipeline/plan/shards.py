@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.commit.run_record import NO_PLAN, PlanFile, PlanSummary
 from pipeline.layout import PLAN_FILE, numbered
+from pipeline.plan.taper import ShardSize
 from pipeline.schema import PLAN, PLANNED
 from pipeline.store.filesystem import put_object
 
@@ -37,39 +38,41 @@ def bytes_to_read(images: pa.Table) -> pa.ChunkedArray:
     return pc.if_else(is_read, pc.fill_null(images["size_bytes"], _USUAL_BYTES), 0)
 
 
-def group_into_shards(tables: Iterable[pa.Table], *, max_images: int, max_bytes: int) -> Iterator[pa.Table]:
-    """Group consecutive images: at most `max_images`, with at most `max_bytes` to read. A larger image is a shard
-    alone.
+def group_into_shards(tables: Iterable[pa.Table], size: ShardSize) -> Iterator[pa.Table]:
+    """Group consecutive images into shards of this size. An image with more bytes is a shard alone.
 
-    Rows of one row group of a Parquet file stay together, up to _MOST_ROWS_TOGETHER, if they have at most `max_bytes`:
-    a row group is read as a whole, and two shards would read it twice.
+    Rows of one row group of a Parquet file stay together, up to _MOST_ROWS_TOGETHER, if they have at most the bytes of
+    a full shard: a row group is read as a whole, and two shards would read it twice.
     """
-    rest = PLANNED_IMAGES.empty_table()
+    rest, before = PLANNED_IMAGES.empty_table(), 0
     for table in tables:
         images = pa.concat_tables([rest, table]).combine_chunks()
-        ends, start = _ends(images, max_images, max_bytes), 0
+        ends, start = _ends(images, before, size), 0
         for end in ends[:-1]:  # more images may follow the last
             yield images.slice(start, end - start)
             start = end
         rest = images.slice(start)
+        before += start
     if rest.num_rows:
         start = 0
-        for end in _ends(rest, max_images, max_bytes):
+        for end in _ends(rest, before, size):
             yield rest.slice(start, end - start)
             start = end
 
 
-def _ends(images: pa.Table, max_images: int, max_bytes: int) -> list[int]:
-    """Where each shard ends. The last shard may go on in the next table."""
+def _ends(images: pa.Table, before: int, size: ShardSize) -> list[int]:
+    """Where each shard ends; `before`: images of the plan before these. The last shard may go on in the next table."""
     sizes = np.cumsum(bytes_to_read(images).to_numpy())
     unit_starts, unit_ends = _units(images)
     ends, start = [], 0
     while start < images.num_rows:
-        before = int(sizes[start - 1]) if start else 0
-        fits = max(start + 1, int(np.searchsorted(sizes, before + max_bytes, "right")))
+        max_images, max_bytes = size.at(before + start)
+        read = int(sizes[start - 1]) if start else 0
+        fits = max(start + 1, int(np.searchsorted(sizes, read + max_bytes, "right")))
         end = min(fits, start + max_images)
         if end < images.num_rows and unit_starts[end] < end:  # inside of a row group
             whole = int(unit_ends[end])
+            fits = max(start + 1, int(np.searchsorted(sizes, read + size.max_bytes, "right")))
             most = min(fits, start + max(max_images, _MOST_ROWS_TOGETHER))
             end = int(unit_starts[end]) if unit_starts[end] > start else min(whole, most)
         ends.append(end)

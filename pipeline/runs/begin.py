@@ -23,6 +23,7 @@ from pipeline.input_spec import InputSpec
 from pipeline.layout import PLAN_FILE, Output, RunFolder
 from pipeline.plan.growing import GrowingPlan
 from pipeline.plan.shards import group_into_shards, write_plan
+from pipeline.plan.taper import ShardSize
 from pipeline.runs.check import Checked, Model
 from pipeline.runs.find import identity
 from pipeline.schema import SCHEMA_VERSION
@@ -63,6 +64,7 @@ def plan_run(
     images_per_shard: int,
     computed_on: dict[str, str | None],
     may_write: Callable[[], None] = lambda: None,
+    tapered_for: tuple[int, int] | None = None,
     *,
     is_complete: bool = True,
 ) -> RunRecord:
@@ -72,12 +74,13 @@ def plan_run(
 
     `images` are tables of PLANNED_IMAGES, in the order of the plan.
     `computed_on`: device, precision and CPU instructions of the models, to be stored in run.json. `may_write` is called
-    for every shard and raises BrokenRunError if another driver has taken over.
+    for every shard and raises BrokenRunError if another driver has taken over. `tapered_for`: the number of `images`,
+    and the most model actors; the last shards are small then.
     """
     settings, output = checked.settings, checked.output
     now = datetime.now(UTC)
     folder = output.run(settings.run_id or f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
-    shards = _shards(checked, images, images_per_shard, may_write)
+    shards = _shards(checked, images, images_per_shard, may_write, tapered_for)
     with output.errors():
         try:
             plan = write_plan(shards, output.filesystem, folder.plan)
@@ -124,8 +127,12 @@ def write_more(
     images_per_shard: int,
     plan: GrowingPlan,
     may_write: Callable[[], None],
+    tapered_for: tuple[int, int] | None = None,
 ) -> None:
-    """Add shards of `images` to a plan that is not complete. BrokenRunError if another driver adds to it, too."""
+    """Add shards of `images` to a plan that is not complete. BrokenRunError if another driver adds to it, too.
+
+    `tapered_for`: as in `plan_run`, with the number of `images`.
+    """
 
     def create(filesystem: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
         may_write()
@@ -133,7 +140,7 @@ def write_more(
             raise BrokenRunError(f"another driver has written {path}, a plan file of run {folder.run_id}")
         reached("plan extended")
 
-    shards = _shards(checked, images, images_per_shard, may_write)
+    shards = _shards(checked, images, images_per_shard, may_write, tapered_for)
     with checked.output.errors():
         write_plan(shards, folder.filesystem, folder.plan, before=plan.summary, put=create, tell=plan.grow)
 
@@ -172,10 +179,14 @@ def take_up(checked: Checked, record: RunRecord, plan: GrowingPlan | None = None
 
 
 def _shards(
-    checked: Checked, images: Iterable[pa.Table], images_per_shard: int, may_write: Callable[[], None]
+    checked: Checked,
+    images: Iterable[pa.Table],
+    images_per_shard: int,
+    may_write: Callable[[], None],
+    tapered_for: tuple[int, int] | None,
 ) -> Iterator[pa.Table]:
-    max_bytes = checked.settings.shard_mib * 2**20
-    for shard in group_into_shards(images, max_images=images_per_shard, max_bytes=max_bytes):
+    size = ShardSize(images_per_shard, checked.settings.shard_mib * 2**20, *(tapered_for or ()))
+    for shard in group_into_shards(images, size):
         may_write()
         yield shard
 

@@ -93,7 +93,7 @@ def selfcheck(settings: SelfCheckSettings) -> SelfCheck:
     checked = check(settings)
     refuse_empty(checked.inputs)
     images = [ListedImage(**row) for row in first_images(checked.inputs, settings.limit).to_pylist()]
-    allotment = allot(settings, connect())
+    allotment = allot(settings, connect(label_keys=settings.label_keys()))
     spec = segment_spec(checked.settings, checked.model, allotment)
     return run_on_worker(allotment, _check_on_worker, spec, checked.inputs, images)
 

@@ -10,7 +10,8 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -50,8 +51,13 @@ class SegmentImages:
         tell: Tell = tell_nobody,
         has_conditions: bool = True,
         hold: Hold = hold_nothing,
+        threads: Callable[[], int] | None = None,
     ):
-        """`has_conditions`: of the output, as the driver has found out."""
+        """`has_conditions`: of the output, as the driver has found out. `threads` says how many this node allows, if
+        nodes differ.
+        """
+        if threads is not None:
+            spec = replace(spec, threads=threads())
         send_log_lines(run_id)
         label_run(run_id)
         self.device_time = DeviceTime(spec.device, device_name(spec.device), hold)

@@ -274,6 +274,7 @@ def _room(settings: FinetuneSettings) -> tuple[int, bool]:
     """CPUs of each worker, and whether each worker has a GPU. RunError if the workers do not fit on the cluster."""
     resources = connect(log_to_driver=False)  # the driver logs; Ray Train's workers and controller print too much
     use_gpu = settings.device == "cuda" or (settings.device == "auto" and resources.gpus > 0)
+    resources = resources.for_gpus(settings.workers if use_gpu else 0)
     if not resources.joined:  # on a cluster, workers check their own machines
         check_precision(settings.precision, "cuda" if use_gpu else "cpu")
     groups = [group for group in resources.groups if group.count and (group.gpus >= 1 or not use_gpu)]

@@ -36,6 +36,7 @@ from pipeline.inputs import listing as listing_room
 from pipeline.layout import Output
 from pipeline.plan.changes import comparing
 from pipeline.plan.shards import group_into_shards, write_plan
+from pipeline.plan.taper import ShardSize
 from pipeline.schema import IMAGES
 from pipeline.store.s3_pages import objects_of
 from pipeline.tables.spill_database import MEMORY_MIB
@@ -84,7 +85,7 @@ def plan(keys: int, output: str, case: str, memory_mib: int) -> dict[str, float]
 
     with comparing(list_from(store), SPEC, settings, opened, **made_with, memory_mib=memory_mib) as comparison:
         for changes in comparison.batches():
-            shards = group_into_shards(changes.images(), max_images=512, max_bytes=128 * 2**20)
+            shards = group_into_shards(changes.images(), ShardSize(max_images=512, max_bytes=128 * 2**20))
             summary = write_plan(shards, opened.filesystem, f"{output}/plan", before=summary, tell=tell)
             if case.startswith("first_batch") and summary.num_shards:
                 break

@@ -54,17 +54,27 @@ class Planner:
         self._first = next((batch for batch in self._batches if batch.num_planned), None)
         return self._first is not None
 
-    def begin(self, images_per_shard: int, computed_on: dict[str, str | None]) -> RunRecord:
-        """Plan a new run of what `find_work` has found, and record it."""
+    def begin(self, images_per_shard: int, model_actors: int, computed_on: dict[str, str | None]) -> RunRecord:
+        """Plan a new run of what `find_work` has found, and record it. `model_actors`: at most so many will run."""
         assert self._first is not None
         is_complete = self.comparison.has_ended
         table = "the empty output" if self._first.version is None else f"version {self._first.version} of the table"
         so_far = "" if is_complete else " so far"
         logger.info("compared the input%s with %s: %s", so_far, table, describe(self.counts))
-        images = self._first.images()
         return plan_run(
-            self.checked, images, self.counts, images_per_shard, computed_on, self.may_write, is_complete=is_complete
+            self.checked,
+            self._first.images(),
+            self.counts,
+            images_per_shard,
+            computed_on,
+            self.may_write,
+            self._tapered_for(self._first, model_actors),
+            is_complete=is_complete,
         )
+
+    def _tapered_for(self, changes: Changes, model_actors: int) -> tuple[int, int] | None:
+        """The last shards of the last batch are small."""
+        return (changes.num_planned, model_actors) if self.comparison.has_ended else None
 
     def resume(self, record: RunRecord) -> GrowingPlan:
         """The plan as far as earlier drivers have written it. RunError if it is damaged."""
@@ -92,7 +102,9 @@ class Planner:
         return GrowingPlan(summary, record.counts, is_complete=False)
 
     @contextlib.contextmanager
-    def going_on(self, folder: RunFolder, plan: GrowingPlan, images_per_shard: int) -> Iterator[None]:
+    def going_on(
+        self, folder: RunFolder, plan: GrowingPlan, images_per_shard: int, model_actors: int
+    ) -> Iterator[None]:
         """In the body, a thread completes the plan. If the thread fails, the body is interrupted.
 
         Raises BrokenRunError then.
@@ -102,7 +114,7 @@ class Planner:
             yield
             return
         thread = threading.Thread(
-            target=self._go_on, args=(folder, plan, images_per_shard), daemon=True, name="planner"
+            target=self._go_on, args=(folder, plan, images_per_shard, model_actors), daemon=True, name="planner"
         )
         thread.start()
         try:
@@ -126,10 +138,12 @@ class Planner:
         why = one_line(self._failure) if isinstance(self._failure, Exception) else "interrupted"
         return BrokenRunError(f"run {folder.run_id} broke while its input was being listed: {why}")
 
-    def _go_on(self, folder: RunFolder, plan: GrowingPlan, images_per_shard: int) -> None:
+    def _go_on(self, folder: RunFolder, plan: GrowingPlan, images_per_shard: int, model_actors: int) -> None:
         try:
             for changes in self._batches:
-                write_more(self.checked, folder, changes.images(), images_per_shard, plan, self._may_go_on)
+                tapered_for = self._tapered_for(changes, model_actors)
+                images = changes.images()
+                write_more(self.checked, folder, images, images_per_shard, plan, self._may_go_on, tapered_for)
             complete_plan(folder, plan, self.counts, self._may_go_on)
             logger.info("the input is listed: %s", describe(plan.counts))
             self.comparison.close()

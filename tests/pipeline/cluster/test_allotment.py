@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from m2f_core.layers.cpu_instructions import cpu_instructions
 from pipeline import precision
 from pipeline.cluster.allotment import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, Allotment, allot, run_on_worker
-from pipeline.cluster.resources import NodeGroup, Resources, connect
+from pipeline.cluster.resources import NodeGroup, Resources, connect, shape_of_this_node
 from pipeline.config import Settings
 from pipeline.errors import RunError
 from pipeline.runs.check import check_model
@@ -160,6 +160,75 @@ def test_ray_has_the_same_room(part):
 def test_cuda_without_a_gpu_is_refused():
     with pytest.raises(RunError, match="no GPU"):
         allot(settings(device="cuda"), one_node(8))
+
+
+def test_a_node_with_few_cpus_beside_its_gpus_does_not_slow_the_others():
+    """All actors of a pool reserve alike, so that each fits on every kind of node; threads are each node's own."""
+    mixed = Resources((NodeGroup(2.0, 1.0, 4, 4), NodeGroup(96.0, 8.0, 2, 0), NodeGroup(32.0, 0.0, 1, 1)))
+    allotment = allot(settings(), mixed)
+    holds(allotment, mixed)
+    assert (allotment.model_cpus, allotment.model_actors) == (1, (1, 20))
+    assert (allotment.threads_on(2, 1), allotment.threads_on(96, 8), allotment.threads_on(32, 0)) == (1, 4, 1)
+    halves = allot(settings(gpus_per_actor=0.5), mixed)
+    assert (halves.model_cpus, halves.threads_on(2, 1), halves.threads_on(8, 1)) == (0.5, 1, 3)
+    given_by_user = allot(settings(cpus_per_actor=1), mixed)
+    assert given_by_user.threads_on(96, 8) == 1
+
+
+@given(CLUSTERS, st.sampled_from(sorted(PARTS)))
+def test_threads_never_exceed_the_cpus_of_a_node(resources, part):
+    try:
+        allotment = allot(settings(gpus_per_actor=part), resources)
+    except RunError:
+        return
+    for group in resources.groups:
+        if group.gpus >= 1:
+            actors = int(group.gpus) * PARTS[part]
+            assert 1 <= allotment.threads_on(group.cpus, group.gpus) <= max(1, group.cpus / actors)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_actor_counts_the_cpus_of_its_own_node():
+    import ray
+
+    assert ray.get(ray.remote(num_cpus=0)(shape_of_this_node).remote()) == (4.0, 0.0)
+
+
+SPOT, ON_DEMAND, CPU_NODES = (
+    NodeGroup(8.0, 1.0, 6, 0, labels=(("market", "spot"),)),
+    NodeGroup(8.0, 1.0, 4, 0, labels=(("market", "on-demand"),)),
+    NodeGroup(4.0, 0.0, 1, 1),
+)
+MARKETS = Resources((SPOT, ON_DEMAND, CPU_NODES))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "most"), [(None, 10), ("market=spot", 6), ("market=spot,on-demand", 10), ("market=!spot", 4)]
+)
+def test_model_actors_are_counted_on_the_nodes_where_they_may_run(nodes, most):
+    allotment = allot(settings(model_nodes=nodes, helper_nodes=nodes), MARKETS)
+    assert (allotment.device, allotment.model_actors) == ("cuda", (1, most))
+    with pytest.raises(RunError, match="do not fit"):
+        allot(settings(model_nodes=nodes, gpu_actors=f"1:{most + 1}"), MARKETS)
+
+
+def test_helpers_fit_on_the_nodes_where_they_may_run():
+    allotment = allot(settings(helper_nodes="market=!spot"), Resources((SPOT, CPU_NODES)))
+    assert allotment.model_actors == (1, 6) and allotment.helpers == (1, 6)
+    small = NodeGroup(1.0, 0.0, 1, 1)
+    allotment = allot(settings(helper_nodes="market=!spot"), Resources((SPOT, small)))
+    assert allotment.helpers == (1, 2)  # (1 - 0.1) / 0.4
+
+
+@pytest.mark.parametrize("flag", ["model_nodes", "helper_nodes"])
+def test_a_label_that_no_node_has_is_refused(flag):
+    with pytest.raises(RunError, match=rf"^--{flag.replace('_', '-')} market=sp0t: the cluster has no node with this"):
+        allot(settings(**{flag: "market=sp0t"}), MARKETS)
+
+
+def test_cuda_on_nodes_without_gpus_is_refused():
+    with pytest.raises(RunError, match="has no GPU on --model-nodes market=!spot and cannot start one"):
+        allot(settings(device="cuda", model_nodes="market=!spot"), Resources((SPOT, CPU_NODES)))
 
 
 def test_a_laptop_gives_the_model_its_cores():

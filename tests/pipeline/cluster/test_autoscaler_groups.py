@@ -10,8 +10,8 @@ import pytest
 import requests
 from ray.autoscaler._private.kuberay import autoscaling_config
 
-from pipeline.cluster import autoscaler_groups
-from pipeline.cluster.autoscaler_groups import StartableGroup, startable_groups
+from pipeline.cluster import autoscaler_groups, resources
+from pipeline.cluster.autoscaler_groups import Startable, StartableGroup, startable_groups
 from pipeline.errors import RunError
 from tests.support.manifests import find, overlay
 from tests.support.places import ROOT
@@ -47,7 +47,8 @@ def in_kuberay(monkeypatch):
 
 
 def test_worker_groups_of_kuberay_count_with_their_limits(in_kuberay):
-    spot, on_demand = startable_groups()
+    spot, on_demand = startable_groups().groups
+    assert startable_groups().most_nodes == 12
     assert (spot.max_count, on_demand.max_count) == (8, 4)
     assert spot.resources == on_demand.resources
     assert (spot.resources["CPU"], spot.resources["GPU"]) == (7.0, 1.0)
@@ -67,7 +68,7 @@ def test_limits_that_an_autoscaler_has_told_come_first(in_kuberay, monkeypatch):
     told = autoscaler_pb2.ClusterConfig()
     told.node_group_configs.add(name="gpu", max_count=3).resources.update({"GPU": 1})
     monkeypatch.setattr(autoscaler_groups, "autoscaler_config", lambda: told)
-    assert startable_groups() == [StartableGroup({"GPU": 1.0}, 3)]
+    assert startable_groups() == Startable((StartableGroup({"GPU": 1.0}, 3),))
 
 
 @pytest.mark.parametrize("text", ["a: [", "[]", "max_workers: 2", "max_workers: 2\navailable_node_types: 7\n"])
@@ -80,7 +81,10 @@ def test_a_broken_file_of_ray_up_is_one_line(tmp_path, monkeypatch, text):
         startable_groups()
 
 
-@pytest.mark.parametrize(("port", "found"), [(6379, [StartableGroup({"CPU": 8.0, "GPU": 1.0}, 8)]), (6380, [])])
+@pytest.mark.parametrize(
+    ("port", "found"),
+    [(6379, Startable((StartableGroup({"CPU": 8.0, "GPU": 1.0}, 8),), most_nodes=8)), (6380, Startable())],
+)
 def test_the_file_of_the_autoscaler_of_this_cluster_counts(tmp_path, monkeypatch, port, found):
     """A process with the command line of Ray's autoscaler; the driver knows the head by another address."""
     file = tmp_path / "ray_bootstrap_config.yaml"
@@ -97,6 +101,27 @@ def test_the_file_of_the_autoscaler_of_this_cluster_counts(tmp_path, monkeypatch
             assert startable_groups() == found
         finally:
             autoscaler.kill()
+
+
+def test_the_limit_of_all_groups_of_ray_up_is_no_limit_of_each(tmp_path, monkeypatch):
+    """Two groups share 6 nodes: counted for each, they would be 10."""
+    file = tmp_path / "ray_bootstrap_config.yaml"
+    groups = {
+        "head": {"resources": {"CPU": 0}, "node_config": {}},
+        "spot": {"resources": {"CPU": 8, "GPU": 1}, "node_config": {}},
+        "on-demand": {"resources": {"CPU": 16, "GPU": 2}, "node_config": {}, "max_workers": 4},
+    }
+    file.write_text(json.dumps({"max_workers": 6, "head_node_type": "head", "available_node_types": groups}))
+    monkeypatch.setattr(autoscaler_groups, "autoscaler_config", lambda: None)
+    monkeypatch.setattr(autoscaler_groups, "_file_of_ray_up", lambda: file)
+    monkeypatch.setattr(resources, "startable_groups", startable_groups)
+    monkeypatch.setattr(resources, "joins_a_cluster", lambda: True)
+    monkeypatch.setattr(resources.ray, "is_initialized", lambda: True)
+    head = {"CPU": 0.0, "node:__internal_head__": 1.0}
+    monkeypatch.setattr(resources.ray, "nodes", lambda: [{"Alive": True, "Resources": head}])
+    found = resources.connect().for_gpus(100)
+    assert (found.gpus, found.cpus) == (4 * 2 + 2, 4 * 16 + 2 * 8)
+    assert sum(group.count for group in found.groups) == 1 + 6
 
 
 @pytest.mark.thorough

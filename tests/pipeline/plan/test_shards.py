@@ -19,6 +19,7 @@ from pipeline.inputs.selection import Selection
 from pipeline.layout import Output
 from pipeline.plan.plan_files import is_below, read_plan_file, spread_over
 from pipeline.plan.shards import group_into_shards, write_plan
+from pipeline.plan.taper import LEAST_IMAGES, ShardSize
 from pipeline.schema import PLAN
 from tests.support.listed import PlannedImage, list_images, planned_images, planned_table
 
@@ -38,11 +39,11 @@ def grouped(images, pages=1, **bounds) -> list[list[PlannedImage]]:
     """Shards of images that come in tables of about equal length."""
     cuts = [len(images) * page // pages for page in range(pages + 1)]
     tables = [planned_table(images[start:end]) for start, end in itertools.pairwise(cuts)]
-    return [planned_images(shard) for shard in group_into_shards(tables, **bounds)]
+    return [planned_images(shard) for shard in group_into_shards(tables, ShardSize(**bounds))]
 
 
 def written(images, output, **bounds):
-    return write_plan(group_into_shards([planned_table(images)], **bounds), output.filesystem, output.root)
+    return write_plan(group_into_shards([planned_table(images)], ShardSize(**bounds)), output.filesystem, output.root)
 
 
 @given(PLANNED, st.integers(1, 10), st.integers(1, 100))
@@ -60,6 +61,44 @@ def test_a_shard_ends_only_where_the_next_image_does_not_fit(images, max_images,
     for shard, following in itertools.pairwise(shards):
         together = sum(image.bytes_to_read for image in [*shard, following[0]])
         assert len(shard) == max_images or together > max_bytes
+
+
+@given(
+    st.lists(st.integers(0, 50), max_size=3000),
+    st.integers(1, 600),
+    st.integers(1, 12),
+    st.integers(1, 4),
+    st.booleans(),
+)
+def test_a_tapered_plan_has_each_image_once_and_never_a_larger_shard(sizes, max_images, actors, pages, few_bytes):
+    images = [PlannedImage(str(n), "", size) for n, size in enumerate(sizes)]
+    bounds = {"max_images": max_images, "max_bytes": 40 * max_images if few_bytes else 10**9}
+    shards = grouped(images, pages, **bounds, num_images=len(images), model_actors=actors)
+    assert [image for shard in shards for image in shard] == images
+    place = 0
+    for shard in shards:
+        left = len(images) - place
+        assert len(shard) <= max_images
+        assert len(shard) == 1 or sum(image.bytes_to_read for image in shard) <= bounds["max_bytes"]
+        if actors > 1 and max_images > LEAST_IMAGES:
+            assert len(shard) <= max(LEAST_IMAGES, left / (8 * actors)), "an actor would end long after the others"
+        place += len(shard)
+    if actors == 1 or max_images <= LEAST_IMAGES:
+        assert shards == grouped(images, pages, **bounds)
+
+
+def test_a_tapered_plan_does_not_divide_row_groups():
+    images = [PlannedImage(f"a#{n}", "e", 9, object_uri="a", position=n, row_group=n // 100) for n in range(3000)]
+    shards = grouped(images, 3, max_images=512, max_bytes=10**9, num_images=3000, model_actors=8)
+    assert [image for shard in shards for image in shard] == images
+    assert {len(shard) for shard in shards} == {100}
+
+
+def test_a_plan_is_full_but_for_its_end():
+    images = [PlannedImage(str(n), "", 1) for n in range(50_000)]
+    lengths = [len(s) for s in grouped(images, 5, max_images=512, max_bytes=10**9, num_images=50_000, model_actors=8)]
+    assert lengths == sorted(lengths, reverse=True) and lengths[-2] == LEAST_IMAGES
+    assert lengths[:34] == [512] * 34 and len(lengths) < 50_000 / 512 + 16 * 8 + 8
 
 
 ROWS = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 2), st.integers(0, 40)), min_size=1, max_size=40).map(

@@ -69,11 +69,11 @@ def planning(settings: Settings, may_write=lambda: None) -> Iterator[tuple[Plann
         record = find_run(checked)
         if record is None:
             assert planner.find_work()
-            record = planner.begin(PER_SHARD, {})
+            record = planner.begin(PER_SHARD, 1, {})
             plan = GrowingPlan.of(record)
         else:
             plan = planner.resume(record)
-        with interruptible(), planner.going_on(checked.output.run(record.run_id), plan, PER_SHARD):
+        with interruptible(), planner.going_on(checked.output.run(record.run_id), plan, PER_SHARD, 1):
             yield planner, plan
 
 
