@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.errors import RunError
-from pipeline.patterns import as_regex, without_wildcards
+from pipeline.text.patterns import as_regex, without_wildcards
 
 # auto: objects named *.tar or *.parquet hold images, every other object is an image.
 InputFormat = Literal["auto", "images", "tar", "parquet", "manifest", "inventory"]

@@ -151,7 +151,7 @@ def test_no_folder_is_crowded():
         (
             "pipeline/store/objects.py",
             "import pipeline.tables.publish",
-            "imports tables; store may import budget, errors, input_spec, look_ahead, node_labels, patterns",
+            "imports tables; store may import budget, errors, input_spec, look_ahead, node_labels, schema",
         ),
         (
             "pipeline/inputs/fetch.py",

@@ -17,8 +17,8 @@ from tyro.constructors import PrimitiveConstructorSpec
 from jobs.common.ends import fail
 from m2f_core import __version__
 from pipeline.errors import RunError
-from pipeline.plain_yaml import read_plain_yaml
 from pipeline.setting_fields import Section, bounds_in_words, flag, help_texts, marker, plain_type, refuse_secrets
+from pipeline.text.plain_yaml import read_plain_yaml
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunError
-from pipeline.plain_yaml import read_plain_yaml
+from pipeline.text.plain_yaml import read_plain_yaml
 
 DEFAULT_PRICES = Path(__file__).with_name("prices.yaml")
 CPU, ANY_GPU = "cpu", "gpu"  # names of the table that are no words of a device's name

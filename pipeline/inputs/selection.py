@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.input_spec import LEFT_BY_PROGRAMS, InputSpec, Source
-from pipeline.patterns import any_literal, any_regex
 from pipeline.store.filesystem import SCHEMES, WEB_SCHEMES, full_uri
+from pipeline.text.patterns import any_literal, any_regex
 
 # Objects with these endings hold images; the format `auto` looks into them. A compressed tar is a row that says what to
 # do.

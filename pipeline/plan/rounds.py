@@ -59,7 +59,7 @@ def rounds(plan: GrowingPlan, done: set[int], first: int = 0) -> Iterator[Round]
                 if not first:
                     yield Round(shards)
                     shards = []
-            if shards and sum(len(p) for _, p in shards) + len(pending) > SHARDS_PER_ROUND:
+            if pending and shards and sum(len(p) for _, p in shards) + len(pending) > SHARDS_PER_ROUND:
                 break
             if pending:
                 shards.append((file, pending))

@@ -6,9 +6,9 @@ from pipeline.commit.run_record import VERSIONED
 from pipeline.config import Settings
 from pipeline.errors import RunError
 from pipeline.layout import RUNS, Output
-from pipeline.patterns import without_wildcards
 from pipeline.schema import SCHEMA_VERSION, TABLES
 from pipeline.store.filesystem import canonical, is_local, whole_path
+from pipeline.text.patterns import without_wildcards
 
 
 def with_whole_places(settings: Settings) -> Settings:

@@ -17,9 +17,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pipeline.errors import RunError
-from pipeline.patterns import without_wildcards
 from pipeline.store.filesystem import STORE_ERRORS, canonical, is_local, one_line, open_filesystem, uri_of
 from pipeline.store.removal import remove_folder_of
+from pipeline.text.patterns import without_wildcards
 
 # The host's name is part of the prefix, because machines may share a temporary folder, and not every network file
 # system supports locks.

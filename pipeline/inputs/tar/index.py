@@ -19,8 +19,8 @@ from m2f_core.config.fields import excerpt
 from pipeline.errors import ErrorCode
 from pipeline.input_spec import LEFT_BY_PROGRAMS
 from pipeline.inputs.tar.range_file import RangeFile
-from pipeline.patterns import any_regex
 from pipeline.store.filesystem import one_line
+from pipeline.text.patterns import any_regex
 
 BLOCK = tarfile.BLOCKSIZE  # bytes of a header; data is padded to whole blocks
 

@@ -72,8 +72,8 @@ def test_pools_follow_the_model_actors_and_these_the_shards_that_are_left(tmp_pa
     bound_pools(lambda: NUM_SHARDS, *LABELS)
     [made] = context.custom_execution_callback_classes
     assert type(made()) is PoolBounds
-    assert (made().num_shards, made().model_nodes, made().helper_nodes) == (NUM_SHARDS, *LABELS)
-    context.custom_execution_callback_classes = [functools.partial(Recording, NUM_SHARDS, *LABELS)]
+    assert (made().num_shards(), made().model_nodes, made().helper_nodes) == (NUM_SHARDS, *LABELS)
+    context.custom_execution_callback_classes = [functools.partial(Recording, lambda: NUM_SHARDS, *LABELS)]
 
     dataset = ray.data.range(NUM_SHARDS, override_num_blocks=1)
     stages = ((Fetch, 6, 0.1, ()), (Segment, 3, 0.3, (tmp_path,)), (Write, 6, 0.1, ()))

@@ -36,8 +36,9 @@ def test_rounds_hold_every_shard_that_is_not_done_once(sizes, done, most, first)
         found = list(rounds(plan, done, first))
     shards = [shard for each in found for _, pending in each.shards for shard in pending]
     assert shards == [shard for shard in range(plan.num_shards) if shard not in done]
-    assert not first or not found or found[0].most_shards == min(first, len(shards)) or len(found) == 1
+    assert not first or not found or found[0].most_shards == min(first, len(shards))
     assert all(each.most_shards <= max(most, 5) for each in found[bool(first) :])
+    assert not any(each.awaited for each in found)
 
 
 @given(SIZES, st.lists(st.integers(0, 8), max_size=3), st.integers(1, 40))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.patterns import any_literal, any_regex, as_regex, without_wildcards
+from pipeline.text.patterns import any_literal, any_regex, as_regex, without_wildcards
 
 NAMES = st.text("ab.-[!/\n#é", max_size=6)
 PIECES = st.sampled_from(

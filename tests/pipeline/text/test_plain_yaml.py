@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.plain_yaml import read_plain_yaml
+from pipeline.text.plain_yaml import read_plain_yaml
 
 
 def test_values_are_as_they_are_spelled(tmp_path):
