@@ -28,18 +28,22 @@ from pipeline.node_labels import ANY_NODE, NodeChoice
 
 
 class PoolBounds(ExecutionCallback):
-    """For a dataset of three pools of actors in a row: fetch, segment, write."""
+    """For a dataset of three pools of actors in a row: fetch, segment, write. Any other dataset is left as it is."""
 
     def __init__(
         self, num_shards: Callable[[], int], model_nodes: NodeChoice = ANY_NODE, helper_nodes: NodeChoice = ANY_NODE
     ):
         """`num_shards`: of the dataset; as long as the plan grows, the most that there can be."""
+        self.is_ours = False
         self.num_shards = num_shards
         self.model_nodes = model_nodes
         self.helper_nodes = helper_nodes
 
     def before_execution_starts(self, executor: Any) -> None:
         in_pools = [operator for operator in executor._topology if operator.get_autoscaling_actor_pools()]
+        if len(in_pools) != 3:
+            return
+        self.is_ours = True
         self.segment = in_pools[1]
         self.fetch_pool, self.model_pool, self.write_pool = (
             pool for operator in in_pools for pool in operator.get_autoscaling_actor_pools()
@@ -55,6 +59,8 @@ class PoolBounds(ExecutionCallback):
         return self.num_shards() - int(self.segment.metrics.num_tasks_finished)
 
     def on_execution_step(self, executor: Any) -> None:
+        if not self.is_ours:
+            return
         self._bound(self.model_pool, self.num_left)
         for pool in (self.fetch_pool, self.write_pool):
             self._bound(pool, self.model_pool.num_running_actors())
@@ -74,11 +80,22 @@ class PoolBounds(ExecutionCallback):
         request(resources=of_models + of_helpers, label_selectors=labels, **options)
 
 
+# Ray Data sends its context, with all callbacks, to every task: what counts the shards stays in this process.
+_count: Callable[[], int] | None = None
+
+
+def _num_shards() -> int:
+    assert _count is not None
+    return _count()
+
+
 def bound_pools(
     num_shards: Callable[[], int], model_nodes: NodeChoice = ANY_NODE, helper_nodes: NodeChoice = ANY_NODE
 ) -> None:
-    """For the next dataset of this thread, which has three pools of actors and so many shards."""
+    """For the next dataset of this process, which has three pools of actors and so many shards."""
+    global _count
+    _count = num_shards
     makers: list[Any] = [
-        functools.partial(PoolBounds, num_shards, model_nodes, helper_nodes)
+        functools.partial(PoolBounds, _num_shards, model_nodes, helper_nodes)
     ]  # Ray Data calls each without arguments
     DataContext.get_current().custom_execution_callback_classes = makers

@@ -97,3 +97,11 @@ def test_pools_follow_the_model_actors_and_these_the_shards_that_are_left(tmp_pa
         expected = [{"market": "in(spot,on-demand)"}] * len(models) + [{"kind": "!gpu"}] * of_helpers
         assert request["label_selectors"] == expected
     assert {sum(bundle == {"CPU": 0.3} for bundle in request["resources"]) for _, request in REQUESTS} >= {0, 5}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_dataset_without_such_pools_is_left_as_it_is(monkeypatch):
+    """Ray Data hands the callback of one dataset to the later ones of the process, too."""
+    monkeypatch.setattr(DataContext.get_current(), "custom_execution_callback_classes", [])
+    bound_pools(lambda: 1)
+    assert [row["id"] for row in ray.data.range(2).map(lambda row: row).take_all()] == [0, 1]

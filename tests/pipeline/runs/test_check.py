@@ -54,6 +54,8 @@ NO_RESULTS = {
     "gpu_actors": "1:2",
     "cpus_per_actor": 1,
     "gpus_per_actor": 0.5,
+    "model_nodes": "kind=gpu",
+    "helper_nodes": "kind=cpu",
     "mode": "overwrite",
     "tombstone_removed": True,
     "step_timeout": 5.0,
