@@ -67,7 +67,7 @@ def know(keys: int, output: str) -> None:
 
 def list_from(store: PagedStore) -> Iterator[pa.Table]:
     """The whole way from pages to tables, with the patterns that every listing is compared with."""
-    listing_room.open_filesystem = lambda uri, access: (store, uri.partition("://")[2])
+    listing_room.open_input = lambda uri, access: (store, uri.partition("://")[2])
     return listing_room.list_inputs(SPEC)
 
 
