@@ -135,7 +135,7 @@ def _find_and_execute(
             allotment = _start_ray(settings, limits, progress)
             return execute(_take_up(checked, record, lease), allotment, lease, progress, limits)
     progress.phase("listing the input")
-    with comparison_of(checked) as comparison:
+    with comparison_of(checked, keeps_indexes=True) as comparison:
         # Limits choose the number of actors by the work, so all of it has to be known.
         planner = Planner(checked, comparison, lease.check, at_once=limits.are_set)
         if record is None and not planner.find_work():

@@ -18,6 +18,7 @@ The mode leaves out all other images; those that another mode would plan count a
 import contextlib
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -50,19 +51,13 @@ class Changes:
     planned: the reasons that put an image into the plan.
     num_planned: the number of images in the plan.
     version: of the table `images` that the listing was compared with; None if nothing is published.
+    is_last: whether no other batch of the listing follows.
     """
 
-    def __init__(
-        self,
-        scratch: ScratchDatabase,
-        version: int | None,
-        planned: tuple[str, ...],
-        close: Callable[[], None] = lambda: None,
-    ):
-        self.version = version
-        self.close = close
+    def __init__(self, scratch: ScratchDatabase, version: int | None, planned: tuple[str, ...], *, is_last: bool):
+        self.version, self.planned, self.is_last = version, planned, is_last
+        self.close: Callable[[], None] = lambda: None
         self._scratch = scratch
-        self.planned = planned
         totals = scratch.connection.execute(
             "SELECT reason, count(*), coalesce(sum(size_bytes), 0)::BIGINT FROM changes GROUP BY reason ORDER BY reason"
         ).fetchall()
@@ -104,21 +99,8 @@ class Comparison:
     """
 
     def __init__(self, given: "_Given", scratch: ScratchDatabase, spool: Spool, loading: Future[int | None]):
-        self.counts: dict[str, int] = {}
+        self.counts: Counter[str] = Counter()
         self._given, self._scratch, self._spool, self._loading = given, scratch, spool, loading
-        self._in_batches = given.lists_all and not given.may_overlap
-        self._close: Callable[[], None] = lambda: None
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the batches so far hold the whole listing."""
-        return self._spool.has_ended
-
-    def at_once(self, close: Callable[[], None]) -> Changes:
-        """The changes of the whole listing, which call `close` when they are closed. Raises what `batches` raises."""
-        self._close = close
-        [changes] = self.batches(at_once=True)
-        return changes
 
     def leave_out(self, planned: Iterable[pa.Table]) -> None:
         """Leave images of tables with the column `image_key` out of all batches. ValueError if an image comes twice."""
@@ -135,26 +117,25 @@ class Comparison:
         Raises RunError if the listing breaks off or names two images by one key, or if the published table cannot be
         read.
         """
-        self._in_batches = self._in_batches and not at_once
-        database = self._scratch.connection
-        files = self._spool.take(1 if self._in_batches else math.inf)
+        given, database = self._given, self._scratch.connection
+        in_batches = given.lists_all and not given.may_overlap and not at_once
+        files = self._spool.take(1 if in_batches else math.inf)
         with out_of_room():
             version = self._loading.result()
-            self._given.load_fingerprints(database)
+            reasons.load_fingerprints(database, given.output, given.fingerprint, given.weights_sha256)
             num_known = 0
             while True:
                 files += self._spool.take(0)
                 is_last = self._spool.has_ended
-                self._make_views(files, is_last=is_last)
+                self._make_views(files if in_batches else None, is_last=is_last)
                 database.execute("SET preserve_insertion_order = false")
-                num_known += reasons.join(database, self._given.settings.mode)
-                if is_last and self._given.lists_all and num_known < reasons.num_current(database):
-                    reasons.add_removed(database, self._given.selections)
+                num_known += reasons.join(database, given.settings.mode)
+                if is_last and given.lists_all and num_known < reasons.num_current(database):
+                    reasons.add_removed(database, given.selections)
                 # Without this, DuckDB 1.5 returns the sorted rows in another order. Set any earlier, it costs memory.
                 database.execute("SET preserve_insertion_order = true")
-                changes = Changes(self._scratch, version, self._given.planned, self._close)
-                for reason, number in changes.counts.items():
-                    self.counts[reason] = self.counts.get(reason, 0) + number
+                changes = Changes(self._scratch, version, given.planned, is_last=is_last)
+                self.counts.update(changes.counts)
                 yield changes
                 if is_last:
                     return
@@ -170,11 +151,14 @@ class Comparison:
         with contextlib.suppress(duckdb.ConnectionException):  # closed meanwhile
             self._scratch.connection.interrupt()
 
-    def _make_views(self, files: list[str], *, is_last: bool) -> None:
-        """The views `listing` and `batch`. An image that may be a twin waits for the end of the listing."""
+    def _make_views(self, files: list[str] | None, *, is_last: bool) -> None:
+        """The views `listing` and `batch`, which is of these files; None: of the whole listing at once.
+
+        An image that may be a twin waits for the last batch.
+        """
         database, everything = self._scratch.connection, self._spool.files()
         database.execute(f"CREATE OR REPLACE VIEW listing AS FROM {_read(everything)}")
-        if not self._in_batches:
+        if files is None:
             if self._given.may_overlap or reasons.may_hold_twins(database):
                 reasons.refuse_twins(database)
                 reasons.keep_each_once(database)
@@ -223,9 +207,6 @@ class _Given:
         """The reasons that put an image into the plan."""
         return tuple(name for name in REASONS if name != "removed" or self.settings.tombstone_removed)
 
-    def load_fingerprints(self, database: duckdb.DuckDBPyConnection) -> None:
-        reasons.load_fingerprints(database, self.output, self.fingerprint, self.weights_sha256)
-
 
 @contextlib.contextmanager
 def comparing(
@@ -263,16 +244,11 @@ def comparing(
         scratch.close()
 
 
-def compare(listing: Iterable[pa.Table], spec: InputSpec, settings: Settings, output: Output, **given: Any) -> Changes:
-    """The changes that a run with these settings would have to process, all at once; parameters as in `comparing`.
-
-    Raises RunError if the listing breaks off or names two images by one key, or if the published table cannot be read.
-    """
-    kept = contextlib.ExitStack()
+def changes_at_once(comparing: contextlib.AbstractContextManager[Comparison]) -> Changes:
+    """The changes of the whole listing. Their end is the end of `comparing`. Raises what `batches` raises."""
     with contextlib.ExitStack() as stack:
-        comparison = stack.enter_context(comparing(listing, spec, settings, output, **given))
-        changes = comparison.at_once(kept.close)
-        kept.push(stack.pop_all())
+        [changes] = stack.enter_context(comparing).batches(at_once=True)
+        changes.close = stack.pop_all().close
         return changes
 
 

@@ -91,7 +91,7 @@ class Spool:
             with contextlib.closing(self.listing):
                 for table in self.listing:
                     if self.stopped.is_set():
-                        return
+                        raise StoppedError  # never an end that looks like the end of the listing
                     since = since if num_pending else time.monotonic()
                     self._pending.append(table)
                     num_pending += table.num_rows

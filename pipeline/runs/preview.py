@@ -9,7 +9,7 @@ from pipeline.commit.run_report import Report
 from pipeline.config import Settings
 from pipeline.inputs.container import KeptIndexes
 from pipeline.inputs.listing import list_inputs, refuse_empty
-from pipeline.plan.changes import Changes, Comparison, compare, comparing
+from pipeline.plan.changes import Changes, Comparison, changes_at_once, comparing
 from pipeline.runs.check import Checked, check
 from pipeline.runs.find import find_report, find_run
 
@@ -54,25 +54,18 @@ def preview_of(changes: Changes, earlier: RunRecord | Report | None) -> Preview:
 
 
 def changes_of(checked: Checked) -> Changes:
-    """The changes that a run with these settings would have to process now.
+    """The changes that a run with these settings would have to process now. Nothing is written."""
+    return changes_at_once(comparison_of(checked, keeps_indexes=False))
 
-    Indexes of tars that earlier runs have left in the output are used; no new ones are written.
+
+def comparison_of(checked: Checked, *, keeps_indexes: bool) -> contextlib.AbstractContextManager[Comparison]:
+    """The changes in batches, while the input is listed.
+
+    Indexes of tars that earlier runs have left in the output are used; with `keeps_indexes`, new ones are written.
     """
-    return compare(
-        list_inputs(checked.inputs, checked.settings.limit, KeptIndexes(checked.output, may_write=False)),
-        checked.inputs,
-        checked.settings,
-        checked.output,
-        fingerprint=checked.fingerprint,
-        weights_sha256=checked.model.weights_sha256,
-    )
-
-
-def comparison_of(checked: Checked) -> contextlib.AbstractContextManager[Comparison]:
-    """The same for a run: in batches, while the input is listed. Indexes of tars are written for the next night."""
     stopped = threading.Event()
     return comparing(
-        list_inputs(checked.inputs, checked.settings.limit, KeptIndexes(checked.output, may_write=True), stopped),
+        list_inputs(checked.inputs, checked.settings.limit, KeptIndexes(checked.output, keeps_indexes), stopped),
         checked.inputs,
         checked.settings,
         checked.output,

@@ -47,7 +47,7 @@ class Planner:
     @property
     def counts(self) -> dict[str, int]:
         """Images by reason: of what is listed and compared so far, and of what earlier drivers have planned."""
-        return dict(self._counts_before + Counter(self.comparison.counts))
+        return dict(self._counts_before + self.comparison.counts)
 
     def find_work(self) -> bool:
         """Compare what is listed until there is an image to plan. False if there is none in the whole input."""
@@ -57,7 +57,7 @@ class Planner:
     def begin(self, images_per_shard: int, model_actors: int, computed_on: dict[str, str | None]) -> RunRecord:
         """Plan a new run of what `find_work` has found, and record it. `model_actors`: at most so many will run."""
         assert self._first is not None
-        is_complete = self.comparison.has_ended
+        is_complete = self._first.is_last
         table = "the empty output" if self._first.version is None else f"version {self._first.version} of the table"
         so_far = "" if is_complete else " so far"
         logger.info("compared the input%s with %s: %s", so_far, table, describe(self.counts))
@@ -68,13 +68,9 @@ class Planner:
             images_per_shard,
             computed_on,
             self.may_write,
-            self._tapered_for(self._first, model_actors),
+            _tapered_for(self._first, model_actors),
             is_complete=is_complete,
         )
-
-    def _tapered_for(self, changes: Changes, model_actors: int) -> tuple[int, int] | None:
-        """The last shards of the last batch are small."""
-        return (changes.num_planned, model_actors) if self.comparison.has_ended else None
 
     def resume(self, record: RunRecord) -> GrowingPlan:
         """The plan as far as earlier drivers have written it. RunError if it is damaged."""
@@ -141,7 +137,7 @@ class Planner:
     def _go_on(self, folder: RunFolder, plan: GrowingPlan, images_per_shard: int, model_actors: int) -> None:
         try:
             for changes in self._batches:
-                tapered_for = self._tapered_for(changes, model_actors)
+                tapered_for = _tapered_for(changes, model_actors)
                 images = changes.images()
                 write_more(self.checked, folder, images, images_per_shard, plan, self._may_go_on, tapered_for)
             complete_plan(folder, plan, self.counts, self._may_go_on)
@@ -156,3 +152,8 @@ class Planner:
         if self._ended.is_set():
             raise RunError("the driver ends")
         self.may_write()
+
+
+def _tapered_for(changes: Changes, model_actors: int) -> tuple[int, int] | None:
+    """The last shards of the last batch are small."""
+    return (changes.num_planned, model_actors) if changes.is_last else None

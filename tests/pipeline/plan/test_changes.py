@@ -23,7 +23,7 @@ from pipeline.inputs.reads import ListedImage
 from pipeline.inputs.sources import input_spec
 from pipeline.layout import Output
 from pipeline.plan import changes, spool
-from pipeline.plan.changes import compare, comparing
+from pipeline.plan.changes import changes_at_once, comparing
 from pipeline.schema import IMAGES
 from tests.support.listed import PlannedImage, list_images, listed_table, planned_images
 from tests.support.published_tables import image_row, publish
@@ -126,7 +126,7 @@ def oracle(
 def compared(listing, settings, spec=None, **options):
     given = {"fingerprint": "now", "weights_sha256": "w1", **options}
     spec = spec or InputSpec.of(*settings.input)
-    return compare(listing, spec, settings, Output.open(settings.output), **given)
+    return changes_at_once(comparing(listing, spec, settings, Output.open(settings.output), **given))
 
 
 @pytest.mark.usefixtures("s3")  # a bucket's file system that was made without credentials would stay for other tests

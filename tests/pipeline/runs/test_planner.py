@@ -17,6 +17,7 @@ from pipeline.commit.run_record import read_run_record
 from pipeline.config import Settings
 from pipeline.errors import BrokenRunError, RunError
 from pipeline.guard.interruption import interruptible
+from pipeline.inputs.listing import list_inputs
 from pipeline.plan import shards as shards_room
 from pipeline.plan import spool
 from pipeline.plan.growing import GrowingPlan
@@ -27,6 +28,7 @@ from pipeline.runs.find import find_run
 from pipeline.runs.planning.planner import Planner
 from pipeline.runs.preview import comparison_of
 from tests.support.gated_listing import gated
+from tests.support.published_tables import image_row, publish
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 NAMES = "abcdefgh"
@@ -64,7 +66,7 @@ class Gate:
 def planning(settings: Settings, may_write=lambda: None) -> Iterator[tuple[Planner, GrowingPlan]]:
     """What a driver does, without what goes through Ray."""
     checked = check(settings)
-    with comparison_of(checked) as comparison:
+    with comparison_of(checked, keeps_indexes=True) as comparison:
         planner = Planner(checked, comparison, may_write)
         record = find_run(checked)
         if record is None:
@@ -102,6 +104,35 @@ def test_a_plan_grows_until_all_is_listed(settings, monkeypatch):
     record = read_run_record(check(settings).output, find_folder(settings))
     assert record.plan_is_complete and record.plan == plan.summary and record.counts == {"new": len(NAMES)}
     assert sum(file.num_shards for file in plan.files) == plan.num_shards
+
+
+def test_a_listing_that_ends_between_two_batches_loses_nothing(settings, tmp_path, monkeypatch):
+    """The first batch has all that is listed, and the listing ends without another image while Ray starts. Images that
+    may be twins, and images that are gone, wait for the last batch all the same.
+    """
+    (tmp_path / "in" / "twin#.jpg").write_bytes(b"x")
+    gone = image_row(f"file://{tmp_path}/in/gone.jpg", "run0", 0)
+    publish(settings.output, "images", "run0", [[gone]])
+    settings = dataclasses.replace(settings, tombstone_removed=True)
+    may_end = threading.Event()
+
+    def listing(*arguments):
+        yield from list_inputs(*arguments)
+        assert may_end.wait(PATIENCE_SECONDS)
+
+    monkeypatch.setattr(spool, "_ROWS_A_FILE", 1)
+    monkeypatch.setattr(preview, "list_inputs", listing)
+    checked = check(settings)
+    with comparison_of(checked, keeps_indexes=True) as comparison:
+        planner = Planner(checked, comparison, lambda: None)
+        assert planner.find_work()
+        may_end.set()
+        wait_until(lambda: comparison._spool.has_ended)
+        record = planner.begin(PER_SHARD, 1, {})
+        plan = GrowingPlan.of(record)
+        with planner.going_on(checked.output.run(record.run_id), plan, PER_SHARD, 1):
+            completed(plan)
+    assert names(plan) == sorted([*NAMES, "twin#", "gone"])
 
 
 def find_folder(settings: Settings):
