@@ -195,7 +195,7 @@ def execute(run: Run, allotment: Allotment, lease: HeldLease, progress: Progress
     traced = wants_trace(run.settings.otlp_endpoint)
     clock, board = Clock(), start_board(traced)
     spans = Spans(run.settings.otlp_endpoint, full_uri(run.output.uri), run.run_id) if traced else None
-    publisher = Publisher(run.output, run.run_id, run.plan.num_shards, run.journal, lease.check)
+    publisher = Publisher(run.output, run.run_id, lambda: run.plan.num_shards, run.journal, lease.check)
     publications = _Timer(run.settings.publish_every)
     left = Work(run.plan.num_images - totals.num_images, run.plan.num_shards - done_before)
     staff, watch = Staff(limits, left, run.fingerprint), LimitWatch(limits, board)
@@ -206,7 +206,7 @@ def execute(run: Run, allotment: Allotment, lease: HeldLease, progress: Progress
         RunTrace(spans, board.drain, run.journal.attempt) as trace,
         RunWatch(progress, board.look, lambda: run.failure_budget, deadline, trace.pass_on, watch.check),
     ):
-        progress.follow(lambda: run.plan.num_images, totals, committer.num_waiting, board.look)
+        progress.follow(run.plan, totals, committer.num_waiting, board.look)
         _check_failures(run, totals)
         for receipt in _stream_receipts(run, allotment, totals.shards, board, staff, watch):
             board.done(receipt.shard)
@@ -219,7 +219,6 @@ def execute(run: Run, allotment: Allotment, lease: HeldLease, progress: Progress
                 _check_failures(run, totals)
             if publications.is_due():
                 committer.commit()
-                publisher.num_shards = run.plan.num_shards  # the plan may have grown
                 publisher.publish()
         progress.phase("publishing")
         committer.commit()
@@ -228,7 +227,6 @@ def execute(run: Run, allotment: Allotment, lease: HeldLease, progress: Progress
             publisher.publish()
             raise _stopped(run, totals, limits, staff)
         report = close_books(run, totals, done_before, clock)
-        publisher.num_shards = run.plan.num_shards
         report = replace(report, table_versions=publisher.publish(), computed_on=allotment.computed_on)
         if run.settings.compact:
             publisher.compact()
@@ -275,10 +273,10 @@ def build_dataset(run: Run, allotment: Allotment, shards: Round, board: Board) -
     block.
     """
     settings = run.settings
-    num_shards = shards.most_shards
+    num_shards = shards.most_shards(run.plan)
     elsewhere = spread_over(run.output, run.inputs, run.plan.summary, _IMAGES_ELSEWHERE)
     _set_ray_data_options()
-    bound_pools(lambda: shards.most_shards_of(run.plan), allotment.model_nodes, allotment.helper_nodes)
+    bound_pools(lambda: shards.most_shards(run.plan), allotment.model_nodes, allotment.helper_nodes)
     pass_actor_arguments_by_value()
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "max_restarts": -1, "max_task_retries": 8}
     on_helper_nodes = allotment.helper_nodes.options()

@@ -37,8 +37,9 @@ from pipeline.plan.shards import group_into_shards
 from pipeline.plan.taper import ShardSize
 from pipeline.report.progress import Progress
 from pipeline.run import execute, images_per_shard
-from pipeline.runs.begin import plan_run, take_up
+from pipeline.runs.begin import take_up
 from pipeline.runs.check import Checked, check
+from pipeline.runs.planning.plan_run import plan_run
 from pipeline.runs.preview import Preview, changes_of, earlier_run, preview_of
 from pipeline.runs.prove import holding_lease, proven
 from pipeline.runs.specs import segment_spec

@@ -13,6 +13,7 @@ from pipeline.commit.receipt import MOST_SHARDS
 from pipeline.errors import RunError
 from pipeline.layout import PLAN_FILE, Output, RunFolder, numbered
 from pipeline.schema import SCHEMA_VERSION
+from pipeline.store.conditional_writes import create_new
 from pipeline.store.filesystem import put_object
 from pipeline.store.json_records import STRICT, Count, moment, plain_values
 
@@ -40,6 +41,15 @@ class PlanSummary:
     num_shards: NumShards
     size_bytes: Count  # encoded bytes to read
 
+    def with_file(self, path: str, num_shards: int, num_images: int, size_bytes: int) -> "PlanSummary":
+        """This plan and one more file, whose shards follow those of this plan."""
+        return PlanSummary(
+            (*self.files, PlanFile(path, self.num_shards, num_shards)),
+            self.num_images + num_images,
+            self.num_shards + num_shards,
+            self.size_bytes + size_bytes,
+        )
+
 
 NO_PLAN = PlanSummary((), 0, 0, 0)
 
@@ -52,8 +62,10 @@ class PlanRecord:
     plan: PlanSummary
     counts: dict[str, Count]  # as in run.json
 
-    def write(self, folder: RunFolder) -> None:
-        put_object(folder.filesystem, folder.plan_json, json.dumps(asdict(self), indent=1).encode())
+    def create(self, folder: RunFolder) -> bool:
+        """Write plan.json; False if there is one already."""
+        data = json.dumps(asdict(self), indent=1).encode()
+        return create_new(folder.filesystem, folder.plan_json, data, folder.has_conditions)
 
 
 @with_config(STRICT)

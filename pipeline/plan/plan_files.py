@@ -1,10 +1,10 @@
 """Read the plan of a run back, checked: whoever can write to the output could have changed it."""
 
+import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -31,10 +31,69 @@ def read_plan_file(
     `spec` names the inputs of the run. RunError if the file is not the one that run.json names, or if it names an
     object outside of the inputs: whoever can write to the output could otherwise have any object read.
     """
+    yield from _shards_in(output, spec, plan_file, output.read(plan_file.path, _MOST_FILE_BYTES), shards)
+
+
+def follow_plan(
+    output: Output, spec: InputSpec, folder: RunFolder, numbers: Iterable[int]
+) -> Iterator[tuple[int, pa.Table]]:
+    """Like `read_plan_file`: every shard of the plan files of these numbers, of a run whose plan still grows.
+
+    Waits for each file. Ends if the plan is complete without the next.
+    """
+    for number in numbers:
+        path = f"{folder.plan}/{numbered(PLAN_FILE, number)}"
+        while (data := output.read_or_none(path, _MOST_FILE_BYTES)) is None:
+            complete = read_plan_record(output, folder)
+            if complete is None:
+                time.sleep(_LOOK_AGAIN_SECONDS)
+                continue
+            if len(complete.plan.files) <= number:
+                return
+            data = output.read(path, _MOST_FILE_BYTES)  # written since, or RunError: it is gone
+            break
+        file = _plan_file(output, path, data)
+        yield from _shards_in(output, spec, file, data, range(file.first_shard, file.first_shard + file.num_shards))
+
+
+def planned_so_far(output: Output, folder: RunFolder) -> Iterator[tuple[PlanFile, pa.Table]]:
+    """Each plan file of a run whose plan may not be complete, with its images as a table of PLAN, in order.
+
+    RunError if a file is none of a plan, or one before it is missing.
+    """
+    num_shards = 0
+    for number, ((found,), path) in enumerate(output.list_numbered(folder.plan, PLAN_FILE)):
+        if found != number:
+            raise output.damaged(folder.plan, f"{numbered(PLAN_FILE, number)} is missing")
+        data = output.read(path, _MOST_FILE_BYTES)
+        file = _plan_file(output, path, data)
+        if file.first_shard != num_shards:
+            raise output.damaged(path, f"it begins with shard {file.first_shard}; it must begin with {num_shards}")
+        num_shards += file.num_shards
+        with _as_damage(output, path):
+            images = pq.read_table(pa.BufferReader(data))
+            _check_columns(images)
+        yield file, images
+
+
+def _plan_file(output: Output, path: str, data: bytes) -> PlanFile:
+    """Which shards a plan file holds, by its first shard and the number of its row groups."""
+    with _as_damage(output, path):
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if not file.schema_arrow.equals(PLAN) or not file.num_row_groups:
+            raise ValueError("it holds no shards of a plan")
+        first = pc.min(file.read_row_group(0, columns=["shard"])["shard"]).as_py()
+        if first is None or first < 0:
+            raise ValueError(f"it begins with shard {first}")
+        return PlanFile(path, first, file.num_row_groups)
+
+
+def _shards_in(
+    output: Output, spec: InputSpec, plan_file: PlanFile, data: bytes, shards: Iterable[int]
+) -> Iterator[tuple[int, pa.Table]]:
     inside = _Inside(spec)
     seen: set[str] = set()
-    data = output.read(plan_file.path, _MOST_FILE_BYTES)
-    try:
+    with _as_damage(output, plan_file.path):
         file = pq.ParquetFile(pa.BufferReader(data))
         if file.num_row_groups != plan_file.num_shards:
             raise ValueError(f"it has {file.num_row_groups} shards, but run.json says {plan_file.num_shards}")
@@ -42,8 +101,14 @@ def read_plan_file(
             images = file.read_row_group(shard - plan_file.first_shard)
             _check_images(images, shard, inside, seen)
             yield shard, images.drop_columns(["shard"])
+
+
+@contextlib.contextmanager
+def _as_damage(output: Output, path: str) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, ValueError, OSError) as error:
-        raise output.damaged(plan_file.path, one_line(error)) from None
+        raise output.damaged(path, one_line(error)) from None
 
 
 _NEVER_NULL = [field.name for field in PLAN if not field.nullable]
@@ -125,48 +190,6 @@ def is_below(uri: str, below: str) -> bool:
 @lru_cache
 def _real(folder: str) -> str:
     return canonical(folder)
-
-
-def planned_so_far(output: Output, folder: RunFolder) -> Iterator[tuple[PlanFile, pa.Table]]:
-    """Each plan file of a run whose plan may not be complete, with its images, in order.
-
-    RunError if a file is none of a plan, or one before it is missing.
-    """
-    num_shards = 0
-    for number, ((found,), path) in enumerate(output.list_numbered(folder.plan, PLAN_FILE)):
-        if found != number:
-            raise output.damaged(folder.plan, f"{numbered(PLAN_FILE, number)} is missing")
-        images, file = _whole_file(output, path)
-        if file.first_shard != num_shards:
-            raise output.damaged(path, f"it begins with shard {file.first_shard}; it must begin with {num_shards}")
-        num_shards += file.num_shards
-        yield file, images
-
-
-def _whole_file(output: Output, path: str) -> tuple[pa.Table, PlanFile]:
-    try:
-        images = pq.read_table(pa.BufferReader(output.read(path, _MOST_FILE_BYTES)))
-        _check_columns(images)
-        shards = images["shard"].to_numpy()
-        first, last = int(shards[0]), int(shards[-1])
-        steps = np.diff(shards)
-        if first < 0 or not np.isin(steps, (0, 1)).all():
-            raise ValueError("its shards are not in order")
-    except (pa.ArrowException, ValueError, OSError) as error:
-        raise output.damaged(path, one_line(error)) from None
-    return images.drop_columns(["shard"]), PlanFile(path, first, last - first + 1)
-
-
-def wait_for_plan_file(output: Output, folder: RunFolder, number: int) -> PlanFile | None:
-    """Plan file `number` of a run whose plan still grows, once it is there. None if the plan is complete without."""
-    path = f"{folder.plan}/{numbered(PLAN_FILE, number)}"
-    while True:
-        complete = read_plan_record(output, folder)
-        if output.filesystem.exists(output.inside(path)):
-            return _whole_file(output, path)[1]
-        if complete is not None:
-            return None
-        time.sleep(_LOOK_AGAIN_SECONDS)
 
 
 def spread_over(output: Output, spec: InputSpec, plan: PlanSummary, number: int) -> list[ListedImage]:

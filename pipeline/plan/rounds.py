@@ -25,17 +25,14 @@ class Round:
     def num_tasks(self) -> int:
         return len(self.shards) + len(self.awaited)
 
-    @property
-    def most_shards(self) -> int:
-        """How many shards the round can have."""
-        return sum(len(pending) for _, pending in self.shards) + SHARDS_PER_PLAN_FILE * sum(map(len, self.awaited))
-
-    def most_shards_of(self, plan: GrowingPlan) -> int:
-        """`most_shards`, but how many the round has if the plan is complete."""
-        if not self.awaited or not plan.is_complete:
-            return self.most_shards
-        come = plan.files[self.awaited[0].start : self.awaited[-1].stop]
-        return sum(len(pending) for _, pending in self.shards) + sum(file.num_shards for file in come)
+    def most_shards(self, plan: GrowingPlan) -> int:
+        """How many shards the round has; as long as the plan grows, how many it can have."""
+        planned = sum(len(pending) for _, pending in self.shards)
+        if not self.awaited:
+            return planned
+        if not plan.is_complete:
+            return planned + SHARDS_PER_PLAN_FILE * sum(map(len, self.awaited))
+        return planned + sum(file.num_shards for file in plan.files[self.awaited[0].start : self.awaited[-1].stop])
 
 
 def rounds(plan: GrowingPlan, done: set[int], first: int = 0) -> Iterator[Round]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.commit.run_record import NO_PLAN, PlanFile, PlanSummary
+from pipeline.commit.run_record import NO_PLAN, PlanSummary
 from pipeline.layout import PLAN_FILE, numbered
 from pipeline.plan.taper import ShardSize
 from pipeline.schema import PLAN, PLANNED
@@ -36,6 +36,11 @@ def bytes_to_read(images: pa.Table) -> pa.ChunkedArray:
     """Encoded bytes of each image of a plan; 0 if the image is not read: it is removed, or has a fault."""
     is_read = pc.and_(pc.not_equal(images["reason"], "removed"), pc.is_null(images["fault"]))
     return pc.if_else(is_read, pc.fill_null(images["size_bytes"], _USUAL_BYTES), 0)
+
+
+def num_bytes(images: pa.Table) -> int:
+    """Encoded bytes to read for these images of a plan."""
+    return int(pc.sum(bytes_to_read(images)).as_py() or 0)
 
 
 def group_into_shards(tables: Iterable[pa.Table], size: ShardSize) -> Iterator[pa.Table]:
@@ -107,30 +112,28 @@ def write_plan(
 
     `put` writes a file, and `tell` is called with the plan so far after each.
     """
-    files = list(before.files)
-    num_images, num_shards, size_bytes = before.num_images, before.num_shards, before.size_bytes
+    plan = before
     pending: list[pa.Table] = []
 
     def flush() -> None:
+        nonlocal plan
         buffer = pa.BufferOutputStream()
         with pq.ParquetWriter(buffer, PLAN, compression="zstd") as writer:
             for table in pending:
                 writer.write_table(table, row_group_size=max(1, table.num_rows))
-        path = f"{folder}/{numbered(PLAN_FILE, len(files))}"
+        path = f"{folder}/{numbered(PLAN_FILE, len(plan.files))}"
         put(filesystem, path, bytes(buffer.getvalue()))
-        files.append(PlanFile(path, num_shards - len(pending), len(pending)))
+        images = pa.concat_tables(pending)
+        plan = plan.with_file(path, len(pending), images.num_rows, num_bytes(images))
         pending.clear()
-        logger.info("planned %d images in %d shards so far", num_images, num_shards)
-        tell(PlanSummary(tuple(files), num_images, num_shards, size_bytes))
+        logger.info("planned %d images in %d shards so far", plan.num_images, plan.num_shards)
+        tell(plan)
 
     for images in shards:
-        numbers = pa.repeat(pa.scalar(num_shards, pa.int32()), images.num_rows)
+        numbers = pa.repeat(pa.scalar(plan.num_shards + len(pending), pa.int32()), images.num_rows)
         pending.append(pa.Table.from_arrays([numbers, *images.columns], schema=PLAN))
-        num_shards += 1
-        num_images += images.num_rows
-        size_bytes += pc.sum(bytes_to_read(images)).as_py()
         if len(pending) == SHARDS_PER_PLAN_FILE:
             flush()
     if pending:
         flush()
-    return PlanSummary(tuple(files), num_images, num_shards, size_bytes)
+    return plan

@@ -10,7 +10,7 @@ from ray.data.block import BlockMetadata
 from pipeline.commit.run_record import PlanFile
 from pipeline.input_spec import InputSpec
 from pipeline.layout import Output
-from pipeline.plan.plan_files import read_plan_file, wait_for_plan_file
+from pipeline.plan.plan_files import follow_plan, read_plan_file
 from pipeline.plan.rounds import Round
 from pipeline.schema import pack_shard
 
@@ -43,13 +43,8 @@ class ShardSource(Datasource):
 
         def read() -> Iterator[pa.Table]:
             output = Output.open(place)
-            for number in numbers:
-                plan_file = wait_for_plan_file(output, output.run(run_id), number)
-                if plan_file is None:
-                    return
-                shards = range(plan_file.first_shard, plan_file.first_shard + plan_file.num_shards)
-                for shard, images in read_plan_file(output, inputs, plan_file, shards):
-                    yield pack_shard(shard, images)
+            for shard, images in follow_plan(output, inputs, output.run(run_id), numbers):
+                yield pack_shard(shard, images)
 
         return _task(read)
 

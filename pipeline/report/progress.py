@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
@@ -24,6 +25,15 @@ logger = logging.getLogger(__name__)
 _STRAGGLER_SECONDS = 60.0  # name a shard that is under way for longer
 _LOADING = "loading the model"
 _TICK_SECONDS = 1.0  # interval between updates of the live line, and between checks for the first shard
+
+
+class Plan(Protocol):
+    """The attributes of plan.growing.GrowingPlan that the progress shows."""
+
+    @property
+    def num_images(self) -> int: ...
+
+    is_complete: bool
 
 
 class Progress:
@@ -69,26 +79,27 @@ class Progress:
 
     def follow(
         self,
-        planned: Callable[[], int],
+        plan: Plan,
         totals: Totals,
         waiting: Callable[[], int] = lambda: 0,
         look: Callable[[], InFlight | None] = lambda: None,
     ) -> None:
         """Show `totals`, which counts images of all attempts of the run.
 
-        `planned`: images of the run, which may become more; `waiting`: images in `totals` that are not committed;
-        `look`: the shards that stages are working on.
+        `plan`: of the run; `waiting`: images in `totals` that are not committed; `look`: the shards that stages are
+        working on.
         """
-        if totals.num_images < planned():
+        if totals.num_images < plan.num_images or not plan.is_complete:
             self.phase(_LOADING)
-        self.images = _Images(planned, totals, waiting, look)
+        self.images = _Images(plan, totals, waiting, look)
 
     def kept(self) -> str:
         """`24 of 40 images are done and kept`, for a program that ends early."""
         if self.images is None:
             return "no image was started"
         done = self.images.totals.num_images - self.images.waiting()
-        return f"{done:,} of {self.images.num_images:,} images are done and kept"
+        listed = "" if self.images.plan.is_complete else " that are listed so far"
+        return f"{done:,} of {self.images.num_images:,} images{listed} are done and kept"
 
     def counts(self) -> dict[str, int]:
         """Images of the run; of these, those of all attempts that are done, failed and removed; their segments."""
@@ -147,12 +158,12 @@ class _Images:
 
     def __init__(
         self,
-        planned: Callable[[], int],
+        plan: Plan,
         totals: Totals,
         waiting: Callable[[], int],
         look: Callable[[], InFlight | None],
     ):
-        self.planned, self.totals = planned, totals
+        self.plan, self.totals = plan, totals
         self.waiting, self.look = waiting, look
         self.done_before = totals.num_images
         self.followed = time.monotonic()
@@ -160,7 +171,7 @@ class _Images:
 
     @property
     def num_images(self) -> int:
-        return self.planned()
+        return self.plan.num_images
 
     @property
     def num_new(self) -> int:
@@ -169,8 +180,8 @@ class _Images:
 
     @property
     def are_coming(self) -> bool:
-        """Whether this attempt has done images and images are left."""
-        return self.num_new > 0 and self.totals.num_images < self.num_images
+        """Whether this attempt has done images and images are left, or may come."""
+        return self.num_new > 0 and (self.totals.num_images < self.num_images or not self.plan.is_complete)
 
     @property
     def rate(self) -> float:
@@ -179,8 +190,10 @@ class _Images:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the last image is done, at the rate so far; None before the first."""
-        return (self.num_images - self.totals.num_images) / self.rate if self.num_new else None
+        """Until the last image is done, at the rate so far; None before the first, and while the plan grows."""
+        if not self.num_new or not self.plan.is_complete:
+            return None
+        return (self.num_images - self.totals.num_images) / self.rate
 
     def has_begun(self) -> bool:
         seen = self.look()
@@ -189,7 +202,8 @@ class _Images:
     def line(self) -> str:
         """`12/40 images, 12.3 images/s, 4 failed, 0:12:30 left, slowest: model 81 ms per image`"""
         left = "time unknown" if self.seconds_left is None else f"{hms(self.seconds_left)} left"
-        counts = f"{self.totals.num_images:,}/{self.num_images:,} images, {self.rate:.2f} images/s"
+        listed = "" if self.plan.is_complete else " listed so far"
+        counts = f"{self.totals.num_images:,}/{self.num_images:,} images{listed}, {self.rate:.2f} images/s"
         return f"{counts}, {self.totals.num_failed:,} failed, {left}{self.slowest()}"
 
     def slowest(self) -> str:

@@ -49,7 +49,7 @@ class Publisher:
 
     output: Output
     run_id: str
-    num_shards: int  # of the plan of the run, as far as it goes
+    num_shards: Callable[[], int]  # of the plan of the run, as far as it goes
     journal: Journal
     may_publish: Callable[[], None] = lambda: None  # called before each commit; raises if this driver must not commit
     shards: dict[str, set[int]] = field(default_factory=dict)  # by table: the shards that are known to be in the table
@@ -88,7 +88,7 @@ class Publisher:
                 check_table(self.output, name, table)
                 self._add_columns(table, name)
                 there = self._shards_in(table, name)
-                receipts = self.journal.read(self.num_shards)
+                receipts = self.journal.read(self.num_shards())
                 new = {receipt.shard: receipt.parts[name] for receipt in receipts if receipt.shard not in there}
                 if not new:
                     return table.version()
@@ -115,17 +115,17 @@ class Publisher:
 
     def _shards_in(self, table: DeltaTable, name: str) -> set[int]:
         """The shards of this run that `table` holds, or whose part is empty."""
-        count = table.transaction_version(app_id(self.run_id)) or 0
-        if not 0 <= count <= self.num_shards:
+        count, num_shards = table.transaction_version(app_id(self.run_id)) or 0, self.num_shards()
+        if not 0 <= count <= num_shards:
             raise RunError(
                 f"the log of the table {name} below {self.output.uri} says that it has {count} shards of run "
-                f"{self.run_id}, which has {self.num_shards}: somebody has changed the log"
+                f"{self.run_id}, which has {num_shards}: somebody has changed the log"
             )
         known = self.shards.get(name, set())
         if count == len(known):
             return known
-        if count == self.num_shards:
-            return set(range(self.num_shards))
+        if count == num_shards:
+            return set(range(num_shards))
         # Another attempt has published some shards of the run: look into the table, whose files may have been merged
         # since. Shards without rows leave no trace in the table. They are published again, which adds nothing.
         shards: set[int] = set()

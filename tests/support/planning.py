@@ -5,9 +5,10 @@ import pyarrow as pa
 from pipeline.config import Settings
 from pipeline.inputs.listing import list_inputs
 from pipeline.plan.shards import PLANNED_IMAGES
-from pipeline.runs.begin import Run, plan_run, take_up
+from pipeline.runs.begin import Run, take_up
 from pipeline.runs.check import check
 from pipeline.runs.find import find_run
+from pipeline.runs.planning.plan_run import plan_run
 
 
 def planned(settings: Settings, images_per_shard: int = 512, counts: dict[str, int] | None = None) -> Run:

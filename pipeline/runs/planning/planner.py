@@ -12,17 +12,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.commit.run_record import NO_PLAN, PlanFile, PlanSummary, RunRecord
+from pipeline.commit.run_record import NO_PLAN, RunRecord
 from pipeline.errors import BrokenRunError, RunError
 from pipeline.guard.interruption import interrupt_main
 from pipeline.layout import RunFolder
 from pipeline.plan.changes import Changes, Comparison, describe
 from pipeline.plan.growing import GrowingPlan
 from pipeline.plan.plan_files import planned_so_far
-from pipeline.plan.shards import bytes_to_read
-from pipeline.runs.begin import complete_plan, plan_run, write_more
+from pipeline.plan.shards import num_bytes
 from pipeline.runs.check import Checked
+from pipeline.runs.planning.plan_run import complete_plan, plan_run, write_more
 from pipeline.store.filesystem import one_line
 
 logger = logging.getLogger(__name__)
@@ -75,16 +76,14 @@ class Planner:
     def resume(self, record: RunRecord) -> GrowingPlan:
         """The plan as far as earlier drivers have written it. RunError if it is damaged."""
         folder = self.checked.output.run(record.run_id)
-        files: list[PlanFile] = []
-        num_images = size_bytes = 0
+        plan = NO_PLAN
 
         def images_of_files() -> Iterator[pa.Table]:
-            nonlocal num_images, size_bytes
+            nonlocal plan
             for file, images in planned_so_far(self.checked.output, folder):
-                files.append(file)
-                num_images += images.num_rows
-                size_bytes += sum(bytes_to_read(images).to_pylist())
-                self._counts_before.update(images["reason"].to_pylist())
+                plan = plan.with_file(file.path, file.num_shards, images.num_rows, num_bytes(images))
+                for reason in pc.value_counts(images["reason"]).to_pylist():
+                    self._counts_before[reason["values"]] += reason["counts"]
                 yield images
 
         with self.checked.output.errors():
@@ -92,10 +91,8 @@ class Planner:
                 self.comparison.leave_out(images_of_files())
             except ValueError as error:
                 raise self.checked.output.damaged(folder.plan, str(error)) from None
-        num_shards = files[-1].first_shard + files[-1].num_shards if files else 0
-        logger.info("run %s: its plan has %d images so far; the input is listed again", record.run_id, num_images)
-        summary = PlanSummary(tuple(files), num_images, num_shards, size_bytes) if files else NO_PLAN
-        return GrowingPlan(summary, record.counts, is_complete=False)
+        logger.info("run %s: its plan has %d images so far; the input is listed again", record.run_id, plan.num_images)
+        return GrowingPlan(plan, record.counts, is_complete=False)
 
     @contextlib.contextmanager
     def going_on(

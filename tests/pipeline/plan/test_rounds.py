@@ -36,8 +36,8 @@ def test_rounds_hold_every_shard_that_is_not_done_once(sizes, done, most, first)
         found = list(rounds(plan, done, first))
     shards = [shard for each in found for _, pending in each.shards for shard in pending]
     assert shards == [shard for shard in range(plan.num_shards) if shard not in done]
-    assert not first or not found or found[0].most_shards == min(first, len(shards))
-    assert all(each.most_shards <= max(most, 5) for each in found[bool(first) :])
+    assert not first or not found or found[0].most_shards(plan) == min(first, len(shards))
+    assert all(each.most_shards(plan) <= max(most, 5) for each in found[bool(first) :])
     assert not any(each.awaited for each in found)
 
 
@@ -62,7 +62,7 @@ def test_rounds_of_a_plan_that_grows_hold_every_shard_once(sizes, steps, most):
         thread.start()
         found += several
         thread.join()
-        assert all(one.most_shards <= max(most, 5) for one in found)
+        assert all(one.most_shards(plan) <= max(most, 5) for one in found)
     assert [shard for one in found for shard in shards_of(one, plan)] == list(range(sum(sizes)))
 
 
@@ -71,4 +71,4 @@ def test_tasks_that_wait_are_few_and_cover_the_files_to_come():
     one = next(rounds(plan, set()))
     assert [number for awaited in one.awaited for number in awaited] == list(range(1, 1 + (50_000 - 64) // 64))
     assert [len(awaited) for awaited in one.awaited[:9]] == [1] * 8 + [2]
-    assert one.num_tasks < 80 and one.most_shards <= 50_000
+    assert one.num_tasks < 80 and one.most_shards(plan) <= 50_000

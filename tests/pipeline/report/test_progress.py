@@ -9,7 +9,9 @@ import pytest
 
 from pipeline.cluster.in_flight_actor import Board, start_board
 from pipeline.commit.receipt import PartRecord, Receipt
+from pipeline.commit.run_record import PlanSummary
 from pipeline.commit.totals import Totals
+from pipeline.plan.growing import GrowingPlan
 from pipeline.report import progress as progress_module
 from pipeline.report.progress import Progress
 from pipeline.telemetry.in_flight import InFlight, UnderWay
@@ -31,6 +33,10 @@ def log_lines():
     log.handlers[:], log.level, log.propagate = before
 
 
+def plan_of(num_images: int, *, is_complete: bool = True) -> GrowingPlan:
+    return GrowingPlan(PlanSummary((), num_images, 0, 0), {}, is_complete)
+
+
 def receipt(shard: int, num_images: int, **failed: int) -> Receipt:
     return Receipt(shard, num_images, 0, failed, PARTS, 0, 0, {"decode": 0.5, "model": 2.0})
 
@@ -41,18 +47,32 @@ def test_the_line_counts_images_failures_time_left_and_names_the_slowest_step(mo
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     progress = Progress(10)
-    progress.follow(lambda: 100, totals)
+    progress.follow(plan_of(100), totals)
     now[0] += 20
     assert progress.line() == "loading the model, for 0:00:20 now"
     totals.add(receipt(1, 40, not_found=2))
     assert progress.line() == ("50/100 images, 2.00 images/s, 3 failed, 0:00:25 left, slowest: model 80.0 ms per image")
 
 
+def test_while_the_plan_grows_no_time_is_foretold(monkeypatch):
+    now, totals, plan = [100.0], Totals(), plan_of(4, is_complete=False)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    progress = Progress(10)
+    progress.follow(plan, totals)
+    totals.add(receipt(0, 4))
+    now[0] += 8
+    assert progress.line().startswith("4/4 images listed so far, 0.50 images/s, 0 failed, time unknown, ")
+    assert progress.kept() == "4 of 4 images that are listed so far are done and kept"
+    plan.grow(PlanSummary((), 8, 0, 0))
+    plan.complete({})
+    assert progress.line().startswith("4/8 images, 0.50 images/s, 0 failed, 0:00:08 left, ")
+
+
 def test_the_rate_does_not_count_the_loading_of_the_model(monkeypatch):
     now, totals, seen = [100.0], Totals(), [READING]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     progress = Progress(10)
-    progress.follow(lambda: 100, totals, look=lambda: seen[0])
+    progress.follow(plan_of(100), totals, look=lambda: seen[0])
     progress._notice_first_shard(now[0])
     now[0], seen[0] = 150.0, SEGMENTING
     progress._notice_first_shard(149.0)
@@ -73,7 +93,7 @@ def test_without_a_terminal_each_phase_and_each_interval_is_a_line(capsys):
     with Progress(0.05) as progress:
         progress.phase("starting Ray")
         wait_until(lambda: is_said("INFO: starting Ray, for 0:00:00 now"))
-        progress.follow(lambda: 4, totals, look=lambda: seen[0])
+        progress.follow(plan_of(4), totals, look=lambda: seen[0])
         wait_until(lambda: is_said("INFO: loading the model, for"))
         seen[0] = SEGMENTING
         wait_until(lambda: is_said("INFO: first shard, for"))
@@ -88,7 +108,7 @@ def test_without_a_terminal_each_phase_and_each_interval_is_a_line(capsys):
 def test_a_run_with_nothing_left_loads_no_model(capsys):
     totals = Totals()
     totals.add(receipt(0, 4))
-    Progress(10).follow(lambda: 4, totals)
+    Progress(10).follow(plan_of(4), totals)
     assert capsys.readouterr().err == ""
 
 
@@ -98,7 +118,7 @@ def test_a_stop_says_what_is_kept():
     assert progress.kept() == "no image was started"
     totals.add(receipt(0, 1200))
     totals.add(receipt(1, 40))
-    progress.follow(lambda: 5000, totals, waiting=lambda: 40)
+    progress.follow(plan_of(5000), totals, waiting=lambda: 40)
     assert progress.kept() == "1,200 of 5,000 images are done and kept"
 
 
@@ -108,7 +128,7 @@ def test_a_shard_that_takes_long_is_named():
     def line(one: UnderWay | None) -> str:
         totals = Totals()
         progress = Progress(10)
-        progress.follow(lambda: 100, totals, look=lambda: InFlight(one, frozenset({"segmenting"})))
+        progress.follow(plan_of(100), totals, look=lambda: InFlight(one, frozenset({"segmenting"})))
         totals.add(receipt(0, 1))
         return progress.line()
 

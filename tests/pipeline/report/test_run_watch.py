@@ -10,7 +10,7 @@ from pipeline.report.progress import Progress
 from pipeline.report.run_watch import RunWatch
 from pipeline.telemetry.in_flight import InFlight, UnderWay
 from pipeline.telemetry.instruments import Gauge
-from tests.pipeline.report.test_progress import receipt
+from tests.pipeline.report.test_progress import plan_of, receipt
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_gauges_follow_the_run(gauges):
     watch.set_gauges()
     assert gauges == {}, "no run to speak of yet"
 
-    progress.follow(lambda: 100, totals)
+    progress.follow(plan_of(100), totals)
     watch.set_gauges()
     assert (gauges["images"], gauges["images_left"], gauges["images_failed"]) == (100, 100, 0)
     assert "seconds_left" not in gauges and gauges["last_receipt_timestamp_seconds"] == pytest.approx(now, abs=60)
@@ -60,7 +60,7 @@ def test_gauges_follow_the_run(gauges):
 
 def test_without_an_answer_of_the_stages_or_a_deadline_the_other_gauges_are_set(gauges):
     progress = Progress(10)
-    progress.follow(lambda: 100, Totals())
+    progress.follow(plan_of(100), Totals())
     RunWatch(progress, lambda: None, lambda: 0.01, None).set_gauges()
     assert gauges["images_left"] == 100
     assert not [name for name in gauges if name.startswith(("shards", "slowest", "deadline"))]
@@ -69,7 +69,7 @@ def test_without_an_answer_of_the_stages_or_a_deadline_the_other_gauges_are_set(
 def test_the_watch_sets_gauges_and_calls_at_once_and_once_more_at_the_end(gauges, monkeypatch):
     monkeypatch.setattr(run_watch, "SET_EVERY_SECONDS", 3600)
     totals, progress, calls = Totals(), Progress(10), []
-    progress.follow(lambda: 100, totals)
+    progress.follow(plan_of(100), totals)
     with RunWatch(progress, lambda: None, lambda: 0.01, None, lambda: calls.append(1)):
         totals.add(receipt(0, 100))
     assert gauges["images_left"] == 0 and calls == [1]

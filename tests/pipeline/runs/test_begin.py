@@ -10,9 +10,9 @@ from pipeline.commit.totals import Totals
 from pipeline.config import Settings
 from pipeline.errors import BrokenRunError, RunError
 from pipeline.runs.accounting import Clock, close_books
-from pipeline.runs.begin import plan_run
 from pipeline.runs.check import check
 from pipeline.runs.find import find_report, find_run
+from pipeline.runs.planning.plan_run import plan_run
 from tests.pipeline.tables.test_publish import journal_of, publisher, write_shard
 from tests.support.listed import PlannedImage, planned_table
 from tests.support.planning import planned

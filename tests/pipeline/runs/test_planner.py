@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.commit.run_record import read_run_record
+from pipeline.commit.run_record import PlanRecord, read_run_record
 from pipeline.config import Settings
 from pipeline.errors import BrokenRunError, RunError
 from pipeline.guard.interruption import interruptible
@@ -21,7 +21,7 @@ from pipeline.inputs.listing import list_inputs
 from pipeline.plan import shards as shards_room
 from pipeline.plan import spool
 from pipeline.plan.growing import GrowingPlan
-from pipeline.plan.plan_files import wait_for_plan_file
+from pipeline.plan.plan_files import follow_plan
 from pipeline.runs import preview
 from pipeline.runs.check import check
 from pipeline.runs.find import find_run
@@ -243,18 +243,37 @@ def test_a_missing_plan_file_is_one_line(settings, monkeypatch):
         pass
 
 
-def test_who_waits_for_a_plan_file_gets_it_or_learns_that_there_is_none(settings, monkeypatch):
+def test_who_follows_a_plan_gets_each_shard_once_and_ends_with_the_plan(settings, monkeypatch):
     monkeypatch.setattr("pipeline.plan.plan_files._LOOK_AGAIN_SECONDS", 0.01)
     gate = Gate(monkeypatch, 3)
-    with planning(settings) as (_, plan):
-        folder = find_folder(settings)
-        assert wait_for_plan_file(folder.output, folder, 0) == plan.files[0]
-        found = []
-        waiting = threading.Thread(target=lambda: found.append(wait_for_plan_file(folder.output, folder, 99)))
-        waiting.start()
+    with planning(settings) as (planner, plan):
+        folder, found = find_folder(settings), []
+        following = threading.Thread(
+            target=lambda: found.extend(follow_plan(folder.output, planner.checked.inputs, folder, range(99)))
+        )
+        following.start()
+        wait_until(lambda: found)
         gate.open.set()
         completed(plan)
-        waiting.join(60)
-        assert found == [None]
-        last = len(plan.files) - 1
-        assert wait_for_plan_file(folder.output, folder, last) == plan.files[last]
+        following.join(PATIENCE_SECONDS)
+    assert [shard for shard, _ in found] == list(range(plan.num_shards))
+    assert sorted(key for _, images in found for key in images["image_key"].to_pylist()) == sorted(planned_keys(plan))
+
+
+def test_a_plan_file_that_is_gone_is_one_line_to_who_waits_for_it(settings):
+    with planning(settings) as (planner, plan):
+        pass
+    folder = find_folder(settings)
+    PlanRecord(plan.summary, {}).create(folder)
+    os.unlink(plan.files[0].path)
+    with pytest.raises(RunError, match=r"000000\.parquet"):
+        list(follow_plan(folder.output, planner.checked.inputs, folder, range(1)))
+
+
+def test_a_plan_that_another_driver_has_completed_breaks_the_run(settings, monkeypatch):
+    gate = Gate(monkeypatch, 3)
+    broken = pytest.raises(BrokenRunError, match="another driver has completed the plan of run")
+    with broken, planning(settings) as (_, plan):
+        assert PlanRecord(plan.summary, {}).create(find_folder(settings))
+        gate.open.set()
+        time.sleep(PATIENCE_SECONDS)

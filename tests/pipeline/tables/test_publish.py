@@ -43,7 +43,7 @@ def journal_of(output: str, run_id: str) -> Journal:
 
 
 def publisher(output: str, run_id: str, num_shards: int, journal: Journal | None = None, **options) -> Publisher:
-    return Publisher(Output.open(output), run_id, num_shards, journal or journal_of(output, run_id), **options)
+    return Publisher(Output.open(output), run_id, lambda: num_shards, journal or journal_of(output, run_id), **options)
 
 
 def rows(output: str, table: str, columns: list[str] | None = None) -> list[dict]:
