@@ -13,6 +13,7 @@ from adlfs import AzureBlobFileSystem
 from azure.core import MatchConditions
 from azure.core.exceptions import (
     AzureError,
+    ClientAuthenticationError,
     HttpResponseError,
     IncompleteReadError,
     ResourceModifiedError,
@@ -134,6 +135,8 @@ def _as_os_errors(name: str) -> Iterator[None]:
     except HttpResponseError as error:
         if error.status_code == 416:
             raise _NoSuchPartError from error
+        if isinstance(error, ClientAuthenticationError) and error.status_code is None:  # there is no token to send
+            raise PermissionError(f"{name}: {error.message}") from error
         if isinstance(error, IncompleteReadError) or error.status_code is None or error.status_code < 400:
             raise DamagedError(f"the body of {name} ends early: {error.message}") from error
         code = getattr(error, "error_code", None) or error.reason

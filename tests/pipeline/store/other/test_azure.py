@@ -121,12 +121,26 @@ def test_a_refusal_is_one_line_and_not_tried_again(server):
     assert not server.statuses
 
 
+def test_credentials_that_cannot_be_had_are_a_refusal(server, monkeypatch):
+    """Azure's library raises an error without an answer, as for a body that ends early."""
+    from azure.identity.aio import EnvironmentCredential
+    from azure.storage.blob.aio import BlobServiceClient
+
+    container = server.container("secret", {"a.jpg": DATA})
+    [image] = list_images(container)
+    client = BlobServiceClient("https://127.0.0.1:9", credential=EnvironmentCredential())
+    monkeypatch.setattr(open_input(container)[0], "service_client", client)
+    [error] = FetchImages(InputSpec.of(container)).fetch([image])
+    assert error.code is ErrorCode.ACCESS_DENIED and "EnvironmentCredential authentication unavailable" in error.message
+
+
 def test_a_redirect_is_not_followed(server):
     server.container("moved", {"a.jpg": DATA})
+    server.asked.clear()
     server.statuses[:] = [302]
     with pytest.raises(OSError):
         ask("abfs://moved/a.jpg")
-    assert not server.statuses
+    assert not server.statuses and len(server.asked) == 1
 
 
 def test_anonymous_sends_no_credentials(server):
