@@ -115,6 +115,20 @@ def open_filesystem(
     for the store (profile, endpoint) cannot be used, or if the URI holds credentials or names a host or an account, as
     with hdfs: the keys of images are `protocol://path` and could not say where they are.
     """
+    protocol = _protocol_of(uri)
+    options = {**(_S3_OPTIONS if protocol in ("s3", "s3a") else {}), **access.options(protocol)}
+    with _set_up(uri, protocol):
+        filesystem = make(protocol, **options)
+        if is_s3(filesystem):
+            filesystem.connect()  # reads the environment; makes no connection yet
+            count_errors(filesystem.s3)
+            read_pages_fast(filesystem.s3)
+    path = path_of(filesystem, uri)
+    return filesystem, path.rstrip("/") if is_s3(filesystem) else path
+
+
+def _protocol_of(uri: str) -> str:
+    """The protocol of a URI or path. RunError, as of `open_filesystem`, if this program does not use such a URI."""
     protocol = uri.split("://", 1)[0] if "://" in uri else "file"
     refuse_secrets("the URI", uri)
     if protocol not in SCHEMES:
@@ -124,23 +138,21 @@ def open_filesystem(
         )
     if re.match("[a-z0-9]+:/(?!/)", uri):
         raise RunError(f"{uri} is neither a path nor a URI; did you mean {uri.replace(':/', '://', 1)}?")
-    options = {**(_S3_OPTIONS if protocol in ("s3", "s3a") else {}), **access.options(protocol)}
-    try:
+    with _set_up(uri, protocol):
         if (names := host_of(protocol, uri)) is not None:
             raise ValueError(f"{protocol}:// with {names} in the URI is not supported; use another store")
-        filesystem = make(protocol, **options)
-        if is_s3(filesystem):
-            filesystem.connect()  # reads the environment; makes no connection yet
-            count_errors(filesystem.s3)
-            read_pages_fast(filesystem.s3)
-    except ImportError as error:
-        if (extra := _EXTRAS.get(protocol)) is None:
-            raise RunError(f"cannot open {uri}: {one_line(error)}") from None
-        raise RunError(f"{protocol}:// needs the extra `{extra}`: pip install 'm2f-pipeline[{extra}]'") from None
-    except Exception as error:  # a protocol's library raises what it likes if it is not set up
+    return protocol
+
+
+@contextlib.contextmanager
+def _set_up(uri: str, protocol: str) -> Iterator[None]:
+    """RunError if the library of a protocol is missing, or is not set up: then it raises what it likes."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ImportError) and (extra := _EXTRAS.get(protocol)) is not None:
+            raise RunError(f"{protocol}:// needs the extra `{extra}`: pip install 'm2f-pipeline[{extra}]'") from None
         raise RunError(f"cannot open {uri}: {one_line(error)}") from None
-    path = path_of(filesystem, uri)
-    return filesystem, path.rstrip("/") if is_s3(filesystem) else path
 
 
 def path_of(filesystem: fsspec.AbstractFileSystem, uri: str) -> str:
@@ -258,18 +270,24 @@ def one_line(error: BaseException) -> str:
 
 def whole_path(uri: str) -> str:
     """Make a local path absolute, because other processes have other working directories. A URI stays as it is."""
-    if is_web(uri):
-        return full_uri(uri)
-    filesystem, path = open_filesystem(uri)
-    return path if is_local(filesystem) else uri
+    spelled = full_uri(uri)
+    return spelled.removeprefix("file://") if spelled.startswith("file://") else uri
 
 
 def full_uri(uri: str) -> str:
-    """`uri` as the keys of a listing are spelled: `protocol://path`, with absolute local paths and links unresolved."""
+    """`uri` as the keys of a listing are spelled: `protocol://path`, with absolute local paths and links unresolved.
+
+    The store is not opened: Google's library looks for credentials then, for 16 s where there are none.
+    """
     if is_web(uri):
         refuse_secrets("the URI", uri)
         return uri
-    return uri_of(*open_filesystem(uri))
+    protocol = _protocol_of(uri)
+    if protocol == "file":
+        return uri_of(*open_filesystem(uri))
+    store = fsspec.get_filesystem_class(protocol)
+    path = path_of(store, uri)
+    return uri_of(store, path.rstrip("/") if is_s3(store) else path)
 
 
 def canonical(uri: str) -> str:

@@ -19,8 +19,9 @@ KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr
 
 
 class AzureServer(http.server.ThreadingHTTPServer):
-    """`statuses` are answered first, one each. `asked`: method and path of each request, and its headers.
+    """`statuses` are answered first, one each; a redirect leads here again.
 
+    `asked`: method and path of each request, and its headers.
     `damages`: the last byte of each answer is another.
     """
 
@@ -71,6 +72,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if status:
                 self.send_response(status)
                 self.send_header("Content-Length", "0")
+                if status in (301, 302, 303, 307, 308):
+                    self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}{self.path}")
                 self.end_headers()
             else:
                 self.close_connection = True

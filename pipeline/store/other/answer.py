@@ -1,8 +1,6 @@
 """What the program asks of a store that is neither S3 nor a disk, and what the store answers."""
 
-from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 # Errors that another attempt does not change.
 LASTING = (FileNotFoundError, PermissionError)
@@ -46,36 +44,3 @@ class Answer:
     size_bytes: int | None
     data: bytes
     is_whole: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class OtherObject:
-    """An object as its store lists it.
-
-    etag: or what replaces it; "" if nothing does.
-    size_bytes: None if the store does not say.
-    """
-
-    path: str
-    etag: str
-    size_bytes: int | None
-
-
-class OtherStore:
-    """A file system of fsspec whose objects are listed and read by requests of our own."""
-
-    def ask(self, path: str, etag: str, part: Part | None, most_bytes: int) -> Answer | Coroutine[Any, Any, Answer]:
-        """The object, or a part of it; no bytes if the store names another version than `etag` ("": any will do).
-
-        A coroutine is to be awaited on the loop of the file system. Both raise FileNotFoundError, PermissionError,
-        TooManyBytesError before more than `most_bytes` bytes are read, NoPartsError, DamagedError, and other OSErrors,
-        which may pass.
-        """
-        raise NotImplementedError
-
-    def objects(self, path: str) -> Iterator[OtherObject]:
-        """Every object below `path`, or the object `path` itself, page by page, in the order of the store.
-
-        Errors that may pass are tried again. Raises OSErrors: FileNotFoundError if nothing is there.
-        """
-        raise NotImplementedError

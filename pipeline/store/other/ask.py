@@ -10,7 +10,8 @@ import fsspec
 from pipeline.store.filesystem import facts_in, facts_of
 from pipeline.store.fsspec_private import cat_file, info_of
 from pipeline.store.objects import TooManyBytesError, md5_of
-from pipeline.store.other.answer import Answer, OtherStore, Part
+from pipeline.store.other.answer import Answer, Part
+from pipeline.store.other.other_store import OtherStore
 
 _TIME_AND_SIZE = re.compile(r"([0-9]+)(?:\.[0-9]+)?-([0-9]+)")
 

@@ -13,6 +13,7 @@ from adlfs import AzureBlobFileSystem
 from azure.core import MatchConditions
 from azure.core.exceptions import (
     AzureError,
+    ClientAuthenticationError,
     HttpResponseError,
     IncompleteReadError,
     ResourceModifiedError,
@@ -23,8 +24,8 @@ from azure.storage.blob.aio import BlobServiceClient
 from yarl import URL
 
 from pipeline.store.objects import DamagedError, TooManyBytesError
-from pipeline.store.other.answer import Answer, OtherObject, OtherStore, Part, error_of
-from pipeline.store.other.http_client import repeated
+from pipeline.store.other.answer import Answer, Part, error_of
+from pipeline.store.other.other_store import OtherObject, OtherStore
 
 _OPTIONS: dict[str, Any] = {
     "retry_total": 0,  # by our policies
@@ -35,7 +36,7 @@ _OPTIONS: dict[str, Any] = {
 _PAGE = 5_000  # Azure's limit
 
 
-class AzureFileSystem(AzureBlobFileSystem, OtherStore):
+class AzureFileSystem(OtherStore, AzureBlobFileSystem):
     """The containers of one account. With `anon`, no credentials are sent, whatever the environment holds."""
 
     service_client: Any
@@ -56,32 +57,16 @@ class AzureFileSystem(AzureBlobFileSystem, OtherStore):
         scheme, colon, rest = str(path).partition("://")
         return (rest if colon and scheme in cls.protocol else str(path)).strip("/")
 
-    def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """A blob, or a folder: what names begin with and a slash follows. FileNotFoundError if there is neither."""
-        container, _slash, name = path.strip("/").partition("/")
-        if name:
-            with contextlib.suppress(FileNotFoundError):
-                described: Answer = repeated(self.loop, self._describe, path)
-                return {"name": path, "type": "file", "size": described.size_bytes, "etag": described.etag}
+    def check_folder(self, path: str) -> None:
+        container, _, name = path.strip("/").partition("/")
         pages = self._pages(container, f"{name}/" if name else "", 1)
-        if not repeated(self.loop, _next_page, pages) and name:
+        if not self.repeated(_next_page, pages) and name:
             raise FileNotFoundError(f"abfs://{path} does not exist")
-        return {"name": path, "type": "directory", "size": 0}
-
-    def exists(self, path: str, **_: Any) -> bool:
-        try:
-            self.info(path)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def isfile(self, path: str) -> bool:
-        return self.exists(path) and self.info(path)["type"] == "file"
 
     def objects(self, path: str) -> Iterator[OtherObject]:
         container, _, name = path.strip("/").partition("/")
         pages, is_empty = self._pages(container, f"{name}/" if name else "", _PAGE), True
-        while (page := repeated(self.loop, _next_page, pages)) is not None:
+        while (page := self.repeated(_next_page, pages)) is not None:
             for blob in page:
                 is_empty = False
                 is_mark = blob.size == 0 and (
@@ -90,8 +75,7 @@ class AzureFileSystem(AzureBlobFileSystem, OtherStore):
                 if not is_mark:  # of a folder
                     yield OtherObject(f"{container}/{blob.name}", blob.etag.strip('"'), blob.size)
         if is_empty and name:
-            described: Answer = repeated(self.loop, self._describe, path)
-            yield OtherObject(path, described.etag, described.size_bytes)
+            yield self.object_at(path)
 
     async def ask(self, path: str, etag: str, part: Part | None, most_bytes: int) -> Answer:
         uri = f"abfs://{path}"
@@ -105,14 +89,13 @@ class AzureFileSystem(AzureBlobFileSystem, OtherStore):
                     raise TooManyBytesError(f"{uri} has {found.size:,} bytes; the limit is {most_bytes:,}")
                 data: bytes = await stream.readall()
         except (ResourceModifiedError, _NoSuchPartError):
-            return await self._describe(path)
+            return await self.describe(path)
         md5 = found.content_settings.content_md5
         is_whole = part is not None or not md5 or bytes(md5) == hashlib.md5(data, usedforsecurity=False).digest()
         size = int(found.content_range.rpartition("/")[2]) if part else found.size
         return Answer(found.etag.strip('"'), size, data, is_whole)
 
-    async def _describe(self, path: str) -> Answer:
-        """The blob without its bytes."""
+    async def describe(self, path: str) -> Answer:
         with _as_os_errors(f"abfs://{path}"):
             found = await self._blob(path).get_blob_properties(**_OPTIONS)
         return Answer(found.etag.strip('"'), found.size, b"")
@@ -152,6 +135,8 @@ def _as_os_errors(name: str) -> Iterator[None]:
     except HttpResponseError as error:
         if error.status_code == 416:
             raise _NoSuchPartError from error
+        if isinstance(error, ClientAuthenticationError) and error.status_code is None:  # there is no token to send
+            raise PermissionError(f"{name}: {error.message}") from error
         if isinstance(error, IncompleteReadError) or error.status_code is None or error.status_code < 400:
             raise DamagedError(f"the body of {name} ends early: {error.message}") from error
         code = getattr(error, "error_code", None) or error.reason

@@ -24,8 +24,18 @@ from google.auth.exceptions import GoogleAuthError, TransportError
 from yarl import URL
 
 from pipeline.store.objects import DamagedError
-from pipeline.store.other.answer import Answer, OtherObject, OtherStore, Part, PassingError, error_of
-from pipeline.store.other.http_client import HttpClient, body_of, status_line, whole_size
+from pipeline.store.other.answer import Answer, Part, PassingError, error_of
+from pipeline.store.other.http_client import (
+    HttpClient,
+    body_of,
+    json_of,
+    part_of,
+    range_of,
+    status_line,
+    whole_of,
+    whole_size,
+)
+from pipeline.store.other.other_store import OtherObject, OtherStore
 
 _PAGE_SECONDS = 60.0
 _MOST_PAGE_BYTES = 16 * 2**20
@@ -35,7 +45,7 @@ _PROJECT = "GOOGLE_CLOUD_PROJECT"
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs errors with their stacks, and raises them as well
 
 
-class GoogleFileSystem(GCSFileSystem, OtherStore):
+class GoogleFileSystem(OtherStore, GCSFileSystem):
     """Buckets of Google. With `requester_pays`, ValueError if the environment names no project that pays."""
 
     def __init__(self, requester_pays: bool = False, **options: Any):
@@ -45,35 +55,16 @@ class GoogleFileSystem(GCSFileSystem, OtherStore):
         if requester_pays and not self.billed:
             raise ValueError(f"--requester-pays needs a project that pays; set {_PROJECT}")
 
-    def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """An object, or a folder: what keys begin with and a slash follows. FileNotFoundError if there is neither."""
-        bucket, _slash, key = path.rstrip("/").partition("/")
-        if key and not path.endswith("/"):
-            try:
-                described: Answer = self.client.sync(self._describe, path)
-            except FileNotFoundError:
-                pass
-            else:
-                return {"name": path, "type": "file", "size": described.size_bytes, "generation": described.etag}
-        if not self.client.sync(self._page, bucket, f"{key}/" if key else "", None, 1).get("items") and key:
+    def check_folder(self, path: str) -> None:
+        bucket, _, key = path.rstrip("/").partition("/")
+        if not self.repeated(self._page, bucket, f"{key}/" if key else "", None, 1).get("items") and key:
             raise FileNotFoundError(f"gs://{path} does not exist")
-        return {"name": path, "type": "directory", "size": 0}
-
-    def exists(self, path: str, **_: Any) -> bool:
-        try:
-            self.info(path)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def isfile(self, path: str) -> bool:
-        return self.exists(path) and self.info(path)["type"] == "file"
 
     def objects(self, path: str) -> Iterator[OtherObject]:
         bucket, _, prefix = path.rstrip("/").partition("/")
         prefix, token, is_empty = f"{prefix}/" if prefix else "", None, True
         while True:
-            page = self.client.sync(self._page, bucket, prefix, token, 1000)
+            page = self.repeated(self._page, bucket, prefix, token, 1000)
             for item in page.get("items", ()):
                 is_empty = False
                 size = int(item["size"])
@@ -86,28 +77,25 @@ class GoogleFileSystem(GCSFileSystem, OtherStore):
                 raise OSError("the store says that there are more objects, but not where its listing goes on")
             token = following
         if is_empty and prefix:
-            described: Answer = self.client.sync(self._describe, path)
-            yield OtherObject(path, described.etag, described.size_bytes)
+            yield self.object_at(path)
 
     async def ask(self, path: str, etag: str, part: Part | None, most_bytes: int) -> Answer:
         name = f"gs://{path}"
-        headers = {} if part is None else {"Range": f"bytes={part[0]}-{sum(part) - 1}"}
         condition = {"ifGenerationMatch": etag} if etag.isdigit() else {}
         url = self._url(_place_of(path), alt="media", **condition)
-        async with self.client.answer("GET", url, await self._signed(headers), name) as answer:
+        async with self.client.answer("GET", url, await self._signed(range_of(part)), name) as answer:
             if answer.status == 412:
-                return await self._describe(path)  # another generation
+                return await self.describe(path)  # another generation
             if answer.status != 416 or part is None:  # 416: the object ends before the part begins
                 await _check(answer, name)
             generation = answer.headers.get("x-goog-generation") or (etag if condition else "")
             if generation:
                 return await _answered(answer, name, generation, etag, part, most_bytes)
         # An emulator does not say what it sends, but sends what it is asked for.
-        described = await self._describe(path)
+        described = await self.describe(path)
         return described if etag else await self.ask(path, described.etag, part, most_bytes)
 
-    async def _describe(self, path: str) -> Answer:
-        """The object without its bytes."""
+    async def describe(self, path: str) -> Answer:
         found = await self._json(self._url(_place_of(path), fields="generation,size"), f"gs://{path}")
         return Answer(str(found["generation"]), int(found["size"]), b"")
 
@@ -119,7 +107,7 @@ class GoogleFileSystem(GCSFileSystem, OtherStore):
     async def _json(self, url: URL, name: str) -> dict[str, Any]:
         async with self.client.answer("GET", url, await self._signed({}), name, _PAGE_SECONDS) as answer:
             await _check(answer, name)
-            found = json.loads(await body_of(answer, _MOST_PAGE_BYTES))
+            found = await json_of(answer, name, _MOST_PAGE_BYTES)
         if not isinstance(found, dict):
             raise DamagedError(f"the answer for {name} is no JSON object")
         return found
@@ -152,9 +140,7 @@ async def _answered(
     size = whole_size(answer)
     if answer.status == 416 or (etag and generation != etag):
         return Answer(generation, size, b"")
-    if part is not None and answer.status != 206:
-        raise DamagedError(f"{name} was asked for a part and sent as a whole")
-    data = await body_of(answer, most_bytes if part is None else part[1])
+    data = await (whole_of(answer, name, most_bytes) if part is None else part_of(answer, name, part))
     digest = re.search(r"\bmd5=([\w+/=]+)", ",".join(answer.headers.getall("x-goog-hash", ())))
     md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
     return Answer(generation, size, data, is_whole=part is not None or digest is None or digest[1] == md5)

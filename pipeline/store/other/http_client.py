@@ -6,10 +6,11 @@ by rules of their own. It is used on one event loop, and only there.
 
 import base64
 import contextlib
+import json
 import re
 import urllib.request
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import (
@@ -22,14 +23,12 @@ from aiohttp import (
     TCPConnector,
 )
 from fsspec.asyn import sync
-from tenacity import retry_if_not_exception_type
 from yarl import URL
 
 from m2f_core import __version__
 from pipeline.store.objects import DamagedError, TooManyBytesError
 from pipeline.store.other.addresses import RefusedAddressError, check_host, checked_socket
-from pipeline.store.other.answer import LASTING
-from pipeline.store.retries import OBJECT
+from pipeline.store.other.answer import Part
 
 MOST_REDIRECTS = 5  # on one server
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -90,10 +89,6 @@ class HttpClient:
         except TimeoutError as error:
             raise TimeoutError(f"{name} timed out: {error}") from error
 
-    def sync(self, request: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> Any:
-        """`repeated`, on the loop of the client."""
-        return repeated(self.loop, request, *arguments)
-
     def _connected(self) -> ClientSession:
         if self._session is None:
             self._session = ClientSession(
@@ -104,14 +99,6 @@ class HttpClient:
             )
             weakref.finalize(self, _close, self.loop, self._session)
         return self._session
-
-
-def repeated(loop: Any, request: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> Any:
-    """The result of a request, from any other thread. Errors that may pass are followed by another attempt."""
-    for attempt in OBJECT.retrying(retry_if_not_exception_type(LASTING)):
-        with attempt:
-            return sync(loop, request, *arguments)
-    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 async def body_of(answer: ClientResponse, most_bytes: int, *, cut: bool = False) -> bytes:
@@ -128,6 +115,36 @@ async def body_of(answer: ClientResponse, most_bytes: int, *, cut: bool = False)
             answer.close()
             break
     return b"".join(blocks)[:most_bytes]
+
+
+def range_of(part: Part | None) -> dict[str, str]:
+    """The header that asks for a part; none for the whole object."""
+    return {} if part is None else {"Range": f"bytes={part[0]}-{sum(part) - 1}"}
+
+
+async def whole_of(answer: ClientResponse, name: str, most_bytes: int) -> bytes:
+    """The body of an answer to a request for a whole object: as `body_of`. DamagedError if it is a part."""
+    if answer.status != 200:
+        raise DamagedError(f"{name} was asked for as a whole, and a part was sent")
+    return await body_of(answer, most_bytes)
+
+
+async def part_of(answer: ClientResponse, name: str, part: Part) -> bytes:
+    """The body of an answer to a request for a part: as `body_of`. DamagedError if it is the whole or another part."""
+    if answer.status != 206:
+        raise DamagedError(f"{name} was asked for a part and sent as a whole")
+    begins = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+    if begins is None or int(begins[1]) != part[0]:
+        raise DamagedError(f"{name} was asked for bytes from {part[0]} and sent others")
+    return await body_of(answer, part[1])
+
+
+async def json_of(answer: ClientResponse, name: str, most_bytes: int) -> Any:
+    """The body as JSON. DamagedError if it is none, as from a proxy that answers in place of the store."""
+    try:
+        return json.loads(await body_of(answer, most_bytes))
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"the answer for {name} is no JSON: {error}") from None
 
 
 def whole_size(answer: ClientResponse) -> int | None:

@@ -4,9 +4,7 @@ Its file system keeps what it lists, and does not say of which version the bytes
 its ETag is the SHA-256 of a large file (LFS), and Git's SHA-1 of any other, so each read is checked.
 """
 
-import contextlib
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -18,15 +16,26 @@ from huggingface_hub import HfFileSystem, constants, get_token, parse_hf_uri
 from yarl import URL
 
 from pipeline.store.objects import DamagedError
-from pipeline.store.other.answer import Answer, OtherObject, OtherStore, Part, error_of
-from pipeline.store.other.http_client import REDIRECTS, HttpClient, body_of, followed, status_line, whole_size
+from pipeline.store.other.answer import Answer, Part, error_of
+from pipeline.store.other.http_client import (
+    REDIRECTS,
+    HttpClient,
+    followed,
+    json_of,
+    part_of,
+    range_of,
+    status_line,
+    whole_of,
+    whole_size,
+)
+from pipeline.store.other.other_store import OtherObject, OtherStore
 
 _SECONDS = 60.0  # for an answer without a file
 _MOST_PAGE_BYTES = 64 * 2**20
 _PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 
 
-class HubFileSystem(HfFileSystem, OtherStore):
+class HubFileSystem(OtherStore, HfFileSystem):
     """Files of models, data sets and spaces: `datasets/owner/name@revision/path`. `token=False` sends no token."""
 
     def __init__(self, **options: Any):
@@ -36,33 +45,19 @@ class HubFileSystem(HfFileSystem, OtherStore):
         self.loop = get_loop()
         self.client = HttpClient(self.loop)
 
-    def info(self, path: str, refresh: bool = False, revision: str | None = None, **_: Any) -> dict[str, Any]:
-        """A file or a folder. FileNotFoundError if there is neither."""
-        if _Place(path).file:
-            with contextlib.suppress(FileNotFoundError):
-                described: Answer = self.client.sync(self._describe, path)
-                return {"name": path, "type": "file", "size": described.size_bytes, "etag": described.etag}
-        self.client.sync(self._page, path, None)
-        return {"name": path, "type": "directory", "size": 0}
+    def may_be_object(self, path: str) -> bool:
+        return bool(_Place(path).file)
 
-    def exists(self, path: str, **_: Any) -> bool:
-        try:
-            self.info(path)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def isfile(self, path: str) -> bool:
-        return self.exists(path) and self.info(path)["type"] == "file"
+    def check_folder(self, path: str) -> None:
+        self.repeated(self._page, path, None)
 
     def objects(self, path: str) -> Iterator[OtherObject]:
         path = path.rstrip("/")
         place, following = _Place(path), None
         try:
-            page, following = self.client.sync(self._page, path, None)
+            page, following = self.repeated(self._page, path, None)
         except FileNotFoundError:
-            described: Answer = self.client.sync(self._describe, path)
-            yield OtherObject(path, described.etag, described.size_bytes)
+            yield self.object_at(path)
             return
         while True:
             for entry in page:
@@ -71,11 +66,11 @@ class HubFileSystem(HfFileSystem, OtherStore):
                     yield OtherObject(f"{place.root}/{entry['path']}", etag, entry["size"])
             if following is None:
                 return
-            page, following = self.client.sync(self._page, path, following)
+            page, following = self.repeated(self._page, path, following)
 
     async def ask(self, path: str, etag: str, part: Part | None, most_bytes: int) -> Answer:
         name, url = f"hf://{path}", self._url(path)
-        ranges = {} if part is None else {"Range": f"bytes={part[0]}-{sum(part) - 1}"}
+        ranges = range_of(part)
         async with self.client.answer("GET", url, ranges | self._token(), name, is_elsewhere_an_answer=True) as answer:
             described = _described(answer, name)
             if (etag and described.etag != etag) or answer.status == 416:
@@ -93,8 +88,7 @@ class HubFileSystem(HfFileSystem, OtherStore):
                 raise error_of(answer.status, status_line(answer, name))
             return await _answered(answer, name, described, part, most_bytes)
 
-    async def _describe(self, path: str) -> Answer:
-        """The file without its bytes."""
+    async def describe(self, path: str) -> Answer:
         name = f"hf://{path}"
         async with self.client.answer(
             "HEAD", self._url(path), self._token(), name, _SECONDS, is_elsewhere_an_answer=True
@@ -111,7 +105,7 @@ class HubFileSystem(HfFileSystem, OtherStore):
         async with self.client.answer("GET", url, self._token(), name, _SECONDS) as answer:
             if answer.status != 200:
                 raise _refusal(answer, name)
-            entries = json.loads(await body_of(answer, _MOST_PAGE_BYTES))
+            entries = await json_of(answer, name, _MOST_PAGE_BYTES)
             following = answer.links["next"].get("url") if "next" in answer.links else None
         if not isinstance(entries, list):
             raise DamagedError(f"the listing of {name} is no JSON array")
@@ -155,10 +149,8 @@ def _described(answer: ClientResponse, name: str) -> Answer:
 async def _answered(answer: ClientResponse, name: str, described: Answer, part: Part | None, most_bytes: int) -> Answer:
     size = described.size_bytes if described.size_bytes is not None else whole_size(answer)
     if part is not None:
-        if answer.status != 206:
-            raise DamagedError(f"{name} was asked for a part and sent as a whole")
-        return Answer(described.etag, size, await body_of(answer, part[1]))
-    data = await body_of(answer, most_bytes)
+        return Answer(described.etag, size, await part_of(answer, name, part))
+    data = await whole_of(answer, name, most_bytes)
     return Answer(described.etag, len(data), data, described.etag in _names_of(data))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import fsspec
 
 from pipeline.store.filesystem import etag_in
-from pipeline.store.other.answer import OtherObject, OtherStore
+from pipeline.store.other.other_store import OtherObject, OtherStore
 
 
 def objects_of(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[OtherObject]:

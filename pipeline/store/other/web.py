@@ -4,7 +4,6 @@ A path is the URL without `scheme://`, escaped as in a browser; a fragment is no
 would follow redirects to any host, read bodies without end, and take the links of a page for a folder.
 """
 
-import re
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -13,9 +12,9 @@ from aiohttp import ClientResponse
 from fsspec.asyn import AsyncFileSystem
 from yarl import URL
 
-from pipeline.store.objects import DamagedError
-from pipeline.store.other.answer import Answer, NoPartsError, OtherObject, OtherStore, Part, error_of
-from pipeline.store.other.http_client import HttpClient, body_of, status_line, whole_size
+from pipeline.store.other.answer import Answer, NoPartsError, Part, error_of
+from pipeline.store.other.http_client import HttpClient, body_of, part_of, range_of, status_line, whole_of, whole_size
+from pipeline.store.other.other_store import OtherObject, OtherStore
 
 _DESCRIBE_SECONDS = 60.0  # for an answer without its body
 # A server that knows no ranges sends all that precedes a part, too.
@@ -23,7 +22,7 @@ _MOST_SKIPPED_BYTES = 64 * 2**20
 _NO_HEAD = (400, 403, 405, 501)  # answers of servers that know GET only
 
 
-class WebFileSystem(AsyncFileSystem, OtherStore):
+class WebFileSystem(OtherStore, AsyncFileSystem):
     """Single objects behind the URLs of one scheme."""
 
     def __init__(self, **options: Any):
@@ -34,23 +33,10 @@ class WebFileSystem(AsyncFileSystem, OtherStore):
     def _strip_protocol(cls, path: Any) -> str:
         return str(path).removeprefix(f"{cls.protocol}://")
 
-    def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """Name, size (None: the server does not say) and ETag of an object. Errors that may pass are tried again."""
-        described: Answer = self.client.sync(self._describe, path)
-        found = {"name": self._strip_protocol(path), "type": "file"}
-        return {**found, "size": described.size_bytes, "etag": described.etag}
+    def check_folder(self, path: str) -> None:
+        raise FileNotFoundError(f"{self._uri(path)} does not exist, and the web has no folders")
 
-    def exists(self, path: str, **_: Any) -> bool:
-        try:
-            self.info(path)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def isfile(self, path: str) -> bool:
-        return self.exists(path)
-
-    async def _describe(self, path: str) -> Answer:
+    async def describe(self, path: str) -> Answer:
         uri = self._uri(path)
         for method in ("HEAD", "GET"):
             async with self.client.answer(method, URL(uri), {}, uri, _DESCRIBE_SECONDS) as answer:
@@ -61,13 +47,11 @@ class WebFileSystem(AsyncFileSystem, OtherStore):
         raise AssertionError("unreachable: GET is answered or raises")
 
     def objects(self, path: str) -> Iterator[OtherObject]:
-        info = self.info(path)
-        yield OtherObject(path, info["etag"], info["size"])
+        yield self.object_at(path)
 
     async def ask(self, path: str, etag: str, part: Part | None, most_bytes: int) -> Answer:
         uri = self._uri(path)
-        headers = {} if part is None else {"Range": f"bytes={part[0]}-{sum(part) - 1}"}
-        async with self.client.answer("GET", URL(uri), headers, uri) as answer:
+        async with self.client.answer("GET", URL(uri), range_of(part), uri) as answer:
             size = whole_size(answer)
             now = _etag_of(answer, size)
             if part is not None and answer.status == 416:  # the object ends before the part begins
@@ -76,7 +60,7 @@ class WebFileSystem(AsyncFileSystem, OtherStore):
             if etag and now and now != etag:
                 return Answer(now, size, b"")
             if part is None:
-                data = await body_of(answer, most_bytes)
+                data = await whole_of(answer, uri, most_bytes)
                 return Answer(_etag_of(answer, len(data)), len(data), data)
             return Answer(now, size, await _part_of(answer, uri, part))
 
@@ -97,15 +81,11 @@ class HttpsFileSystem(WebFileSystem):
 
 
 async def _part_of(answer: ClientResponse, uri: str, part: Part) -> bytes:
-    first, length = part
     if answer.status == 206:
-        begins = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
-        if begins is None or int(begins[1]) != first:
-            raise DamagedError(f"{uri} was asked for bytes from {first} and sent others")
-        return await body_of(answer, length)
+        return await part_of(answer, uri, part)
     if sum(part) > _MOST_SKIPPED_BYTES:
         raise NoPartsError(f"the server of {uri} sends no parts of objects (ranges); copy the object to a store")
-    return (await body_of(answer, sum(part), cut=True))[first:]
+    return (await body_of(answer, sum(part), cut=True))[part[0] :]
 
 
 def _check(answer: ClientResponse, uri: str) -> None:

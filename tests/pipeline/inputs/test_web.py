@@ -14,13 +14,14 @@ from pipeline.inputs.container import LeftOut
 from pipeline.inputs.fetch import FetchImages
 from pipeline.inputs.listing import list_inputs
 from pipeline.inputs.objects import list_objects
-from pipeline.inputs.reads import ListedImage, ReadImage
+from pipeline.inputs.reads import ListedImage
 from pipeline.inputs.sources import input_spec
 from pipeline.inputs.verified import ChangedError, read_range, read_verified
 from pipeline.schema import pack_shard, unpack_shard
 from pipeline.store.other import web
 from pipeline.store.other.ask import _versions_differ
 from tests.support.listed import PlannedImage, list_images, planned_table
+from tests.support.other_stores import read_all
 from tests.support.parquet_files import hugging_face
 from tests.support.tars import member, tar_of
 from tests.support.web_server import web_server
@@ -34,14 +35,6 @@ pytestmark = pytest.mark.usefixtures("no_pauses")
 def server():
     with web_server() as running:
         yield running
-
-
-def read_all(*uris: str, step_timeout: float = 60, **fields) -> dict[str, bytes | ImageError]:
-    """Each image by its key, listed and read as a run does it."""
-    listed = list(list_images(*uris, **fields))
-    stage = FetchImages(InputSpec(InputSpec.of(*uris).sources, **fields), step_timeout=step_timeout)
-    found = stage.fetch_all(listed)
-    return {image.image_key: r.data if isinstance(r, ReadImage) else r for image, r in zip(listed, found, strict=True)}
 
 
 def test_objects_behind_urls_are_images_with_their_versions(server):

@@ -3,17 +3,15 @@
 import shutil
 
 import pytest
-from fsspec.asyn import sync
 
 pytest.importorskip("adlfs", reason="needs the extra `azure`")
 if shutil.which("azurite-blob") is None:
     pytest.skip("needs Azurite on the PATH: npm install -g azurite", allow_module_level=True)
 
-from pipeline.errors import ErrorCode, ImageError, RunError
+from pipeline.errors import ErrorCode, RunError
 from pipeline.input_spec import Access, InputSpec
 from pipeline.inputs.fetch import FetchImages
 from pipeline.inputs.listing import list_inputs
-from pipeline.inputs.reads import ReadImage
 from pipeline.store.objects import TooManyBytesError
 from pipeline.store.other import azure
 from pipeline.store.other.answer import Answer, PassingError
@@ -21,6 +19,7 @@ from pipeline.store.other.azure import AzureFileSystem
 from pipeline.store.other.opening import open_input
 from tests.support.azure_server import azure_server
 from tests.support.listed import list_images
+from tests.support.other_stores import ask, read_all
 from tests.support.tars import member, tar_of
 
 DATA = b"encoded image bytes" * 50
@@ -42,17 +41,6 @@ def server(running, monkeypatch):
     running.statuses.clear()
     yield running
     AzureFileSystem.clear_instance_cache()
-
-
-def read_all(uri: str, **fields) -> dict[str, bytes | ImageError]:
-    listed = list(list_images(uri, **fields))
-    found = FetchImages(InputSpec(InputSpec.of(uri).sources, **fields)).fetch_all(listed)
-    return {image.image_key: r.data if isinstance(r, ReadImage) else r for image, r in zip(listed, found, strict=True)}
-
-
-def ask(uri: str, etag: str = "", part: tuple[int, int] | None = None, most_bytes: int = 2**20) -> Answer:
-    filesystem, path = open_input(uri)
-    return sync(filesystem.loop, filesystem.ask, path, etag, part, most_bytes)
 
 
 def test_the_blobs_of_a_container_are_listed_and_read_under_their_names(server, monkeypatch):
@@ -133,12 +121,26 @@ def test_a_refusal_is_one_line_and_not_tried_again(server):
     assert not server.statuses
 
 
+def test_credentials_that_cannot_be_had_are_a_refusal(server, monkeypatch):
+    """Azure's library raises an error without an answer, as for a body that ends early."""
+    from azure.identity.aio import EnvironmentCredential
+    from azure.storage.blob.aio import BlobServiceClient
+
+    container = server.container("secret", {"a.jpg": DATA})
+    [image] = list_images(container)
+    client = BlobServiceClient("https://127.0.0.1:9", credential=EnvironmentCredential())
+    monkeypatch.setattr(open_input(container)[0], "service_client", client)
+    [error] = FetchImages(InputSpec.of(container)).fetch([image])
+    assert error.code is ErrorCode.ACCESS_DENIED and "EnvironmentCredential authentication unavailable" in error.message
+
+
 def test_a_redirect_is_not_followed(server):
     server.container("moved", {"a.jpg": DATA})
+    server.asked.clear()
     server.statuses[:] = [302]
     with pytest.raises(OSError):
         ask("abfs://moved/a.jpg")
-    assert not server.statuses
+    assert not server.statuses and len(server.asked) == 1
 
 
 def test_anonymous_sends_no_credentials(server):

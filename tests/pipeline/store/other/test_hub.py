@@ -1,22 +1,21 @@
 """Repositories of the Hugging Face hub, on a server that speaks the few addresses that are asked."""
 
 import pytest
-from fsspec.asyn import sync
 
 pytest.importorskip("huggingface_hub", reason="needs the extra `hub`")
 
 from huggingface_hub import constants
 
-from pipeline.errors import ErrorCode, ImageError, RunError
+from pipeline.errors import ErrorCode, RunError
 from pipeline.input_spec import Access, InputSpec
 from pipeline.inputs.fetch import FetchImages
 from pipeline.inputs.listing import list_inputs
-from pipeline.inputs.reads import ReadImage
 from pipeline.store.other.answer import Answer
 from pipeline.store.other.hub import HubFileSystem
 from pipeline.store.other.opening import open_input
 from tests.support.hub_server import hub_server
 from tests.support.listed import list_images
+from tests.support.other_stores import ask, read_all
 from tests.support.tars import member, tar_of
 
 DATA = b"encoded image bytes" * 50
@@ -34,17 +33,6 @@ def server(monkeypatch):
         HubFileSystem.clear_instance_cache()
         yield running
         HubFileSystem.clear_instance_cache()
-
-
-def read_all(uri: str, **fields) -> dict[str, bytes | ImageError]:
-    listed = list(list_images(uri, **fields))
-    found = FetchImages(InputSpec(InputSpec.of(uri).sources, **fields)).fetch_all(listed)
-    return {image.image_key: r.data if isinstance(r, ReadImage) else r for image, r in zip(listed, found, strict=True)}
-
-
-def ask(uri: str, etag: str = "", part: tuple[int, int] | None = None, most_bytes: int = 2**20) -> Answer:
-    filesystem, path = open_input(uri)
-    return sync(filesystem.loop, filesystem.ask, path, etag, part, most_bytes)
 
 
 @pytest.mark.parametrize("revision", ["main", "v1.0", "refs/pr/3"])
@@ -100,6 +88,7 @@ def test_the_token_goes_to_the_hub_alone_and_anonymous_sends_none(server):
         read_all(REPOSITORY, access=Access(anonymous=anonymous))
         sent = {headers.get("authorization") for _, _, headers in server.asked}
         assert sent == {None if anonymous else "Bearer hf_a_token_of_the_environment"}
+    assert len(server.elsewhere.headers_seen) == 2
     assert not any("authorization" in headers for headers in server.elsewhere.headers_seen)
 
 
@@ -120,6 +109,9 @@ def test_errors_that_may_pass_are_tried_again_and_others_are_one_line(server):
     assert FetchImages(InputSpec.of(REPOSITORY)).fetch([image])[0].data == DATA
     server.statuses[:] = [403]
     assert FetchImages(InputSpec.of(REPOSITORY)).fetch([image])[0].code is ErrorCode.ACCESS_DENIED
+    server.statuses[:] = [200] * 5
+    with pytest.raises(RunError, match="the answer for hf://datasets/owner/name is no JSON"):
+        list(list_inputs(InputSpec.of(REPOSITORY)))
     server.statuses[:] = [401]
     with pytest.raises(RunError, match=r"no permission to list --input hf://.*: .*401 Unauthorized: a planned 401"):
         list(list_inputs(InputSpec.of(REPOSITORY)))

@@ -5,7 +5,6 @@ import threading
 import urllib.request
 
 import pytest
-from fsspec.asyn import sync
 
 from pipeline.errors import RunError
 from pipeline.store.filesystem import WEB_SCHEMES, facts_of, open_filesystem, uri_of
@@ -14,6 +13,7 @@ from pipeline.store.other import web
 from pipeline.store.other.addresses import RefusedAddressError, check_host, checked_socket
 from pipeline.store.other.answer import Answer, NoPartsError, PassingError
 from pipeline.store.other.opening import open_input
+from tests.support.other_stores import ask
 from tests.support.web_server import LAST_MODIFIED, web_server
 
 DATA = bytes(range(256)) * 40
@@ -24,11 +24,6 @@ pytestmark = pytest.mark.usefixtures("no_pauses")
 def server():
     with web_server() as running:
         yield running
-
-
-def ask(uri: str, etag: str = "", part: tuple[int, int] | None = None, most_bytes: int = 2**20) -> Answer:
-    filesystem, path = open_input(uri)
-    return sync(filesystem.loop, filesystem.ask, path, etag, part, most_bytes)
 
 
 # --- what a server says of an object ----------------------------------------------------------------------------------
@@ -123,6 +118,13 @@ def test_a_part_larger_than_asked_for_is_not_read_to_its_end(server):
     uri = server.add("/a", DATA, status=206, has_ranges=False, headers=longer, waits_for=threading.Event())
     with pytest.raises(TooManyBytesError):
         ask(uri, part=(0, 10))
+
+
+def test_a_part_that_nobody_asked_for_is_no_whole_object(server):
+    """Where a list says no size, nothing else tells that the rest is missing."""
+    uri = server.add("/a", DATA[:100], status=206, headers={"Content-Range": f"bytes 0-99/{len(DATA)}"})
+    with pytest.raises(DamagedError, match="asked for as a whole, and a part was sent"):
+        ask(uri)
 
 
 def test_a_body_that_is_cut_off_is_damaged(server):
