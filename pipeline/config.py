@@ -296,6 +296,12 @@ class Settings:
         """Labels of nodes that --model-nodes and --helper-nodes name."""
         return frozenset(choice.key for choice in self.node_choices() if choice.key)
 
+    def of_own_run(self, **changes: Any) -> "Settings":
+        """The settings with which another job makes a run of its own: without limits of time and money, and changed."""
+        given = {field.name: getattr(self, field.name) for field in fields(Settings)}
+        without_limits = {"deadline": None, "max_cost": None, "forecast": None}
+        return Settings(**{**given, **without_limits, **changes})
+
     def input_spec(self, sources: tuple[Source, ...]) -> InputSpec:
         """What the run reads; `sources` are the inputs."""
         return InputSpec(

@@ -48,10 +48,10 @@ def deadline_after(text: str, zone: tzinfo, now: datetime, ahead: timedelta = AH
     moment = min(day for day in days if day > now)
     if moment - now > ahead:
         before = max(day for day in days if day <= now)
-        hours = (now - before) / timedelta(hours=1)
+        hours, most = (now - before) / timedelta(hours=1), ahead / timedelta(hours=1)
         raise RunError(
-            f"--deadline {text} has passed {hours:.1f} h ago; a time of day is at most 12 h ahead, so for a later "
-            f"deadline write a moment, such as {moment:%Y-%m-%dT%H:%M:%SZ}"
+            f"--deadline {text} passed {hours:.1f} h ago; a time of day is at most {most:g} h ahead, "
+            f"so for a later deadline write a moment, such as {moment:%Y-%m-%dT%H:%M:%SZ}"
         )
     return moment
 

@@ -85,14 +85,16 @@ def calibrate(settings: PlanSettings, progress: Progress) -> Calibration:
         if isinstance(earlier, Report) or (earlier is None and not changes.num_planned):
             return Calibration(preview, Work(0, 0), (1, 1), prices, deadline, None)
         progress.phase("starting Ray")
-        allotment = allot(checked.settings, connect())
+        allotment = allot(checked.settings, connect(label_keys=settings.label_keys()))
+        limits = Limits(None, None, prices)
+        limits.set_devices(allotment.device, allotment.device_names, allotment.device_units)
         sample = Sample(settings.calibrate, settings.seed, _num_images(checked, earlier, changes, allotment))
         sample.draw(_shards(checked, earlier, changes, allotment))
     work, images = Work(sample.num_images, sample.num_shards), sample.images()
     if not images.num_rows:
         return Calibration(preview, work, allotment.model_actors, prices, deadline, None)
     try:
-        measured = _run(checked, place, images, allotment, Limits(None, None, prices), progress)
+        measured = _run(checked, place, images, allotment, limits, progress)
     finally:
         if error := remove_scratch_place(place):
             logger.warning("the folder of the sample, %s, cannot be removed: %s", place, error)
@@ -110,7 +112,7 @@ def _num_images(checked: Checked, unfinished: RunRecord | None, changes: Changes
 def _shards(
     checked: Checked, unfinished: RunRecord | None, changes: Changes, allotment: Allotment
 ) -> Iterator[pa.Table]:
-    """The shards that the run would work on: those of a new plan, or those that an unfinished run has left."""
+    """The shards that the run would work on: all shards of a new plan, or the remaining shards of an unfinished run."""
     settings = checked.settings
     if unfinished is None:
         size = ShardSize(
@@ -170,8 +172,8 @@ def _run(
 
 
 def _num_actors(settings: PlanSettings, allotment: Allotment) -> int:
-    """As many as share a device: those of a GPU, or all that this machine has room for on its CPUs; of a cluster of
-    CPUs, one.
+    """All actors that share a device: the actors of one GPU, all actors on the CPUs of this machine, or one actor of a
+    cluster of CPUs.
     """
     if allotment.device == "cuda":
         return settings.actors_per_gpu()

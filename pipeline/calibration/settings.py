@@ -1,7 +1,10 @@
-"""The settings of jobs/plan_bucket.py: those of the run, and how to measure a sample. Nothing heavy is loaded here."""
+"""The settings of jobs/plan_bucket.py: all settings of segment_bucket.py, and the settings of a calibration.
 
-from dataclasses import dataclass, fields
-from typing import Annotated, Any
+Nothing heavy is imported here.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
 
 from annotated_types import Interval
 
@@ -27,17 +30,12 @@ class PlanSettings(Settings):
     """Write the sample below this folder or URI prefix. Default: a folder beside --output."""
 
     def of_sample(self, output: str, images_per_shard: int) -> Settings:
-        """The settings of the run of the sample: those of the run, without its limits and its name."""
-        given: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(Settings)}
-        changed: dict[str, Any] = {
-            "output": output,
-            "images_per_shard": images_per_shard,
-            "run_id": None,
-            "deadline": None,
-            "max_cost": None,
-            "forecast": None,
-            "max_failures": None,
-            "publish_every": None,
-            "compact": False,
-        }
-        return Settings(**{**given, **changed})
+        """The settings with which the job runs the sample: no limit ends this run, and nothing is published early."""
+        return self.of_own_run(
+            output=output,
+            images_per_shard=images_per_shard,
+            run_id=None,
+            max_failures=None,
+            publish_every=None,
+            compact=False,
+        )

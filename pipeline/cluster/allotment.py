@@ -72,8 +72,8 @@ class Allotment:
     def threads_on(self, cpus: float, gpus: float) -> int:
         """Threads of a model actor on a node with so many CPUs and GPUs.
 
-        All actors of a pool reserve the same CPUs, those of the node with the fewest beside each GPU. Nodes with more
-        of them need not decode as slowly as that one.
+        All actors of a pool reserve the same number of CPUs: as many as the node with the fewest CPUs beside each GPU
+        has for one actor. Where a node has more CPUs, its actors decode with more threads than they reserve CPUs.
         """
         if self.share_cpus_of_gpu is None or gpus < 1:
             return self.model_threads

@@ -51,16 +51,16 @@ class Board:
     def in_hand(self, shard: int, stage: str, first_key: str, costs: Costs | None = None) -> Iterator[bool]:
         """Report that this process is at `stage` of a shard. If it fails or dies there, the report stays.
 
-        The context is False if the run stops and the stage has to leave the shard alone: see `stop`. `costs` has the
+        The context is True if the run stops and the stage has to leave the shard alone: see `stop`. `costs` has the
         steps of the visit by the end of the context.
         """
-        goes_on = True
+        stops = False
         with contextlib.suppress(RayError):
             taken = UnderWay(shard, stage, first_key, socket.gethostname(), time.time())
-            goes_on = ray.get(self._call("take", taken), timeout=_ANSWER_SECONDS)
-        yield goes_on
+            stops = ray.get(self._call("take", taken), timeout=_ANSWER_SECONDS)
+        yield stops
         with contextlib.suppress(RayError):
-            if not goes_on:
+            if stops:
                 return
             steps = {step: (*span, costs.seconds[step]) for step, span in costs.spans.items()} if costs else {}
             self._call("leave", shard, stage, time.time(), steps if self.traced else {})
@@ -118,9 +118,10 @@ class _Held:
         self.held[device_name] = self.held.get(device_name, 0.0) + seconds
 
     def take(self, taken: UnderWay) -> bool:
+        """Whether the stage has to leave the shard alone."""
         if self.stops and taken.stage != STAGES[-1]:
             self.done(taken.shard)
-            return False
+            return True
         self.stages |= {taken.stage}
         if self.traced:
             self._end_visit(taken.shard, taken.stage, taken.since, {}, lost=True)
@@ -130,7 +131,7 @@ class _Held:
             taken = replace(taken, since=before.since)
         self.under_way[taken.shard] = taken
         self.waiting.pop(taken.shard, None)
-        return True
+        return False
 
     def leave(self, shard: int, stage: str, ended: float, steps: dict[str, tuple[float, float, float]]) -> None:
         self._end_visit(shard, stage, ended, steps)

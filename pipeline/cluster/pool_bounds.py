@@ -73,29 +73,39 @@ class PoolBounds(ExecutionCallback):
     def _request(self, request: Callable[..., None], resources: list[dict[str, float]], **options: Any) -> None:
         """Ask for at most as many nodes of model actors as there are shards left, and for nodes with the labels."""
         actor = self.model_pool.per_actor_resource_usage()
-        of_models = [r for r in resources if (r.get("CPU", 0), r.get("GPU", 0)) == (actor.cpu or 0, actor.gpu or 0)]
-        of_helpers = [r for r in resources if r not in of_models]
-        del of_models[max(0, self.num_left) :]
+
+        def is_of_model(bundle: dict[str, float]) -> bool:
+            return (bundle.get("CPU", 0), bundle.get("GPU", 0)) == (actor.cpu or 0, actor.gpu or 0)
+
+        of_models = [bundle for bundle in resources if is_of_model(bundle)][: max(0, self.num_left)]
+        of_helpers = [bundle for bundle in resources if not is_of_model(bundle)]
         labels = [self.model_nodes.any_of()] * len(of_models) + [self.helper_nodes.any_of()] * len(of_helpers)
         request(resources=of_models + of_helpers, label_selectors=labels, **options)
 
 
-# Ray Data sends its context, with all callbacks, to every task: what counts the shards stays in this process.
-_count: Callable[[], int] | None = None
+class _OfThisProcess:
+    """A function that stays here, although Ray Data copies its context, with all callbacks, for every dataset, and
+    sends the context to every task.
+    """
 
+    def __init__(self, function: Callable[[], int] | None):
+        self._function = function
 
-def _num_shards() -> int:
-    assert _count is not None
-    return _count()
+    def __call__(self) -> int:
+        assert self._function is not None, "called in another process"
+        return self._function()
+
+    def __deepcopy__(self, memo: object) -> "_OfThisProcess":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _OfThisProcess, (None,)
 
 
 def bound_pools(
     num_shards: Callable[[], int], model_nodes: NodeChoice = ANY_NODE, helper_nodes: NodeChoice = ANY_NODE
 ) -> None:
     """For the next dataset of this process, which has three pools of actors and so many shards."""
-    global _count
-    _count = num_shards
-    makers: list[Any] = [
-        functools.partial(PoolBounds, _num_shards, model_nodes, helper_nodes)
-    ]  # Ray Data calls each without arguments
-    DataContext.get_current().custom_execution_callback_classes = makers
+    # Ray Data calls it without arguments.
+    maker: Any = functools.partial(PoolBounds, _OfThisProcess(num_shards), model_nodes, helper_nodes)
+    DataContext.get_current().custom_execution_callback_classes = [maker]

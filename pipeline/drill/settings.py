@@ -1,6 +1,6 @@
-"""The settings of a drill: those of the job that it tests, and its own. Nothing heavy is imported here."""
+"""The settings of a drill: all settings of segment_bucket.py, and a few more. Nothing heavy is imported here."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from annotated_types import Interval
@@ -41,7 +41,6 @@ class DrillSettings(Settings):
         Batches hold one image, because the neighbours in a batch change an image's floats in their last bits, and the
         rows must be equal to the last bit.
         """
-        given = {field.name: getattr(self, field.name) for field in fields(Settings)}
         as_copied: dict[str, Any] = {
             "input": (source,),
             "input_format": "images",
@@ -51,16 +50,13 @@ class DrillSettings(Settings):
             "anonymous": False,
             "requester_pays": False,
         }
-        run = Settings(**{**given, **as_copied, "output": output})
         most = max(1, self.sample // _SHARDS)
-        return replace(
-            run,
+        return self.of_own_run(
+            **as_copied,
+            output=output,
             images_per_shard=min(self.images_per_shard or most, most),
             batch_size=1,
             limit=None,
-            deadline=None,
-            max_cost=None,
-            forecast=None,
             mode="incremental",
             run_id="drill",
             **changes,

@@ -5,7 +5,7 @@ written, the tables are published. Shards are whole: with N actors, the time of 
 """
 
 import math
-from collections.abc import Iterable
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from pipeline.budget.prices import Prices
@@ -47,6 +47,11 @@ class Forecast:
     cost: Between | None  # US dollars; None if the table has no price of the device
     bytes_of: dict[str, Between]  # of the parts, by table
 
+    @property
+    def actors(self) -> str:
+        """`8 model actors`"""
+        return f"{self.num_actors:,} model actor{'s' if self.num_actors > 1 else ''}"
+
 
 def forecast(measured: Measured, work: Work, num_actors: int, prices: Prices) -> Forecast:
     """What the run takes with `num_actors` actors, or fewer if there are fewer shards."""
@@ -70,11 +75,6 @@ def forecast(measured: Measured, work: Work, num_actors: int, prices: Prices) ->
     )
 
 
-def usd_per_hour(measured: Measured, prices: Prices) -> float | None:
-    """Of one model actor; None if the table has no price of its device."""
-    return prices.of(measured.device_name, measured.units_per_actor)
-
-
 def choose_actors(
     measured: Measured,
     work: Work,
@@ -89,24 +89,17 @@ def choose_actors(
     are, or without a deadline, as many as may be. With `max_cost`, loading the models takes a tenth of it at most.
     """
     least, most = bounds
-    price = usd_per_hour(measured, prices)
+    price = prices.of(measured.device_name, measured.units_per_actor)
     if max_cost is not None and price:
         of_one = price * measured.load_seconds / 3600
         most = max(least, min(most, math.floor(_MOST_FOR_LOADING * max_cost / of_one))) if of_one else most
     if seconds_left is None:
         return most
-    return (
-        _first(
-            number
-            for number in range(least, most)
-            if forecast(measured, work, number, prices).seconds.surely_below <= seconds_left
-        )
-        or most
-    )
 
+    def is_in_time(number: int) -> bool:
+        return forecast(measured, work, number, prices).seconds.surely_below <= seconds_left
 
-def _first(numbers: Iterable[int]) -> int | None:
-    return next(iter(numbers), None)
+    return bisect_left(range(most), True, least, key=is_in_time)  # more actors are never slower
 
 
 def _of_rest(error: float | None, num_sampled: int, num_images: int) -> float | None:

@@ -29,7 +29,7 @@ _PATIENCE_SECONDS = 300.0
 
 
 def limits_of(settings: Settings, fingerprint: str) -> "Limits":
-    """Those of a command that starts now, for a run with this fingerprint.
+    """The limits of a command that starts now, for a run with this fingerprint.
 
     RunError if the deadline has passed, if the file of --prices is no table, or if the file of --forecast does not fit.
     """
@@ -86,7 +86,7 @@ class Limits:
         return max(self._held, key=self._held.__getitem__, default=self.device_names[0] if self.device_names else None)
 
     def add(self, receipt: Receipt) -> None:
-        """A shard is done: its time is that of a shard which would be begun now."""
+        """A shard is done: a shard that is begun now is expected to take as long."""
         with self._lock:
             self._shard_seconds.append(receipt.finished - receipt.started)
 

@@ -29,7 +29,7 @@ class Size:
 @with_config(STRICT)
 @dataclass(frozen=True)
 class Measured:
-    """Times are elapsed seconds, except those of steps. The fields are those of the file."""
+    """The fields of the file of --forecast. Times are elapsed seconds; `step_ms` holds other times too."""
 
     version: Literal[1]
     written: Annotated[str, AfterValidator(moment("seconds"))]
@@ -40,7 +40,9 @@ class Measured:
     num_failed: Count  # of these
     num_actors: Annotated[int, Interval(ge=1, le=10**6)]
     begin_seconds: Seconds  # from the start of the command until the first actor is asked for
-    load_seconds: Seconds  # from then until the first image reaches a model, with what the first images take longer
+    load_seconds: (
+        Seconds  # from then until the first image reaches a model; and the extra time of an actor's first shards
+    )
     image_seconds: Annotated[float, Interval(gt=0.0, le=1e12)]  # of one model actor for one image, once it is loaded
     standard_error: Seconds | None  # of image_seconds, by the choice of images; None: unknown
     write_seconds: Seconds  # from the model's last image of a shard until the shard's parts are written

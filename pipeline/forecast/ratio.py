@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class Ratio:
     """The sum of a quantity over the images, divided by their number, where whole shards are observed.
 
-    The standard error is that of a ratio of two sums (Cochran, Sampling Techniques, 6.3): shards are the units.
+    The standard error is computed as for a ratio of two sums (Cochran, Sampling Techniques, 6.3); shards are the units.
     """
 
     shards: int = 0

@@ -1,8 +1,8 @@
 """How long one model actor takes for an image, from the receipts of shards, and how sure that is.
 
-The device of an actor works on one batch at a time, and a receipt says for how many seconds it did. The seconds of an
-image are those of the device, divided by the share of the actor's time in which its device was busy: so reading,
-decoding and writing count as far as the device waits for them.
+The device of an actor works on one batch at a time, and a receipt says for how many seconds the device worked on the
+shard. The time of an actor for one image is the time of the device for one image, divided by the share of the actor's
+time in which the device was busy. So reading, decoding and writing count as far as the device waits for them.
 """
 
 import math

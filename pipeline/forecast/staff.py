@@ -74,7 +74,7 @@ class Staff:
         return f"{images}: {describe(forecast(measured, rest, self.number, self.limits.prices))}"
 
     def measured(self) -> Measured | None:
-        """What this command has measured so far; before its first shard, what the file says."""
+        """The measurements of this command; the file of --forecast, until the command has measured enough shards."""
         own = self.meter.measured(
             fingerprint=self.fingerprint,
             device_name=self.limits.device_name or "unknown",
@@ -87,7 +87,6 @@ class Staff:
 
 def describe(expected: Forecast) -> str:
     """`about 2:18:00 with 8 model actors, 17.9 hours of devices, 44.75 USD`"""
-    actors = f"{expected.num_actors} model actor{'s' if expected.num_actors > 1 else ''}"
     hours = f"{expected.device_hours.value:,.2f} hours of devices"
     cost = "" if expected.cost is None else f", {dollars(expected.cost.value)} USD"
-    return f"about {hms(expected.seconds.value)} with {actors}, {hours}{cost}"
+    return f"about {hms(expected.seconds.value)} with {expected.actors}, {hours}{cost}"

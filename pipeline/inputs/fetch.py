@@ -69,8 +69,8 @@ class FetchImages:
         images = [ListedImage(**image) for image in planned.select(LISTED.names).to_pylist()]
         reasons = planned["reason"].to_pylist()
         began, costs = time.monotonic(), Costs()
-        with self.tell(shard, "reading", images[0].image_key, costs) as goes_on, costs.of_process("read"):
-            if not goes_on:
+        with self.tell(shard, "reading", images[0].image_key, costs) as stops, costs.of_process("read"):
+            if stops:
                 return no_shard(FETCHED)
             # Nothing is read of an image that is removed from the input: only its row is written.
             there = [image for image, reason in zip(images, reasons, strict=True) if reason != "removed"]

@@ -1,4 +1,4 @@
-"""Print a forecast: what the sample took, what the whole will take, and how many actors its limits need."""
+"""Print a forecast: the times of the sample, time and cost of the run, and how many actors the limits need."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -8,8 +8,8 @@ from rich.table import Table
 from pipeline.budget.prices import CPU, Prices
 from pipeline.forecast.forecast import Between, Forecast, Work, choose_actors, forecast
 from pipeline.forecast.measured import Measured
+from pipeline.report.summary import add_steps
 from pipeline.telemetry.console import dollars, hms, output_console
-from pipeline.telemetry.costs import ON_DEVICE
 
 
 def print_forecast(
@@ -42,14 +42,10 @@ def print_forecast(
         console.print(f"--prices {prices.source} has no price of {measured.device_name}")
     if left is not None:
         ends = "is done" if chosen.seconds.surely_below <= left else "is not surely done"
-        console.print(f"with {_actors(chosen)} the run {ends} at {deadline:%Y-%m-%dT%H:%M:%SZ}, {hms(left)} from now")
+        console.print(f"with {chosen.actors} the run {ends} at {deadline:%Y-%m-%dT%H:%M:%SZ}, {hms(left)} from now")
     if max_cost is not None and chosen.cost is not None:
         ends = "stays below" if chosen.cost.surely_below <= max_cost else "may reach"
-        console.print(f"with {_actors(chosen)} the run {ends} --max-cost {max_cost:g}")
-
-
-def _actors(one: Forecast) -> str:
-    return f"{one.num_actors:,} model actor{'s' if one.num_actors > 1 else ''}"
+        console.print(f"with {chosen.actors} the run {ends} --max-cost {max_cost:g}")
 
 
 def _sample(measured: Measured) -> Table:
@@ -60,8 +56,7 @@ def _sample(measured: Measured) -> Table:
     begin, load = measured.begin_seconds, measured.load_seconds
     table.add_row("s to begin", f"{begin:,.1f} until actors start, {load:,.1f} to load the model")
     table.add_row("s an image", f"{measured.image_seconds:,.4f} for one actor")
-    steps = ", ".join(f"{step} {ms:,.1f}" for step, ms in measured.step_ms.items())
-    table.add_row("ms per image", f"{steps} ({', '.join(ON_DEVICE)}: time on the device; other steps: CPU time)")
+    add_steps(table, measured.step_ms)
     table.add_row("s to end", f"{measured.write_seconds:,.1f} to write a shard, {measured.end_seconds:,.1f} to publish")
     return table
 

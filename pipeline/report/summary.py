@@ -1,5 +1,7 @@
 """Tables that are printed at the end of a run, a self-check or a preview."""
 
+from collections.abc import Mapping
+
 from rich.table import Table
 
 from pipeline.commit.run_report import Report
@@ -25,8 +27,7 @@ def print_summary(report: Report, output: str, max_failure_rate: float) -> None:
     table.add_row("shards", f"{report.num_shards:,} ({report.num_shards_done_before:,} done before)")
     table.add_row("images/s", f"{report.images_per_second:,.2f} in {report.seconds:,.1f} s, model load excluded")
     if report.step_ms:
-        steps = ", ".join(f"{step} {ms:,.1f}" for step, ms in report.step_ms.items())
-        table.add_row("ms per image", f"{steps} ({', '.join(ON_DEVICE)}: time on the device; other steps: CPU time)")
+        add_steps(table, report.step_ms)
     if report.device_busy:
         least = min(report.device_busy, key=report.device_busy.__getitem__)
         mean = sum(report.device_busy.values()) / len(report.device_busy)
@@ -37,6 +38,12 @@ def print_summary(report: Report, output: str, max_failure_rate: float) -> None:
     for name in ("images", "segments"):
         version = f" (Delta table, version {report.table_versions[name]})"
         console.print(f"{name}: {output.rstrip('/')}/{name}{version}")
+
+
+def add_steps(table: Table, step_ms: Mapping[str, float]) -> None:
+    """Add a row with the time of each step for one image."""
+    steps = ", ".join(f"{step} {ms:,.1f}" for step, ms in step_ms.items())
+    table.add_row("ms per image", f"{steps} ({', '.join(ON_DEVICE)}: time on the device; other steps: CPU time)")
 
 
 def print_selfcheck(check: SelfCheck) -> None:

@@ -81,8 +81,8 @@ class SegmentImages:
         started, began, costs = time.time(), time.monotonic(), Costs()
         shard, images = unpack_shard(row)
         encoded, names = images.column("data").to_pylist(), images.column("image_key").to_pylist()
-        with self.tell(shard, "segmenting", names[0], costs) as goes_on:
-            if not goes_on:
+        with self.tell(shard, "segmenting", names[0], costs) as stops:
+            if stops:
                 return no_shard(SEGMENTED)
             results = self._segment(shard, encoded, names, costs)
         self.device_time.report()

@@ -57,7 +57,7 @@ class Visit:
 class Tell(Protocol):
     """Report that a stage works on a shard while the context is open; `costs` has grown by its end.
 
-    The context is False if the run stops: then the stage leaves the shard alone.
+    The context is True if the run stops: then, and only then, the stage leaves the shard alone.
     """
 
     def __call__(
@@ -67,7 +67,7 @@ class Tell(Protocol):
 
 def tell_nobody(shard: int, stage: str, first_key: str, costs: Costs | None = None) -> AbstractContextManager[bool]:
     """Report nothing, for a run without an in-flight actor."""
-    return nullcontext(True)
+    return nullcontext(False)
 
 
 class Hold(Protocol):

@@ -28,7 +28,7 @@ from PIL import Image
 
 from pipeline.budget.prices import read_prices
 from pipeline.forecast.forecast import Work, forecast
-from pipeline.forecast.measured import Measured, Size
+from pipeline.forecast.measured import read_measured
 from pipeline.scenes.draw import draw_scene
 from pipeline.schema import TABLES
 from tests.benchmarks.scripts import run_script
@@ -86,7 +86,7 @@ def measure(name: str, folder: Path, sample: int) -> dict[str, Any]:
     seconds = time.time() - began
     [report] = [json.loads(path.read_text()) for path in output.glob("_runs/*/report.json")]
     content = json.loads(file.read_text())
-    measured = Measured(**{**content, "sizes": {table: Size(**size) for table, size in content["sizes"].items()}})
+    measured = read_measured(file, content["fingerprint"])
     work = Work(report["num_images"], report["num_shards"])
     one = forecast(measured, work, 1, read_prices(None))
     around = measured.begin_seconds + measured.load_seconds + measured.end_seconds

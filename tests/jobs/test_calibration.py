@@ -5,9 +5,12 @@ import re
 import shutil
 
 import pytest
+import ray
 
 from jobs import plan_bucket
+from pipeline.calibration import calibrate as calibrate_module
 from pipeline.commit.journal import Journal
+from pipeline.forecast.limits import Limits
 from pipeline.layout import Output
 from pipeline.scenes.settings import ScenesSettings
 from pipeline.scenes.write import write_scenes
@@ -31,10 +34,12 @@ def calibrate(nights: Nights, number: int, *flags) -> int:
 
 
 @pytest.mark.thorough
-def test_a_sample_gives_a_forecast_and_leaves_nothing(bucket, tmp_path, capsys):
-    file = tmp_path / "forecast.json"
+def test_a_sample_gives_a_forecast_and_leaves_nothing(bucket, tmp_path, capsys, monkeypatch):
+    file, counting = tmp_path / "forecast.json", []
+    monkeypatch.setattr(calibrate_module, "Limits", lambda *args: counting.append(Limits(*args)) or counting[0])
     limits = ("--deadline", IN_TIME, "--max-cost", 50)
-    assert calibrate(bucket, 12, "--forecast", file, *limits) == 0
+    here = ("--model-nodes", f"ray.io/node-id={ray.nodes()[0]['NodeID']}")
+    assert calibrate(bucket, 12, "--forecast", file, *limits, *here) == 0
     said = capsys.readouterr().out
     assert re.search(r"│ new +│ 34 ", said) and "sample of 12 images on cpu" in said
     assert "forecast of 34 images" in said and re.search(r"^segments: [0-9.]+ KiB \(", said, re.M)
@@ -42,6 +47,7 @@ def test_a_sample_gives_a_forecast_and_leaves_nothing(bucket, tmp_path, capsys):
     assert "with 1 model actor the run stays below --max-cost 50" in said
     measured = json.loads(file.read_text())
     assert (measured["num_images"], measured["device_name"], measured["num_actors"]) == (12, "cpu", 1)
+    assert counting[0].units_per_actor == measured["units_per_actor"] > 1 and counting[0].cost > 0
     assert all(measured[name] > 0 for name in ("begin_seconds", "load_seconds", "image_seconds", "write_seconds"))
     assert {"read", "decode", "model", "reduce", "encode", "write"} <= measured["step_ms"].keys()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["forecast.json", "in"], "nothing of the sample is left"

@@ -2,9 +2,11 @@
 
 import functools
 import os
+import threading
 
 import pytest
 import ray
+from ray import cloudpickle
 from ray.data import ActorPoolStrategy, DataContext
 
 from pipeline.cluster.pool_bounds import PoolBounds, bound_pools
@@ -97,6 +99,19 @@ def test_pools_follow_the_model_actors_and_these_the_shards_that_are_left(tmp_pa
         expected = [{"market": "in(spot,on-demand)"}] * len(models) + [{"kind": "!gpu"}] * of_helpers
         assert request["label_selectors"] == expected
     assert {sum(bundle == {"CPU": 0.3} for bundle in request["resources"]) for _, request in REQUESTS} >= {0, 5}
+
+
+def test_a_dataset_counts_its_own_shards_and_no_task_gets_what_counts_them(monkeypatch):
+    monkeypatch.setattr(DataContext.get_current(), "custom_execution_callback_classes", [])
+    contexts = []
+    for number in (3, 4):
+        lock = threading.Lock()  # cannot be pickled, as the plan of a run
+        bound_pools(lambda number=number, lock=lock: number + lock.locked())
+        contexts.append(DataContext.get_current().copy())
+    assert [context.custom_execution_callback_classes[0]().num_shards() for context in contexts] == [3, 4]
+    [sent] = cloudpickle.loads(cloudpickle.dumps(contexts[0])).custom_execution_callback_classes
+    with pytest.raises(AssertionError, match="in another process"):
+        sent().num_shards()
 
 
 @pytest.mark.usefixtures("ray_session")

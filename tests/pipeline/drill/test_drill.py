@@ -161,9 +161,11 @@ def test_a_run_has_the_users_settings_but_for_what_makes_it_a_drill():
     settings = DrillSettings(
         "in", "out", "m", sample=64, task="instance", limit=3, images_per_shard=500, batch_size=8, run_id="mine"
     )
+    settings = dataclasses.replace(settings, deadline="06:00", max_cost=5.0, forecast="forecast.json")
     run = settings.of_run("a", "b", max_failure_rate=1.0)
     assert type(run) is not DrillSettings
     assert (run.input, run.output, run.model, run.task) == (("a",), "b", "m", "instance")
+    assert (run.deadline, run.max_cost, run.forecast) == (None, None, None), "a limit would end the drill"
     assert (run.images_per_shard, run.batch_size, run.limit, run.run_id, run.max_failure_rate) == (
         4,
         1,

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -184,6 +185,18 @@ def test_a_shard_keeps_its_order_and_every_image_has_bytes_or_an_error(tmp_path)
     for index, row in enumerate(images.to_pylist()):
         expected = (None, "not_found") if index == 7 else (b"x" * index, None)
         assert (row["data"], row["error_code"]) == expected
+
+
+def test_of_a_shard_nothing_is_read_if_the_run_stops_and_only_then(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(DATA)
+    row = pack_shard(5, planned_table(PlannedImage(**vars(image)) for image in list_images(str(tmp_path))))
+    answers = [None, False, True]  # None: of a Tell that says nothing
+    stage = FetchImages(InputSpec.of(str(tmp_path)), tell=lambda *args: nullcontext(answers.pop(0)))
+    read = [stage(row) for _ in range(2)]
+    assert [unpack_shard(one)[1].column("data").to_pylist() for one in read] == [[DATA], [DATA]]
+    monkeypatch.setattr(stage, "fetch_all", lambda images: pytest.fail("something is read"))
+    left = stage(row)
+    assert left.num_rows == 0 and left.schema.equals(read[0].schema)
 
 
 def test_an_object_too_large_for_an_image_is_not_read():

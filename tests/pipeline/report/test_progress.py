@@ -200,18 +200,18 @@ def test_the_board_knows_the_oldest_shard_that_a_stage_has_in_hand():
 def test_a_board_that_stops_lets_no_model_begin_and_knows_what_was_begun():
     board = answering_board()
     with board.in_hand(1, "reading", "a") as first, board.in_hand(2, "reading", "b") as second:
-        assert first and second
+        assert not first and not second
     with board.in_hand(3, "segmenting", "c") as third, board.in_hand(4, "writing", "d") as fourth:
-        assert third and fourth
+        assert not third and not fourth
         board.stop()
         assert board.look().num_begun == 2
     assert board.look().num_begun == 2, "they have no receipts yet"
-    with board.in_hand(1, "segmenting", "a") as goes_on:
-        assert not goes_on and board.look().num_begun == 2
-    with board.in_hand(5, "reading", "e") as goes_on:
-        assert not goes_on
-    with board.in_hand(3, "writing", "c") as goes_on:
-        assert goes_on, "a shard that a model has done is written"
+    with board.in_hand(1, "segmenting", "a") as stops:
+        assert stops and board.look().num_begun == 2
+    with board.in_hand(5, "reading", "e") as stops:
+        assert stops
+    with board.in_hand(3, "writing", "c") as stops:
+        assert not stops, "a shard that a model has done is written"
     assert (board.look().working, board.look().waiting) == ({}, {"segmenting": 1, "receipt": 2})
     for shard in (3, 4):
         board.done(shard)

@@ -1,5 +1,7 @@
 """The model actor around its Segmenter: what ends the run, which shard is taken apart, which rows pass through."""
 
+from contextlib import nullcontext
+
 import pyarrow as pa
 import pytest
 
@@ -81,6 +83,32 @@ def test_from_the_third_start_on_a_shard_is_done_image_by_image(actor, monkeypat
     assert all(table.equals(tables[0]) for table in tables)
     actor(pack_shard(8, fetched((encoded(), None, "new"))))
     assert ways[4:] == ["together"]
+
+
+def test_a_model_begins_no_shard_if_the_run_stops_and_only_then(actor, monkeypatch):
+    row = pack_shard(7, fetched((encoded(), None, "new")))
+    answers = [None, False, True]  # None: of a Tell that says nothing
+    actor.tell = lambda *args: nullcontext(answers.pop(0))
+    done = [actor(row) for _ in range(2)]
+    assert [unpack_shard(one)[1].column("segments").null_count for one in done] == [0, 0]
+    monkeypatch.setattr(actor, "starts", None)  # a start would be counted against the shard
+    left = actor(row)
+    assert left.num_rows == 0 and left.schema.equals(done[0].schema)
+
+
+def test_an_actor_reports_its_device_with_each_shard_and_decodes_with_the_threads_of_its_node(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pipeline.segment.actor.start_watchdog", lambda *args: None)
+    held = []
+    spec, hold = small_spec(tiny_checkpoint), lambda *report: held.append(report)
+    actor = SegmentImages(spec, str(tmp_path), "night-1", hold=hold, threads=lambda: 3)
+    assert actor.segmenter.spec.threads == 3
+    for shard in range(2):
+        before = len(held)
+        actor(pack_shard(shard, fetched((encoded(), None, "new"))))
+        assert len(held) > before
+    assert {name for name, _ in held} == {"cpu"} and all(seconds > 0 for _, seconds in held)
 
 
 @pytest.mark.parametrize("lasting", [RunError("other weights"), CheckpointError("cut off")])
