@@ -47,3 +47,37 @@ def bounded(attributes: pa.Array) -> tuple[pa.Array, pa.Array]:
     )
     none = pa.scalar(None, pa.string())
     return pc.if_else(is_long, none, attributes), pc.if_else(is_long, faults, none)
+
+
+def attributes_of(columns: dict[str, pa.Array], num_rows: int) -> list[str]:
+    """The values of each row of columns as a JSON object: see `as_attributes`.
+
+    Bytes of a text that are not UTF-8, which pyarrow does not look for, become U+FFFD. ValueError or OverflowError if a
+    value within a struct or list cannot be read: a text that is not UTF-8, a date that Python has not.
+    """
+    values = {name: _plain_values(column) for name, column in columns.items()}
+    return [as_attributes({name: of_column[row] for name, of_column in values.items()}) for row in range(num_rows)]
+
+
+def _plain_values(column: pa.Array) -> list[Any]:
+    if is_string(column.type):
+        return list(_replaced(column.cast(pa.large_string())).to_pylist())
+    if pa.types.is_temporal(column.type) or pa.types.is_decimal(column.type):
+        column = pc.cast(column, pa.string())
+    return list(column.to_pylist())
+
+
+def is_string(data_type: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(data_type) or pa.types.is_large_string(data_type) or pa.types.is_string_view(data_type)
+    )
+
+
+def _replaced(text: pa.Array) -> pa.Array:
+    """The strings, with U+FFFD for bytes that are not UTF-8."""
+    try:
+        text.validate(full=True)
+        return text
+    except pa.ArrowInvalid:
+        values = text.cast(pa.large_binary()).to_pylist()
+        return pa.array([None if value is None else value.decode(errors="replace") for value in values])

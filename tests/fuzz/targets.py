@@ -7,16 +7,13 @@ A target takes any bytes. It ends in a result or in one of its errors, of one li
 import contextlib
 import io
 import json
-import os
 import pickle
 import re
 import struct
-import tarfile
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,18 +38,14 @@ from pipeline.config import Settings
 from pipeline.decoding.decode import FORMATS, decode_image, measure_image
 from pipeline.errors import ImageError, RunError
 from pipeline.input_spec import InputSpec
-from pipeline.inputs.container import Container, KeptIndexes, LeftOut
-from pipeline.inputs.reads import ImageReader, ListedImage, one_request_each
-from pipeline.inputs.tar.images import list_tar
-from pipeline.layout import Output
 from pipeline.plan.plan_files import read_plan_file
 from pipeline.schema import PLAN
-from pipeline.store.filesystem import local_etag, open_filesystem
 from pipeline.train.training import read_optimizer_state
+from tests.fuzz import inputs
+from tests.fuzz.files import folder, output, put
 from tests.support.inputs import make_model
 from tests.support.places import SHARED_DATA
 from tests.support.run_records import receipt, report, run_json
-from tests.support.tars import member, tar_of
 
 MOST_SECONDS = 5.0
 MOST_BYTES = 2**30
@@ -101,24 +94,6 @@ def _most_memory() -> int:
     """The most resident memory since `_forget_most_memory`, in bytes."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-
-
-@cache
-def folder() -> Path:
-    """A folder of this process; in memory where the machine has such a place."""
-    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    kept.append(tempfile.TemporaryDirectory(prefix="m2f-fuzz-", dir=place))
-    return Path(kept[-1].name)
-
-
-kept: list[tempfile.TemporaryDirectory] = []  # removed at the end of the process
-
-
-def put(name: str, data: bytes) -> Path:
-    path = folder() / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return path
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------
@@ -254,11 +229,6 @@ YAML = (
 # --- what an output holds ---------------------------------------------------------------------------------------------
 
 
-@cache
-def output() -> Output:
-    return Output.open(str(folder() / "out"))
-
-
 def in_run(name: str, read: Callable[[], object]) -> Callable[[bytes], object]:
     def reader(data: bytes) -> object:
         put(f"out/_runs/r/{name}", data)
@@ -356,65 +326,6 @@ def read_changed_record(data: bytes) -> object:
     return TARGETS[target].read(text)
 
 
-# --- tars -------------------------------------------------------------------------------------------------------------
-
-
-def container(data: bytes) -> Container:
-    path = put("in/a.tar", data)
-    filesystem, _ = open_filesystem(str(path))
-    uri = f"file://{path}"
-    return Container(filesystem, uri, local_etag(path.stat()), len(data), InputSpec.of(uri), LeftOut())
-
-
-def read_tar(data: bytes) -> object:
-    """One byte, then a tar. If the byte is odd, checksums are mended: bytes changed at random hardly ever leave one."""
-    tar = bytearray(data[1:])
-    for place in range(0, len(tar) - 511 if data[:1] and data[0] % 2 else 0, 512):
-        if tar[place + 257 : place + 262] == b"ustar":
-            tar[place + 148 : place + 156] = b" " * 8
-            tar[place + 148 : place + 156] = b"%06o\0 " % sum(tar[place : place + 512])
-    one = container(bytes(tar))
-    images = [ListedImage(**row) for table in list_tar(one) for row in table.to_pylist()]
-    assert len({image.image_key for image in images}) == len(images), "two images have one key"
-    reader = ImageReader(one.spec)
-    for group in one_request_each([image for image in images if image.fault is None]):
-        for image, read in zip(group, reader.read(group, 2, 60.0), strict=True):
-            assert isinstance(read, ImageError) or len(read.data) == image.size_bytes, "other bytes than listed"
-    return images
-
-
-def tar_seeds() -> list[bytes]:
-    """A tar of each format with long names, links and global headers; without the padding at its end."""
-    members = [
-        member("a.jpg", b"x" * 600),
-        member("d/" + "e" * 120 + ".png", b"1"),
-        member("link.jpg", type=tarfile.LNKTYPE, linkname="a.jpg"),
-        member("a.jpg", b"2", pax_headers={"size": "1", "comment": "c" * 40}),
-        member("s.jpg", b"3", pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}),
-    ]
-    tars = [tar_of(members, form) for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)]
-    return [
-        bytes((mends,)) + tar[:7000] for tar in (*tars, tar_of(members[:1], tarfile.USTAR_FORMAT)) for mends in (0, 1)
-    ]
-
-
-@cache
-def indexed() -> Container:
-    return container(tar_of([member("a.jpg", b"1"), member("a.jpg", b"2"), member("b.json", b"{}")]))
-
-
-def read_kept_index(data: bytes) -> object:
-    from pipeline.inputs.tar.kept_index import _checked
-
-    return _checked(data, indexed())
-
-
-def kept_index_seeds() -> list[bytes]:
-    kept_by = replace(indexed(), kept=KeptIndexes(output(), may_write=True))
-    list_tar(kept_by)
-    return [Path(path).read_bytes() for path in output().list_indexes()]
-
-
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
@@ -485,9 +396,12 @@ TARGETS = {
         read_changed_record, lambda: [bytes((n, *more)) for n in range(len(RECORDS)) for more in ((), (3, n))], RUN, 32
     ),
     "plan": Target(read_plan, plan_seeds, RUN, 8192),
-    "tar": Target(read_tar, tar_seeds, (ValueError,), 8192),
+    "tar": Target(inputs.read_tar, inputs.tar_seeds, (ValueError,), 8192),
+    "parquet": Target(inputs.read_parquet, inputs.parquet_seeds, RUN, 8192),
+    "manifest": Target(inputs.read_manifest, inputs.manifest_seeds, RUN, 8192),
+    "inventory": Target(inputs.read_inventory, inputs.inventory_seeds, RUN, 8192),
     "tar_index": Target(
-        read_kept_index, kept_index_seeds, (ValueError, pa.ArrowException, OSError), 8192, one_line=False
+        inputs.read_kept_index, inputs.kept_index_seeds, (ValueError, pa.ArrowException, OSError), 8192, one_line=False
     ),
     "image": Target(read_image, image_seeds, (ImageError,), 8192),
 }

@@ -95,7 +95,10 @@ def inventory(
 
 
 def with_manifest(manifest: Any, date: str = DATE) -> dict[str, bytes]:
-    content = json.dumps(manifest).encode()
+    return with_manifest_bytes(json.dumps(manifest).encode(), date)
+
+
+def with_manifest_bytes(content: bytes, date: str = DATE) -> dict[str, bytes]:
     return {f"{date}/manifest.json": content, f"{date}/manifest.checksum": f"{md5(content)}\n".encode()}
 
 

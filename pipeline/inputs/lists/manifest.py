@@ -41,7 +41,13 @@ def list_manifest(spec: InputSpec, source: Source) -> Iterator[pa.Table]:
                         raise ManifestError(f"{rows.unit} {rows.first + error.place:,} {error.clause}") from None
         except ManifestError as error:
             raise RunError(f"--input {uri}: {error}") from None
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ChangedError) as error:
+        except (
+            pa.ArrowInvalid,
+            pa.ArrowTypeError,
+            pa.ArrowNotImplementedError,
+            ChangedError,
+            UnicodeDecodeError,  # of the name of a column
+        ) as error:
             raise RunError(f"--input {uri} is no manifest that can be read: {one_line(error)}") from None
         except OSError as error:
             if isinstance(error, (FileNotFoundError, PermissionError)):

@@ -11,7 +11,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from m2f_core.config.fields import excerpt
-from pipeline.inputs.attributes import as_attributes
+from pipeline.inputs.attributes import as_attributes, attributes_of
 
 _ROWS = 16_384  # of a batch
 _BLOCK_BYTES = 4 * 2**20
@@ -225,8 +225,14 @@ def _rows(batch: pa.RecordBatch, chosen: dict[str, str], keep: tuple[str, ...], 
         columns[role] = _sizes(values, name, first, unit) if role == "size" else _texts(values, name)
     attributes = None
     if keep:
-        kept = batch.select(list(keep)).to_pylist()
-        attributes = pa.array([as_attributes(row) for row in kept], pa.string())
+        kept = {name: batch.column(batch.schema.get_field_index(name)) for name in keep}
+        try:
+            attributes = pa.array(attributes_of(kept, batch.num_rows), pa.string())
+        except (ValueError, OverflowError) as error:  # also UnicodeDecodeError
+            raise ManifestError(
+                f"has a value that cannot be read in the columns of --keep-columns, in {unit}s {first:,} to "
+                f"{first + batch.num_rows - 1:,}: {error}"
+            ) from None
     return Rows(first, unit, columns, attributes)
 
 

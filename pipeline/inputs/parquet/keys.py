@@ -1,19 +1,18 @@
-"""The keys of the images of a Parquet file, and what is kept of their rows."""
+"""The keys of the images of a Parquet file."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.inputs.attributes import as_attributes
+from pipeline.inputs.attributes import is_string
 
 MOST_KEY_BYTES = 4096
 
 
 def as_text(column: pa.Array) -> pa.Array:
     """The values as text; null where there is none, or one that is empty, not UTF-8 or longer than MOST_KEY_BYTES."""
-    if _is_string(column.type):
+    if is_string(column.type):
         text = _utf8_or_null(column.cast(pa.large_string()))
     else:
         text = pc.cast(column, pa.large_string())
@@ -46,26 +45,6 @@ def unique_keys(texts: Sequence[str | None]) -> tuple[list[str], int, int]:
     return keys, sum(text is None for text in texts), len(names) - len(number_of)
 
 
-def as_json(columns: dict[str, pa.Array], num_rows: int) -> list[str]:
-    """The values of each row as a JSON object: see `as_attributes`."""
-    values = {name: _plain_values(column) for name, column in columns.items()}
-    return [as_attributes({name: of_column[row] for name, of_column in values.items()}) for row in range(num_rows)]
-
-
-def _plain_values(column: pa.Array) -> list[Any]:
-    if _is_string(column.type):
-        return list(_replaced(column.cast(pa.large_string())).to_pylist())
-    if pa.types.is_temporal(column.type) or pa.types.is_decimal(column.type):
-        column = pc.cast(column, pa.string())
-    return list(column.to_pylist())
-
-
-def _is_string(data_type: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_string(data_type) or pa.types.is_large_string(data_type) or pa.types.is_string_view(data_type)
-    )
-
-
 def _utf8_or_null(text: pa.Array) -> pa.Array:
     """pyarrow does not look at the bytes of strings when it reads them."""
     try:
@@ -80,13 +59,3 @@ def _decoded(value: bytes | None) -> str | None:
         return None if value is None else value.decode()
     except UnicodeDecodeError:
         return None
-
-
-def _replaced(text: pa.Array) -> pa.Array:
-    """The strings, with U+FFFD for bytes that are not UTF-8."""
-    try:
-        text.validate(full=True)
-        return text
-    except pa.ArrowInvalid:
-        values = text.cast(pa.large_binary()).to_pylist()
-        return pa.array([None if value is None else value.decode(errors="replace") for value in values])

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import ErrorCode
-from pipeline.inputs.attributes import bounded
+from pipeline.inputs.attributes import attributes_of, bounded
 from pipeline.inputs.container import Container, fault_of, with_all_columns
 from pipeline.inputs.parquet.columns import Columns, WrongColumnsError, column_of, find_columns
 from pipeline.inputs.parquet.file import TAIL_BYTES, DamagedFileError, ParquetFooter, TooLargeError, decoding
-from pipeline.inputs.parquet.keys import as_json, as_text, unique_keys
+from pipeline.inputs.parquet.keys import as_text, unique_keys
 from pipeline.inputs.parquet.rows import MOST_CHUNK_BYTES
 from pipeline.inputs.verified import ChangedError, CorruptError
 from pipeline.store.filesystem import one_line
@@ -95,7 +95,7 @@ class _List:
         ):
             with decoding("its rows are damaged"):
                 texts += as_text(column_of(batch, key)).to_pylist() if key else [None] * batch.num_rows
-                attributes += as_json({name: column_of(batch, name) for name in columns.kept}, batch.num_rows)
+                attributes += attributes_of({name: column_of(batch, name) for name in columns.kept}, batch.num_rows)
         if len(texts) != num_rows:
             raise DamagedFileError(f"row group {group} has {len(texts):,} rows; the footer says {num_rows:,}")
         return texts, attributes if columns.kept else None

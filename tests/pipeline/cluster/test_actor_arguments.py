@@ -16,7 +16,7 @@ JOB = """
 import logging, os, signal
 import ray
 from pipeline.cluster.actor_arguments import pass_actor_arguments_by_value
-from pipeline.cluster.in_flight_actor import start_board
+from tests.support.boards import answering_board
 from ray.data import ActorPoolStrategy
 
 class DiesOnce:
@@ -37,7 +37,7 @@ if __name__ == "__main__":
         pass_actor_arguments_by_value()
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    board = start_board()
+    board = answering_board()
     rows = ray.data.range(2, override_num_blocks=1).map_batches(
         DiesOnce, fn_constructor_args=(sys.argv[2], board.in_hand), compute=ActorPoolStrategy(size=1), max_restarts=-1,
         max_task_retries=4,

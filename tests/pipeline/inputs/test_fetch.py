@@ -5,12 +5,15 @@ import hashlib
 from contextlib import nullcontext
 from functools import partial
 
+import pyarrow as pa
 import pytest
 from fsspec.asyn import AsyncFileSystem
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.errors import ErrorCode, ImageError, RunError, StoreUnavailableError
 from pipeline.input_spec import InputSpec
-from pipeline.inputs.fetch import FetchImages
+from pipeline.inputs.fetch import FetchImages, _joined
 from pipeline.inputs.reads import ListedImage, ReadImage
 from pipeline.inputs.verified import MAX_OBJECT_BYTES, request_seconds
 from pipeline.schema import FETCHED, pack_shard, unpack_shard
@@ -370,3 +373,10 @@ def test_an_image_that_is_gone_from_the_input_is_not_read():
     images = fetch_shard(store, "new", "removed")
     assert images.column("data").to_pylist() == [DATA, None]
     assert images.column("error_code").to_pylist() == [None, None] and store.reads == 1
+
+
+@given(st.lists(st.none() | st.binary(max_size=20), min_size=1, max_size=30))
+def test_bytes_are_put_together_as_pyarrow_does_it(values):
+    joined = _joined(values)
+    joined.validate(full=True)
+    assert joined.equals(pa.array(values, pa.large_binary()))

@@ -307,6 +307,19 @@ def test_bytes_that_are_no_text_in_a_parquet_file(tmp_path):
     pq.write_table(pa.table({"uri": wrong}), tmp_path / "m.parquet")
     with pytest.raises(RunError, match=r"m\.parquet is no manifest that can be read: .*UTF8"):
         listed(tmp_path / "m.parquet")
+    kept = pa.table({"uri": ["s3://b/a"], "plain": wrong, "inner": pa.StructArray.from_arrays([wrong], ["x"])})
+    pq.write_table(kept, tmp_path / "m.parquet")
+    [image] = listed(tmp_path / "m.parquet", keep_columns=("plain",))
+    assert json.loads(image.attributes) == {"plain": "s3://b/\ufffd"}
+    with pytest.raises(RunError, match=r"a value that cannot be read in .*--keep-columns, in rows 1 to 1: .*utf-8"):
+        listed(tmp_path / "m.parquet", keep_columns=("inner",))
+
+
+def test_dates_beyond_those_of_python_are_kept_as_text(tmp_path):
+    far = pa.array([10_030 * 365 * 86_400 * 1000], pa.timestamp("ms"))
+    pq.write_table(pa.table({"uri": ["s3://b/a"], "taken": far}), tmp_path / "m.parquet")
+    [image] = listed(tmp_path / "m.parquet", keep_columns=("taken",))
+    assert json.loads(image.attributes)["taken"].startswith("11993-")
 
 
 def test_a_kept_column_that_is_not_there(tmp_path):

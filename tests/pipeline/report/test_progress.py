@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.cluster.in_flight_actor import Board, start_board
 from pipeline.commit.receipt import PartRecord, Receipt
 from pipeline.commit.run_record import PlanSummary
 from pipeline.commit.totals import Totals
@@ -16,6 +15,7 @@ from pipeline.report import progress as progress_module
 from pipeline.report.progress import Progress
 from pipeline.telemetry.in_flight import InFlight, UnderWay
 from pipeline.telemetry.log_lines import show_log_lines
+from tests.support.boards import answering_board
 from tests.support.waiting import wait_until
 
 PARTS = {table: PartRecord("path", 3, 1, "", "a", "b") for table in ("images", "segments")}
@@ -157,13 +157,6 @@ def test_on_a_terminal_a_log_line_stands_above_the_live_line(monkeypatch):
     before, after = written.split("a line of the log")
     assert before.rpartition("\x1b[2K")[2].rstrip().endswith("WARNING:"), "the live line was not cleared first"
     assert after.startswith(("\n", "\r\n"))
-
-
-def answering_board() -> Board:
-    """A new board, once its process has started."""
-    board = start_board()
-    wait_until(lambda: board.look() is not None)
-    return board
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from pipeline.cluster.in_flight_actor import start_board
 from pipeline.errors import RunError
 from pipeline.report.run_trace import RunTrace
 from pipeline.telemetry import spans as spans_module
 from pipeline.telemetry.costs import Costs
 from pipeline.telemetry.in_flight import Visit
 from pipeline.telemetry.spans import Spans, check_endpoint, wants_trace
+from tests.support.boards import answering_board
 from tests.support.otlp_collector import collector
 from tests.support.s3_server import free_ports
 
@@ -69,7 +69,7 @@ def test_no_secret_of_a_uri_leaves_in_a_span():
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_visit_that_its_process_did_not_end_is_lost_and_the_next_is_whole():
-    board = start_board(traced=True)
+    board = answering_board(traced=True)
     with pytest.raises(OSError), board.in_hand(1, "reading", "a"):
         raise OSError
     costs = Costs()
@@ -80,7 +80,7 @@ def test_a_visit_that_its_process_did_not_end_is_lost_and_the_next_is_whole():
     assert lost.began <= lost.ended <= whole.began <= whole.ended
     assert whole.steps["read"] == (*costs.spans["read"], costs.seconds["read"])
     assert board.drain() == []
-    untraced = start_board()
+    untraced = answering_board()
     with untraced.in_hand(1, "reading", "a"):
         pass
     assert untraced.drain() == []
