@@ -68,6 +68,18 @@ FOUND_SEGMENT = pa.struct(
         ("mask", pa.int32()),  # index into `masks`, from 0
     ]
 )
+# Of m2f_core.images.quality.Quality, which says what the fields mean.
+QUALITY = pa.struct(
+    [
+        ("brightness_p05", pa.float32()),
+        ("brightness_p99", pa.float32()),
+        ("entropy", pa.float32()),
+        ("sharpness", pa.float32()),
+        ("grey_spread", pa.float32()),
+        ("is_grey", pa.bool_()),
+        ("phash", pa.int64()),
+    ]
+)
 SEGMENTED = pa.schema(
     [
         *_READ,
@@ -76,6 +88,7 @@ SEGMENTED = pa.schema(
         pa.field("width", pa.int32()),
         pa.field("masks", pa.list_(MASK)),
         pa.field("segments", pa.list_(FOUND_SEGMENT)),
+        pa.field("quality", QUALITY),  # null if the image was not decoded as a whole
     ]
 )
 
@@ -100,6 +113,7 @@ IMAGES = pa.schema(
         pa.field("attempt", pa.int32(), nullable=False),  # 1 unless the run was resumed
         pa.field("reason", pa.string(), nullable=False),
         pa.field("attributes", pa.string()),  # what the input says of the image (--keep-columns), as a JSON object
+        pa.field("quality", QUALITY),  # figures of the decoded picture; null if it was not decoded as a whole
     ],
     metadata=_VERSION,
 )
@@ -126,7 +140,7 @@ SEGMENTS = pa.schema(
 )
 TABLES = {"images": IMAGES, "segments": SEGMENTS}
 # Columns added without a new schema version: tables and files of older programs lack them, and their rows have null.
-ADDED_COLUMNS = frozenset(("attributes",))
+ADDED_COLUMNS = frozenset(("attributes", "quality"))
 
 
 class ModelVisit(NamedTuple):

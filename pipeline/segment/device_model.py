@@ -15,6 +15,7 @@ from m2f_core.checkpoints.checkpoint import Checkpoint
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.images.image_size import ImageSize
+from m2f_core.images.quality import Quality
 from m2f_core.model.cuda_graphs import GraphedForward
 from m2f_core.model.for_inference import prepare_for_inference
 from m2f_core.model.mask2former import Mask2FormerOutput
@@ -37,6 +38,7 @@ class PreparedImage:
     pixels_hw3: torch.Tensor
     geometry: ImageGeometry
     name: str
+    quality: Quality | None = None  # of a whole image
 
     @property
     def padded_pixels(self) -> int:

@@ -1,13 +1,14 @@
 """Encoded bytes -> images for the network: measured by their headers first, then decoded and resized by threads."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from PIL import Image
 
 from m2f_core.images.geometry import ImageGeometry
+from m2f_core.images.quality import measure_quality
 from pipeline.decoding.decode import decode_image, measure_image, open_image, read_georeference
 from pipeline.decoding.regions import Regions
 from pipeline.errors import ErrorCode, ImageError
@@ -38,6 +39,7 @@ class Preparation:
     def __init__(self, spec: SegmentSpec, network: Network):
         self.spec = spec
         self.network = network
+        measure_quality(Image.new("RGB", (8, 8)))  # compiles the kernel before a shard comes
 
     def measure(self, data: bytes | None, name: str, costs: Costs) -> Measured | ImageError | None:
         """Read the size from the header alone, so that images can be grouped before any image is decoded."""
@@ -76,8 +78,9 @@ class Preparation:
                         apply_exif=self.spec.exif,
                         at_least_hw=at_least_hw,
                     )
+                    quality = measure_quality(image)
                 with costs.of_thread("resize"):
-                    return self.network.prepare(image, geometry, name)
+                    return replace(self.network.prepare(image, geometry, name), quality=quality)
         except ImageError as error:
             return error
         except MemoryError:

@@ -215,7 +215,7 @@ class Segmenter:
         BATCH_FILL.observe(len(images) / self._most_in_a_batch(images[0].geometry.padded_hw))
         with costs.of_thread("encode"):
             return [
-                SegmentedImage(*image.geometry.original_hw, found_segments(result))
+                SegmentedImage(*image.geometry.original_hw, found_segments(result), quality=image.quality)
                 for image, result in zip(images, found, strict=True)
             ]
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from m2f_core.images.image_size import ImageSize
+from m2f_core.images.quality import Quality
 from m2f_core.inference.tiling import Tiling
 from pipeline.segment.inference_settings import InferenceSettings
 from pipeline.segment.postprocess import FoundSegment
@@ -41,3 +42,4 @@ class SegmentedImage:
     width: int
     segments: tuple[FoundSegment, ...]
     georeference: dict[str, Any] | None = None  # of a GeoTIFF, as decoding.geotiff.georeference
+    quality: Quality | None = None  # None for an image that is cut into tiles
