@@ -146,6 +146,9 @@ class Settings:
     scaled_jpeg: Annotated[bool, _RESULTS, CHANGES_RESULTS] = False
     """Decode a JPEG at 1/2, 1/4 or 1/8 of its size if the network's input is smaller still: faster, with nearly the
     same pixels."""
+    embeddings: Annotated[bool, _RESULTS, ChangesResults(("panoptic", "instance"), only_if_given=True)] = False
+    """panoptic, instance: write the last state of each segment's query into the column `embedding` of `segments`, so
+    that one query finds segments that look alike."""
     # Run lengths have 32 bits.
     max_image_pixels: Annotated[int | None, _RESULTS, Interval(ge=1, le=2**31 - 1), CHANGES_RESULTS] = None
     """Do not decode an image with more than N pixels; its row gets the error code `too_large`. Default: 64,000,000;
@@ -269,7 +272,7 @@ class Settings:
     def _check_flags_of_task(self) -> None:
         for f in fields(self):
             changes = marker(f, ChangesResults)
-            if changes and self.task not in changes.tasks and getattr(self, f.name) is not None:
+            if changes and self.task not in changes.tasks and getattr(self, f.name) != f.default:
                 raise RunError(f"{flag(f.name)} belongs to --task {' and '.join(changes.tasks)}, not {self.task}")
 
     def gpu_actors_range(self) -> tuple[int, int] | None:
@@ -357,7 +360,7 @@ class Settings:
             for f in fields(self)
             if (changes := marker(f, ChangesResults)) is not None
             and self.task in changes.tasks
-            and not (changes.only_if_given and getattr(self, f.name) is None)
+            and not (changes.only_if_given and getattr(self, f.name) == f.default)
         }
         values = {**self.to_dict(), "max_image_pixels": self.most_image_pixels(), "tile": str(self.parsed_tile())}
         return {name: value for name, value in values.items() if name in names}

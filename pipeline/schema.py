@@ -66,6 +66,7 @@ FOUND_SEGMENT = pa.struct(
         ("class_id", pa.int32()),
         ("score", pa.float32()),
         ("mask", pa.int32()),  # index into `masks`, from 0
+        ("embedding", pa.binary()),  # half floats, the lowest byte of each first; null without --embeddings
     ]
 )
 # Of m2f_core.images.quality.Quality, which says what the fields mean.
@@ -135,12 +136,15 @@ SEGMENTS = pa.schema(
         ),
         pa.field("run_id", pa.string(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
+        # The last state of the segment's query, rounded to half floats, which Delta tables lack; null without
+        # --embeddings.
+        pa.field("embedding", pa.list_(pa.float32())),
     ],
     metadata=_VERSION,
 )
 TABLES = {"images": IMAGES, "segments": SEGMENTS}
 # Columns added without a new schema version: tables and files of older programs lack them, and their rows have null.
-ADDED_COLUMNS = frozenset(("attributes", "quality"))
+ADDED_COLUMNS = frozenset(("attributes", "quality", "embedding"))
 
 
 class ModelVisit(NamedTuple):

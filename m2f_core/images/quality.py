@@ -72,11 +72,7 @@ def _figures(
             total = 0
             for y in range(row * down, (row + 1) * down):
                 for x in range(column * right, (column + 1) * right):
-                    r, g, b = (
-                        int(pixels_HW3[y, x, 0]),
-                        int(pixels_HW3[y, x, 1]),
-                        int(pixels_HW3[y, x, 2]),
-                    )
+                    r, g, b = int(pixels_HW3[y, x, 0]), int(pixels_HW3[y, x, 1]), int(pixels_HW3[y, x, 2])
                     levels[r] += 1
                     levels[256 + g] += 1
                     levels[512 + b] += 1

@@ -57,11 +57,16 @@ class TileSegment:
 
 @dataclass(frozen=True)
 class MergedSegment:
-    """A segment of the whole image. The label of the mask is 1."""
+    """A segment of the whole image. The label of the mask is 1.
+
+    `best` is the piece that scores highest or, of a fused segment, has most pixels, as (index of a tile, index of a
+    segment of this tile).
+    """
 
     class_id: int
     score: float
     mask: Rle
+    best: "Piece"
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,11 @@ def merge_tiles(
             continue
         class_id, scores = masks.segment(group[0]).class_id, [masks.segment(piece).score for piece in group]
         weights = [num_pixels(parts[piece]) for piece in group]
-        score = float(np.average(scores, weights=weights)) if rule.fuses(class_id) else max(scores)
-        merged.append(MergedSegment(class_id, score, to_rle(united([parts[p] for p in group]), image_hw, label=1)))
+        is_fused = rule.fuses(class_id)
+        score = float(np.average(scores, weights=weights)) if is_fused else max(scores)
+        best = group[int(np.argmax(weights if is_fused else scores))]
+        mask = to_rle(united([parts[piece] for piece in group]), image_hw, label=1)
+        merged.append(MergedSegment(class_id, score, mask, best))
     return merged
 
 

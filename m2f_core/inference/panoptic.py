@@ -17,7 +17,7 @@ Legend: Q queries, K kept queries; h, w mask logits (stride 4 of the padded inpu
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -79,6 +79,8 @@ class SegmentInfo:
     segment_id: int
     class_id: int
     score: float
+    # The (first) query that gave the segment; None in semantic segmentation, where all queries give each class.
+    query: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +116,7 @@ def panoptic_segments(
         found = find_winners(masks_Khw.numpy(), scores_K.numpy(), geometry, settings.mask_threshold)
     else:
         found = find_winners_torch(masks_Khw, scores_K, geometry, settings)
-    ids, infos = _number_segments(found, scores_K.tolist(), classes_K.tolist(), settings)
+    ids, infos = _number_segments(found, scores_K.tolist(), classes_K.tolist(), queries_K.tolist(), settings)
     return PanopticResult(found.winners.relabelled(ids), infos, int(queries_K.numel()))
 
 
@@ -196,7 +198,7 @@ def _hf_probabilities(mask_hw: torch.Tensor, geometry: ImageGeometry) -> torch.T
 
 
 def _number_segments(
-    found: Winners, scores: list[float], class_ids: list[int], settings: PanopticSettings
+    found: Winners, scores: list[float], class_ids: list[int], queries: list[int], settings: PanopticSettings
 ) -> tuple[NDArray[np.int64], tuple[SegmentInfo, ...]]:
     """Number the segments: ids of kept queries [1 + K] (0: no segment; entry 0: pixels without winner), and rows."""
     ids = np.zeros(len(scores) + 1, np.int64)
@@ -217,7 +219,7 @@ def _number_segments(
         if class_id in settings.fuse_class_ids:
             fused_ids.setdefault(class_id, segment_id)
         if not is_fused or settings.mode == "hf":
-            infos.append(SegmentInfo(segment_id, class_id, score))
+            infos.append(SegmentInfo(segment_id, class_id, score, queries[k]))
     return ids, tuple(infos)
 
 

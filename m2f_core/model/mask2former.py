@@ -30,6 +30,7 @@ class Mask2FormerOutput:
     class_queries_logits: [B, Q, K+1], the last one for "no object".
     masks_queries_logits: [B, Q, h, w] over the padded image; a cell is on if its logit is at least 0.
     loss: the sum of `losses`; both are present if labels are given. See `m2f_core.losses.loss.Criterion`.
+    queries: on request, what the class head reads: the decoder's last states of the queries, normalised, [B, Q, D].
     auxiliary_logits: the decoder's earlier predictions, from first to last: a dict with the two names above for each.
 
     Hidden states, on request (transformers always returns the last ones):
@@ -51,6 +52,7 @@ class Mask2FormerOutput:
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     pixel_decoder_hidden_states: tuple[Tensor, ...] | None = None
     transformer_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    queries: Tensor | None = None
 
 
 # With this, torch.export can flatten and rebuild the model's output, also after saving to a file.
@@ -97,6 +99,7 @@ class Mask2Former(nn.Module):
         class_labels: Sequence[Tensor] | None = None,
         output_hidden_states: bool = False,
         output_auxiliary_logits: bool | None = None,
+        output_queries: bool = False,
     ) -> Mask2FormerOutput:
         """pixel_values_B3HW: RGB, normalised, float32, padded at the right and bottom; any height and width.
 
@@ -117,6 +120,8 @@ class Mask2Former(nn.Module):
         )
         *earlier, last = [self.logits(prediction) for prediction in predictions]
         output = Mask2FormerOutput(last["class_queries_logits"], last["masks_queries_logits"])
+        if output_queries:
+            output.queries = predictions[-1].queries
         if output_auxiliary_logits:
             output.auxiliary_logits = earlier
         if output_hidden_states:

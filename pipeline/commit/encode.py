@@ -61,10 +61,23 @@ def encode_shard(shard: int, images: pa.Table, spec: EncodeSpec) -> dict[str, pa
     }
     tables = {
         "images": pa.table([columns[name] for name in IMAGES.names], schema=IMAGES),
-        "segments": pa.Table.from_pylist(segment_rows, schema=SEGMENTS),
+        "segments": _segments_table(segment_rows),
     }
     check_tables(images, tables, spec.task)
     return tables
+
+
+def _segments_table(rows: list[dict[str, Any]]) -> pa.Table:
+    halves = [row.pop("embedding") for row in rows]
+    values = np.frombuffer(b"".join(half or b"" for half in halves), "<f2").astype(np.float32)
+    ends = np.cumsum([0, *(len(half or b"") // 2 for half in halves)], dtype=np.int32)
+    is_null = pa.array([half is None for half in halves], pa.bool_())
+    embeddings = pa.ListArray.from_arrays(
+        pa.array(ends), pa.array(values), SEGMENTS.field("embedding").type, mask=is_null
+    )
+    plain = pa.schema([field for field in SEGMENTS if field.name != "embedding"])
+    columns = pa.Table.from_pylist(rows, schema=plain).columns
+    return pa.table([*columns, embeddings], schema=SEGMENTS)
 
 
 def _messages(messages: pa.ChunkedArray) -> pa.Array:
@@ -88,6 +101,7 @@ def _segment_rows(image: dict[str, Any], spec: EncodeSpec) -> list[dict[str, Any
                 "area": mask["area"],
                 "bbox": mask["bbox"],
                 "segmentation": {"size": size, "counts": mask["counts"]},
+                "embedding": segment["embedding"],
             }
         )
     return rows

@@ -23,6 +23,7 @@ def segment_spec(settings: Settings, model: Model, allotment: Allotment) -> Segm
         max_image_pixels=settings.most_image_pixels(),
         tiling=settings.parsed_tile(),
         inference=model.inference,
+        embeddings=settings.embeddings,
         precision=settings.precision,
         device=allotment.device,
         threads=allotment.model_threads,

@@ -164,6 +164,12 @@ def _mask_row(mask: Rle) -> dict[str, Any]:
 def _segment_rows(image: SegmentedImage) -> list[dict[str, Any]]:
     places = {mask: place for place, mask in enumerate(_distinct_masks(image))}
     return [
-        {"segment_id": s.segment_id, "class_id": s.class_id, "score": s.score, "mask": places[s.mask]}
+        {
+            "segment_id": s.segment_id,
+            "class_id": s.class_id,
+            "score": s.score,
+            "mask": places[s.mask],
+            "embedding": s.embedding,
+        }
         for s in image.segments
     ]

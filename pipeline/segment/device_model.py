@@ -23,7 +23,7 @@ from pipeline.errors import RunError
 from pipeline.guard.watchdog import watch
 from pipeline.precision import check_precision
 from pipeline.segment.inference_settings import InferenceSettings
-from pipeline.segment.postprocess import InferenceResult, infer, warm_up
+from pipeline.segment.postprocess import InferenceResult, Inferred, infer, queries_of, warm_up
 from pipeline.telemetry.costs import Costs
 
 # The GPU resizes an image if that costs little memory. Images wait in decoded form for the GPU, and a photograph of 64
@@ -62,13 +62,17 @@ class Network:
         preprocess: str,
         image_size: ImageSize | None,
         inference: InferenceSettings,
+        embeddings: bool = False,
         gpu_share: float = 1.0,
     ):
-        """`gpu_share`: of the memory of the GPU, if other processes have models on the same GPU."""
+        """`embeddings`: give each segment the last state of its query. `gpu_share`: of the memory of the GPU, if other
+        processes have models on the same GPU.
+        """
         check_precision(precision, device)  # the driver may run on another machine, with another CPU
         self.device = torch.device(device)
         self.precision = precision
         self.inference = inference
+        self.wanted = {"output_queries": True} if embeddings else {}  # beside the logits
         # True fp32: by default PyTorch lets convolutions use TF32, with 10 bits of mantissa.
         torch.backends.cudnn.allow_tf32 = precision != "fp32"
         if self.device.type == "cuda" and not torch.cuda.is_available():
@@ -102,7 +106,7 @@ class Network:
         # Pinned memory can be copied while the device computes.
         return PreparedImage(pixels_hw3.pin_memory(), geometry, name)
 
-    def run(self, images: Sequence[PreparedImage], costs: Costs) -> list[InferenceResult]:
+    def run(self, images: Sequence[PreparedImage], costs: Costs) -> list[Inferred]:
         """The inference result of each image. All images have one padded size; results do not depend on the others.
 
         Raises PyTorch's exceptions, among them the one for too little memory on the device.
@@ -110,31 +114,34 @@ class Network:
         what = images[0].name if len(images) == 1 else f"{len(images)} images from {images[0].name} on"
         with self.lock, watch("segmenting", what), torch.inference_mode():
             with costs.passing("model"):
-                logits_BQK1, masks_BQhw = self._decoder_outputs(images)
+                logits_BQK1, masks_BQhw, queries_BQD = self._decoder_outputs(images)
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)  # otherwise the model's time would count as the reduction's
             with costs.passing("reduce"):
-                return [
+                results = [
                     infer(logits_QK1, masks_Qhw, image.geometry, self.inference)
                     for image, logits_QK1, masks_Qhw in zip(images, logits_BQK1, masks_BQhw, strict=True)
                 ]
+                return _inferred(results, queries_BQD)
 
     def decoder_outputs(self, images: Sequence[PreparedImage]) -> tuple[torch.Tensor, torch.Tensor]:
         """Class logits [B, Q, K+1] and mask logits [B, Q, h, w], before `run` reduces them: float32, in host memory."""
         with self.lock, watch("segmenting", images[0].name), torch.inference_mode():
-            logits_BQK1, masks_BQhw = self._decoder_outputs(images)
+            logits_BQK1, masks_BQhw, _ = self._decoder_outputs(images)
             return logits_BQK1.cpu(), masks_BQhw.cpu()
 
-    def _decoder_outputs(self, images: Sequence[PreparedImage]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _decoder_outputs(
+        self, images: Sequence[PreparedImage]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         padded_hw = images[0].geometry.padded_hw
         assert all(image.geometry.padded_hw == padded_hw for image in images), "a batch has one padded size"
         resized = [self.processor.resize_on(self.device, i.pixels_hw3, i.geometry.resized_hw) for i in images]
         output = self.forward(self.processor.to_batch(resized, padded_hw, self.device))
-        return output.class_queries_logits.float(), output.masks_queries_logits.float()
+        return output.class_queries_logits.float(), output.masks_queries_logits.float(), output.queries
 
     def _forward(self, pixels_B3HW: torch.Tensor) -> Mask2FormerOutput:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            output: Mask2FormerOutput = self.model(pixels_B3HW)
+            output: Mask2FormerOutput = self.model(pixels_B3HW, **self.wanted)
         return output
 
     @contextlib.contextmanager
@@ -173,3 +180,19 @@ class Network:
                 pass
             except RuntimeError:
                 os._exit(1)
+
+
+def _inferred(results: Sequence[InferenceResult], queries_BQD: torch.Tensor | None) -> list[Inferred]:
+    """The results of a batch, with the queries of all their segments, which are one copy from the device."""
+    if queries_BQD is None:
+        return [Inferred(result) for result in results]
+    of_images = [queries_of(result) for result in results]
+    places = [(image, query) for image, queries in enumerate(of_images) for query in queries]
+    images_N, queries_N = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    # Half floats as bytes, whatever the machine: the first byte of a number is its lowest.
+    halves_ND = queries_BQD[images_N, queries_N].half().cpu().numpy().astype("<f2")
+    rows = iter(halves_ND)
+    return [
+        Inferred(result, tuple(next(rows).tobytes() for _ in queries))
+        for result, queries in zip(results, of_images, strict=True)
+    ]

@@ -4,7 +4,8 @@ There are two steps, because the first needs the device and the second does not.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,12 +25,23 @@ InferenceResult = panoptic.PanopticResult | instance.InstanceResult | semantic.S
 
 @dataclass(frozen=True)
 class FoundSegment:
-    """A future row of `segments`. Segments of one image may share a mask; in some tasks they may overlap."""
+    """A future row of `segments`. Segments of one image may share a mask; in some tasks they may overlap.
+
+    `embedding` has the last state of the segment's query, as half floats, if the run wants embeddings.
+    """
 
     segment_id: int
     class_id: int
     score: float
     mask: Rle
+    embedding: bytes | None = None
+
+
+class Inferred(NamedTuple):
+    """The inference result of an image; `embeddings` has one entry for each of `found_segments`, if there are any."""
+
+    result: InferenceResult
+    embeddings: tuple[bytes, ...] | None = None
 
 
 def infer(
@@ -43,11 +55,24 @@ def infer(
     return semantic.semantic_segments(logits_QC1, masks_Qhw, geometry, settings)
 
 
-def found_segments(result: InferenceResult) -> tuple[FoundSegment, ...]:
+def found_segments(result: InferenceResult, embeddings: Sequence[bytes] | None = None) -> tuple[FoundSegment, ...]:
     """The segments in the result's order. Instances have no ids, so they are numbered from 1 in this order."""
     if isinstance(result, instance.InstanceResult):
-        return tuple(FoundSegment(n, i.class_id, i.score, i.mask) for n, i in enumerate(result.instances, 1))
-    return _segments_of_map(result.label_map, result.infos)
+        found = tuple(FoundSegment(n, i.class_id, i.score, i.mask) for n, i in enumerate(result.instances, 1))
+    else:
+        found = _segments_of_map(result.label_map, result.infos)
+    if embeddings is None:
+        return found
+    return tuple(replace(one, embedding=of_one) for one, of_one in zip(found, embeddings, strict=True))
+
+
+def queries_of(result: InferenceResult) -> list[int]:
+    """The query of each of `found_segments`. ValueError for semantic segmentation, where a segment has no query."""
+    rows = result.instances if isinstance(result, instance.InstanceResult) else result.infos
+    queries = [row.query for row in rows if row.query is not None]
+    if len(queries) != len(rows):
+        raise ValueError("segments of semantic segmentation have no query")
+    return queries
 
 
 def merged_segments(
@@ -61,10 +86,13 @@ def merged_segments(
     merged = merge_tiles(tiles, pieces, image_hw, _merge_rule(settings))
     if isinstance(settings, semantic.SemanticSettings):
         merged.sort(key=lambda segment: segment.class_id)
-        return tuple(FoundSegment(s.class_id + 1, s.class_id, s.score, s.mask) for s in merged)
+        return tuple(FoundSegment(s.class_id + 1, s.class_id, s.score, s.mask) for s in merged)  # without queries
     if isinstance(settings, instance.InstanceSettings):
         merged.sort(key=lambda segment: -segment.score)
-    return tuple(FoundSegment(n, s.class_id, s.score, s.mask) for n, s in enumerate(merged, 1))
+    return tuple(
+        FoundSegment(n, s.class_id, s.score, s.mask, found[s.best[0]][s.best[1]].embedding)
+        for n, s in enumerate(merged, 1)
+    )
 
 
 def _merge_rule(settings: InferenceSettings) -> MergeRule:

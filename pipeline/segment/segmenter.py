@@ -215,8 +215,8 @@ class Segmenter:
         BATCH_FILL.observe(len(images) / self._most_in_a_batch(images[0].geometry.padded_hw))
         with costs.of_thread("encode"):
             return [
-                SegmentedImage(*image.geometry.original_hw, found_segments(result), quality=image.quality)
-                for image, result in zip(images, found, strict=True)
+                SegmentedImage(*image.geometry.original_hw, found_segments(*inferred), quality=image.quality)
+                for image, inferred in zip(images, found, strict=True)
             ]
 
 
@@ -229,6 +229,7 @@ def load_network(spec: SegmentSpec) -> Network:
         preprocess=spec.preprocess,
         image_size=spec.image_size,
         inference=spec.inference,
+        embeddings=spec.embeddings,
         gpu_share=spec.gpu_share,
     )
 

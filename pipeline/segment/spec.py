@@ -26,6 +26,7 @@ class SegmentSpec:
     threads: int  # decoding threads; on a CPU also those of the model
     batch_size: int  # most images in a batch
     max_batch_pixels: int  # most padded pixels in a batch; a single image may have more
+    embeddings: bool = False  # give each segment the last state of its query
     gpu_share: float = 1.0  # of the GPU, and of its memory, for this process
     shard_bytes: int = 512 * 2**20  # most encoded bytes in a shard
     step_timeout: float = 600.0  # seconds for one decode or one batch

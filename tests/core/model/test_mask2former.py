@@ -165,7 +165,7 @@ def test_what_is_not_asked_for_is_not_there(model: Mask2Former) -> None:
     extras = {name for name in vars(plain) if not name.endswith("_queries_logits")}
     assert all(getattr(plain, name) is None for name in extras)
     with torch.inference_mode():
-        asked = model(images, *targets, output_hidden_states=True, output_auxiliary_logits=True)
+        asked = model(images, *targets, output_hidden_states=True, output_auxiliary_logits=True, output_queries=True)
     assert all(getattr(asked, name) is not None for name in extras)
     # Labels and options take nothing from the answer.
     assert all(torch.equal(got, expected) for got, expected in zip(logits(asked), logits(plain), strict=True))

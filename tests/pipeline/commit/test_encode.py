@@ -91,10 +91,20 @@ def test_rows_are_what_pycocotools_makes_of_the_map(maps):
                     "segmentation": {"size": list(label_map.shape), "counts": mask["counts"].decode()},
                     "run_id": "run1",
                     "shard": 7,
+                    "embedding": None,
                 }
             )
     assert rows == expected
     assert tables["images"].column("num_segments").to_pylist() == [len(np.unique(m[m > 0])) for m in maps]
+
+
+def test_embeddings_are_lists_of_numbers():
+    halves = [np.array(values, "<f2") for values in ([1.5, -2.0, 65504.0], [0.1, 0.2, 0.3])]
+    label_map = np.array([[1, 2]], np.uint8)
+    found = tuple(replace(s, embedding=h.tobytes()) for s, h in zip(segmented(label_map).segments, halves, strict=True))
+    images = segmented_table(fetched(2), [replace(segmented(label_map), segments=found), segmented(label_map)])
+    embeddings = encode_shard(0, images, SPEC)["segments"]["embedding"].to_pylist()
+    assert embeddings == [*(half.astype(float).tolist() for half in halves), None, None]
 
 
 def test_failed_images_have_a_row_and_no_segments():

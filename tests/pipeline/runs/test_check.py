@@ -41,8 +41,9 @@ RESULTS_OF_TASK = {
         "overlap_threshold": 0.7,
         "mask_threshold": 0.6,
         "label_ids_to_fuse": (1,),
+        "embeddings": True,
     },
-    "instance": {"score_threshold": 0.7, "top_k": 10},
+    "instance": {"score_threshold": 0.7, "top_k": 10, "embeddings": True},
     "semantic": {},
 }
 NO_RESULTS = {
@@ -137,9 +138,10 @@ def test_tasks_are_different_runs(settings):
                 "overlap_threshold": 0.8,
                 "mask_threshold": 0.5,
                 "label_ids_to_fuse": (7, 5, 6),
+                "embeddings": False,
             },
         ),
-        ("instance", {"score_threshold": 0.0, "top_k": 100}),
+        ("instance", {"score_threshold": 0.0, "top_k": 100, "embeddings": False}),
     ],
 )
 def test_a_default_that_is_spelled_out_is_no_change(settings, task, spelled_out):
@@ -165,9 +167,12 @@ def test_an_image_size_that_is_that_of_the_files_is_no_change(settings, tmp_path
 def test_a_run_is_known_by_the_settings_of_its_task(settings, task):
     settings = dataclasses.replace(settings, task=task)
     known = set(resolved_results(settings, check_model(settings)))
-    assert known - {"semantic_resize"} == {"model", "task", *RESULTS, *RESULTS_OF_TASK[task]} - {"tile"}
-    tiled = dataclasses.replace(settings, tile="64:16")
-    assert set(resolved_results(tiled, check_model(tiled))) == known | {"tile"}
+    later = {"tile": "64:16", "embeddings": True}  # known only if they are given
+    assert known - {"semantic_resize"} == {"model", "task", *RESULTS, *RESULTS_OF_TASK[task]} - set(later)
+    for name, value in later.items():
+        if name in {**RESULTS, **RESULTS_OF_TASK[task]}:
+            given = dataclasses.replace(settings, **{name: value})
+            assert set(resolved_results(given, check_model(given))) == known | {name}
     assert ("semantic_resize" in known) == (task == "semantic")
 
 

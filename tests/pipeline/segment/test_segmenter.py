@@ -79,7 +79,7 @@ def test_an_image_that_breaks_the_model_takes_no_neighbour_with_it(tiny_checkpoi
 def test_a_result_that_cannot_be_is_no_fault_of_the_image(tiny_checkpoint, monkeypatch):
     """A bug of ours stops the run; the image does not fail for it."""
 
-    def impossible(result):
+    def impossible(result, embeddings):
         raise InvalidResultError("the result lists segments [1], but its map holds []")
 
     monkeypatch.setattr("pipeline.segment.segmenter.found_segments", impossible)
