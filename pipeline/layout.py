@@ -194,9 +194,8 @@ class Output:
         return f"{self.runs}/{_INDEXES}"
 
     def tar_index(self, uri: str, etag: str, version: int) -> str:
-        """The path of the index of a tar. Neither URIs nor ETags can be names of objects as they are."""
-        of_uri, of_etag = (hashlib.sha256(text.encode()).hexdigest() for text in (uri, etag))
-        return f"{self.indexes}/{of_uri[:32]}-{of_etag[:16]}-{version}.parquet"
+        """The path of the index of a tar."""
+        return f"{self.indexes}/{tar_index_stem(uri, etag)}-{version}.parquet"
 
     def list_indexes(self) -> list[str]:
         """The paths of all indexes of tars, of today's and of older tars; others are not ours. Raises STORE_ERRORS."""
@@ -284,3 +283,9 @@ class Output:
         denied = f"no permission to use {self.name}"
         with store_errors_as(RunError, f"{self.name} cannot be used", denied=denied):
             yield
+
+
+def tar_index_stem(uri: str, etag: str) -> str:
+    """What the name of the index of a tar begins with. Neither URIs nor ETags can be names of objects as they are."""
+    of_uri, of_etag = (hashlib.sha256(text.encode()).hexdigest() for text in (uri, etag))
+    return f"{of_uri[:32]}-{of_etag[:16]}"

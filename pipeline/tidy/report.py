@@ -59,6 +59,8 @@ def _lines(tidied: Tidied) -> Iterator[tuple[str, str, int, int | None]]:
         yield "records of runs", "of old runs without rows", len(tidied.useless), None
     if tidied.nights:
         yield "records of nights", "older, and before the last good night", len(tidied.nights), None
+    if tidied.indexes:
+        yield "indexes of tars", "of tars that are gone or have changed", len(tidied.indexes), _bytes(tidied.indexes)
     log = [item for kept in tidied.versions.values() if kept is not None for item in kept.log]
     if log:
         yield "objects of the tables' logs", "of versions that do not stay readable", len(log), _bytes(log)

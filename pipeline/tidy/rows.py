@@ -26,7 +26,7 @@ from pipeline.tidy.versions import KeptVersions
 
 _PLAIN = re.compile("[A-Za-z0-9._=/-]+")
 _KEYS = ("image_key", "run_id")
-_OF_IMAGES = (*_KEYS, "run_created", "status", "num_segments")
+_OF_IMAGES = (*_KEYS, "run_created", "status", "num_segments", "etag")
 SUPERSEDED, REMOVED, LEFT_OVER = "replaced by a newer row", "of images that are gone from the input", "of no image"
 
 

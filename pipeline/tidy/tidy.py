@@ -6,7 +6,7 @@
 3. Rows: `images` first, `segments` second, one transaction each, as in a roll-back. Rows of `segments` are found by
    their lack of a row in `images`, so the second transaction is made up for whenever the first was the last step.
 4. Plans and journals of old runs, then run.json and report.json of those that have no rows.
-5. Records of old nights.
+5. Records of old nights, and indexes of tars that no current row comes from.
 6. Small files are merged.
 7. The log: a checkpoint, then commits and checkpoints that only older versions need.
 
@@ -30,12 +30,13 @@ from pipeline.runs.prove import holding_lease, proven
 from pipeline.runs.settings import TidySettings
 from pipeline.schema import TABLES
 from pipeline.store.filesystem import put_object
-from pipeline.store.listed import objects_below
+from pipeline.store.listed import StoredObject, objects_below
 from pipeline.tables.current_view import open_table
 from pipeline.tables.publish import ORDER, TARGET_FILE_BYTES, compact
 from pipeline.tables.spill_database import ScratchDatabase
 from pipeline.tables.stream_table import plain
 from pipeline.tidy.files import OldFiles, old_files, remove_by_folder
+from pipeline.tidy.indexes import find_old_indexes
 from pipeline.tidy.old_runs import ListedRun, OldRuns, find_old_nights, find_old_runs
 from pipeline.tidy.rewrite import remove_rows
 from pipeline.tidy.rows import OldRows, find_old_rows, rows_left
@@ -56,6 +57,7 @@ class Tidied:
     runs: OldRuns
     useless: list[ListedRun]  # runs that lose their records too
     nights: list[str]
+    indexes: list[StoredObject]
     small_files: int  # to be merged; 0 with --no-compact
 
 
@@ -99,6 +101,7 @@ def _find(output: Output, settings: TidySettings, cutoff: datetime, scratch: Scr
         runs,
         runs.without_use(left),
         find_old_nights(output, cutoff),
+        find_old_indexes(scratch.connection, output, cutoff),
         sum(map(_small_files, versions.values())) if settings.compact else 0,
     )
 
@@ -131,6 +134,7 @@ def _remove(
     reached("runs removed")
     remove_by_folder(output, found.nights, may_change)
     reached("nights removed")
+    remove_by_folder(output, [index.path for index in found.indexes], may_change)
     if found.small_files:
         may_change()
         compact(output)

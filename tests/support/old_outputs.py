@@ -31,7 +31,7 @@ def put(uri: str, path: str, data: str | bytes = b"") -> None:
 
 
 def night(
-    uri: str, run_id: str, days_ago: float, keys: Iterable[str], removed: str = "", finished: bool = True
+    uri: str, run_id: str, days_ago: float, keys: Iterable[str], removed: Iterable[str] = (), finished: bool = True
 ) -> None:
     """A run of images with a segment each, and of tombstones; its folder with everything that a run leaves there.
 

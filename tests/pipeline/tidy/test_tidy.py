@@ -317,3 +317,28 @@ def test_a_log_that_names_files_elsewhere_is_a_line_and_nothing_goes(path, outpu
     with pytest.raises(RunError, match="somebody has changed the log"):
         tidied(output)
     assert {name for name in there if "_runs" not in name} == {n for n in files(output.parent) if "_runs" not in n}
+
+
+def test_indexes_of_tars_that_are_gone_or_have_changed_leave(output):
+    """Whoever reads a tar each night reads an old index; a name in a tar may hold `#`, and so may the name of a tar."""
+    place = Output.open(str(output))
+    there, gone = "file:///in/a#1.tar", "file:///in/gone.tar"
+    night(str(output), "fourth", 60, [f"{there}#x.jpg", f"{there}#y#z.jpg"])
+    needed = place.tar_index(there, "e1", 1)
+    others = [place.tar_index(uri, etag, 1) for uri, etag in ((there, "e0"), (gone, "e1"))]
+    foreign = f"{place.indexes}/notes.txt"
+    for path in (needed, *others, foreign):
+        put(str(output), path.removeprefix(f"{place.root}/"), b"x" * 1000)
+    age(output, 60)
+    young = place.tar_index(gone, "young", 1)
+    put(str(output), young.removeprefix(f"{place.root}/"), b"x")
+    assert sorted(index.path for index in tidied(output).indexes) == sorted(others)
+    assert {path.as_posix() for path in (output / "_runs/_indexes").iterdir()} == {needed, foreign, young}
+
+
+def test_the_index_of_a_tar_whose_images_are_tombstones_leaves(output):
+    place, uri = Output.open(str(output)), "file:///in/a.tar"
+    night(str(output), "fourth", 60, [], removed=[f"{uri}#x.jpg"])
+    put(str(output), place.tar_index(uri, "e1", 1).removeprefix(f"{place.root}/"))
+    age(output, 60)
+    assert len(tidied(output).indexes) == 1
