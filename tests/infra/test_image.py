@@ -3,6 +3,7 @@
 No test builds an image. `test_wheel.py` runs a job from the wheel as the image does.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -117,12 +118,20 @@ def test_every_cache_of_the_image_lies_below_tmp():
 
 def test_the_image_has_the_dependencies_that_pyproject_names(tmp_path):
     """The program in the RUN that lists them runs as it stands there."""
+    [default] = re.findall(r'^ARG EXTRAS="(.*)"$', (IMAGE / "Dockerfile").read_text(), flags=re.MULTILINE)
     [line] = [line for line in instructions(IMAGE / "Dockerfile") if line.startswith("RUN python -c")]
     [program] = re.findall(r'python -c "(.*?)" > requirements.txt', line)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-    names = {re.split(r"[^\w-]", line)[0] for line in done.stdout.splitlines()}
-    assert names >= {"torch", "ray", "huggingface_hub", "matplotlib"} and "pytest" not in names
+
+    def names(extras: str) -> set[str]:
+        command, environment = [sys.executable, "-c", program], {**os.environ, "EXTRAS": extras}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        return {re.split(r"[^\w-]", line)[0] for line in done.stdout.splitlines()}
+
+    assert names(default) >= {"torch", "ray", "huggingface_hub", "matplotlib", "gcsfs", "adlfs"}
+    assert "rasterio" in names("geo") and not {"pytest", "gcsfs"} & names("geo")
+    with pytest.raises(subprocess.CalledProcessError):
+        names("goe")
 
 
 PREBUILD = """
