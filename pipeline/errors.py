@@ -59,6 +59,10 @@ class RunError(Exception):
     """The run cannot start or continue. The message is one line that names the cause and what to do. Exit code 2."""
 
 
+class DamagedRecordError(RunError):
+    """An object of the output is not what this program writes there: somebody has changed it, or a disk has."""
+
+
 class StoreUnavailableError(RunError):
     """A store did not answer but may answer later. Workers try again; the driver reports the error and stops."""
 

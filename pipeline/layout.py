@@ -39,7 +39,7 @@ from pydantic import TypeAdapter
 
 from m2f_core.config.fields import excerpt
 from pipeline.config import is_run_id
-from pipeline.errors import RunError
+from pipeline.errors import DamagedRecordError, RunError
 from pipeline.schema import TABLES
 from pipeline.store.filesystem import is_local, list_folder, open_filesystem, store_errors_as
 from pipeline.store.json_records import parse_record
@@ -258,9 +258,9 @@ class Output:
         except ValueError as error:
             raise self.damaged(path, str(error)) from None
 
-    def damaged(self, path: str, why: str) -> RunError:
+    def damaged(self, path: str, why: str) -> DamagedRecordError:
         """What is said of an object that this program did not write, or that has changed since."""
-        return RunError(f"{self.name}: {path} is damaged, or another program wrote it: {why}")
+        return DamagedRecordError(f"{self.name}: {path} is damaged, or another program wrote it: {why}")
 
     def list_numbered(self, folder: str, form: str) -> list[tuple[tuple[int, ...], str]]:
         """(numbers, path) of the objects in `folder` whose names `numbered(form)` gives, sorted by their numbers.

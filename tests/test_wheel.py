@@ -111,11 +111,12 @@ def test_every_module_imports_from_the_wheel(python):
         "drill",
         "roll_back",
         "tidy",
+        "verify",
         "nights",
     ],
 )
 def test_jobs_answer(python, job):
-    assert "--output" in run(python, "-m", f"jobs.{job}", "--help") or job == "evaluate"
+    assert "--output" in run(python, "-m", f"jobs.{job}", "--help") or job in ("evaluate", "verify")
 
 
 def test_the_checkpoint_and_the_label_maps_are_in_the_wheel(python):

@@ -33,6 +33,7 @@ COMMANDS = {
     "tidy.py": "m2f-tidy",
     "check_store.py": "m2f-check-store",
     "evaluate.py": "m2f-evaluate",
+    "verify.py": "m2f-verify",
     "finetune.py": "m2f-finetune",
     "make_scenes.py": "m2f-scenes",
     "demo.py": "m2f-demo",

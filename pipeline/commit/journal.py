@@ -95,30 +95,40 @@ class Journal:
 
         RunError if an object of the journal is damaged, or a receipt is not one of a shard of this run.
         """
+        return (receipt for _, receipt in self.read_with_attempts(num_shards))
+
+    def read_with_attempts(self, num_shards: int = MOST_SHARDS) -> Iterator[tuple[int, Receipt]]:
+        """Like `read`, with the number of the attempt that committed each receipt."""
         seen: set[int] = set()
         with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="journal") as threads:
-            paths = (path for _, _, path in self._counted())
-            for receipts in look_ahead(lambda path: threads.submit(self._read_object, path), paths, _READ_THREADS):
+            objects = ((attempt, path) for attempt, _, path in self._counted())
+            for attempt, receipts in look_ahead(
+                lambda found: threads.submit(self._read_object, *found), objects, _READ_THREADS
+            ):
                 for receipt in receipts:
                     if receipt.shard >= num_shards:
                         why = f"it has a receipt of shard {receipt.shard}, but the plan has {num_shards} shards"
                         raise self.folder.output.damaged(self.folder.journal, why)
                     if receipt.shard not in seen:
                         seen.add(receipt.shard)
-                        yield receipt
+                        yield attempt, receipt
 
-    def _read_object(self, path: str) -> list[Receipt]:
+    def _read_object(self, attempt: int, path: str) -> tuple[int, list[Receipt]]:
         receipts = []
         for number, line in enumerate(BytesIO(self.folder.output.read(path)), 1):
             try:
                 receipts.append(Receipt.from_json(line, self.folder.run_id))
             except ValueError as error:
                 raise self.folder.output.damaged(f"{path}, line {number},", str(error)) from None
-        return receipts
+        return attempt, receipts
 
     def is_the_latest(self) -> bool:
         """Whether everything that this attempt appended counts, because no other attempt has started since."""
-        return max(self._attempts(), default=0) == self.attempt
+        return self.latest_attempt() == self.attempt
+
+    def latest_attempt(self) -> int:
+        """The number of the attempt that has started last; 0 if none has."""
+        return max(self._attempts(), default=0)
 
     def _attempts(self) -> dict[int, str]:
         """The path of each attempt's object, by number of the attempt."""

@@ -147,12 +147,12 @@ def check_table(output: Output, table: str, snapshot: DeltaTable) -> None:
         place = there.get_field_index(field.name)
         if place < 0 and field.name in ADDED_COLUMNS:
             continue  # the next publication adds the column
-        if place < 0 or not _can_hold(there.field(place).type, field.type):
+        if place < 0 or not can_hold(there.field(place).type, field.type):
             found = "is missing" if place < 0 else f"has the type {there.field(place).type}, not {field.type}"
             raise RunError(f"{name} is not a table of this program: its column {field.name} {found}")
 
 
-def _can_hold(there: pa.DataType, wanted: pa.DataType) -> bool:
+def can_hold(there: pa.DataType, wanted: pa.DataType) -> bool:
     """Whether a column of the table has the type of our column; strings and lists have several spellings."""
     try:
         pa.nulls(0, there).cast(wanted)

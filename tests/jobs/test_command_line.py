@@ -11,7 +11,19 @@ from pathlib import Path
 import pytest
 
 import m2f_core
-from jobs import drill, evaluate, finetune, make_scenes, nights, plan_bucket, roll_back, segment_bucket, selfcheck, tidy
+from jobs import (
+    drill,
+    evaluate,
+    finetune,
+    make_scenes,
+    nights,
+    plan_bucket,
+    roll_back,
+    segment_bucket,
+    selfcheck,
+    tidy,
+    verify,
+)
 from jobs.common.command_line import COMMANDS, as_called, parse, program
 from jobs.segment_bucket import PROG, main
 from m2f_core.inference.instance import InstanceSettings
@@ -264,7 +276,7 @@ def test_defaults_are_the_documented_ones():
 
 # --- text of others --------------------------------------------------------------------------------------------------
 
-JOBS = (segment_bucket, plan_bucket, selfcheck, drill, evaluate, finetune, make_scenes, nights, roll_back, tidy)
+JOBS = (segment_bucket, plan_bucket, selfcheck, drill, evaluate, finetune, make_scenes, nights, roll_back, tidy, verify)
 LONG_SECRET = "SECRET" * 30  # as long as a session token: a frame would break the line within
 
 

@@ -15,6 +15,7 @@ from pipeline.scenes.settings import ScenesSettings
 from pipeline.setting_fields import Section, bounds_in_words, help_texts, marker, plain_type
 from pipeline.store_check.settings import StoreCheckSettings
 from pipeline.train.settings import FinetuneSettings
+from pipeline.verify.settings import VerifySettings
 from tests.support.places import ROOT
 
 PAGE = ROOT / "docs" / "command-line.md"
@@ -54,6 +55,7 @@ JOBS = {
     "evaluate.py": EvaluationSettings,
     "roll_back.py": RollBackSettings,
     "tidy.py": TidySettings,
+    "verify.py": VerifySettings,
     "make_scenes.py": ScenesSettings,
 }
 TABLE_HEAD = """
