@@ -17,6 +17,7 @@ class RunFacts:
     may_share_ids: bool  # transformers gives one id to several segments
     categories: tuple[tuple[int, str, bool], ...]  # id, name, isthing, by the model's class_id
     num_shards: int
+    has_embeddings: bool
     num_attempts: int | None  # None: a tidied run, whose attempts are gone
 
     @classmethod
@@ -30,6 +31,7 @@ class RunFacts:
             task == "panoptic" and record.results.get("postprocess") == "hf",
             tuple((one["id"], one["name"], bool(one["isthing"])) for one in record.model.categories),
             record.plan.num_shards,
+            bool(record.results.get("embeddings")),
             num_attempts,
         )
 

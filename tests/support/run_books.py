@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from m2f_core.config.labels import Category
+from m2f_core.images.quality import Quality
 from m2f_core.masks.rle import encode_runs, label_runs
 from pipeline.commit.encode import EncodeSpec, encode_shard
 from pipeline.commit.journal import Journal
@@ -38,6 +39,7 @@ CATEGORIES = (
     {"id": 40, "name": "road", "isthing": 0},
 )
 FINGERPRINT = "0123456789abcdef"
+QUALITY = Quality(0.25, 0.75, 7.5, 60.0, 12.0, False, -5)._asdict()
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,16 @@ def _result(image: Found, task: str) -> dict[str, Any]:
     return {
         "height": height,
         "width": width,
+        "quality": QUALITY,
         "masks": [{"counts": m.counts.decode(), "area": m.area, "bbox": m.bbox_xywh} for m in masks],
         "segments": [
-            {"segment_id": ids[n], "class_id": image.classes[m.label - 1], "score": 0.9 - 0.01 * n, "mask": n}
+            {
+                "segment_id": ids[n],
+                "class_id": image.classes[m.label - 1],
+                "score": 0.9 - 0.01 * n,
+                "mask": n,
+                "embedding": None if task == "semantic" else np.array([0.5, n, -n], "<f2").tobytes(),
+            }
             for n, m in enumerate(masks)
         ],
     }
@@ -132,7 +141,7 @@ def write_run(
             run_id,
             categories=CATEGORIES,
             created=created.isoformat(timespec="microseconds"),
-            results={"task": task, "postprocess": postprocess},
+            results={"task": task, "postprocess": postprocess, "embeddings": task != "semantic"},
             counts={"new": plan.num_images},
         )
     )

@@ -1,6 +1,7 @@
 """Check rows of the table `images`, each by itself."""
 
 import json
+import math
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,14 @@ from pipeline.schema import IMAGES, REASONS
 from pipeline.verify.file.rows import Rows
 from pipeline.verify.findings import Kind
 
+# Of the numbers in `quality`; all are at least 0. Edges are differences of levels, 256 bins hold at most 64 x 64 cells.
+MOST_OF_QUALITY = {
+    "brightness_p05": 1.0,
+    "brightness_p99": 1.0,
+    "entropy": math.log2(768) + 1e-5,
+    "sharpness": 255.0,
+    "grey_spread": 64 * 64,
+}
 _STATUSES = ("ok", "failed", "removed")
 # What the comparisons of whole runs need of each row, and the number of the file.
 FOUND_IMAGES = pa.schema(
@@ -77,6 +86,18 @@ def _check_values(rows: Rows) -> None:
     if rows["attributes"].null_count < len(rows):
         bad = np.array([not _is_object(text) for text in rows["attributes"].to_pylist()])
         rows.check(bad, Kind.VALUE, "attributes")
+    if rows["quality"].null_count < len(rows):
+        _check_quality(rows)
+
+
+def _check_quality(rows: Rows) -> None:
+    quality = rows["quality"]
+    rows.check(pc.and_(quality.is_valid(), pc.not_equal(rows["status"], "ok")), Kind.STATUS, "quality")
+    values = {name: pc.fill_null(pc.struct_field(quality, name), 0) for name in MOST_OF_QUALITY}
+    for name, most in MOST_OF_QUALITY.items():
+        is_within = pc.and_(pc.greater_equal(values[name], 0), pc.less_equal(values[name], most))  # false for NaN
+        rows.check(pc.invert(is_within), Kind.VALUE, "quality")
+    rows.check(pc.greater(values["brightness_p05"], values["brightness_p99"]), Kind.VALUE, "quality")
 
 
 def _is_object(text: str | None) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from m2f_core.masks.measure import FAULTS, Measured, measure, share_pixels
@@ -43,6 +44,7 @@ def check_segments(rows: Rows) -> pa.Table:
     with np.errstate(invalid="ignore"):
         rows.check(~((scores >= 0) & (scores <= 1 + _SCORE_TOLERANCE)), Kind.VALUE, "score")
     _check_categories(rows)
+    _check_embeddings(rows)
     measured = _check_masks(rows)
     return _check_groups(rows, measured)
 
@@ -98,6 +100,24 @@ def _check_categories(rows: Rows) -> None:
         classes = rows.numbers("segment_id").astype(np.int64) - 1
         inside = (classes >= 0) & (classes < by_class.size)
         rows.check(~inside | (by_class[np.where(inside, classes, 0)] != ids), Kind.SEGMENT_IDS, "segment_id")
+
+
+def _check_embeddings(rows: Rows) -> None:
+    """All segments of a run have lists of finite half floats, of one length, or none has."""
+    embeddings = rows["embedding"]
+    rows.check(embeddings.is_valid().to_numpy(False) != rows.run.has_embeddings, Kind.OF_RUN, "embedding")
+    values = embeddings.flatten()
+    if not len(values):
+        return
+    lengths = pc.list_value_length(embeddings)
+    rows.check(pc.not_equal(lengths, pc.max(lengths)), Kind.VALUE, "embedding", lambda n: f"{lengths[n]} numbers")
+    numbers = values.to_numpy(zero_copy_only=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        is_half = np.isfinite(numbers) & (numbers.astype(np.float16) == numbers)
+    if not is_half.all():
+        bad = np.zeros(len(rows), bool)
+        bad[pc.list_parent_indices(embeddings).to_numpy()[~is_half]] = True
+        rows.check(bad, Kind.VALUE, "embedding", lambda n: "a number that is no half float")
 
 
 def _check_masks(rows: Rows) -> Measured:

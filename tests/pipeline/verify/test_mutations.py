@@ -21,6 +21,7 @@ from pipeline.verify.findings import Findings, Kind
 from pipeline.verify.settings import VerifySettings
 from pipeline.verify.verify import Verdict, verify
 from tests.support.run_books import (
+    QUALITY,
     change_in_place,
     change_receipts,
     forge,
@@ -50,6 +51,7 @@ IMAGES: dict[str, tuple[int, Any, Kind, str]] = {
     "attempt": (0, 2, Kind.OF_RUN, "attempt"),
     "reason": (0, "changed", Kind.NOT_AS_PLANNED, "reason"),
     "attributes": (0, '{"camera": 2}', Kind.NOT_AS_PLANNED, "attributes"),
+    "quality": (0, {**QUALITY, "brightness_p99": 0.1}, Kind.VALUE, "quality"),
 }
 SEGMENTS: dict[str, tuple[int, Any, Kind, str]] = {
     "image_key": (0, "s3://b/b.jpg", Kind.NUM_SEGMENTS, "num_segments"),
@@ -63,6 +65,7 @@ SEGMENTS: dict[str, tuple[int, Any, Kind, str]] = {
     "segmentation": (0, lambda rle: {**rle, "size": [8, 7]}, Kind.NO_RLE, "segmentation"),
     "run_id": (0, "other", Kind.UNKNOWN_RUN, "run_id"),
     "shard": (0, 1, Kind.OF_RUN, "shard"),
+    "embedding": (0, None, Kind.OF_RUN, "embedding"),
 }
 MUTATIONS = {"images": IMAGES, "segments": SEGMENTS}
 COLUMNS = [(table, field) for table, schema in TABLES.items() for field in schema.names]
@@ -83,6 +86,9 @@ OTHERS = [
     ("images", "reason", 0, "boredom", Kind.VALUE, "reason"),
     ("images", "attributes", 0, "[1]", Kind.VALUE, "attributes"),
     ("images", "attributes", 0, None, Kind.NOT_AS_PLANNED, "attributes"),
+    ("images", "quality", BROKEN, QUALITY, Kind.STATUS, "quality"),
+    ("images", "quality", 0, {**QUALITY, "entropy": math.nan}, Kind.VALUE, "quality"),
+    ("images", "quality", 0, {**QUALITY, "sharpness": -1.0}, Kind.VALUE, "quality"),
     ("images", "image_key", 0, "s3://b/b.jpg", Kind.SEVERAL_ROWS, "image_key"),
     ("images", "image_key", 0, "s3://b/other.jpg", Kind.NO_ROW, "image_key"),
     ("images", "image_key", 0, "", Kind.VALUE, "image_key"),
@@ -95,6 +101,9 @@ OTHERS = [
     ("segments", "score", 0, -0.1, Kind.VALUE, "score"),
     ("segments", "score", 0, math.inf, Kind.VALUE, "score"),
     ("segments", "bbox", 0, [0.0, 0.0, 4.0], Kind.VALUE, "bbox"),
+    ("segments", "embedding", 0, [0.5, 0.0], Kind.VALUE, "embedding"),
+    ("segments", "embedding", 0, [0.1, 0.0, 0.0], Kind.VALUE, "embedding"),  # no half float
+    ("segments", "embedding", 0, [math.inf, 0.0, 0.0], Kind.VALUE, "embedding"),
     ("segments", "bbox", 0, [0.0, 0.0, 4.0, None], Kind.VALUE, "bbox"),
     ("segments", "segmentation", 0, {"size": [6], "counts": "04"}, Kind.VALUE, "segmentation"),
     ("segments", "segmentation", 0, {"size": [6, 8], "counts": None}, Kind.VALUE, "segmentation"),

@@ -238,7 +238,7 @@ def test_rows_of_an_image_stay_together_whatever_the_batches():
 
 def facts(task: str) -> RunFacts:
     categories = tuple((c["id"], c["name"], bool(c["isthing"])) for c in CATEGORIES)
-    return RunFacts("night", created_at(), FINGERPRINT, task, False, categories, 1, 1)
+    return RunFacts("night", created_at(), FINGERPRINT, task, False, categories, 1, True, 1)
 
 
 def found_in(rows: pa.Table, task: str = "panoptic") -> set[Kind]:
