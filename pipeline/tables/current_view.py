@@ -108,7 +108,7 @@ def _open(output: Output, table: str, version: int | None) -> DeltaTable | None:
         return None
 
 
-def _open_segments(output: Output, table: str, images_version: int) -> DeltaTable | None:
+def open_segments(output: Output, table: str, images_version: int) -> DeltaTable | None:
     """A version of `segments` that has all segments of this version of `images`.
 
     This is the newest version, unless rows have left the tables since. `segments` is opened before `images` is asked:
@@ -236,7 +236,7 @@ def _current(
         current_version = load_current(scratch.connection, output, version=version)
         snapshot = None
         if current_version is not None:  # read the same version of `images`, whatever is published meanwhile
-            by_table = open_table if table == "images" else _open_segments
+            by_table = open_table if table == "images" else open_segments
             snapshot = by_table(output, table, current_version)
         if snapshot is None:
             raise RunError(f"{output.uri} has no published table {table}; give the --output of a run")
