@@ -79,8 +79,11 @@ class RowsByImage:
     """The current view of both tables at one moment, image by image. `close`, or the end of this object, removes files.
 
     `version` is a version of the table `images`, for the same view twice; the attribute `version` says which one this
-    object reads. Raises RunError if nothing is published or the tables cannot be read, and a duckdb.Error if a
-    condition of `wanted` fails.
+    object reads. With `run_id`, the rows of this run take the place of the current rows. `num_current` is the number of
+    images before any condition, `num_in_question` the number for which the condition `images` holds.
+
+    Raises RunError if nothing is published or the tables cannot be read, and a duckdb.Error if a condition of `wanted`
+    fails.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class RowsByImage:
         segment_columns: Sequence[str],
         *,
         wanted: Wanted = ALL_ROWS,
+        run_id: str | None = None,
         version: int | None = None,
         memory_mib: int = MEMORY_MIB,
     ):
@@ -104,11 +108,12 @@ class RowsByImage:
         # A condition may come from a command line, and must not read files.
         self.connection.execute("SET enable_external_access = false")
         of_images = [*image_columns, *wanted.image_columns, "num_segments"]
-        found = load_current(self.connection, output, of_images, version=version)
+        found = load_current(self.connection, output, of_images, version=version, run_id=run_id)
         if found is None:
             raise RunError(f"{output.name} has no published table images; give the --output of a run")
         self.version: int = found
         with out_of_room():
+            self.num_current = self._count("current")
             self.connection.execute(
                 f"""
                 CREATE TABLE numbered AS
@@ -117,6 +122,7 @@ class RowsByImage:
                 DROP TABLE current;
                 """
             )
+            self.num_in_question = self._count("numbered")
             self._segments = reading(output, "segments", self._find)
             if wanted.rows is not None:
                 self._drop_images(wanted.rows)
@@ -128,6 +134,13 @@ class RowsByImage:
     def num_segments(self) -> int:
         """Segments that come."""
         return self._count("found")
+
+    def add_column(self, column: pa.Field, query: str) -> None:
+        """Give the images of `batches` one more column: `query` gives it by that name for each image_number."""
+        with out_of_room():
+            self.connection.execute(f"CREATE TABLE wider AS SELECT * FROM numbered JOIN ({query}) USING ({NUMBER})")
+            self.connection.execute("DROP TABLE numbered; ALTER TABLE wider RENAME TO numbered")
+        self._of_images = self._of_images.append(column)
 
     def batches(self, images_per_batch: int = IMAGES_PER_BATCH, batch_bytes: int = BATCH_BYTES) -> Iterator[ImageBatch]:
         """All images, each once and in order. The same rows are divided into the same batches each time.
