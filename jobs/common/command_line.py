@@ -37,6 +37,7 @@ COMMANDS = {
     "finetune.py": "m2f-finetune",
     "make_scenes.py": "m2f-scenes",
     "demo.py": "m2f-demo",
+    "export.py": "m2f-export",
 }
 
 _COMMON_FLAGS = (

@@ -159,6 +159,8 @@ def reading(output: Output, table: str, read: Callable[[], _T]) -> _T:
 _IS_BELOW = """list_bool_or(list_transform(getvariable('below'), lambda one:
     starts_with(image_key, one) AND substr(image_key, length(one) + 1, 1) IN ('', '/', '#')))"""
 
+_IS_OF_RUN = "run_id = getvariable('run_id')"
+
 
 def load_current(
     database: duckdb.DuckDBPyConnection,
@@ -166,12 +168,14 @@ def load_current(
     columns: Sequence[str] = (),
     below: Sequence[str] = (),
     version: int | None = None,
+    run_id: str | None = None,
 ) -> int | None:
     """Make the table `current`: image_key, run_id and `columns` of the newest row of every image, without tombstones.
 
     `below` are inputs, each with a slash at its end: only keys of the inputs count. These start with the input, or are
     the input without the slash (an input may be one object), or are that object with `#` and a name (the object may
-    hold images). Without `below`, all keys count. Returns the version of the table `images`, or None if nothing is
+    hold images). Without `below`, all keys count. With `run_id`, the rows of this run take the place of the newest
+    rows. Returns the version of the table `images`, or None if nothing is
     published (then `current` is empty). Raises RunError if the table cannot be read.
     """
     wanted = list(dict.fromkeys(["image_key", "run_id", "run_created", "status", *columns]))
@@ -180,13 +184,14 @@ def load_current(
         snapshot = _open(output, "images", version)
         batches = iter(()) if snapshot is None else stream_table(output, "images", snapshot, wanted, below)
         database.execute("SET VARIABLE below = ?", [[folder.rstrip("/") for folder in below]])
+        database.execute("SET VARIABLE run_id = ?", [run_id])
         # A window function, because DuckDB sorts it on disk; arg_max would group in memory, and took three times as
         # long.
         query = f"""
             CREATE OR REPLACE TABLE current AS
             SELECT {", ".join(dict.fromkeys(["image_key", "run_id", *columns]))} FROM (
                 SELECT * FROM published
-                WHERE {_IS_BELOW if below else "true"}
+                WHERE {_IS_BELOW if below else "true"} AND {"true" if run_id is None else _IS_OF_RUN}
                 QUALIFY row_number() OVER (PARTITION BY image_key ORDER BY run_created DESC, run_id DESC) = 1
             ) WHERE status <> 'removed'
         """

@@ -9,6 +9,7 @@ from pipeline.calibration.settings import PlanSettings
 from pipeline.config import SelfCheckSettings, Settings
 from pipeline.drill.settings import DrillSettings
 from pipeline.evaluate.settings import EvaluationSettings
+from pipeline.export.settings import ExportSettings
 from pipeline.nights.settings import NightsSettings
 from pipeline.runs.settings import RollBackSettings, TidySettings
 from pipeline.scenes.settings import ScenesSettings
@@ -57,6 +58,7 @@ JOBS = {
     "tidy.py": TidySettings,
     "verify.py": VerifySettings,
     "make_scenes.py": ScenesSettings,
+    "export.py": ExportSettings,
 }
 TABLE_HEAD = """
 ## jobs/{job}

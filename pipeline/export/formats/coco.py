@@ -1,0 +1,42 @@
+"""What the COCO formats share: images, categories and boxes as JSON."""
+
+import json
+from typing import Any
+
+from pipeline.export.format import Census, ExportImage, Segment
+
+
+def line(record: Any) -> bytes:
+    """A record as JSON, on one line."""
+    return json.dumps(record, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def image_line(image: ExportImage, file_name: str) -> bytes:
+    """An image, with its key, by which the tables are found again."""
+    return line(
+        {
+            "id": image.image_id,
+            "file_name": file_name,
+            "height": image.height,
+            "width": image.width,
+            "image_key": image.key,
+        }
+    )
+
+
+def bbox_of(segment: Segment) -> list[int | float]:
+    """x, y, width, height; whole numbers as such."""
+    return [int(value) if value == int(value) else value for value in segment.bbox]
+
+
+def head(census: Census) -> bytes:
+    """The beginning of a document, up to the images."""
+    categories = [{"supercategory": "", **category} for category in census.categories]
+    info = {"description": "exported by m2f-pipeline", "runs": sorted(census.tasks)}
+    return b'{"info":' + line(info) + b',"licenses":[],"categories":' + line(categories) + b',"images":[\n'
+
+
+def original_name(image: ExportImage) -> str:
+    """The path of the image in COCO's `file_name`, as image folders have it: with its extension."""
+    extension = image.key.rpartition("/")[2].rpartition("#")[2].rpartition(".")
+    return f"{image.name}.{extension[2]}" if extension[1] and len(extension[2]) <= 5 else image.name

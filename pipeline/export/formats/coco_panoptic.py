@@ -1,0 +1,76 @@
+"""COCO panoptic: a PNG of segment ids for each image, and one JSON with the segments of all images.
+
+Specification: https://cocodataset.org/#format-data, panopticapi. A pixel's id is red + 256 green + 65536 blue; pixels
+with id 0 belong to no segment.
+
+    DIR/panoptic.json
+    DIR/panoptic/<name of the image>.png
+
+Legend: H, W pixels of the image; `_WH` transposed, column-major.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2f_core.masks.paint import paint_counts, png_bytes
+from pipeline.errors import RunError
+from pipeline.export.format import Converted, Document, ExportImage, Format, Stream
+from pipeline.export.formats.coco import bbox_of, head, image_line, line, original_name
+
+_MOST_ID = 2**24 - 1
+_FOLDER = "panoptic"
+
+
+def _pixels(ids_WH: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """The same pixels [H, W, 3] as `m2f_core.masks.panoptic_png` gives: the lower three bytes of each id."""
+    ids_HW = np.ascontiguousarray(ids_WH.T)
+    return ids_HW.view(np.uint8).reshape(*ids_HW.shape, 4)[..., :3]
+
+
+class CocoPanoptic(Format):
+    one_segment_per_pixel = True
+    streams: ClassVar[Mapping[str, bytes]] = {"images": b",\n", "annotations": b",\n"}
+
+    def convert(self, image: ExportImage) -> Converted:
+        highest = max((segment.segment_id for segment in image.segments), default=0)
+        if highest > _MOST_ID:
+            raise RunError(f"{image.key} has the segment id {highest}; a panoptic PNG holds ids up to {_MOST_ID}")
+        ids_WH = np.zeros((image.width, image.height), "<u4")
+        segments_info = []
+        for segment in image.segments:
+            try:
+                taken = paint_counts(ids_WH, segment.counts, segment.segment_id)
+            except ValueError as error:
+                raise image.damaged(segment, error) from None
+            if taken:
+                raise image.damaged(segment, f"{taken} of its pixels belong to other segments of its image")
+            segments_info.append(
+                {
+                    "id": segment.segment_id,
+                    "category_id": segment.category_id,
+                    "area": segment.area,
+                    "bbox": bbox_of(segment),
+                    "iscrowd": 0,
+                    "score": segment.score,
+                }
+            )
+        name = f"{image.name}.png"
+        annotation = {"image_id": image.image_id, "file_name": name, "segments_info": segments_info}
+        return Converted(
+            {f"{_FOLDER}/{name}": png_bytes(_pixels(ids_WH))},
+            {"images": [image_line(image, original_name(image))], "annotations": [line(annotation)]},
+        )
+
+    def documents(self, counts: Counter[str]) -> Sequence[Document]:
+        parts: list[bytes | Stream] = [
+            head(self.census),
+            Stream("images"),
+            b'\n],"annotations":[\n',
+            Stream("annotations"),
+            b"\n]}\n",
+        ]
+        return [Document("panoptic.json", parts)]

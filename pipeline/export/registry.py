@@ -1,0 +1,18 @@
+"""The formats by the names of --format: a new format is a class of its own and a line here."""
+
+from collections.abc import Mapping
+
+from pipeline.export.format import Format
+from pipeline.export.formats.coco_annotations import CocoInstances, CocoResults
+from pipeline.export.formats.coco_panoptic import CocoPanoptic
+from pipeline.export.formats.flat_csv import FlatCsv
+from pipeline.export.formats.label_png import LabelPng
+from pipeline.export.settings import FormatName
+
+FORMATS: Mapping[FormatName, type[Format]] = {
+    "coco-panoptic": CocoPanoptic,
+    "coco-results": CocoResults,
+    "coco-instances": CocoInstances,
+    "csv": FlatCsv,
+    "label-png": LabelPng,
+}

@@ -1,0 +1,135 @@
+"""Which rows an export holds: the current view or a run, filtered; with ids that stay the same."""
+
+import csv
+import json
+
+import pytest
+
+from pipeline.errors import RunError
+from pipeline.export.conditions import wanted_rows
+from pipeline.export.settings import ExportSettings
+from tests.support.exports import export, refused, segments_by_key
+from tests.support.published_tables import image_row, publish_run, segment_row
+
+
+def rows_of(out) -> list[dict[str, str]]:
+    with open(out / "segments.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_holds_each_column(tables, tmp_path):
+    out = export(tables, tmp_path / "out", "csv")
+    expected = [row for rows in segments_by_key(tables).values() for row in rows]
+    assert len(expected) > 10
+    for found, row in zip(rows_of(out), expected, strict=True):
+        assert all(found[name] == str(row[name]) for name in ("image_key", "segment_id", "category_id", "area"))
+        assert found["category_name"] == row["category_name"] and float(found["score"]) == row["score"]
+        assert [float(found[f"bbox_{name}"]) for name in ("x", "y", "width", "height")] == row["bbox"]
+        assert found["counts"] == row["segmentation"]["counts"] and found["isthing"] == str(row["isthing"]).lower()
+    with open(out / "images.csv", newline="", encoding="utf-8") as file:
+        images = list(csv.DictReader(file))
+    assert [(i["image_key"], int(i["num_segments"])) for i in images] == [
+        (key, len(rows)) for key, rows in segments_by_key(tables).items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "holds", "all_images"),
+    [
+        (["--classes", "cat", "92"], lambda row: row["category_name"] in ("cat", "sky"), True),
+        (["--min-score=0.5"], lambda row: row["score"] >= 0.5, True),
+        (["--min-area=50"], lambda row: row["area"] >= 50, True),
+        (["--where", "score < 0.5 AND bbox[1] < 10"], lambda row: row["score"] < 0.5 and row["bbox"][0] < 10, False),
+        (["--where", "image_key LIKE '%/a/%'", "--classes=dog"], lambda row: row["category_name"] == "dog", False),
+    ],
+)
+def test_filters_choose_segments(tables, tmp_path, flags, holds, all_images):
+    out = export(tables, tmp_path / "out", "csv", *flags)
+    everything = segments_by_key(tables)
+    if "--where" in flags and "LIKE" in flags[1]:
+        everything = {key: rows for key, rows in everything.items() if "/a/" in key}
+    expected = [(row["image_key"], row["segment_id"]) for rows in everything.values() for row in rows if holds(row)]
+    assert [(row["image_key"], int(row["segment_id"])) for row in rows_of(out)] == expected
+    assert 0 < len(expected) < sum(map(len, segments_by_key(tables).values()))
+    num_images = len((out / "images.csv").read_text().splitlines()) - 1
+    assert (num_images == len(segments_by_key(tables))) == all_images
+
+
+def test_an_image_keeps_its_id_whatever_else_is_exported(tables, tmp_path):
+    whole = export(tables, tmp_path / "whole", "coco-instances")
+    again = export(tables, tmp_path / "again", "coco-instances")
+    part = export(tables, tmp_path / "part", "coco-instances", "--where", "image_key LIKE '%/b/%'")
+    assert (whole / "instances.json").read_bytes() == (again / "instances.json").read_bytes()
+    ids = [
+        {i["image_key"]: i["id"] for i in json.loads((out / "instances.json").read_text())["images"]}
+        for out in (whole, part)
+    ]
+    assert ids[1].items() < ids[0].items()
+
+
+def test_the_rows_of_an_older_run(tmp_path):
+    tables = str(tmp_path / "tables")
+    publish_run(
+        tables,
+        "first",
+        [image_row("s3://in/a", "first", 0), image_row("s3://in/b", "first", 0)],
+        [segment_row("s3://in/a", "first", score=0.25), segment_row("s3://in/b", "first")],
+    )
+    publish_run(
+        tables, "second", [image_row("s3://in/a", "second", 1)], [segment_row("s3://in/a", "second", score=0.75)]
+    )
+    found = {}
+    for name, flags in (("current", []), ("old", ["--run-id=first"])):
+        out = export(tables, tmp_path / name, "csv", *flags)
+        found[name] = [(row["image_key"], float(row["score"])) for row in rows_of(out)]
+    assert found["current"] == [("s3://in/a", 0.75), ("s3://in/b", 0.5)]
+    assert found["old"] == [("s3://in/a", 0.25), ("s3://in/b", 0.5)]
+    assert "has no rows of run third" in refused(tables, tmp_path / "third", "csv", "--run-id=third")
+
+
+def test_runs_with_several_label_maps_are_not_mixed(tmp_path):
+    tables = str(tmp_path / "tables")
+    publish_run(tables, "first", [image_row("s3://in/a", "first", 0)], [segment_row("s3://in/a", "first")])
+    other = segment_row("s3://in/b", "second", category_name="truck")
+    publish_run(tables, "second", [image_row("s3://in/b", "second", 1)], [other])
+    line = refused(tables, tmp_path / "out", "csv")
+    assert "category 17 is 'cat' in some rows and 'truck' in others" in line and "--run-id" in line
+    assert len(rows_of(export(tables, tmp_path / "out", "csv", "--run-id=second"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        ("score >", "is no SQL condition"),
+        ("score > 0.5; DROP TABLE found", "is no SQL condition"),
+        ("true) UNION SELECT (1", "is no SQL condition"),
+        ("1) OR (1=1", "is no SQL condition"),
+        ("true LIMIT 3", "more than one SQL condition"),
+        ("true ORDER BY 1", "more than one SQL condition"),
+        ("true UNION SELECT 1", "more than one SQL condition"),
+        ("true GROUP BY 1", "more than one SQL condition"),
+        ("(SELECT count(*) FROM read_csv('/etc/passwd')) > 0", "may not hold a query"),
+        ("EXISTS (FROM '/etc/passwd')", "may not hold a query"),
+        ("random() < 0.5", "another value each time"),
+        ("now() > run_created", "another value each time"),
+        ("sum(score) > 1", "may not look at other rows"),
+        ("row_number() OVER () = 1", "may not look at other rows"),
+        ("COLUMNS(*) IS NOT NULL", "names its columns"),
+        ("score > $1", "may not hold parameters"),
+        ("sccore > 1", "there is no column sccore"),
+        ("segmentation IS NULL", "masks cannot be compared"),
+        ("category_name > 3", "is no SQL condition"),
+        ("getenv('HOME') = 'x'", "is no SQL condition"),
+    ],
+)
+def test_a_where_that_is_no_condition_is_one_line(where, why):
+    with pytest.raises(RunError, match=why) as refusal:
+        wanted_rows(ExportSettings(tables="a", to="b", format="csv", where=where))
+    assert str(refusal.value).startswith("--where ") and "\n" not in str(refusal.value)
+
+
+def test_a_where_that_fails_for_a_row_is_one_line(tables, tmp_path):
+    line = refused(tables, tmp_path / "out", "csv", "--where", "category_name::INTEGER = 3")
+    assert "--where 'category_name::INTEGER = 3': " in line and "Could not convert" in line
+    assert "nothing to export" in refused(tables, tmp_path / "out", "csv", "--where", "score > 2")
+    assert not (tmp_path / "out").exists()
