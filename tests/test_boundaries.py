@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
+from jobs.common.command_line import COMMANDS
 from tests.support.places import ROOT
 
 # Triton comes with torch; huggingface_hub is wanted only for a checkpoint of the hub.
@@ -21,6 +22,7 @@ MAY_IMPORT = {
     "infra": {"m2f_core", "pipeline", "jobs"},
 }
 MAX_FILES = 12  # of a folder, so that a newcomer reads its names at one glance
+OF_COMMANDS = "jobs"  # has a file for each command, which docs/command-line.md lists
 
 
 class Room(NamedTuple):
@@ -135,6 +137,7 @@ def test_no_folder_is_crowded():
         if not path.endswith("__init__.py"):
             folder = path.rpartition("/")[0]
             counts[folder] = counts.get(folder, 0) + 1
+    assert counts.pop(OF_COMMANDS) == len(COMMANDS)
     assert not {folder: number for folder, number in counts.items() if number > MAX_FILES}
 
 

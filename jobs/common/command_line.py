@@ -36,6 +36,7 @@ COMMANDS = {
     "finetune.py": "m2f-finetune",
     "make_scenes.py": "m2f-scenes",
     "demo.py": "m2f-demo",
+    "report.py": "m2f-report",
 }
 
 _COMMON_FLAGS = (

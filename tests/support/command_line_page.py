@@ -10,6 +10,7 @@ from pipeline.config import SelfCheckSettings, Settings
 from pipeline.drill.settings import DrillSettings
 from pipeline.evaluate.settings import EvaluationSettings
 from pipeline.nights.settings import NightsSettings
+from pipeline.page.settings import ReportSettings
 from pipeline.runs.settings import RollBackSettings, TidySettings
 from pipeline.scenes.settings import ScenesSettings
 from pipeline.setting_fields import Section, bounds_in_words, help_texts, marker, plain_type
@@ -55,6 +56,7 @@ JOBS = {
     "roll_back.py": RollBackSettings,
     "tidy.py": TidySettings,
     "make_scenes.py": ScenesSettings,
+    "report.py": ReportSettings,
 }
 TABLE_HEAD = """
 ## jobs/{job}
