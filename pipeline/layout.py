@@ -21,6 +21,7 @@ _runs/
         journal/                  receipts of finished shards
         started/                  a start marker for each start of a shard; removed when the run is finished
         report.json               the counts of the run; a run that has this object is finished and published
+        page/                     report.html, the page of the run, and report.json, the figures on it
         rolled_back.json          a note that the rows of this finished run are being or have been taken out again
         tidied.json               a note that everything below plan/, attempts/, journal/ and started/ is being or has
                                   been removed
@@ -120,6 +121,10 @@ class RunFolder:
         return bool(self.filesystem.exists(self.tidied_json))
 
     @property
+    def page(self) -> str:
+        return f"{self.path}/page"
+
+    @property
     def plan(self) -> str:
         return f"{self.path}/plan"
 
@@ -210,7 +215,7 @@ class Output:
         if not is_run_id(run_id):
             raise RunError(f"{self.name}: {excerpt(run_id)} cannot be the name of a run")
         folder = RunFolder(self, f"{self.runs}/{run_id}")
-        for path in (folder.path, folder.plan, folder.attempts, folder.journal, folder.started):
+        for path in (folder.path, folder.page, folder.plan, folder.attempts, folder.journal, folder.started):
             self.inside(path)
         for table in TABLES:
             self.inside(self.at(parts_folder(table, run_id)))

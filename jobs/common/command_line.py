@@ -38,6 +38,7 @@ COMMANDS = {
     "make_scenes.py": "m2f-scenes",
     "demo.py": "m2f-demo",
     "export.py": "m2f-export",
+    "report.py": "m2f-report",
 }
 
 _COMMON_FLAGS = (

@@ -3,40 +3,47 @@
 Legend: H, W pixels of the image; N masks.
 """
 
-import colorsys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from m2f_core.masks.colours import segment_colour
+
 _OPACITY = 0.55
 _FONT_SIZE = 14  # pixels
-_GOLDEN_RATIO = 0.618034  # hue steps of this size keep any number of colours apart
 
 
-def segment_colour(number: int) -> tuple[int, int, int]:
-    """RGB of the segment `number`, counted from 0; consecutive numbers look different."""
-    hue = number * _GOLDEN_RATIO % 1.0
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 1.0 if number % 2 else 0.75)
-    return round(255 * red), round(255 * green), round(255 * blue)
+def draw_segments(
+    pixels_HW3: NDArray[np.uint8],
+    masks_HW: Iterable[NDArray[np.bool_]],
+    colours: Sequence[tuple[int, int, int]] | None = None,
+    outlined: Sequence[bool] | None = None,
+) -> NDArray[np.uint8]:
+    """A copy of the image with each mask in its own colour and a white outline; later masks cover earlier ones.
 
-
-def draw_segments(pixels_HW3: NDArray[np.uint8], masks_HW: Iterable[NDArray[np.bool_]]) -> NDArray[np.uint8]:
-    """A copy of the image with each mask in its own colour and a white outline; later masks cover earlier ones."""
+    `colours`: RGB of each mask, else `segment_colour` of its place. `outlined`: which masks have an outline, else all.
+    """
     drawn_HW3 = pixels_HW3.astype(np.float32)
     outline_HW = np.zeros(pixels_HW3.shape[:2], np.bool_)
     for number, mask_HW in enumerate(masks_HW):
-        colour = np.array(segment_colour(number), np.float32)
+        colour = np.array(segment_colour(number) if colours is None else colours[number], np.float32)
         drawn_HW3[mask_HW] = (1 - _OPACITY) * pixels_HW3[mask_HW] + _OPACITY * colour
         outline_HW[mask_HW] = False
-        outline_HW |= _outline(mask_HW)
+        if outlined is None or outlined[number]:
+            outline_HW |= _outline(mask_HW)
     drawn_HW3[outline_HW] = 255
     return drawn_HW3.round().astype(np.uint8)
 
 
-def with_legend(drawn_HW3: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.uint8]:
-    """The picture with a legend below it: the colour and the name of each segment, in the order of `draw_segments`."""
+def with_legend(
+    drawn_HW3: NDArray[np.uint8], names: Sequence[str], colours: Sequence[tuple[int, int, int]] | None = None
+) -> NDArray[np.uint8]:
+    """The picture with a legend below it: the colour and the name of each segment, in the order of `draw_segments`.
+
+    `colours`: as in `draw_segments`.
+    """
     if not names:
         return drawn_HW3
     font = ImageFont.load_default(_FONT_SIZE)
@@ -54,7 +61,8 @@ def with_legend(drawn_HW3: NDArray[np.uint8], names: Sequence[str]) -> NDArray[n
         left = 0 if place != row else left
         row = place
         top = 2 + row * line
-        draw.rectangle((left + 4, top + 3, left + line - 2, top + line - 3), fill=segment_colour(number))
+        fill = segment_colour(number) if colours is None else colours[number]
+        draw.rectangle((left + 4, top + 3, left + line - 2, top + line - 3), fill=fill)
         draw.text((left + line + 2, top), name, fill="black", font=font)
         left += entry
     padded_HW3 = np.full((drawn_HW3.shape[0], width, 3), 255, np.uint8)

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 
 from pipeline.commit.journal import Journal
 from pipeline.commit.receipt import PartRecord
-from pipeline.commit.run_record import read_run_record
-from pipeline.commit.run_report import read_report, read_reports
+from pipeline.commit.run_record import RunRecord, read_run_record
+from pipeline.commit.run_report import Report, read_report, read_reports
 from pipeline.errors import RunError
 from pipeline.layout import Output, RunFolder
 from pipeline.schema import TABLES
@@ -36,14 +36,8 @@ def find_finished_run(tables: str, run_id: str | None) -> FinishedRun:
 
     RunError if there is no such run, or if it is not finished.
     """
-    output = Output.open(tables, _FLAG)
-    folder = _last_finished(output) if run_id is None else output.run(run_id)
-    run = read_run_record(output, folder)
-    if run is None:
-        raise RunError(f"{_FLAG} {tables} holds no run {folder.run_id}; its runs: {_some_runs(output)}")
-    if read_report(output, folder) is None:
-        raise RunError(f"run {run.run_id} is not finished; to finish it, repeat the command that started it")
-    with output.errors():
+    folder, run, _ = find_records(tables, run_id)
+    with folder.output.errors():
         if folder.is_tidied():
             raise RunError(
                 f"run {run.run_id} is old, and jobs/tidy.py has removed its journal, which names its parts; give a run "
@@ -53,6 +47,19 @@ def find_finished_run(tables: str, run_id: str | None) -> FinishedRun:
     return FinishedRun(
         tables, run.run_id, run.results["task"], run.fingerprint, tuple(dict(c) for c in run.model.categories), parts
     )
+
+
+def find_records(tables: str, run_id: str | None) -> tuple[RunFolder, RunRecord, Report]:
+    """The folder of a run, run.json and report.json. The run and the errors are as in `find_finished_run`."""
+    output = Output.open(tables, _FLAG)
+    folder = _last_finished(output) if run_id is None else output.run(run_id)
+    run = read_run_record(output, folder)
+    if run is None:
+        raise RunError(f"{_FLAG} {tables} holds no run {folder.run_id}; its runs: {_some_runs(output)}")
+    report = read_report(output, folder)
+    if report is None:
+        raise RunError(f"run {run.run_id} is not finished; to finish it, repeat the command that started it")
+    return folder, run, report
 
 
 def read_part(tables: str, table: str, part: PartRecord, columns: list[str]) -> pa.Table:

@@ -11,6 +11,7 @@ from pipeline.drill.settings import DrillSettings
 from pipeline.evaluate.settings import EvaluationSettings
 from pipeline.export.settings import ExportSettings
 from pipeline.nights.settings import NightsSettings
+from pipeline.page.settings import ReportSettings
 from pipeline.runs.settings import RollBackSettings, TidySettings
 from pipeline.scenes.settings import ScenesSettings
 from pipeline.setting_fields import Section, bounds_in_words, help_texts, marker, plain_type
@@ -59,6 +60,7 @@ JOBS = {
     "verify.py": VerifySettings,
     "make_scenes.py": ScenesSettings,
     "export.py": ExportSettings,
+    "report.py": ReportSettings,
 }
 TABLE_HEAD = """
 ## jobs/{job}

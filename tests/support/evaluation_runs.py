@@ -5,7 +5,7 @@ Legend: H, W pixels of an image.
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,6 +67,7 @@ class MadeImage:
     size: tuple[int, int]
     truth: Sequence[Segment] = ()
     found: Sequence[Segment] | None = ()
+    error: str = "broken"  # of a failed run
     missing: bool = False
     removed: bool = False
 
@@ -97,13 +98,18 @@ def write_run(
     per_shard: int = 3,
     finished_at: str | None = "2026-11-23T10:00:00+00:00",
     prefix: str = "s3://photographs/",
+    etag_of: Callable[[str], str] = lambda name: "e",
+    started: float = 1.0,
 ) -> None:
-    """Tables, journal, run.json and (unless `finished_at` is None) report.json, as segment_bucket.py leaves them."""
+    """Tables, journal, run.json and (unless `finished_at` is None) report.json, as segment_bucket.py leaves them.
+
+    `etag_of`: from the name of an image.
+    """
     present = [image for image in images if not image.missing]
     shards = [present[i : i + per_shard] for i in range(0, len(present), per_shard)]
     writer = ShardWriter(Output.open(place.tables), run_id)
     receipts = [
-        writer.write(number, _tables(place, shard, number, run_id, prefix), started=1.0)
+        writer.write(number, _tables(place, shard, number, run_id, prefix, etag_of), started=started)
         for number, shard in enumerate(shards)
     ]
     Journal(writer.output.run(run_id), attempt=1).append(receipts)
@@ -114,7 +120,14 @@ def write_run(
         report(run_id, finished_at=finished_at).write(writer.output.run(run_id))
 
 
-def _tables(place: Place, images: Sequence[MadeImage], shard: int, run_id: str, prefix: str) -> dict[str, pa.Table]:
+def _tables(
+    place: Place,
+    images: Sequence[MadeImage],
+    shard: int,
+    run_id: str,
+    prefix: str,
+    etag_of: Callable[[str], str],
+) -> dict[str, pa.Table]:
     things = {category["id"]: category for category in place.categories}
     image_rows, segment_rows = [], []
     for image in images:
@@ -126,10 +139,10 @@ def _tables(place: Place, images: Sequence[MadeImage], shard: int, run_id: str, 
                 **of_run,
                 "status": "removed" if image.removed else "failed" if failed else "ok",
                 "error_code": "decode_failed" if failed else None,
-                "error_message": "broken" if failed else None,
+                "error_message": image.error if failed else None,
                 "height": None if image.found is None else image.size[0],
                 "width": None if image.found is None else image.size[1],
-                "etag": "e",
+                "etag": etag_of(image.name),
                 "size_bytes": 1,
                 "num_segments": len(found),
                 "fingerprint": "0123456789abcdef",

@@ -1,0 +1,103 @@
+"""Which images the gallery shows: the hardest, the most changed, some of each category, and others by chance.
+
+The choice depends on the rows alone: the same tables give the same gallery.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.page.figures.tallies import BEFORE, NOW, rows
+from pipeline.tables.spill_database import ScratchDatabase, out_of_room
+
+_EXAMPLES_PER_CLASS = 4
+_MOST_CLASSES = 200
+# Shares of the gallery; what is left are images by chance.
+_LOWEST_SCORES, _MOST_SEGMENTS, _MOST_CHANGED, _OF_CLASSES = 0.2, 0.1, 0.25, 0.35
+
+
+@dataclass
+class SampledImage:
+    """An image of the gallery: what the tables say of it, and why it was chosen."""
+
+    image_key: str
+    shard: int
+    height: int
+    width: int
+    etag: str
+    size_bytes: int
+    segments: int
+    min_score: float | None
+    change: float | None  # against the other run; None if the image is not in both
+    shard_before: int | None  # in the other run
+    why: list[str] = field(default_factory=list)
+
+
+def make_by_image(scratch: ScratchDatabase, compared: bool) -> None:
+    """Make the table `by_image`: a row for each image with a result, with its figures."""
+    join, change = "", "NULL::DOUBLE AS change, NULL::INTEGER AS shard_before"
+    if compared:
+        join = f"LEFT JOIN changes USING (image_key) LEFT JOIN {BEFORE}_images b USING (image_key)"
+        change = "change, CASE WHEN change IS NOT NULL THEN b.shard END AS shard_before"
+    with out_of_room():
+        scratch.connection.execute(
+            f"""
+            CREATE OR REPLACE TABLE by_image AS
+            SELECT image_key, i.shard, i.height, i.width, i.etag, i.size_bytes,
+                   coalesce(s.segments, 0)::BIGINT AS segments, s.min_score, s.classes, {change}
+            FROM {NOW}_images i LEFT JOIN (
+                SELECT image_key, sum(segments) AS segments, min(min_score) AS min_score,
+                       list(category_name) AS classes
+                FROM {NOW}_pairs GROUP BY image_key
+            ) s USING (image_key) {join}
+            WHERE i.status = 'ok' AND i.height > 0 AND i.width > 0
+            """
+        )
+
+
+def choose(scratch: ScratchDatabase, number: int) -> list[SampledImage]:
+    """At most `number` images, the most telling first."""
+    lists = {
+        "largest change": (_by("change > 0", "change DESC"), _MOST_CHANGED),
+        "lowest score": (_by("min_score IS NOT NULL", "min_score"), _LOWEST_SCORES),
+        "example of a class": (_of_classes(_MOST_CLASSES), _OF_CLASSES),
+        "most segments": (_by("segments > 0", "segments DESC"), _MOST_SEGMENTS),
+        "by chance": (_by("true", "hash(image_key)"), 1.0),
+    }
+    chosen: dict[str, SampledImage] = {}
+    for why, (query, share) in lists.items():
+        room = max(1, round(share * number)) if why != "by chance" else number
+        for row in rows(scratch, query, min(number, room)):
+            image = chosen.get(row["image_key"])
+            if image is None and len(chosen) < number:
+                image = chosen[row["image_key"]] = SampledImage(**row)
+            if image is not None:
+                image.why.append(why)
+    return list(chosen.values())
+
+
+_COLUMNS = "image_key, shard, height, width, etag, size_bytes, segments, min_score, change, shard_before"
+
+
+def _by(condition: str, order: str) -> str:
+    return f"SELECT {_COLUMNS} FROM by_image WHERE {condition} ORDER BY {order}, image_key LIMIT ?"
+
+
+def _of_classes(most: int) -> str:
+    """Images in which a category is large, the first of every category before the second of any."""
+    return f"""
+        SELECT {_COLUMNS} FROM by_image JOIN (
+            SELECT image_key, min(place) AS place FROM (
+                SELECT image_key,
+                       row_number() OVER (PARTITION BY category_id ORDER BY p.pixels DESC, image_key) AS place
+                FROM {NOW}_pairs p
+                WHERE category_id IN (
+                    SELECT category_id FROM {NOW}_pairs GROUP BY category_id ORDER BY sum(pixels) DESC LIMIT {most}
+                )
+            ) WHERE place <= {_EXAMPLES_PER_CLASS} GROUP BY image_key
+        ) USING (image_key) ORDER BY place, hash(image_key), image_key LIMIT ?
+    """
+
+
+def named_keys(quality: dict[str, Any]) -> list[str]:
+    """The images that the section on the input names, each once."""
+    return list(dict.fromkeys(key for kind in quality["kinds"] for key in kind["examples"]))

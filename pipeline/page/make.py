@@ -1,0 +1,100 @@
+"""Make the page of a run: its figures, its gallery, the HTML around both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from m2f_core import __version__
+from m2f_core.masks.colours import category_colour
+from pipeline.page.figures import tallies
+from pipeline.page.figures.comparison import compare
+from pipeline.page.figures.quality import quality
+from pipeline.page.figures.queries import queries
+from pipeline.page.figures.runs import ShownRun, earlier_runs, find_run, funnel, other_run, provenance, speed
+from pipeline.page.figures.sample import choose, make_by_image
+from pipeline.page.images.gallery import Gallery, make_gallery
+from pipeline.page.images.pictures import thumbnails
+from pipeline.page.settings import ReportSettings
+from pipeline.schema import REASONS
+from pipeline.shown_text import printable_lines, shown
+from pipeline.tables.spill_database import ScratchDatabase
+
+_MEMORY_MIB = 320  # of DuckDB: the page of any run fits into 1 GiB
+_MOST_FAILURES = 60  # examples
+
+
+@dataclass
+class Page:
+    """Every figure of the page, as report.json holds them, and the pictures beside them."""
+
+    figures: dict[str, Any]
+    gallery: Gallery = field(default_factory=Gallery)
+    thumbnails: dict[str, str] = field(default_factory=dict)  # of failed images: data URI by shown key
+
+
+def make_page(settings: ReportSettings) -> tuple[ShownRun, Page]:
+    """The page of the run that the settings name. RunError with one line if it cannot be made."""
+    run = find_run(settings.tables, settings.run_id)
+    earlier = earlier_runs(run)
+    other = other_run(settings, run, earlier)
+    scratch = ScratchDatabase(_MEMORY_MIB)
+    try:
+        return run, _page(settings, run, earlier, other, scratch)
+    finally:
+        scratch.close()
+
+
+def _page(
+    settings: ReportSettings,
+    run: ShownRun,
+    earlier: Sequence[ShownRun],
+    other: ShownRun | None,
+    scratch: ScratchDatabase,
+) -> Page:
+    tallies.load(scratch, run, tallies.NOW)
+    if other is not None:
+        tallies.load(scratch, other, tallies.BEFORE)
+    figures: dict[str, Any] = {
+        "program": f"m2f-pipeline {__version__}",
+        "run": provenance(run, earlier),
+        "totals": tallies.totals(scratch),
+        "funnel": funnel(run.report, REASONS),
+        "speed": speed(run),
+        **tallies.histograms(scratch),
+        "against": None if other is None else compare(scratch, run, other),
+        "failures": tallies.failures(scratch, _MOST_FAILURES),
+        "quality": quality(scratch),
+    }
+    figures["classes"] = _classes(scratch, run, figures)
+    make_by_image(scratch, compared=other is not None)
+    gallery = make_gallery(settings, run, other, choose(scratch, settings.sample))
+    figures["gallery"] = {
+        "images": gallery.described(),
+        "of_images": figures["totals"]["ok"],
+        "left_out_for_size": gallery.left_out,
+    }
+    lines = [{"title": one["title"], "text": printable_lines(one["text"])} for one in queries(run)]
+    small = {shown(key): uri for key, uri in thumbnails(run, figures["failures"]["examples"]).items()}
+    return Page({**_shown(figures), "queries": lines}, gallery, small)
+
+
+def _classes(scratch: ScratchDatabase, run: ShownRun, figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """The categories that occur, with their colours, and their changes against the other run."""
+    found = tallies.classes(scratch, tallies.NOW, figures["totals"]["pixels"])
+    places = {category["id"]: place for place, category in enumerate(run.record.model.categories)}
+    changes = {one["category_id"]: one for one in (figures["against"] or {}).get("classes", ())}
+    for one in found:
+        place = places.setdefault(one["category_id"], len(places))
+        one["colour"] = "#{:02x}{:02x}{:02x}".format(*category_colour(place))
+        changed = changes.get(one["category_id"])
+        one["change"] = None if changed is None else {n: changed[n] for n in ("change", "low", "high", "is_clear")}
+    return found
+
+
+def _shown(value: Any) -> Any:
+    """`value` with all its texts as people may see them: without secrets and without active characters."""
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, dict):
+        return {shown(str(name)): _shown(one) for name, one in value.items()}
+    return [_shown(one) for one in value] if isinstance(value, list | tuple) else value

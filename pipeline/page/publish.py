@@ -1,0 +1,44 @@
+"""Write the page of a run to its place: report.html, report.json and, if they lie beside it, the pictures."""
+
+import json
+
+import fsspec
+
+from pipeline.errors import RunError
+from pipeline.page.charts import check_extra
+from pipeline.page.figures.runs import ShownRun
+from pipeline.page.html import write_html
+from pipeline.page.make import make_page
+from pipeline.page.settings import ReportSettings
+from pipeline.store.filesystem import open_filesystem, put_object, store_errors_as, uri_of
+
+HTML, JSON, IMAGES = "report.html", "report.json", "images"
+
+
+def publish_page(settings: ReportSettings) -> str:
+    """Make the page and write it. Returns the address of report.html. RunError if it cannot be made or written."""
+    check_extra()
+    run, page = make_page(settings)
+    names = None
+    if settings.images == "folder":
+        names = [f"{IMAGES}/{number:04d}.{_ending(one.picture.mime)}" for number, one in enumerate(page.gallery.images)]
+    html = write_html(page, names).encode("utf-8", "replace")
+    where = f"--to {settings.to}" if settings.to is not None else run.output.name
+    with store_errors_as(RunError, f"{where} cannot be written", denied=f"no permission to write to {where}"):
+        filesystem, folder = _place(settings, run)
+        for name, one in zip(names or (), page.gallery.images, strict=names is not None):
+            if one.picture.data:
+                put_object(filesystem, f"{folder}/{name}", one.picture.data)
+        put_object(filesystem, f"{folder}/{JSON}", json.dumps(page.figures, indent=1).encode())
+        put_object(filesystem, f"{folder}/{HTML}", html)  # last: a page that is there is whole
+        return uri_of(filesystem, f"{folder}/{HTML}").removeprefix("file://")
+
+
+def _place(settings: ReportSettings, run: ShownRun) -> tuple[fsspec.AbstractFileSystem, str]:
+    if settings.to is not None:
+        return open_filesystem(settings.to)
+    return run.output.filesystem, run.output.inside(run.folder.page)
+
+
+def _ending(mime: str) -> str:
+    return mime.removeprefix("image/").replace("jpeg", "jpg") or "none"
