@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from m2f_core.masks.overlay import segment_colour
+from m2f_core.masks.colours import category_colour
 from m2f_core.masks.paint import paint_counts, png_bytes
 from pipeline.errors import RunError
 from pipeline.export.format import Census, Converted, Document, ExportImage, Format
@@ -70,7 +70,7 @@ class LabelPng(Format):
             return None
         colours = [(0, 0, 0)] * 256
         for place, number in enumerate(self.ids):
-            colours[number] = segment_colour(place)
+            colours[number] = category_colour(place)
         return colours
 
     def documents(self, counts: Counter[str]) -> Sequence[Document]:
