@@ -6,8 +6,8 @@ Kinds and bounds are those of CleanVision (cleanlab/cleanvision, issue_managers)
 from dataclasses import dataclass
 from typing import Any
 
+from m2f_core.images.quality import KINDS
 from pipeline.page.figures.tallies import NOW, rows
-from pipeline.schema import IMAGES
 from pipeline.tables.spill_database import ScratchDatabase
 
 _EXAMPLES = 12  # of each kind
@@ -40,27 +40,19 @@ _ODD_SIZES = _Kind(
     f"side < low - {_IQR_FACTOR} * (high - low) OR side > high + {_IQR_FACTOR} * (high - low)",
     "-abs(side - (low + high) / 2)",
 )
-# Bounds of CleanVision: dark, light, blurry, low information; each value lies between 0 and 1.
+# Kinds of m2f_core.images.quality, which has their bounds.
 _OF_PIXELS = (
+    _Kind("dark", "dark", "99 % of the pixels are darker than 0.32", KINDS["dark"], "quality.brightness_p99"),
+    _Kind("light", "light", "95 % of the pixels are brighter than 0.95", KINDS["light"], "-quality.brightness_p05"),
+    _Kind("blurry", "blurry", "edges are weak, at 64 pixels", KINDS["blurry"], "quality.sharpness"),
     _Kind(
-        "dark",
-        "dark",
-        "99 % of the pixels are darker than 0.32",
-        "quality.brightness_p99 < 0.32",
-        "quality.brightness_p99",
+        "low_information",
+        "little information",
+        "the histogram has less than 3 bits of entropy",
+        KINDS["low_information"],
+        "quality.entropy",
     ),
-    _Kind(
-        "light",
-        "light",
-        "95 % of the pixels are brighter than 0.95",
-        "quality.brightness_p05 > 0.95",
-        "-quality.brightness_p05",
-    ),
-    _Kind("blurry", "blurry", "the sharpness is below 0.29", "quality.sharpness < 0.29", "quality.sharpness"),
-    _Kind(
-        "low_information", "little information", "the entropy is below 0.3", "quality.entropy < 0.3", "quality.entropy"
-    ),
-    _Kind("grey", "grey", "all three channels are equal", "quality.is_grey", "0"),
+    _Kind("grey", "grey", "all three channels are equal", KINDS["grey"], "image_key"),
 )
 
 
@@ -73,16 +65,13 @@ def quality(scratch: ScratchDatabase) -> dict[str, Any]:
         duplicates
         or {"kinds": "exact duplicates", "why": "the keys of this run have no ETags that depend on the content alone"}
     )
-    has_pixels = "quality" in IMAGES.names and bool(
-        rows(scratch, f"SELECT 1 FROM {NOW}_images WHERE quality IS NOT NULL LIMIT 1")
-    )
-    if has_pixels:
+    if rows(scratch, f"SELECT 1 FROM {NOW}_images WHERE quality IS NOT NULL LIMIT 1"):
         kinds += [_count(scratch, kind) for kind in _OF_PIXELS]
         kinds.append(
             _doubles(scratch, "near_duplicates", "near duplicates", "equal perceptual hashes", "quality.phash")
         )
     else:
-        why = "the rows of this run have no values of pixels (column quality)"
+        why = "the rows of this run have no values of pixels (column quality), as those of older programs"
         missing.append({"kinds": ", ".join([*(kind.title for kind in _OF_PIXELS), "near duplicates"]), "why": why})
     return {"kinds": [one for one in kinds if one is not None], "missing": missing}
 

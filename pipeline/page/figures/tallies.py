@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.page.figures.runs import ShownRun
-from pipeline.schema import IMAGES
 from pipeline.tables.current_view import reading
 from pipeline.tables.run_rows import stream_run
 from pipeline.tables.spill_database import ScratchDatabase, out_of_room, registered
@@ -28,9 +27,9 @@ _IMAGE_COLUMNS = [
     "etag",
     "size_bytes",
     "shard",
+    "quality",
 ]
 _SEGMENT_COLUMNS = ["image_key", "segment_id", "category_id", "category_name", "isthing", "score", "area"]
-_OPTIONAL = ("quality",)  # a column that newer tables have
 
 
 def load(scratch: ScratchDatabase, run: ShownRun, prefix: str) -> None:
@@ -38,8 +37,7 @@ def load(scratch: ScratchDatabase, run: ShownRun, prefix: str) -> None:
 
     Raises RunError if the tables cannot be read or there is no room.
     """
-    optional = [name for name in _OPTIONAL if name in IMAGES.names]
-    for table, columns in (("images", [*_IMAGE_COLUMNS, *optional]), ("segments", _SEGMENT_COLUMNS)):
+    for table, columns in (("images", _IMAGE_COLUMNS), ("segments", _SEGMENT_COLUMNS)):
         name = f"{prefix}_{table}"
 
         def copy(table: str = table, columns: Sequence[str] = columns, name: str = name) -> None:
