@@ -1,6 +1,7 @@
 """Listing, comparing and planning at a size that no test bucket has, with a store that exists only as pages.
 
     python tests/benchmarks/bench_plan.py [--keys 1000000 3000000 10000000] [--only plan listing quiet_night]
+        [--plot docs/scale.svg]
 
 plan: N keys against a table of N known images; 1 % of them have changed, and 1 % more keys are new.
 quiet_night: N keys against the same N known images: nothing to do.
@@ -126,6 +127,7 @@ def main() -> None:
         "--only", nargs="+", default=["plan", "quiet_night", "listing", "first_batch", "first_batch_known"]
     )
     parser.add_argument("--memory-mib", type=int, default=MEMORY_MIB, help="of DuckDB")
+    parser.add_argument("--plot", type=Path, help="draw seconds and memory by keys, to 100 million; .svg or .png")
     parser.add_argument("--case", help="run this case in this process")
     parser.add_argument("--output", default="")
     args = parser.parse_args()
@@ -151,7 +153,35 @@ def main() -> None:
                     },
                     flush=True,
                 )
+    if args.plot:
+        draw(results, args.plot)
     print(json.dumps(results))
+
+
+_EXTRAPOLATED = 100_000_000
+
+
+def draw(results: list[dict[str, float | str]], path: Path) -> None:
+    """Seconds and memory of each case by keys. The dashed line goes on from the two largest sizes, in proportion."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, name, label in zip(axes, ("seconds", "peak_mib"), ("seconds", "memory, MiB"), strict=True):
+        for case in dict.fromkeys(str(one["case"]) for one in results):
+            points = sorted((float(one["keys"]), float(one[name])) for one in results if one["case"] == case)
+            keys, values = zip(*points, strict=True)
+            [line] = axis.plot(keys, values, marker="o", label=case.replace("_", " "))
+            if len(points) > 1:
+                slope = (values[-1] - values[-2]) / (keys[-1] - keys[-2])
+                most = values[-1] + slope * (_EXTRAPOLATED - keys[-1])
+                axis.plot((keys[-1], _EXTRAPOLATED), (values[-1], most), "--", color=line.get_color())
+        axis.set(xscale="log", yscale="log", xlabel="keys", ylabel=label)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 if __name__ == "__main__":
