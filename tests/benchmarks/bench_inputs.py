@@ -1,6 +1,6 @@
 """The same images on S3 as loose objects and in containers: images a second of the job, and requests an image.
 
-    python tests/benchmarks/bench_inputs.py [--images 2048] [--rounds 3] [--kinds loose tar] [--latency-ms 0]
+    python tests/benchmarks/bench_inputs.py [--images 2048] [--rounds 3] [--kinds loose tar parquet] [--latency-ms 0]
 
 There is no GPU: see tests/benchmarks/simulated_device.py for what sleeps and what is real. One device as fast as an
 H100 (0.07 s for 32 images) beside 2 CPU cores is fed from a SeaweedFS on this machine, which takes its CPU time from
@@ -27,6 +27,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import pyarrow.parquet as pq
+
 from pipeline.cluster.environment import set_ray_environment
 from pipeline.drill.fault_proxy import FaultProxy, Rule
 from pipeline.input_spec import InputSpec
@@ -36,6 +38,7 @@ from pipeline.inputs.reads import ListedImage, ReadImage
 from pipeline.store.filesystem import open_filesystem
 from tests.benchmarks.bench_devices import simulate
 from tests.benchmarks.bench_steps import draw
+from tests.support.parquet_files import hugging_face
 from tests.support.s3_server import S3Server, embedded_s3
 
 DRAWN = 16  # scenes; the rest are copies
@@ -61,7 +64,16 @@ def tar(images: Images, server: S3Server, folder: Path) -> None:
         server.client.upload_file(str(folder / "one.tar"), "inputs", f"tar/{number:06d}.tar")
 
 
-KINDS: dict[str, Callable[[Images, S3Server, Path], None]] = {"loose": loose, "tar": tar}
+def parquet(images: Images, server: S3Server, folder: Path) -> None:
+    """As the library `datasets` writes images: 100 rows in a row group."""
+    for number, start in enumerate(range(0, len(images), PER_CONTAINER)):
+        some = images[start : start + PER_CONTAINER]
+        table = hugging_face([path.read_bytes() for _, path in some], [name for name, _ in some])
+        pq.write_table(table, folder / "one.parquet", row_group_size=100)
+        server.client.upload_file(str(folder / "one.parquet"), "inputs", f"parquet/{number:06d}.parquet")
+
+
+KINDS: dict[str, Callable[[Images, S3Server, Path], None]] = {"loose": loose, "tar": tar, "parquet": parquet}
 
 
 def read_all(kind: str, number: int) -> float:
