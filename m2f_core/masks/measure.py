@@ -67,103 +67,181 @@ def measure(
     return Measured(faults, areas, boxes, firsts, starts[: firsts[-1]], stops[: firsts[-1]])
 
 
-def share_pixels(starts: NDArray[np.uint32], stops: NDArray[np.uint32]) -> bool:
-    """Whether masks whose runs these are, all of one image and in any order, have a pixel in common.
+def shared_pixels(
+    measured: Measured,
+    firsts: NDArray[np.integer],
+    num_pixels: NDArray[np.integer],
+    counted: NDArray[np.bool_] | None = None,
+) -> NDArray[np.bool_]:
+    """For each of G images, whether two of its masks have a pixel in common.
 
-    Sorted starts and sorted stops alternate if and only if no two runs overlap.
+    Image g has the masks firsts[g] to firsts[g + 1] (`firsts` has G + 1 numbers) and num_pixels[g] pixels. Masks that
+    are not `counted` are left out.
+
+    The pixels that lie in an odd number of masks are as many as all masks have together if and only if no pixel lies in
+    two. Where the number of masks changes between odd and even is known from the ends of all runs: an end that occurs
+    twice is none. So an image costs a bit for each of its pixels, and no mask is drawn.
+
+    ValueError if a mask goes beyond the pixels of its image.
     """
+    counted = np.ones(measured.faults.size, bool) if counted is None else counted
+    firsts, num_pixels = np.ascontiguousarray(firsts, np.int64), np.ascontiguousarray(num_pixels, np.int64)
+    is_small = num_pixels <= _MOST_BITS
+    bits = np.zeros(int(num_pixels.max(initial=0, where=is_small)) // 64 + 1, np.uint64)
+    shared = np.zeros(num_pixels.size, bool)
+    ends = measured.starts, measured.stops
+    wrong = _count_odd(*ends, measured.firsts, measured.areas, firsts, counted, num_pixels, bits, shared)
+    if wrong >= 0:
+        raise ValueError(f"image {wrong} has {num_pixels[wrong]} pixels, and a mask that goes beyond them")
+    for image in np.flatnonzero(~is_small).tolist():
+        masks = [n for n in range(firsts[image], firsts[image + 1]) if counted[n]]
+        runs = [slice(measured.firsts[n], measured.firsts[n + 1]) for n in masks]
+        if runs:
+            shared[image] = _overlap(*(np.concatenate([of_run[run] for run in runs]) for of_run in ends))
+    return shared
+
+
+_MOST_BITS = 2**28  # pixels of an image: 32 MiB of bits; runs of larger images are sorted
+
+
+def _overlap(starts: NDArray[np.uint32], stops: NDArray[np.uint32]) -> bool:
+    """Whether any two runs overlap: sorted starts and sorted stops alternate if and only if none do."""
     return bool(np.any(np.sort(stops)[:-1] > np.sort(starts)[1:]))
 
 
 @compiled
+def _count_odd(starts, stops, runs_of, areas, firsts, counted, num_pixels, bits, shared):  # type: ignore[no-untyped-def]
+    """Images with more pixels than `bits` has are left out. All `bits` are 0 before and after an image.
+
+    The number of an image with a mask that does not fit the image, or -1.
+    """
+    one = np.uint64(1)
+    for image in range(num_pixels.size):
+        num_words = num_pixels[image] // 64 + 1
+        if num_words > bits.size or firsts[image + 1] - firsts[image] < 2:
+            continue
+        area = 0
+        for n in range(firsts[image], firsts[image + 1]):
+            if not counted[n]:
+                continue
+            area += areas[n]
+            if runs_of[n] < runs_of[n + 1] and np.int64(stops[runs_of[n + 1] - 1]) > num_pixels[image]:
+                return image
+            for run in range(runs_of[n], runs_of[n + 1]):
+                start, stop = np.int64(starts[run]), np.int64(stops[run])
+                bits[start >> 6] ^= one << np.uint64(start & 63)
+                bits[stop >> 6] ^= one << np.uint64(stop & 63)
+        odd, sign = 0, -1
+        for index in range(num_words):
+            word = bits[index]
+            if word == 0:
+                continue
+            bits[index] = 0
+            for bit in range(64):
+                if word & (one << np.uint64(bit)):
+                    odd += sign * (64 * index + bit)
+                    sign = -sign
+        shared[image] = odd != area
+    return -1
+
+
+@compiled
 def _measure(characters, offsets, heights, widths, faults, areas, boxes, firsts, starts, stops):  # type: ignore[no-untyped-def]
+    most = 1
+    for n in range(heights.size):
+        most = max(most, offsets[n + 1] - offsets[n])
+    lengths = np.empty(most, np.int64)
     for n in range(heights.size):
         first = firsts[n]
-        fault, end = _measure_one(
-            characters, offsets[n], offsets[n + 1], heights[n], widths[n], areas, boxes, n, first, starts, stops
-        )
+        fault, count = _read_lengths(characters, offsets[n], offsets[n + 1], lengths)
+        end = first
+        if fault == 0:
+            fault, end = _go_through(lengths, count, heights[n], widths[n], areas, boxes, n, first, starts, stops)
         faults[n] = fault
-        if fault:
-            areas[n] = 0
-            boxes[n, :] = 0
-            end = first
         firsts[n + 1] = end
 
 
 @compiled
-def _measure_one(characters, begin, behind, height, width, areas, boxes, n, first, starts, stops):  # type: ignore[no-untyped-def]
-    """The fault of mask `n`, and the place behind its last run."""
-    if begin == behind:
-        return _EMPTY, first
-    total = height * width
-    if height < 1 or width < 1 or total > MAX_PIXELS:
-        return _WRONG_TOTAL, first
-    following, run, position, area = first, 0, 0, 0
-    before_last, last = 0, 0  # the lengths of the last two runs
-    number, num_groups, group, group_before = 0, 0, 0, 0
-    x, column = 0, 0  # the column that holds `position`, and its first pixel
-    x0, x1, y0, y1 = -1, 0, height, 0
-    is_shortest = True
-    for i in range(begin, behind):
-        group_before = group
-        group = int(characters[i]) - 48
+def _read_lengths(characters, place, behind, lengths):  # type: ignore[no-untyped-def]
+    """A fault or 0, and the number of runs, whose lengths may still be wrong. Most numbers have one character."""
+    count = 0
+    while place < behind:
+        group = np.int64(characters[place]) - 48
+        place += 1
         if group < 0 or group > 63:
-            return _BAD_CHARACTER, first
-        if num_groups == _MAX_CHARS:
-            return _TOO_LONG, first
-        number |= (group & 31) << (5 * num_groups)
-        num_groups += 1
-        if group & 32:
-            continue
-        if num_groups > 1 and group == (31 if group_before & 16 else 0):
-            is_shortest = False  # the group before shows the sign already
-        if group & 16:
-            number -= 1 << (5 * num_groups)
-        if run > 2:
-            number += before_last
+            return _BAD_CHARACTER, count
+        if group < 32:
+            number = group - ((group & 16) << 1)
+        else:
+            number, shift, before = group & 31, 5, group
+            while True:
+                if place == behind:
+                    return _TRUNCATED, count
+                if shift == 5 * _MAX_CHARS:
+                    return _TOO_LONG, count
+                before = group
+                group = np.int64(characters[place]) - 48
+                place += 1
+                if group < 0 or group > 63:
+                    return _BAD_CHARACTER, count
+                number |= (group & 31) << shift
+                shift += 5
+                if group < 32:
+                    break
+            if group & 16:
+                number -= np.int64(1) << shift
+            if group == (31 if before & 16 else 0):
+                return _NOT_SHORTEST, count  # the group before shows the sign already
+        if count > 2:
+            number += lengths[count - 2]
         if number < 0 or number > MAX_PIXELS:
-            return _OUT_OF_RANGE, first
-        if number == 0 and run > 0:
-            is_shortest = False
-        if position + number > total:
+            return _OUT_OF_RANGE, count
+        lengths[count] = number
+        count += 1
+    return (0 if count else _EMPTY), count
+
+
+@compiled
+def _go_through(lengths, count, height, width, areas, boxes, n, first, starts, stops):  # type: ignore[no-untyped-def]
+    """The fault of mask `n` or 0, and the place behind its last run."""
+    total = height * width
+    if height < 1 or width < 1 or total > MAX_PIXELS or lengths[0] > total:
+        return _WRONG_TOTAL, first
+    following, position, area = first, lengths[0], 0
+    x0, y0, y1 = width, height, 0
+    inverse = 1.0 / height
+    for run in range(1, count):
+        length = lengths[run]
+        if length == 0:
+            return _NOT_SHORTEST, first
+        if length > total - position:
             return _WRONG_TOTAL, first
-        if run % 2 == 1 and number > 0:
-            stop = position + number
+        if run & 1:
             starts[following] = position
-            stops[following] = stop
+            stops[following] = position + length
             following += 1
-            area += number
-            if position >= column + height:
-                x = position // height
-                column = x * height
-            if x0 < 0:
-                x0 = x
-            top = position - column
-            if stop <= column + height:
-                y0 = min(y0, top)
-                y1 = max(y1, stop - column)
-            else:  # the run goes on in the next column
-                y0, y1 = 0, height
-                x = (stop - 1) // height
-                column = x * height
-            x1 = x
-        position += number
-        before_last, last = last, number
-        run += 1
-        number, num_groups, group = 0, 0, 0
-    if num_groups:
-        return _TRUNCATED, first
+            area += length
+            x = np.int64(position * inverse)  # by one too many or too few where the quotient is nearly whole
+            top = position - x * height
+            correction = np.int64(top >= height) - np.int64(top < 0)
+            x += correction
+            top -= correction * height
+            bottom = top + length
+            x0 = min(x0, x)
+            y0 = min(y0, top if bottom <= height else 0)  # else the run goes on in the next column
+            y1 = max(y1, min(bottom, height))
+        position += length
     if position != total:
         return _WRONG_TOTAL, first
-    if not is_shortest:
-        return _NOT_SHORTEST, first
     areas[n] = area
     if area:
+        x1 = (np.int64(stops[following - 1]) - 1) // height
         boxes[n, 0], boxes[n, 1], boxes[n, 2], boxes[n, 3] = x0, y0, x1 - x0 + 1, y1 - y0
     return 0, following
 
 
 def warm_up() -> None:
-    """Compile now what `measure` would compile on its first call."""
+    """Compile now what the functions above would compile on their first call."""
     counts = np.frombuffer(encode_mask(np.eye(2, dtype=bool)), np.uint8)
-    measure(counts, np.array([0, counts.size]), np.array([2]), np.array([2]))
+    measured = measure(counts, np.array([0, counts.size]), np.array([2]), np.array([2]))
+    shared_pixels(measured, np.array([0, 1]), np.array([4]))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from m2f_core.masks.measure import FAULTS, Measured, measure, share_pixels
+from m2f_core.masks.measure import FAULTS, Measured, measure, shared_pixels
 from pipeline.verify.file.rows import Rows
 from pipeline.verify.findings import Kind
 
@@ -214,17 +214,10 @@ def _check_disjoint(
     is_first_of_id: NDArray[np.bool_],
 ) -> None:
     """No pixel is in two masks of an image. Rows with the same id share a mask, which counts once."""
-    run_firsts, repeats = measured.firsts, not is_first_of_id.all()
-    for first, end in zip(firsts.tolist(), behind.tolist(), strict=True):
-        if end - first < 2:
-            continue
-        if repeats and not is_first_of_id[first:end].all():
-            wanted = np.flatnonzero(is_first_of_id[first:end]) + first
-            runs = np.concatenate([np.arange(run_firsts[n], run_firsts[n + 1]) for n in wanted.tolist()])
-            overlap = share_pixels(measured.starts[runs], measured.stops[runs])
-        else:
-            start, stop = run_firsts[first], run_firsts[end]
-            overlap = share_pixels(measured.starts[start:stop], measured.stops[start:stop])
-        if overlap:
-            key = rows["image_key"][first].as_py()
-            rows.add(Kind.SHARED_PIXELS, "segmentation", f"some of its {end - first} segments", key)
+    num_pixels = _numbers_of(rows["segmentation"].field("size"), 2).astype(np.int64).prod(axis=1)
+    num_pixels[measured.faults > 0] = 0  # such a mask has no runs, and may have any size
+    largest = np.maximum.reduceat(num_pixels, firsts)
+    shared = shared_pixels(measured, np.append(firsts, len(rows)), largest, is_first_of_id)
+    for image in np.flatnonzero(shared).tolist():
+        key = rows["image_key"][int(firsts[image])].as_py()
+        rows.add(Kind.SHARED_PIXELS, "segmentation", f"some of its {behind[image] - firsts[image]} segments", key)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from m2f_core.masks import measure as module
-from m2f_core.masks.measure import FAULTS, Measured, measure, share_pixels
+from m2f_core.masks.measure import FAULTS, Measured, measure, shared_pixels
 from m2f_core.masks.rle import (
     MAX_PIXELS,
     counts_area,
@@ -101,11 +101,30 @@ def test_an_image_of_the_most_pixels():
     assert measured([b"0"], [(2**31 - 1, 2**31 - 1)]).faults.tolist() == [module._WRONG_TOTAL]
 
 
-@given(st.lists(hnp.arrays(bool, (5, 4)), max_size=4))
+@given(st.lists(st.lists(hnp.arrays(bool, (13, 7)), max_size=4), max_size=4), st.data())
 @settings(deadline=None)
-def test_masks_share_pixels_if_their_sum_says_so(drawn: list[np.ndarray]) -> None:
-    found = measured([encode_mask(mask) for mask in drawn], [(5, 4)] * len(drawn))
-    assert share_pixels(found.starts, found.stops) == bool(drawn and np.sum(drawn, axis=0).max() > 1)
+def test_masks_share_pixels_if_their_sum_says_so(images: list[list[np.ndarray]], data: st.DataObject) -> None:
+    """By bits and, as for large images, by sorting; without the masks that do not count."""
+    drawn = [mask for image in images for mask in image]
+    counted = np.array([data.draw(st.booleans()) for _ in drawn], bool)
+    found = measured([encode_mask(mask) for mask in drawn], [(13, 7)] * len(drawn))
+    firsts, num_pixels = np.cumsum([0, *map(len, images)]), np.full(len(images), 13 * 7)
+    expected = []
+    for first, image in zip(firsts.tolist(), images, strict=False):
+        those = [mask for n, mask in enumerate(image) if counted[first + n]]
+        expected.append(bool(those and np.sum(those, axis=0).max() > 1))
+    assert shared_pixels(found, firsts, num_pixels, counted).tolist() == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_MOST_BITS", 90)
+        assert shared_pixels(found, firsts, num_pixels, counted).tolist() == expected
+    if counted.all():
+        assert shared_pixels(found, firsts, num_pixels).tolist() == expected
+
+
+def test_a_mask_beyond_the_pixels_of_its_image_is_refused():
+    found = measured([b"04", b"04"], [(2, 2), (2, 2)])
+    with pytest.raises(ValueError, match="image 0 has 3 pixels, and a mask that goes beyond them"):
+        shared_pixels(found, np.array([0, 2]), np.array([3]))
 
 
 @pytest.mark.parametrize("offsets", [[0, 9], [-1, 2], [2, 1]])
