@@ -5,7 +5,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: check-cluster demo test test-all test-short test-other-pythons test-slow monitoring-tools lint bench fuzz overfit \
+.PHONY: check-cluster demo test test-all test-roundtrip test-short test-other-pythons test-slow monitoring-tools lint bench fuzz overfit \
 	drill-kills drill-faults release audit clean
 
 demo: $(VENV)/.ready-demo  ## set up, segment held-out scenes with the checkpoint of the package
@@ -32,6 +32,18 @@ test-other-pythons: $(VENV)/.ready-test  ## a part of the tests with the oldest 
 	@set -e; while read -r version python; do \
 		$(MAKE) --no-print-directory test-short VENV=$(VENV)-$${version%.*} PYTHON=$$python </dev/null; \
 	done <$(VENV)/.others
+
+test-roundtrip: $(VENV)/.ready-test $(VENV)-roundtrip/.ready  ## exports, read back by the tools that own the formats
+	ROUNDTRIP_PYTHON=$(VENV)-roundtrip/bin/python $(BIN)/python -m pytest tests/roundtrip
+
+# Their pins collide with ours: Pillow, NumPy, pandas.
+ROUNDTRIP_WITH := supervision==0.31.2 label-studio-sdk==2.1.2 datumaro==1.13.12
+
+$(VENV)-roundtrip/.ready: Makefile
+	@test -x $(VENV)-roundtrip/bin/pip || tools/step.sh "creating $(VENV)-roundtrip" $(BIN)/python -m venv $(VENV)-roundtrip
+	@tools/step.sh "installing $(ROUNDTRIP_WITH) into $(VENV)-roundtrip" $(VENV)-roundtrip/bin/pip install \
+		--progress-bar off --disable-pip-version-check $(ROUNDTRIP_WITH)
+	@touch $@
 
 test-short: $(VENV)/.ready-test  ## the part: the model's parts, the command lines and one whole job
 	@echo "== testing in short with $$($(BIN)/python --version)"
@@ -105,7 +117,7 @@ audit: $(VENV)/.ready-release $(VENV)-release/.ready  ## withdrawn versions and 
 	@tools/audit.sh $(BIN) $(VENV)-release/bin/python
 
 clean:
-	rm -rf $(VENV) $(VENV)-3.* $(VENV)-release $(VENV)-check .demo .overfit .tools dist
+	rm -rf $(VENV) $(VENV)-3.* $(VENV)-release $(VENV)-check $(VENV)-roundtrip .demo .overfit .tools dist
 
 # An environment with the wheel, or without one with this checkout, and what it needs.
 WHEEL ?= .

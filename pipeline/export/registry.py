@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from pipeline.export.format import Format
 from pipeline.export.formats.coco_annotations import CocoInstances, CocoResults
 from pipeline.export.formats.coco_panoptic import CocoPanoptic
+from pipeline.export.formats.cvat import Cvat
 from pipeline.export.formats.flat_csv import FlatCsv
 from pipeline.export.formats.label_png import LabelPng
+from pipeline.export.formats.label_studio import LabelStudio
+from pipeline.export.formats.yolo import Yolo
 from pipeline.export.settings import FormatName
 
 FORMATS: Mapping[FormatName, type[Format]] = {
@@ -15,4 +18,7 @@ FORMATS: Mapping[FormatName, type[Format]] = {
     "coco-instances": CocoInstances,
     "csv": FlatCsv,
     "label-png": LabelPng,
+    "yolo": Yolo,
+    "label-studio": LabelStudio,
+    "cvat": Cvat,
 }

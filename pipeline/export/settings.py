@@ -15,9 +15,18 @@ from pipeline.setting_fields import IN_AND_OUT, RESOURCES, Section, check_fields
 _ROWS = Section("rows", "Without these flags, all segments of the current view are exported.")
 _FORMAT = Section("format")
 
-FormatName = Literal["coco-panoptic", "coco-results", "coco-instances", "csv", "label-png"]
+FormatName = Literal[
+    "coco-panoptic",
+    "coco-results",
+    "coco-instances",
+    "csv",
+    "label-png",
+    "yolo",
+    "label-studio",
+    "cvat",
+]
 # The flags that only some formats have.
-_ONLY = {"palette": ("label-png",), "ignore_label": ("label-png",)}
+_ONLY = {"palette": ("label-png",), "ignore_label": ("label-png",), "image_url_prefix": ("label-studio",)}
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,9 @@ class ExportSettings:
     """Give label PNGs of 8 bits a palette, so that people see colours; pixels keep their values."""
     ignore_label: Annotated[int | None, _FORMAT, Interval(ge=0, le=65_535)] = None
     """Give pixels without a segment this value in label PNGs. Default: 255, or 65535 if ids need 16 bits."""
+    image_url_prefix: Annotated[tuple[str, ...], _FORMAT] = ()
+    """Give images URLs that another program can open: FROM=TO replaces the beginning FROM of an image_key by TO.
+    Default: the key itself."""
     workers: Annotated[int | None, RESOURCES, Interval(ge=1, le=1024)] = None
     """Convert in N processes. Default: one per CPU."""
 

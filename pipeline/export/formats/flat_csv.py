@@ -20,9 +20,10 @@ SEGMENT_COLUMNS = (
 )
 
 
-def _lines(rows: Iterable[Sequence[object]]) -> bytes:
+def lines_of(rows: Iterable[Sequence[object]]) -> bytes:
+    """Rows as CSV (RFC 4180): CRLF, quotes where needed."""
     text = io.StringIO()
-    csv.writer(text).writerows(rows)  # RFC 4180: CRLF, quotes where needed
+    csv.writer(text).writerows(rows)
     return text.getvalue().encode()
 
 
@@ -39,10 +40,10 @@ class FlatCsv(Format):
             for segment in image.segments
         ]
         row = (image.image_id, image.key, image.height, image.width, len(segments))
-        return Converted(lines={"images": [_lines([row])], "segments": [_lines(segments)]})
+        return Converted(lines={"images": [lines_of([row])], "segments": [lines_of(segments)]})
 
     def documents(self, counts: Counter[str]) -> Sequence[Document]:
         return [
-            Document("segments.csv", [_lines([SEGMENT_COLUMNS]), Stream("segments")]),
-            Document("images.csv", [_lines([IMAGE_COLUMNS]), Stream("images")]),
+            Document("segments.csv", [lines_of([SEGMENT_COLUMNS]), Stream("segments")]),
+            Document("images.csv", [lines_of([IMAGE_COLUMNS]), Stream("images")]),
         ]

@@ -1,0 +1,69 @@
+"""CVAT for images 1.1: one XML with a <mask> for each segment.
+
+Specification: https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/. `rle` are runs along the rows of the
+cropped box, the first outside of the mask.
+
+    DIR/annotations.xml
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+from xml.sax.saxutils import escape, quoteattr
+
+import numpy as np
+
+from m2f_core.masks.rle import decode
+from m2f_core.masks.row_runs import row_runs
+from pipeline.export.format import Converted, Document, ExportImage, Format, Segment, Stream
+from pipeline.export.formats.coco import original_name
+from pipeline.export.xml_text import check_for_xml
+
+_SCORE = (
+    "<attribute><name>score</name><mutable>False</mutable><input_type>text</input_type>"
+    "<default_value></default_value><values></values></attribute>"
+)
+
+
+class Cvat(Format):
+    streams: ClassVar[Mapping[str, bytes]] = {"images": b"\n"}
+
+    def check(self) -> None:
+        check_for_xml(self.settings.format, self.census)
+
+    def convert(self, image: ExportImage) -> Converted:
+        head = (
+            f'<image id="{image.image_id - 1}" name={quoteattr(original_name(image))} width="{image.width}" '
+            f'height="{image.height}">'
+        )
+        masks = [self._mask(image, segment) for segment in image.segments]
+        return Converted(lines={"images": ["\n".join([head, *masks, "</image>"]).encode()]})
+
+    def _mask(self, image: ExportImage, segment: Segment) -> str:
+        try:
+            mask_HW = decode(segment.counts, image.height, image.width)
+        except ValueError as error:
+            raise image.damaged(segment, error) from None
+        ys, xs = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))
+        if not ys.size:
+            raise image.damaged(segment, "its mask is empty")
+        cut = mask_HW[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
+        runs = ", ".join(map(str, row_runs(cut).tolist()))
+        return (
+            f'<mask label={quoteattr(segment.category_name)} source="auto" occluded="0" rle="{runs}" left="{xs[0]}" '
+            f'top="{ys[0]}" width="{cut.shape[1]}" height="{cut.shape[0]}" z_order="0">'
+            f'<attribute name="score">{segment.score!r}</attribute></mask>'
+        )
+
+    def documents(self, counts: Counter[str]) -> Sequence[Document]:
+        names = dict.fromkeys(category["name"] for category in self.census.categories)
+        labels = "\n".join(
+            f"<label><name>{escape(name)}</name><type>mask</type><attributes>{_SCORE}</attributes></label>"
+            for name in names
+        )
+        head = (
+            '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n<meta><task>\n'
+            f"<size>{self.census.num_images}</size>\n<mode>annotation</mode>\n<labels>\n{labels}\n</labels>\n"
+            "</task></meta>\n"
+        )
+        return [Document("annotations.xml", [head.encode(), Stream("images"), b"\n</annotations>\n"])]
