@@ -24,7 +24,12 @@ def _report(settings: ReportSettings) -> int:
     from pipeline.page.publish import publish_page
     from pipeline.telemetry.console import say
 
-    say(f"report: {publish_page(settings)}")
+    published = publish_page(settings)
+    say(f"report: {published.address}")
+    if settings.overlays is not None:
+        written, unreadable = (published.overlays[name] for name in ("written", "unreadable"))
+        lost = f"; {unreadable:,} images could not be read again" if unreadable else ""
+        say(f"overlays: {written:,} in {settings.overlays}{lost}")
     return 0
 
 

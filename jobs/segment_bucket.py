@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from jobs.common.command_line import parse, program
 from jobs.common.ends import leave_with, run_job
+from jobs.common.run_page import write_run_page
 from pipeline.cluster.environment import set_ray_environment
 from pipeline.config import Settings
 from pipeline.errors import JobEnd
@@ -58,6 +59,8 @@ class _Job:
         if report is None:
             return 0
         print_summary(report, self.settings.output, self.settings.max_failure_rate)
+        if self.settings.page:
+            write_run_page(self.settings.output, report.run_id)
         return report.exit_code(self.settings.max_failure_rate)
 
     def kept(self) -> str:

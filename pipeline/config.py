@@ -227,6 +227,8 @@ class Settings:
     """Publish finished shards every N minutes. Default: publish once, at the end of the run."""
     compact: Annotated[bool, _PUBLISHING] = False
     """Merge small files of the tables into large ones after publishing."""
+    page: Annotated[bool, _PUBLISHING] = True
+    """Write a page that shows the finished run, as report.py does (needs the extra `report`); see docs/results.md."""
 
     def __post_init__(self) -> None:
         if isinstance(self.input, str):  # as a caller of the library, or a --config file, may spell one input
@@ -300,10 +302,12 @@ class Settings:
         return frozenset(choice.key for choice in self.node_choices() if choice.key)
 
     def of_own_run(self, **changes: Any) -> "Settings":
-        """The settings with which another job makes a run of its own: without limits of time and money, and changed."""
+        """The settings with which another job makes a run of its own: without limits of time and money, without a
+        page, and changed.
+        """
         given = {field.name: getattr(self, field.name) for field in fields(Settings)}
         without_limits = {"deadline": None, "max_cost": None, "forecast": None}
-        return Settings(**{**given, **without_limits, **changes})
+        return Settings(**{**given, **without_limits, "page": False, **changes})
 
     def input_spec(self, sources: tuple[Source, ...]) -> InputSpec:
         """What the run reads; `sources` are the inputs."""

@@ -75,6 +75,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "tests/jobs/" not in item.path.as_posix())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_pages() -> None:
+    """Jobs that tests run write no report page: each would take seconds. Tests of the page call its writer."""
+    from jobs import segment_bucket
+
+    segment_bucket.write_run_page = lambda output, run_id: True
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Photographs and odd images that are not part of the project; tests that need them are skipped without."""

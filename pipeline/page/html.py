@@ -66,7 +66,7 @@ def figure_at(figures: Any, path: str) -> Any:
 
 
 def _charts(figures: dict[str, Any]) -> dict[str, str]:
-    """SVG by name, of the charts for which there is something to draw."""
+    """SVG by name, "" where there is nothing to draw."""
     speed, against = figures["speed"], figures["against"] or {}
     found = {
         "funnel": charts.funnel(figures["funnel"]),
@@ -78,7 +78,7 @@ def _charts(figures: dict[str, Any]) -> dict[str, str]:
         "scores": figures["scores"] and charts.scores(figures["scores"]),
         "areas": figures["areas"] and charts.areas(figures["areas"]),
     }
-    return {name: charts.render(chart, name) for name, chart in found.items() if chart}
+    return {name: charts.render(chart, name) if chart else "" for name, chart in found.items()}
 
 
 def _data(page: Page, picture_names: list[str] | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pipeline.page.figures.queries import queries
 from pipeline.page.figures.runs import ShownRun, earlier_runs, find_run, funnel, other_run, provenance, speed
 from pipeline.page.figures.sample import choose, make_by_image
 from pipeline.page.images.gallery import Gallery, make_gallery
+from pipeline.page.images.overlays import check_where, write_overlays
 from pipeline.page.images.pictures import thumbnails
 from pipeline.page.settings import ReportSettings
 from pipeline.schema import REASONS
@@ -30,6 +31,7 @@ class Page:
     figures: dict[str, Any]
     gallery: Gallery = field(default_factory=Gallery)
     thumbnails: dict[str, str] = field(default_factory=dict)  # of failed images: data URI by shown key
+    overlays: dict[str, int] = field(default_factory=dict)  # how many are written, and how many images are unreadable
 
 
 def make_page(settings: ReportSettings) -> tuple[ShownRun, Page]:
@@ -51,9 +53,15 @@ def _page(
     other: ShownRun | None,
     scratch: ScratchDatabase,
 ) -> Page:
+    # A condition may come from a command line, and must not read files.
+    scratch.connection.execute("SET enable_external_access = false")
     tallies.load(scratch, run, tallies.NOW)
     if other is not None:
         tallies.load(scratch, other, tallies.BEFORE)
+    against = None if other is None else compare(scratch, run, other)
+    make_by_image(scratch, compared=other is not None)
+    if settings.where is not None:
+        check_where(scratch, settings.where)
     figures: dict[str, Any] = {
         "program": f"m2f-pipeline {__version__}",
         "run": provenance(run, earlier),
@@ -61,13 +69,13 @@ def _page(
         "funnel": funnel(run.report, REASONS),
         "speed": speed(run),
         **tallies.histograms(scratch),
-        "against": None if other is None else compare(scratch, run, other),
+        "against": against,
         "failures": tallies.failures(scratch, _MOST_FAILURES),
         "quality": quality(scratch),
     }
     figures["classes"] = _classes(scratch, run, figures)
-    make_by_image(scratch, compared=other is not None)
-    gallery = make_gallery(settings, run, other, choose(scratch, settings.sample))
+    sample = choose(scratch, settings.sample)
+    gallery = make_gallery(settings, run, other, sample)
     figures["gallery"] = {
         "images": gallery.described(),
         "of_images": figures["totals"]["ok"],
@@ -75,7 +83,10 @@ def _page(
     }
     lines = [{"title": one["title"], "text": printable_lines(one["text"])} for one in queries(run)]
     small = {shown(key): uri for key, uri in thumbnails(run, figures["failures"]["examples"]).items()}
-    return Page({**_shown(figures), "queries": lines}, gallery, small)
+    page = Page({**_shown(figures), "queries": lines}, gallery, small)
+    if settings.overlays is not None:
+        page.overlays = write_overlays(scratch, run, settings.overlays, settings.where, sample)
+    return page
 
 
 def _classes(scratch: ScratchDatabase, run: ShownRun, figures: dict[str, Any]) -> list[dict[str, Any]]:

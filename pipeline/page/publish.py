@@ -1,6 +1,7 @@
 """Write the page of a run to its place: report.html, report.json and, if they lie beside it, the pictures."""
 
 import json
+from dataclasses import dataclass
 
 import fsspec
 
@@ -15,8 +16,16 @@ from pipeline.store.filesystem import open_filesystem, put_object, store_errors_
 HTML, JSON, IMAGES = "report.html", "report.json", "images"
 
 
-def publish_page(settings: ReportSettings) -> str:
-    """Make the page and write it. Returns the address of report.html. RunError if it cannot be made or written."""
+@dataclass(frozen=True)
+class Published:
+    """Where report.html lies, and how many overlays are `written` and images `unreadable`."""
+
+    address: str
+    overlays: dict[str, int]
+
+
+def publish_page(settings: ReportSettings) -> Published:
+    """Make the page and write it, and the overlays. RunError if something cannot be made or written."""
     check_extra()
     run, page = make_page(settings)
     names = None
@@ -31,7 +40,7 @@ def publish_page(settings: ReportSettings) -> str:
                 put_object(filesystem, f"{folder}/{name}", one.picture.data)
         put_object(filesystem, f"{folder}/{JSON}", json.dumps(page.figures, indent=1).encode())
         put_object(filesystem, f"{folder}/{HTML}", html)  # last: a page that is there is whole
-        return uri_of(filesystem, f"{folder}/{HTML}").removeprefix("file://")
+        return Published(uri_of(filesystem, f"{folder}/{HTML}").removeprefix("file://"), page.overlays)
 
 
 def _place(settings: ReportSettings, run: ShownRun) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -35,7 +35,7 @@ HOSTILE_CATEGORIES = (
     {"id": 40, "name": "road", "isthing": 0},
 )
 HOSTILE_ERROR = "</script><script>alert(6)</script><!-- broken"
-TURNED = "turned.jpg"  # 40 x 60 pixels in the file, upright 60 x 40, red at the top
+TURNED = "turned.jpg"  # 80 rows of 120 pixels in the file, upright 120 of 80, red at the top
 
 
 def page_run(
@@ -95,7 +95,7 @@ def drawn_images(folder: Path, number: int = 40, seed: int = 0) -> list[MadeImag
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        size = (60, 40) if name == TURNED else (int(rng.integers(40, 80)), int(rng.integers(60, 110)))
+        size = (120, 80) if name == TURNED else (int(rng.integers(80, 160)), int(rng.integers(120, 220)))
         _draw(path, size, rng)
         made.append(MadeImage(name, size, (), _blocks(rng, size)))
     return made
@@ -158,7 +158,7 @@ def _draw(path: Path, size: tuple[int, int], rng: np.random.Generator) -> None:
 def _blocks(rng: np.random.Generator, size: tuple[int, int]) -> list[Segment]:
     """Disjoint columns of blocks: two stuff classes and up to three things."""
     height, width = size
-    edges = np.sort(rng.choice(np.arange(4, width - 4), 4, replace=False))
+    edges = np.sort(rng.choice(np.arange(10, width - 8, 9), 4, replace=False))
     ids = [92, 7, 3, 7, 40]
     found = []
     for category_id, left, right in zip(ids, [0, *edges], [*edges, width], strict=True):

@@ -98,6 +98,19 @@ def _of_classes(most: int) -> str:
     """
 
 
-def named_keys(quality: dict[str, Any]) -> list[str]:
-    """The images that the section on the input names, each once."""
-    return list(dict.fromkeys(key for kind in quality["kinds"] for key in kind["examples"]))
+def condition_on(where: str) -> str:
+    """A query for the images for which a condition of a person holds, over the columns of `images` and `by_image`."""
+    columns = ", ".join(f"s.{name}" for name in _COLUMNS.split(", "))
+    return f"""
+        SELECT {columns} FROM by_image s JOIN (
+            SELECT image_key FROM (
+                SELECT i.*, min_score, classes, change FROM {NOW}_images i JOIN by_image USING (image_key)
+            ) WHERE ({where}
+            )
+        ) USING (image_key)
+    """
+
+
+def sampled(row: tuple[Any, ...]) -> SampledImage:
+    """A row of `condition_on` or `choose`."""
+    return SampledImage(*row)

@@ -277,7 +277,9 @@ $("more-classes")?.addEventListener("click", (event) => {
   if (body.rows.length >= figures.classes.length) event.target.remove();
 });
 
-const glance = images.map((_, place) => place).filter((place) => images[place].src && images[place].now.length);
+const found = images.map((_, place) => place).filter((place) => images[place].now.length);
+const pictured = found.filter((place) => images[place].src);
+const glance = pictured.length ? pictured : found;
 const spread = Math.max(1, Math.floor(glance.length / 8));
 for (const place of glance.filter((_, number) => number % spread === 0).slice(0, 8)) {
   const height = innerWidth < 760 ? 170 : 200;

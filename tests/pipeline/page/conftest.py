@@ -39,4 +39,4 @@ def made_page(tmp_path_factory: pytest.TempPathFactory) -> MadePage:
     broken = MadeImage("<b>broken.png", (1, 1), (), None, error=HOSTILE_ERROR)
     page_run(root, folder, before, "first", 27)
     page_run(root, folder, [*now, broken], "second", 28)
-    return MadePage(root, before, now, Path(publish_page(ReportSettings(f"{root}/tables"))))
+    return MadePage(root, before, now, Path(publish_page(ReportSettings(f"{root}/tables")).address))

@@ -1,0 +1,125 @@
+"""jobs/report.py as people start it, and the page that the main job writes: places, bad input, a page that fails."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jobs.common import run_page
+from jobs.common.run_page import write_run_page
+from jobs.report import PROG, main
+from pipeline.page import charts
+from tests.support.drivers import drivers
+from tests.support.evaluation_runs import Place, write_run
+from tests.support.page_runs import drawn_images, page_run
+from tests.support.tables import read_report
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("report")
+    page_run(root, root / "images", drawn_images(root / "images", number=3), "night", 28)
+    return root / "tables"
+
+
+def refusal(capsys, *flags) -> str:
+    """What the job says on its only line."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(flag) for flag in flags])
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and said.out == "" and said.err.count("\n") == 1
+    return said.err.removeprefix(f"{PROG}: ").strip()
+
+
+def test_the_page_goes_to_the_run_or_to_another_place(tables, tmp_path, capsys):
+    assert main(["--tables", str(tables)]) == 0
+    folder = tables / "_runs" / "night" / "page"
+    assert capsys.readouterr().out == f"report: {folder}/report.html\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "report.json"]
+    assert read_report(tables, "night")["num_images"] == 8  # the record of the run is as before
+    assert main(["--tables", str(tables), "--to", str(tmp_path / "there"), "--images", "folder"]) == 0
+    pictures = list((tmp_path / "there" / "images").iterdir())
+    html = (tmp_path / "there" / "report.html").read_text()
+    assert len(pictures) == 8 and all(f"images/{path.name}" in html for path in pictures)
+    assert "data:image" not in html
+
+
+def test_a_page_in_a_bucket(tables, s3, capsys):
+    bucket = s3.bucket("m2f-page")
+    assert main(["--tables", str(tables), "--to", f"{bucket}/pages"]) == 0
+    assert capsys.readouterr().out == f"report: {bucket}/pages/report.html\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--run-id", "other"], "holds no run other; its runs: night"),
+        (["--against", "night"], "--against names run night itself"),
+        (["--against", "other"], "holds no run other"),
+        (["--against", "night", "--no-compare"], "exclude each other"),
+        (["--against-tables", "x"], "--against-tables needs --against"),
+        (["--where", "true"], "--where needs --overlays"),
+        (["--sample", "5000"], "it must lie in 0 .. 2,000"),
+        (["--to", "ftp://x/y"], "ftp:// is no store that this program uses"),
+    ],
+)
+def test_bad_input_gets_one_line(tables, capsys, flags, said):
+    assert said in refusal(capsys, "--tables", tables, *flags)
+    assert not (tables / "_runs" / "night" / "images").exists()
+
+
+def test_a_run_that_is_not_finished_or_not_published_is_refused(tmp_path, capsys):
+    images = drawn_images(tmp_path / "images", number=0)
+    write_run(Place(str(tmp_path)), images[:1], run_id="night", finished_at=None)
+    assert "run night is not finished" in refusal(capsys, "--tables", tmp_path / "tables", "--run-id", "night")
+    write_run(Place(str(tmp_path)), images[:1], run_id="late")
+    assert "has no published table images" in refusal(capsys, "--tables", tmp_path / "tables")
+
+
+def test_without_the_extra_one_line_says_what_to_install(tables, capsys, monkeypatch):
+    monkeypatch.setattr(charts, "find_spec", lambda name: None)
+    assert refusal(capsys, "--tables", tables).endswith("pip install 'm2f-pipeline[report]'")
+
+
+def test_images_that_are_gone_are_shown_as_masks(tmp_path, capsys):
+    folder = tmp_path / "images"
+    page_run(tmp_path, folder, drawn_images(folder, number=2), "night", 28)
+    shutil.rmtree(folder)
+    assert main(["--tables", str(tmp_path / "tables")]) == 0
+    figures = json.loads((tmp_path / "tables/_runs/night/page/report.json").read_text())
+    assert {one["missing"] is None for one in figures["gallery"]["images"]} == {False}
+    assert figures["totals"]["ok"] == 7
+
+
+# --- the page that the main job writes --------------------------------------------------------------------------------
+
+
+def test_the_page_of_a_finished_run_is_written_and_named(tables, capfd):
+    shutil.rmtree(tables / "_runs" / "night" / "page", ignore_errors=True)
+    assert write_run_page(str(tables), "night")
+    assert capfd.readouterr().out == f"report: {tables}/_runs/night/page/report.html\n"
+
+
+@pytest.mark.parametrize(
+    ("run_id", "seconds", "why"), [("other", 600.0, "holds no run other"), ("night", 0.01, "it was not done in 0.01 s")]
+)
+def test_a_page_that_fails_is_a_warning(tables, caplog, run_id, seconds, why):
+    with caplog.at_level(logging.WARNING):
+        assert not write_run_page(str(tables), run_id, seconds)
+    [record] = caplog.records
+    assert record.name == run_page.__name__ and why in record.getMessage()
+
+
+@pytest.mark.thorough
+def test_the_main_job_ends_with_a_page(photographs, tiny_checkpoint, tmp_path):
+    """And with --no-page without one."""
+    flags = ["--input", photographs, "--model", tiny_checkpoint, "--image-size", "160:267"]
+    with drivers(tmp_path, None) as forking:
+        for name, more in (("with", []), ("without", ["--no-page"])):
+            output = tmp_path / name
+            said = forking.start(*flags, "--output", output, *more, M2F_TEST_PAGES="1").finish()
+            pages = list(output.glob("_runs/*/page/report.html"))
+            assert len(pages) == (name == "with"), said
+            assert ("report: " in said) == (name == "with")
