@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 from xml.sax.saxutils import quoteattr
 
-from m2f_core.masks.overlay import segment_colour
+from m2f_core.masks.colours import category_colour
 from m2f_core.masks.rle import decode
 from m2f_core.masks.row_runs import brush_rle
 from pipeline.export.format import Census, Converted, Document, ExportImage, Format, Segment, Stream
@@ -68,7 +68,7 @@ class LabelStudio(Format):
     def documents(self, counts: Counter[str]) -> Sequence[Document]:
         names = list(dict.fromkeys(category["name"] for category in self.census.categories))
         labels = "".join(
-            f'    <Label value={quoteattr(name)} background="#{bytes(segment_colour(place)).hex()}"/>\n'
+            f'    <Label value={quoteattr(name)} background="#{bytes(category_colour(place)).hex()}"/>\n'
             for place, name in enumerate(names)
         )
         config = (
