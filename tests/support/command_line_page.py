@@ -10,7 +10,7 @@ from pipeline.config import SelfCheckSettings, Settings
 from pipeline.drill.settings import DrillSettings
 from pipeline.evaluate.settings import EvaluationSettings
 from pipeline.nights.settings import NightsSettings
-from pipeline.runs.settings import RollBackSettings, TidySettings
+from pipeline.runs.settings import PublishSettings, RollBackSettings, TidySettings
 from pipeline.scenes.settings import ScenesSettings
 from pipeline.setting_fields import Section, bounds_in_words, help_texts, marker, plain_type
 from pipeline.store_check.settings import StoreCheckSettings
@@ -56,6 +56,7 @@ JOBS = {
     "roll_back.py": RollBackSettings,
     "tidy.py": TidySettings,
     "verify.py": VerifySettings,
+    "publish.py": PublishSettings,
     "make_scenes.py": ScenesSettings,
 }
 TABLE_HEAD = """
