@@ -2,7 +2,7 @@
 
 Exit code 0: done; 1: done, but more images failed than --max-failure-rate allows, or the run broke (the same command
 continues it); 2: the job could not start, for the reason that is printed; 3: stopped at --deadline or --max-cost (the
-same command continues the run); 130, 143: stopped by Ctrl-C or SIGTERM.
+same command continues the run), or done but held back by --gate; 130, 143: stopped by Ctrl-C or SIGTERM.
 """
 
 import sys

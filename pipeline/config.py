@@ -225,6 +225,9 @@ class Settings:
     """json: write each line on stderr as a JSON object, progress included; a terminal has no live line then."""
     publish_every: Annotated[float | None, _PUBLISHING, Interval(ge=0.0, le=10_000.0)] = None
     """Publish finished shards every N minutes. Default: publish once, at the end of the run."""
+    gate: Annotated[str | None, _PUBLISHING] = None
+    """Publish the run only if its results are like those of the runs before, within the bounds of this YAML file; else
+    the run ends with exit code 3, and jobs/publish.py publishes it after a look."""
     compact: Annotated[bool, _PUBLISHING] = False
     """Merge small files of the tables into large ones after publishing."""
     page: Annotated[bool, _PUBLISHING] = True
@@ -247,6 +250,8 @@ class Settings:
                 f"--tombstone-removed is not for --input-format {self.input_format}: a list does not say of which "
                 "images it is the whole"
             )
+        if self.gate is not None and self.publish_every is not None:
+            raise RunError("--publish-every publishes before --gate sees the whole run; leave out one of the two")
         check_patterns("--include", self.include)
         check_patterns("--exclude", self.exclude)
         self._check_columns()
@@ -302,12 +307,12 @@ class Settings:
         return frozenset(choice.key for choice in self.node_choices() if choice.key)
 
     def of_own_run(self, **changes: Any) -> "Settings":
-        """The settings with which another job makes a run of its own: without limits of time and money, without a
+        """The settings with which another job makes a run of its own: without limits of time and money, without gate and
         page, and changed.
         """
         given = {field.name: getattr(self, field.name) for field in fields(Settings)}
-        without_limits = {"deadline": None, "max_cost": None, "forecast": None}
-        return Settings(**{**given, **without_limits, "page": False, **changes})
+        own = {"deadline": None, "max_cost": None, "forecast": None, "gate": None, "page": False}
+        return Settings(**{**given, **own, **changes})
 
     def input_spec(self, sources: tuple[Source, ...]) -> InputSpec:
         """What the run reads; `sources` are the inputs."""

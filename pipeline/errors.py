@@ -76,5 +76,9 @@ class LimitReachedError(Exception):
     published, and the same command continues the run. Exit code 3."""
 
 
+class HeldByGateError(Exception):
+    """The run is done, but --gate does not let it be published. Receipts are kept. Exit code 3."""
+
+
 class InvalidResultError(Exception):
     """A computed row breaks an invariant of the tables. This is a bug, so the run stops instead of writing the row."""

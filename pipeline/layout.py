@@ -20,6 +20,7 @@ _runs/
         attempts/                 one object per driver that worked on the run
         journal/                  receipts of finished shards
         started/                  a start marker for each start of a shard; removed when the run is finished
+        gate.json                 with --gate: what was compared with earlier runs, and why the run is held back
         report.json               the counts of the run; a run that has this object is finished and published
         page/                     report.html, the page of the run, and report.json, the figures on it
         rolled_back.json          a note that the rows of this finished run are being or have been taken out again
@@ -103,6 +104,10 @@ class RunFolder:
     @property
     def report_json(self) -> str:
         return f"{self.path}/report.json"
+
+    @property
+    def gate_json(self) -> str:
+        return f"{self.path}/gate.json"
 
     @property
     def rolled_back_json(self) -> str:

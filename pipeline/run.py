@@ -34,11 +34,13 @@ from pipeline.commit.run_report import Report
 from pipeline.commit.totals import Totals
 from pipeline.commit.write import EncodeAndWrite
 from pipeline.config import Settings
-from pipeline.errors import BrokenRunError, LimitReachedError, RunError
+from pipeline.errors import BrokenRunError, HeldByGateError, LimitReachedError, RunError
 from pipeline.forecast.forecast import Work
 from pipeline.forecast.limit_watch import LimitWatch
 from pipeline.forecast.limits import Limits, limits_of
 from pipeline.forecast.staff import Staff
+from pipeline.gate.bounds_file import read_gate
+from pipeline.gate.gate import pass_gate
 from pipeline.guard.kill_points import reached
 from pipeline.inputs.fetch import FetchImages
 from pipeline.inputs.listing import refuse_empty
@@ -88,7 +90,7 @@ def segment_bucket(settings: Settings, progress: Progress, tell: Tell = tell_nob
     except BrokenRunError:
         count_end(settings.output, "broke")
         raise
-    except (KeyboardInterrupt, SystemExit, LimitReachedError):
+    except (KeyboardInterrupt, SystemExit, LimitReachedError, HeldByGateError):
         count_end(settings.output, "stopped")
         raise
     if joins_a_cluster() and not ray.is_initialized():
@@ -106,6 +108,8 @@ def _segment_bucket(settings: Settings, progress: Progress, tell: Tell) -> Repor
     progress.phase("checking the settings, the checkpoint and the output")
     checked = check(settings)
     limits = limits_of(settings, checked.fingerprint)
+    if settings.gate is not None:
+        read_gate(settings.gate)  # refused now, not after hours of work
     for warning in checked.model.warnings:
         logger.warning(warning)
     finished = find_report(checked)
@@ -178,8 +182,10 @@ def _take_up(checked: Checked, record: RunRecord, lease: HeldLease, plan: Growin
 def execute(run: Run, allotment: Allotment, lease: HeldLease, progress: Progress, limits: Limits) -> Report:
     """Stream the shards that are not done yet, commit their receipts, check the counts and publish.
 
-    LimitReachedError if `limits` ended the run before its last shard; what is done is published then, too.
+    LimitReachedError if `limits` ended the run before its last shard; what is done is published then, too, unless the
+    run has a gate. HeldByGateError if the gate does not let the run be published.
     """
+    gate = None if run.settings.gate is None else read_gate(run.settings.gate)
     about_run(run.run_id)
     label_run(run.run_id)
     totals = Totals()
@@ -224,14 +230,17 @@ def execute(run: Run, allotment: Allotment, lease: HeldLease, progress: Progress
         committer.commit()
         watch.check()
         if limits.reached is not None and len(totals.shards) < run.plan.num_shards:
-            publisher.publish()
+            if gate is None:
+                publisher.publish()
             raise _stopped(run, totals, limits, staff)
-        report = close_books(run, totals, done_before, clock)
-        report = replace(report, table_versions=publisher.publish(), computed_on=allotment.computed_on)
+        report = replace(close_books(run, totals, done_before, clock), computed_on=allotment.computed_on)
+        if gate is not None:
+            pass_gate(gate, run.journal, report, run.settings.task)
+        report = replace(report, table_versions=publisher.publish())
         if run.settings.compact:
             publisher.compact()
         lease.check()
-        sweep(run)
+        sweep(run.journal)
         report.write(run.folder)
         reached("after report")
         trace.run_is_finished(run.created.timestamp(), report.num_images, report.num_failed)

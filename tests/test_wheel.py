@@ -112,11 +112,12 @@ def test_every_module_imports_from_the_wheel(python):
         "roll_back",
         "tidy",
         "verify",
+        "publish",
         "nights",
     ],
 )
 def test_jobs_answer(python, job):
-    assert "--output" in run(python, "-m", f"jobs.{job}", "--help") or job in ("evaluate", "verify")
+    assert "--output" in run(python, "-m", f"jobs.{job}", "--help") or job in ("evaluate", "verify", "publish")
 
 
 def test_the_checkpoint_and_the_label_maps_are_in_the_wheel(python):

@@ -34,6 +34,7 @@ COMMANDS = {
     "check_store.py": "m2f-check-store",
     "evaluate.py": "m2f-evaluate",
     "verify.py": "m2f-verify",
+    "publish.py": "m2f-publish",
     "finetune.py": "m2f-finetune",
     "make_scenes.py": "m2f-scenes",
     "demo.py": "m2f-demo",

@@ -6,6 +6,7 @@
 | 1 | the run broke (BrokenRunError); the line names a file with the traceback |
 | 2 | the job cannot start or continue (RunError), or its arguments are wrong |
 | 3 | the run stopped at --deadline or --max-cost (LimitReachedError); the same command continues it |
+| 3 | --gate does not let the run be published (HeldByGateError) |
 | 130, 143 | Ctrl-C, SIGTERM |
 """
 
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import NoReturn, Protocol
 
-from pipeline.errors import BrokenRunError, JobEnd, LimitReachedError, RunError
+from pipeline.errors import BrokenRunError, HeldByGateError, JobEnd, LimitReachedError, RunError
 from pipeline.shown_text import printable_lines
 from pipeline.telemetry.log_lines import last_line
 
@@ -62,6 +63,10 @@ def run_job(prog: str, work: Callable[[], int], *, kept: str | Callable[[], str]
     except LimitReachedError as end:
         on_end("stopped", _LIMIT_REACHED, f"{end}{after()}")
         last_line(prog, f"{end}{after()}", level=logging.WARNING)
+        return _LIMIT_REACHED
+    except HeldByGateError as end:
+        on_end("stopped", _LIMIT_REACHED, str(end))
+        last_line(prog, str(end), level=logging.WARNING)
         return _LIMIT_REACHED
     except KeyboardInterrupt:
         on_end("stopped", _INTERRUPTED, f"interrupted{after()}")

@@ -9,9 +9,9 @@ import contextlib
 import logging
 
 from m2f_core.whole_files import is_temporary
+from pipeline.commit.journal import Journal
 from pipeline.guard.start_markers import is_start_marker
 from pipeline.layout import parts_folder
-from pipeline.runs.begin import Run
 from pipeline.schema import TABLES
 from pipeline.store.filesystem import STORE_ERRORS, list_folder, one_line
 from pipeline.store.removal import remove_objects
@@ -20,18 +20,19 @@ from pipeline.tables.current_view import published_files
 logger = logging.getLogger(__name__)
 
 
-def sweep(run: Run) -> int:
-    """Delete the parts of `run` that its journal does not name, and incomplete files. Return the number of both."""
-    named = {run.output.at(part.path) for receipt in run.journal.read() for part in receipt.parts.values()}
-    filesystem, started = run.output.filesystem, run.folder.started
+def sweep(journal: Journal) -> int:
+    """Delete the parts of a run that its journal does not name, and incomplete files. Return the number of both."""
+    output, run_id = journal.folder.output, journal.folder.run_id
+    named = {output.at(part.path) for receipt in journal.read() for part in receipt.parts.values()}
+    filesystem, started = output.filesystem, journal.folder.started
     orphans = [
         path
         for table in TABLES
-        for path in list_folder(filesystem, run.output.at(parts_folder(table, run.run_id)))
+        for path in list_folder(filesystem, output.at(parts_folder(table, run_id)))
         if (path.endswith(".parquet") and path not in named) or is_temporary(path)
     ]
     if orphans:  # a damaged journal may have lost the receipt of a part that readers see
-        published = {run.output.at(path) for table in TABLES for path in published_files(run.output, table)}
+        published = {output.at(path) for table in TABLES for path in published_files(output, table)}
         orphans = [path for path in orphans if path not in published]
     for path in orphans:
         try:

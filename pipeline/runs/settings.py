@@ -49,6 +49,23 @@ class RollBackSettings:
 
 
 @dataclass(frozen=True)
+class PublishSettings:
+    """Publish a finished run that --gate of segment_bucket.py has held back, after somebody has looked at it."""
+
+    tables: Annotated[str, IN_AND_OUT]
+    """Publish in the tables below this folder or URI prefix, the --output of the run."""
+    run_id: Annotated[str, IN_AND_OUT]
+    """Publish this run."""
+    lease_seconds: LeaseSeconds = LEASE_SECONDS
+    """Keep other drivers off --tables for N seconds after the last sign of life of this job."""
+    allow_unsafe_store: Annotated[bool, RUN_CONTROL] = False
+    """Publish although the store does not keep other jobs away; give this flag if the run has it."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
 class TidySettings:
     """Make room in an output: remove what no reader of the last versions needs, and what is older than an age.
 

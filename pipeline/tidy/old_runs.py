@@ -49,7 +49,14 @@ class ListedRun:
     def records(self) -> list[StoredObject]:
         """run.json first, the note of this job last: a run that has lost either is never continued."""
         folder = self.folder
-        paths = (folder.run_json, folder.plan_json, folder.report_json, folder.rolled_back_json, folder.tidied_json)
+        paths = (
+            folder.run_json,
+            folder.plan_json,
+            folder.gate_json,
+            folder.report_json,
+            folder.rolled_back_json,
+            folder.tidied_json,
+        )
         return [self.objects[path] for path in paths if path in self.objects]
 
 

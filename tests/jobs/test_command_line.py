@@ -18,6 +18,7 @@ from jobs import (
     make_scenes,
     nights,
     plan_bucket,
+    publish,
     roll_back,
     segment_bucket,
     selfcheck,
@@ -278,7 +279,20 @@ def test_defaults_are_the_documented_ones():
 
 # --- text of others --------------------------------------------------------------------------------------------------
 
-JOBS = (segment_bucket, plan_bucket, selfcheck, drill, evaluate, finetune, make_scenes, nights, roll_back, tidy, verify)
+JOBS = (
+    segment_bucket,
+    plan_bucket,
+    selfcheck,
+    drill,
+    evaluate,
+    finetune,
+    make_scenes,
+    nights,
+    roll_back,
+    tidy,
+    verify,
+    publish,
+)
 LONG_SECRET = "SECRET" * 30  # as long as a session token: a frame would break the line within
 
 

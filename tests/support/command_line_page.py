@@ -12,7 +12,7 @@ from pipeline.evaluate.settings import EvaluationSettings
 from pipeline.export.settings import ExportSettings
 from pipeline.nights.settings import NightsSettings
 from pipeline.page.settings import ReportSettings
-from pipeline.runs.settings import RollBackSettings, TidySettings
+from pipeline.runs.settings import PublishSettings, RollBackSettings, TidySettings
 from pipeline.scenes.settings import ScenesSettings
 from pipeline.setting_fields import Section, bounds_in_words, help_texts, marker, plain_type
 from pipeline.store_check.settings import StoreCheckSettings
@@ -58,6 +58,7 @@ JOBS = {
     "roll_back.py": RollBackSettings,
     "tidy.py": TidySettings,
     "verify.py": VerifySettings,
+    "publish.py": PublishSettings,
     "make_scenes.py": ScenesSettings,
     "export.py": ExportSettings,
     "report.py": ReportSettings,

@@ -47,7 +47,7 @@ def test_parts_without_a_receipt_half_written_files_and_markers_of_starts_go(run
             half = writers.enter_context(temporary_beside(folder / "shard-000001-a.parquet"))
             half.write_bytes(b"PAR1")
         assert len(files(output) - stays) == 5
-        assert sweep(run) == 4
+        assert sweep(run.journal) == 4
         assert files(output) == stays
 
 
@@ -62,7 +62,7 @@ def test_what_cannot_be_deleted_is_named_and_ends_nothing(run, tmp_path, monkeyp
         filesystem.rm(path)
 
     monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.rm_file", refuses_b)
-    assert sweep(run) == 2
+    assert sweep(run.journal) == 2
     assert "shard-000000-b.parquet, but the file cannot be deleted" in caplog.text
     assert not (folder / "shard-000000-c.parquet").exists() and (folder / "shard-000000-b.parquet").exists()
 
@@ -72,6 +72,6 @@ def test_a_part_that_readers_see_stays_though_the_journal_has_lost_its_receipt(r
     [journal] = (tmp_path / "out" / RUNS / run.run_id / "journal").iterdir()
     journal.write_bytes(b"")
     parts = {path for path in files(tmp_path / "out") if path.endswith(".parquet")}
-    assert sweep(run) == 0
+    assert sweep(run.journal) == 0
     assert parts == {path for path in files(tmp_path / "out") if path.endswith(".parquet")}
     assert len(rows(run.settings.output, "images")) == 2

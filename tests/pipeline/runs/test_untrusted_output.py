@@ -149,7 +149,7 @@ def drive(place: Place) -> None:
         spread_over(run.output, checked.inputs, run.plan.summary, 8)
         for file in run.plan.files:
             list(read_plan_file(run.output, checked.inputs, file, range(file.num_shards)))
-        sweep(run)
+        sweep(run.journal)
 
 
 def outcome(place: Place) -> str:

@@ -1,0 +1,53 @@
+"""The file of --gate: with how many runs a run is compared, and which changes always pass."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Interval
+
+from pipeline.errors import RunError
+from pipeline.setting_fields import check_fields, plain_type
+from pipeline.text.plain_yaml import read_plain_yaml
+
+
+@dataclass(frozen=True)
+class GateBounds:
+    """The values of a gate file. All have defaults, so the file may be empty."""
+
+    last_runs: Annotated[int, Interval(ge=1, le=365)] = 10
+    """Compare with the last N published runs of the same task."""
+    least_runs: Annotated[int, Interval(ge=1, le=365)] = 3
+    """If there are fewer, publish the run without a comparison, with a warning."""
+    images: Annotated[int, Interval(ge=10, le=20_000)] = 1000
+    """Look at N images of each run, evenly chosen."""
+    class_share: Annotated[float, Interval(ge=0.0, le=1.0)] = 0.01
+    """Let the share of a class in the pixels change by this much, whatever the spread."""
+    segments: Annotated[float, Interval(ge=0.0, le=1e6)] = 0.5
+    """The same for the mean number of segments of an image."""
+    score: Annotated[float, Interval(ge=0.0, le=1.0)] = 0.01
+    """The same for the mean score."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def read_gate(path: str) -> GateBounds:
+    """The values in the file `path`. RunError with one line if there is no such file, or a value cannot be."""
+    try:
+        given = read_plain_yaml(Path(path))
+    except ValueError as error:
+        raise RunError(f"--gate {path}: {error}") from None
+    known = {field.name: plain_type(field) for field in fields(GateBounds)}
+    if unknown := sorted(map(str, given.keys() - known.keys())):
+        raise RunError(f"--gate {path}: unknown names {', '.join(unknown)}; known names are {', '.join(known)}")
+    values = {}
+    for name, value in given.items():
+        try:
+            values[name] = known[name](value)
+        except (TypeError, ValueError):
+            raise RunError(f"--gate {path}: {name} is {value!r:.60}; write a number") from None
+    try:
+        return GateBounds(**values)
+    except RunError as error:
+        raise RunError(f"--gate {path}: {error}") from None
