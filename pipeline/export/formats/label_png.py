@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from m2f_core.masks.map_png import gray_png
 from m2f_core.masks.overlay import segment_colour
@@ -61,7 +62,7 @@ class LabelPng(Format):
                 raise image.damaged(segment, error) from None
             if taken:
                 raise image.damaged(segment, f"{taken} of its pixels belong to other segments of its image")
-        label_of = np.arange(-1, 1 << self.bits).astype(np.uint8 if self.bits == 8 else np.uint16)
+        label_of: NDArray[np.unsignedinteger] = np.arange(-1, 1 << self.bits).astype(f"u{self.bits // 8}")
         label_of[0] = self.ignore
         return Converted({f"{image.name}.png": gray_png(label_of[labels_WH], self._palette())})
 
