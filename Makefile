@@ -94,6 +94,7 @@ bench: $(VENV)/.ready-test  ## speed against transformers + pycocotools, as rati
 	$(BIN)/python tests/benchmarks/bench_forecast.py
 	$(BIN)/python tests/benchmarks/bench_taper.py
 	$(BIN)/python tests/benchmarks/bench_graph.py
+	$(BIN)/python tests/benchmarks/bench_export.py
 
 fuzz: $(VENV)/.ready-fuzz  ## readers of untrusted bytes; TARGETS="rle image" EXECUTIONS=20000 SEED=1
 	$(BIN)/python -m tests.fuzz.drive $(TARGETS) --executions $(or $(EXECUTIONS),20000) --seed $(or $(SEED),1)

@@ -7,6 +7,7 @@ from pipeline.export.formats.coco_annotations import CocoInstances, CocoResults
 from pipeline.export.formats.coco_panoptic import CocoPanoptic
 from pipeline.export.formats.cvat import Cvat
 from pipeline.export.formats.flat_csv import FlatCsv
+from pipeline.export.formats.geo import GeoJson, GeoPackage, GeoParquet
 from pipeline.export.formats.label_png import LabelPng
 from pipeline.export.formats.label_studio import LabelStudio
 from pipeline.export.formats.yolo import Yolo
@@ -21,4 +22,7 @@ FORMATS: Mapping[FormatName, type[Format]] = {
     "yolo": Yolo,
     "label-studio": LabelStudio,
     "cvat": Cvat,
+    "geojson": GeoJson,
+    "gpkg": GeoPackage,
+    "geoparquet": GeoParquet,
 }

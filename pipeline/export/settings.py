@@ -24,6 +24,9 @@ FormatName = Literal[
     "yolo",
     "label-studio",
     "cvat",
+    "geojson",
+    "gpkg",
+    "geoparquet",
 ]
 # The flags that only some formats have.
 _ONLY = {"palette": ("label-png",), "ignore_label": ("label-png",), "image_url_prefix": ("label-studio",)}

@@ -14,21 +14,15 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from m2f_core.masks.paint import paint_counts, png_bytes
+from m2f_core.masks.map_png import panoptic_png_bytes
+from m2f_core.masks.paint import paint_counts
 from pipeline.errors import RunError
 from pipeline.export.format import Converted, Document, ExportImage, Format, Stream
 from pipeline.export.formats.coco import bbox_of, head, image_line, line, original_name
 
 _MOST_ID = 2**24 - 1
 _FOLDER = "panoptic"
-
-
-def _pixels(ids_WH: NDArray[np.uint32]) -> NDArray[np.uint8]:
-    """The same pixels [H, W, 3] as `m2f_core.masks.panoptic_png` gives: the lower three bytes of each id."""
-    ids_HW = np.ascontiguousarray(ids_WH.T)
-    return ids_HW.view(np.uint8).reshape(*ids_HW.shape, 4)[..., :3]
 
 
 class CocoPanoptic(Format):
@@ -39,7 +33,7 @@ class CocoPanoptic(Format):
         highest = max((segment.segment_id for segment in image.segments), default=0)
         if highest > _MOST_ID:
             raise RunError(f"{image.key} has the segment id {highest}; a panoptic PNG holds ids up to {_MOST_ID}")
-        ids_WH = np.zeros((image.width, image.height), "<u4")
+        ids_WH = np.zeros((image.width, image.height), np.uint32)
         segments_info = []
         for segment in image.segments:
             try:
@@ -61,7 +55,7 @@ class CocoPanoptic(Format):
         name = f"{image.name}.png"
         annotation = {"image_id": image.image_id, "file_name": name, "segments_info": segments_info}
         return Converted(
-            {f"{_FOLDER}/{name}": png_bytes(_pixels(ids_WH))},
+            {f"{_FOLDER}/{name}": panoptic_png_bytes(ids_WH)},
             {"images": [image_line(image, original_name(image))], "annotations": [line(annotation)]},
         )
 

@@ -11,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 from xml.sax.saxutils import escape, quoteattr
 
-import numpy as np
-
-from m2f_core.masks.rle import decode
+from m2f_core.masks.paint import decode_in_box
 from m2f_core.masks.row_runs import row_runs
 from pipeline.export.format import Converted, Document, ExportImage, Format, Segment, Stream
 from pipeline.export.formats.coco import original_name
@@ -41,17 +39,13 @@ class Cvat(Format):
 
     def _mask(self, image: ExportImage, segment: Segment) -> str:
         try:
-            mask_HW = decode(segment.counts, image.height, image.width)
+            box, cut_hw = decode_in_box(segment.counts, image.height, image.width)
         except ValueError as error:
             raise image.damaged(segment, error) from None
-        ys, xs = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))
-        if not ys.size:
-            raise image.damaged(segment, "its mask is empty")
-        cut = mask_HW[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
-        runs = ", ".join(map(str, row_runs(cut).tolist()))
+        runs = ", ".join(map(str, row_runs(cut_hw).tolist()))
         return (
-            f'<mask label={quoteattr(segment.category_name)} source="auto" occluded="0" rle="{runs}" left="{xs[0]}" '
-            f'top="{ys[0]}" width="{cut.shape[1]}" height="{cut.shape[0]}" z_order="0">'
+            f'<mask label={quoteattr(segment.category_name)} source="auto" occluded="0" rle="{runs}" left="{box.left}" '
+            f'top="{box.top}" width="{cut_hw.shape[1]}" height="{cut_hw.shape[0]}" z_order="0">'
             f'<attribute name="score">{segment.score!r}</attribute></mask>'
         )
 

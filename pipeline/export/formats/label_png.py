@@ -13,9 +13,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from m2f_core.masks.colours import category_colour
-from m2f_core.masks.paint import paint_counts, png_bytes
+from m2f_core.masks.map_png import gray_png
+from m2f_core.masks.paint import paint_counts
 from pipeline.errors import RunError
 from pipeline.export.format import Census, Converted, Document, ExportImage, Format
 from pipeline.export.settings import ExportSettings
@@ -52,7 +54,7 @@ class LabelPng(Format):
 
     def convert(self, image: ExportImage) -> Converted:
         # One more than the label while painting, because 0 is a category in some data sets.
-        labels_WH = np.zeros((image.width, image.height), np.uint32)
+        labels_WH = np.zeros((image.width, image.height), np.uint16 if self.bits == 8 else np.uint32)
         for segment in image.segments:
             try:
                 taken = paint_counts(labels_WH, segment.counts, segment.category_id + 1)
@@ -60,10 +62,9 @@ class LabelPng(Format):
                 raise image.damaged(segment, error) from None
             if taken:
                 raise image.damaged(segment, f"{taken} of its pixels belong to other segments of its image")
-        labels_WH -= 1  # 0 wraps around
-        labels_WH[labels_WH == np.iinfo(np.uint32).max] = self.ignore
-        labels_HW = labels_WH.T.astype(np.uint8 if self.bits == 8 else np.uint16)
-        return Converted({f"{image.name}.png": png_bytes(labels_HW, self._palette())})
+        label_of: NDArray[np.unsignedinteger] = np.arange(-1, 1 << self.bits).astype(f"u{self.bits // 8}")
+        label_of[0] = self.ignore
+        return Converted({f"{image.name}.png": gray_png(label_of[labels_WH], self._palette())})
 
     def _palette(self) -> list[tuple[int, int, int]] | None:
         if not self.settings.palette:

@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from m2f_core.masks.one_outline import one_outline
-from m2f_core.masks.rle import decode
+from m2f_core.masks.paint import decode_in_box
 from pipeline.export.format import Census, Converted, Document, ExportImage, Format, Stream
 from pipeline.export.formats.coco import original_name
 from pipeline.export.formats.flat_csv import lines_of
@@ -44,16 +44,14 @@ class Yolo(Format):
         size = np.array([image.width, image.height])
         for segment in image.segments:
             try:
-                mask_HW = decode(segment.counts, image.height, image.width)
+                box, mask_hw = decode_in_box(segment.counts, image.height, image.width)
             except ValueError as error:
                 raise image.damaged(segment, error) from None
-            if not mask_HW.any():
-                raise image.damaged(segment, "its mask is empty")
-            outline = one_outline(mask_HW)
+            outline = one_outline(mask_hw)
             corners_K2 = np.resize(outline.corners, (max(_FEWEST_CORNERS, len(outline.corners)), 2))
-            shares = (corners_K2 + _WITHIN_PIXEL) / size
+            shares = (corners_K2 + np.array([box.left, box.top]) + _WITHIN_PIXEL) / size
             lines.append(" ".join([str(self.classes[segment.category_id]), *(f"{x:.{_DIGITS}f}" for x in shares.flat)]))
-            counts["pixels"] += int(mask_HW.sum())
+            counts["pixels"] += int(mask_hw.sum())
             counts["added"] += outline.num_added
             counts["changed"] += outline.num_added > 0
         row = [f"images/{original_name(image)}", image.key, image.height, image.width]

@@ -1,0 +1,182 @@
+"""Segments as polygons on the map: GeoJSON, GeoPackage and GeoParquet, a file for each scene.
+
+    DIR/<name of the image>.geojson     RFC 7946, which means longitude and latitude (WGS 84)
+    DIR/<name of the image>.gpkg        in the scene's own reference system, layer `segments`
+    DIR/<name of the image>.parquet     GeoParquet 1.1, in the scene's own reference system
+
+Polygons follow the edges of pixels, with holes. The column `attributes` says where an image lies
+(docs/huge-images.md); images for which it does not say so are left out and counted.
+"""
+
+import io
+import json
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from m2f_core.masks.paint import decode_in_box
+from pipeline.decoding import geotiff
+from pipeline.errors import RunError
+from pipeline.export.format import Converted, Document, ExportImage, Format, Segment
+from pipeline.export.wkb import multi_polygon_wkb
+
+_COLUMNS = ("image_key", "segment_id", "category_id", "category_name", "isthing", "score", "area")
+_KINDS: dict[str, type[np.generic]] = {
+    "isthing": np.bool_,
+    "score": np.float64,
+    "segment_id": np.int32,
+    "category_id": np.int32,
+    "area": np.int64,
+}
+_LAYER = "segments"
+Polygon = list[list[tuple[float, float]]]  # an outer ring, then holes
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the pixels of an image lie; see `pipeline.decoding.geotiff.georeference`."""
+
+    crs: str
+    transform: list[float]
+
+
+def _place_of(image: ExportImage) -> _Place | None:
+    found = (json.loads(image.attributes or "{}") or {}).get("geotiff") or {}
+    crs, transform = found.get("crs"), found.get("transform")
+    return None if crs is None or transform is None else _Place(crs, transform)
+
+
+class _Geo(Format):
+    ending: ClassVar[str]
+
+    def check(self) -> None:
+        if not geotiff.is_installed():
+            raise RunError(f"--format {self.settings.format} needs the extra `geo`: pip install 'm2f-pipeline[geo]'")
+
+    def convert(self, image: ExportImage) -> Converted:
+        place = _place_of(image)
+        if place is None:
+            return Converted(counts=Counter(without_place=1))
+        rows = [self._row(image, segment) for segment in image.segments]
+        shapes = [self._polygons(image, segment, place) for segment in image.segments]
+        data = self.written(place, rows, shapes)
+        return Converted({f"{image.name}.{self.ending}": data}, counts=Counter(files=1))
+
+    @abstractmethod
+    def written(self, place: _Place, rows: list[dict[str, Any]], shapes: list[list[Polygon]]) -> bytes:
+        """The file of one image."""
+
+    @staticmethod
+    def _row(image: ExportImage, segment: Segment) -> dict[str, Any]:
+        return {"image_key": image.key, **{name: getattr(segment, name) for name in _COLUMNS[1:]}}
+
+    @staticmethod
+    def _polygons(image: ExportImage, segment: Segment, place: _Place) -> list[Polygon]:
+        from rasterio.features import shapes
+        from rasterio.transform import Affine
+
+        try:
+            box, mask_hw = decode_in_box(segment.counts, image.height, image.width)
+        except ValueError as error:
+            raise image.damaged(segment, error) from None
+        transform = Affine(*place.transform) @ Affine.translation(box.left, box.top)
+        pixels_hw = np.ascontiguousarray(mask_hw, np.uint8)
+        return [geometry["coordinates"] for geometry, _ in shapes(pixels_hw, pixels_hw, transform=transform)]
+
+    def documents(self, counts: Counter[str]) -> Sequence[Document]:
+        return []
+
+    def summary(self, counts: Counter[str]) -> Sequence[str]:
+        return (
+            [
+                f"{counts['without_place']:,} images are left out: their `attributes` hold no reference system and "
+                "transform, as GeoTIFFs have them in runs with the extra `geo`"
+            ]
+            if counts["without_place"]
+            else []
+        )
+
+
+class GeoJson(_Geo):
+    ending = "geojson"
+
+    def written(self, place: _Place, rows: list[dict[str, Any]], shapes: list[list[Polygon]]) -> bytes:
+        from rasterio.warp import transform_geom
+
+        geometries = [{"type": "MultiPolygon", "coordinates": polygons} for polygons in shapes]
+        degrees = transform_geom(place.crs, "OGC:CRS84", geometries, precision=-1) if geometries else []
+        features = [
+            {"type": "Feature", "geometry": geometry, "properties": row}
+            for geometry, row in zip(degrees, rows, strict=True)
+        ]
+        return json.dumps({"type": "FeatureCollection", "features": features}, ensure_ascii=False).encode()
+
+
+class GeoPackage(_Geo):
+    ending = "gpkg"
+
+    def check(self) -> None:
+        super().check()
+        try:
+            import pyogrio  # noqa: F401
+        except ImportError:
+            raise RunError("--format gpkg needs the extra `geo`: pip install 'm2f-pipeline[geo]'") from None
+
+    def written(self, place: _Place, rows: list[dict[str, Any]], shapes: list[list[Polygon]]) -> bytes:
+        from pyogrio.raw import write
+
+        file = io.BytesIO()
+        write(
+            file,
+            np.array([multi_polygon_wkb(polygons) for polygons in shapes], object),
+            field_data=[_array([row[name] for row in rows], name) for name in _COLUMNS],
+            fields=np.array(_COLUMNS, object),
+            geometry_type="MultiPolygon",
+            crs=place.crs,
+            driver="GPKG",
+            layer=_LAYER,
+        )
+        return file.getvalue()
+
+
+def _array(values: list[Any], name: str) -> np.ndarray[Any, Any]:
+    return np.array(values, _KINDS.get(name, object))
+
+
+class GeoParquet(_Geo):
+    ending = "parquet"
+    _SCHEMA = pa.schema(
+        [
+            ("image_key", pa.string()),
+            ("segment_id", pa.int32()),
+            ("category_id", pa.int32()),
+            ("category_name", pa.string()),
+            ("isthing", pa.bool_()),
+            ("score", pa.float32()),
+            ("area", pa.int64()),
+            ("geometry", pa.binary()),
+        ]
+    )
+
+    def written(self, place: _Place, rows: list[dict[str, Any]], shapes: list[list[Polygon]]) -> bytes:
+        from rasterio.crs import CRS
+
+        column: dict[str, Any] = {"encoding": "WKB", "geometry_types": ["MultiPolygon"]}
+        column["crs"] = CRS.from_user_input(place.crs).to_dict(projjson=True)
+        if shapes:
+            rings = (ring for polygons in shapes for one in polygons for ring in one)
+            corners = np.array(list(chain.from_iterable(rings)))
+            column["bbox"] = [*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist()]
+        about = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+        records = [{**row, "geometry": multi_polygon_wkb(polygons)} for row, polygons in zip(rows, shapes, strict=True)]
+        schema = self._SCHEMA.with_metadata({b"geo": json.dumps(about).encode()})
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(records, schema=schema), sink, compression="zstd")
+        return bytes(sink.getvalue())
