@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.page.figures.tallies import NOW, rows
-from pipeline.schema import IMAGES
 from pipeline.tables.spill_database import ScratchDatabase
 
 _EXAMPLES = 12  # of each kind
@@ -60,7 +59,7 @@ _OF_PIXELS = (
     _Kind(
         "low_information", "little information", "the entropy is below 0.3", "quality.entropy < 0.3", "quality.entropy"
     ),
-    _Kind("grey", "grey", "all three channels are equal", "quality.is_grey", "0"),
+    _Kind("grey", "grey", "all three channels are equal", "quality.is_grey", "image_key"),
 )
 
 
@@ -73,10 +72,7 @@ def quality(scratch: ScratchDatabase) -> dict[str, Any]:
         duplicates
         or {"kinds": "exact duplicates", "why": "the keys of this run have no ETags that depend on the content alone"}
     )
-    has_pixels = "quality" in IMAGES.names and bool(
-        rows(scratch, f"SELECT 1 FROM {NOW}_images WHERE quality IS NOT NULL LIMIT 1")
-    )
-    if has_pixels:
+    if _has_values(scratch):
         kinds += [_count(scratch, kind) for kind in _OF_PIXELS]
         kinds.append(
             _doubles(scratch, "near_duplicates", "near duplicates", "equal perceptual hashes", "quality.phash")
@@ -112,6 +108,12 @@ def _count(scratch: ScratchDatabase, kind: _Kind) -> dict[str, Any]:
         "images": found[0]["images"] if found else 0,
         "examples": [one["image_key"] for one in found],
     }
+
+
+def _has_values(scratch: ScratchDatabase) -> bool:
+    """Whether the rows say something of pixels; tables of older runs have no such column, or null in it."""
+    columns = {one["column_name"] for one in rows(scratch, f"DESCRIBE {NOW}_images")}
+    return "quality" in columns and bool(rows(scratch, f"SELECT 1 FROM {NOW}_images WHERE quality IS NOT NULL LIMIT 1"))
 
 
 def _exact_duplicates(scratch: ScratchDatabase) -> dict[str, Any] | None:

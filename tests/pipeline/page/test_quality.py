@@ -1,0 +1,98 @@
+"""What stands out in the input: each kind against a count by hand, and visibly left out where there are no values."""
+
+import pyarrow as pa
+import pytest
+
+from pipeline.page.figures.quality import quality
+from pipeline.tables.spill_database import ScratchDatabase
+
+QUALITY = pa.struct(
+    [
+        ("brightness_p05", pa.float32()),
+        ("brightness_p99", pa.float32()),
+        ("sharpness", pa.float32()),
+        ("entropy", pa.float32()),
+        ("is_grey", pa.bool_()),
+        ("phash", pa.int64()),
+    ]
+)
+PLAIN = {"brightness_p05": 0.1, "brightness_p99": 0.9, "sharpness": 0.8, "entropy": 0.7, "is_grey": False}
+
+
+@pytest.fixture
+def scratch():
+    database = ScratchDatabase(128)
+    yield database
+    database.close()
+
+
+def load(scratch, rows, with_quality=True) -> dict[str, dict]:
+    """The kinds by name, of images of 480 x 640 with these differences."""
+    schema = [("image_key", pa.string()), ("height", pa.int32()), ("width", pa.int32())]
+    schema += [("etag", pa.string()), ("size_bytes", pa.int64()), *([("quality", QUALITY)] if with_quality else [])]
+    common = {"height": 480, "width": 640, "size_bytes": 1000}
+    content = [
+        {**common, "image_key": f"s3://b/{n:03d}.jpg", "etag": f"e{n}", "quality": {**PLAIN, "phash": n}, **row}
+        for n, row in enumerate(rows)
+    ]
+    table = pa.Table.from_pylist(content, schema=pa.schema(schema))
+    scratch.connection.register("given", table)
+    scratch.connection.execute("CREATE TABLE now_images AS SELECT * FROM given")
+    found = quality(scratch)
+    return {**{one["kind"]: one for one in found["kinds"]}, "missing": found["missing"]}
+
+
+def test_odd_sizes_and_aspects(scratch):
+    usual = [{"height": 400 + n, "width": 600 + n} for n in range(40)]
+    found = load(scratch, [*usual, {"height": 100, "width": 900}, {"height": 5000, "width": 6000}, {"height": None}])
+    assert (found["odd_aspect"]["images"], found["odd_aspect"]["examples"]) == (1, ["s3://b/040.jpg"])
+    assert found["odd_size"]["images"] == 2 and found["odd_size"]["examples"][0] == "s3://b/041.jpg"
+
+
+def test_exact_duplicates_are_objects_with_one_etag_and_size(scratch):
+    """Not members of one tar, whose ETag is the tar's, and not local files, whose ETag is a time."""
+    found = load(
+        scratch,
+        [
+            {"etag": "same"},
+            {"etag": "same"},
+            {"etag": "same", "size_bytes": 7},
+            {"etag": ""},
+            {"etag": ""},
+            {"etag": "tar", "image_key": "s3://b/t.tar#a.jpg"},
+            {"etag": "tar", "image_key": "s3://b/t.tar#b.jpg"},
+            {"etag": "time", "image_key": "file:///a.jpg"},
+            {"etag": "time", "image_key": "file:///b.jpg"},
+        ],
+    )["exact_duplicates"]
+    assert found["images"] == 2 and found["examples"] == ["s3://b/000.jpg", "s3://b/001.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("dark", {"brightness_p99": 0.3}),
+        ("light", {"brightness_p05": 0.97}),
+        ("blurry", {"sharpness": 0.2}),
+        ("low_information", {"entropy": 0.1}),
+        ("grey", {"is_grey": True}),
+    ],
+)
+def test_kinds_of_pixels(scratch, kind, values):
+    rows = [{}, {"quality": {**PLAIN, "phash": -1, **values}}, {"quality": None}]
+    found = load(scratch, rows)
+    assert {name: one["images"] for name, one in found.items() if name != "missing" and one["images"]} == {kind: 1}
+    assert found[kind]["examples"] == ["s3://b/001.jpg"] and found["missing"] == []
+
+
+def test_near_duplicates_have_one_hash(scratch):
+    rows = [{"quality": {**PLAIN, "phash": 5}}, {"quality": {**PLAIN, "phash": 5}}, {"quality": {**PLAIN, "phash": 6}}]
+    assert load(scratch, rows)["near_duplicates"]["images"] == 2
+
+
+@pytest.mark.parametrize("with_quality", [True, False])
+def test_what_was_not_looked_for_is_said(scratch, with_quality):
+    found = load(scratch, [{"quality": None, "image_key": "file:///a.jpg"}], with_quality)
+    said = " ".join(one["kinds"] for one in found["missing"])
+    assert all(kind in said for kind in ("exact duplicates", "dark", "blurry", "near duplicates"))
+    assert not {"dark", "near_duplicates"} & set(found)
