@@ -135,11 +135,13 @@ function redraw() {
   }
 }
 
-for (const one of figures.classes.slice(0, 400)) {
-  const option = element("option", "", one.name);
-  option.value = one.category_id;
+function addClass(category) {
+  const option = element("option", "", nameOf(category));
+  option.value = category;
   $("class").append(option);
 }
+
+for (const one of figures.classes.slice(0, 400)) addClass(one.category_id);
 for (const id of ["sort", "class", "beside"]) $(id)?.addEventListener("change", update);
 $("search").addEventListener("input", update);
 $("opacity").addEventListener("input", () => {
@@ -225,6 +227,7 @@ $("large").addEventListener("click", (event) => {
 function follow() {
   const match = /^#class=(-?\d+)$/.exec(location.hash);
   if (!match) return;
+  if (![...$("class").options].some((one) => one.value === match[1])) addClass(Number(match[1]));
   $("class").value = match[1];
   update();
   $("gallery-title").focus({ preventScroll: true });
