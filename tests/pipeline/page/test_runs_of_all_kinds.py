@@ -2,17 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jobs.report import main
+from pipeline.evaluate.evaluate import evaluate
+from pipeline.evaluate.settings import EvaluationSettings
 from pipeline.page.publish import publish_page
 from pipeline.page.settings import ReportSettings
-from tests.support.browser import open_browser
-from tests.support.evaluation_runs import MadeImage, Segment
-from tests.support.page_runs import drawn_images, page_run
+from tests.support.browser import open_browser, open_page
+from tests.support.evaluation_runs import MadeImage, Place, Segment, write_panoptic
+from tests.support.page_runs import HOSTILE_CATEGORIES, drawn_images, page_run
 
 SCROLLED = "top => new Promise(done => { scrollTo(0, top); requestAnimationFrame(() => setTimeout(done)); })"
 NODES = "document.getElementsByTagName('*').length"
@@ -91,3 +94,42 @@ def test_a_gallery_of_hundreds_stays_small_while_it_scrolls(tmp_path):
             assert page.evaluate("document.elementFromPoint(300, 450).closest('.row, #grid, section') !== null")
             seen |= set(page.locator("#grid .cap b").all_inner_texts())
         assert seen == set(names)
+
+
+def test_ground_truth_scores_the_run_and_each_image(tmp_path):
+    """PQ and mIoU are those of evaluate.py; an image that is all wrong comes first, one that is right has PQ 1."""
+    folder = tmp_path / "images"
+    images = [replace(image, truth=image.found) for image in drawn_images(folder, number=6)]
+    plain = [image for image in images if image.name.startswith("plain")]
+    other = {7: 3, 3: 7, 92: 40, 40: 92}
+    swapped = [replace(one, category_id=other[one.category_id]) for one in plain[0].found]
+    found = [replace(plain[0], found=swapped), *plain[1:]]
+    page_run(tmp_path, folder, found, "night", 28)
+    truth = write_panoptic(Place(str(tmp_path), HOSTILE_CATEGORIES), plain)
+    figures = page_of(tmp_path, panoptic_gt=truth)
+    scored = evaluate(EvaluationSettings(f"{tmp_path}/tables", panoptic_gt=truth))
+    assert figures["truth"]["all"] == scored["panoptic"]["all"]
+    assert figures["truth"]["mIoU"] == scored["semantic"]["mIoU"]
+    by_name = {Path(one["image_key"]).name: one for one in figures["gallery"]["images"]}
+    assert {name: one["pq"] for name, one in by_name.items()} == {
+        image.name: 0.0 if image is plain[0] else 1.0 for image in plain
+    }
+    assert figures["gallery"]["images"][0]["image_key"].endswith(plain[0].name)
+    pixels = {(true, wrong): n for true, wrong, n in by_name[plain[0].name]["mistaken"]}
+    for segment_id in {one.category_id for one in plain[0].found}:
+        area = sum(one.area for one in plain[0].found if one.category_id == segment_id)
+        assert pixels[segment_id, other[segment_id]] == area
+    shares = {(one["true_id"], one["found_id"]): one["share"] for one in figures["truth"]["matrix"]}
+    for true in other:
+        assert sum(share for (of, _), share in shares.items() if of == true) == pytest.approx(1)
+    assert main(["--tables", f"{tmp_path}/tables", "--panoptic-gt", truth]) == 0
+    with (
+        open_browser() as browser,
+        open_page(browser, f"{tmp_path}/tables/_runs/night/page/report.html") as (page, bad),
+    ):
+        cell = page.locator("#truth .chart a[href^='#cell=']").first
+        cell.focus()
+        page.keyboard.press("Enter")
+        page.locator("#found", has_text="1 images in which").wait_for()
+        page.locator("[data-sort=quality]").click()
+        assert bad == []
