@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -39,12 +40,17 @@ READ_AHEAD = 16  # number of parts of `images`, which are small objects
 
 def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
     """All metrics, in the report's form. RunError with one line if something is missing or does not fit together."""
+    return evaluate_images(settings, by_image=False)[0]
+
+
+def evaluate_images(settings: EvaluationSettings, by_image: bool = True) -> tuple[dict[str, Any], Sums]:
+    """The report of `evaluate`, and the sums behind it: with the score of each image of a panoptic ground truth."""
     run = find_finished_run(settings.tables, settings.run_id)
     truths = _read_ground_truths(settings, run)
     censuses = {kind: Census(truth) for kind, truth in truths.items()}
     tasks = _part_tasks(run, censuses)
     tasks += _tasks_without_results(censuses)
-    spec = _score_spec(settings, run, truths)
+    spec = replace(_score_spec(settings, run, truths), by_image=by_image)
     total = Sums.zero(spec)
     for sums in _score(spec, tasks, settings.workers or os.cpu_count() or 1):
         total.add(sums)
@@ -65,7 +71,7 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
     if spec.instances is not None:
         for kind, states in total.instances.items():
             report[kind] = instance_summary(states, spec.instances)
-    return report
+    return report, total
 
 
 def write_report(place: str, report: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from pipeline.evaluate.metrics import Category, Record, confusion_matrix, instan
 from pipeline.tables.finished_run import read_part
 
 INSTANCE_KINDS = ("segm", "bbox")
+_MOST_MISTAKEN = 8  # pairs of classes of an image
 _COLUMNS = ["image_key", "segment_id", "category_id", "category_name", "isthing", "score", "bbox", "segmentation"]
 
 
@@ -36,6 +37,20 @@ class ScoreSpec:
     reduce_zero_label: bool
     ignore_label: int
     things_only: bool  # for AP of a panoptic run
+    by_image: bool = False  # also score each image of a panoptic ground truth
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """One image against a panoptic ground truth.
+
+    pq: panoptic quality over all segments of the image, whatever their category; None without any segment.
+    mistaken: the (true class, predicted class, pixels) that are most often mistaken there; classes are indices into the
+        categories of the ground truth, and the predicted class may be their number: no segment.
+    """
+
+    pq: float | None
+    mistaken: tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,7 @@ class Sums:
     panoptic: NDArray[np.float64]  # [C, 4] metrics.panoptic_sums
     confusion: NDArray[np.int64]  # [C, C + 1] metrics.confusion_matrix
     instances: dict[str, list[bytes]]  # metrics.instance_state, by kind
+    images: dict[str, ImageScore] = field(default_factory=dict)  # by image_key, if the spec wants them
 
     @classmethod
     def zero(cls, spec: ScoreSpec) -> "Sums":
@@ -73,6 +89,7 @@ class Sums:
     def add(self, other: "Sums") -> None:
         self.panoptic += other.panoptic
         self.confusion += other.confusion
+        self.images |= other.images
         for kind, states in other.instances.items():
             self.instances[kind] += states
 
@@ -106,12 +123,19 @@ def score_part(spec: ScoreSpec, task: PartTask) -> Sums:
         rows = segments.get(image.image_key, [])
         if image.panoptic is not None:
             runs = read_panoptic_png(image.panoptic)
+            of_image = Sums.zero(spec)
             if spec.panoptic is not None:
                 _check_categories(rows, spec.panoptic)
-                panoptic.add(image.panoptic, panoptic_records(image.panoptic, runs), rows)
+                records = Records() if spec.by_image else panoptic
+                records.add(image.panoptic, panoptic_records(image.panoptic, runs), rows)
+                if spec.by_image:
+                    of_image.panoptic += panoptic_sums(records.images, records.truth, records.predicted, spec.panoptic)
             if spec.semantic is not None and not spec.semantic_by_labels:
                 truth_HW = panoptic_classes(image.panoptic, runs, _class_of(spec.semantic))
-                sums.confusion += _confusion(truth_HW, rows, spec.semantic)
+                of_image.confusion += _confusion(truth_HW, rows, spec.semantic)
+            if spec.by_image and image.image_key is not None:
+                of_image.images[image.image_key] = _score_of(of_image)
+            sums.add(of_image)
         if image.semantic is not None and spec.semantic is not None:
             truth_HW = read_label_png(image.semantic, len(spec.semantic), spec.reduce_zero_label, spec.ignore_label)
             _check_rows_size(rows, image.semantic, truth_HW)
@@ -126,6 +150,17 @@ def score_part(spec: ScoreSpec, task: PartTask) -> Sums:
         parts = instances.images, instances.truth, instances.predicted, spec.instances, "--instances-gt"
         sums.instances = {kind: [instance_state(kind, *parts)] for kind in INSTANCE_KINDS}
     return sums
+
+
+def _score_of(sums: Sums) -> ImageScore:
+    iou, tp, fp, fn = sums.panoptic.sum(axis=0)
+    denominator = tp + 0.5 * fp + 0.5 * fn
+    mistaken = sums.confusion.copy()
+    np.fill_diagonal(mistaken, 0)
+    places = np.argsort(mistaken, axis=None)[::-1][:_MOST_MISTAKEN]
+    cells = [(*map(int, np.unravel_index(place, mistaken.shape)), int(mistaken.flat[place])) for place in places]
+    pq = float(iou / denominator) if denominator else None
+    return ImageScore(pq, tuple((truth, found, pixels) for truth, found, pixels in cells if pixels))
 
 
 def _confusion(truth_HW: NDArray[np.int32], rows: list[Record], categories: tuple[Category, ...]) -> NDArray[np.int64]:

@@ -247,6 +247,60 @@ def class_changes(changes: Rows) -> Chart:
     }
 
 
+def matrix(cells: Rows) -> Chart:
+    """Which class is found where another is true, as shares of the true class; a cell opens its images."""
+    values = [
+        {
+            **{name: one[name] for name in ("true", "found", "share")},
+            "href": f"{_HERE}#{_place_of(one)}",
+            "says": f"{one['true']} found as {one['found']}: {percent(one['share'])} of the pixels, open their images",
+        }
+        for one in cells
+        if one["pixels"]
+    ]
+    rows = list(dict.fromkeys(one["true"] for one in cells))
+    columns = list(dict.fromkeys(one["found"] for one in cells))
+    x_axis = {
+        "title": "found",
+        "orient": "top",
+        "ticks": False,
+        "domain": False,
+        "grid": True,
+        "labelAngle": -90,
+        "labelAlign": "left",
+        "labelBaseline": "middle",
+        "labelLimit": 90,
+        "labelColor": "var(--ink)",
+        "minExtent": 104,
+        "tickBand": "extent",
+    }
+    y = _names("true", [{"true": name} for name in rows])
+    y["axis"] |= {"grid": True, "tickBand": "extent"}
+    return {
+        "data": {"values": values},
+        "height": 20 * max(1, len(rows)) + 120,
+        "mark": {"type": "rect", "fill": "var(--accent)", "stroke": "var(--line)", "strokeWidth": 0.5},
+        "encoding": {
+            "x": {"field": "found", "type": "nominal", "sort": None, "scale": {"domain": columns}, "axis": x_axis},
+            "y": {**y, "scale": {"domain": rows}},
+            "fillOpacity": {
+                "field": "share",
+                "type": "quantitative",
+                "legend": None,
+                "scale": {"type": "sqrt", "domain": [0, 1], "range": [0.05, 1]},
+            },
+            "href": {"field": "href", "type": "nominal"},
+            "description": {"field": "says"},
+        },
+    }
+
+
+def _place_of(cell: dict[str, Any]) -> str:
+    if cell["true_id"] == cell["found_id"]:
+        return f"class={cell['true_id']}"
+    return f"cell={cell['true_id']},{cell['found_id']}"
+
+
 def scores(bins: Rows) -> Chart:
     """Segments by score, things above stuff."""
     x = {

@@ -75,6 +75,7 @@ def _charts(figures: dict[str, Any]) -> dict[str, str]:
         "busy": speed["device_busy"] and charts.devices_busy(speed["device_busy"]),
         "classes": figures["classes"] and charts.class_shares(figures["classes"]),
         "changes": against.get("shown") and charts.class_changes(against["classes"][: against["shown"]]),
+        "matrix": figures["truth"] and charts.matrix(figures["truth"]["matrix"]),
         "scores": figures["scores"] and charts.scores(figures["scores"]),
         "areas": figures["areas"] and charts.areas(figures["areas"]),
     }
@@ -98,6 +99,8 @@ def _data(page: Page, picture_names: list[str] | None) -> dict[str, Any]:
     ]
     before = (page.figures["against"] or {}).get("classes", ())
     names = {one["category_id"]: one["name"] for one in (*before, *page.figures["classes"])}
+    for cell in (page.figures["truth"] or {}).get("matrix", ()):
+        names |= {cell["true_id"]: cell["true"], cell["found_id"]: cell["found"]}
     return {"images": images, "names": names, "figures": page.figures}
 
 

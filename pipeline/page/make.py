@@ -12,6 +12,7 @@ from pipeline.page.figures.quality import quality
 from pipeline.page.figures.queries import queries
 from pipeline.page.figures.runs import ShownRun, earlier_runs, find_run, funnel, other_run, provenance, speed
 from pipeline.page.figures.sample import choose, make_by_image
+from pipeline.page.figures.truth import load_scores, read_truth
 from pipeline.page.images.gallery import Gallery, make_gallery
 from pipeline.page.images.overlays import check_where, write_overlays
 from pipeline.page.images.pictures import thumbnails
@@ -59,6 +60,8 @@ def _page(
     if other is not None:
         tallies.load(scratch, other, tallies.BEFORE)
     against = None if other is None else compare(scratch, run, other)
+    truth = read_truth(settings, run)
+    load_scores(scratch, truth)
     make_by_image(scratch, compared=other is not None)
     if settings.where is not None:
         check_where(scratch, settings.where)
@@ -70,6 +73,7 @@ def _page(
         "speed": speed(run),
         **tallies.histograms(scratch),
         "against": against,
+        "truth": truth.figures,
         "failures": tallies.failures(scratch, _MOST_FAILURES),
         "quality": quality(scratch),
     }
@@ -77,7 +81,7 @@ def _page(
     sample = choose(scratch, settings.sample)
     gallery = make_gallery(settings, run, other, sample)
     figures["gallery"] = {
-        "images": gallery.described(),
+        "images": [{**one, **truth.of(one["image_key"])} for one in gallery.described()],
         "of_images": figures["totals"]["ok"],
         "left_out_for_size": gallery.left_out,
     }

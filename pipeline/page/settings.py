@@ -14,6 +14,7 @@ from pipeline.setting_fields import IN_AND_OUT, Section, check_fields
 
 _COMPARISON = Section("comparison")
 _PICTURES = Section("pictures")
+_TRUTH = Section("ground truth")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class ReportSettings:
     """Look for --against below this folder or URI. Default: --tables."""
     compare: Annotated[bool, _COMPARISON] = True
     """Compare with another run; --no-compare shows the run alone."""
+    panoptic_gt: Annotated[str | None, _TRUTH] = None
+    """Score the run against this COCO panoptic JSON, as evaluate.py does: PQ, mistaken classes, the worst images."""
+    panoptic_pngs: Annotated[str | None, _TRUTH] = None
+    """Read the PNGs of --panoptic-gt from this folder. Default: the path of the JSON file without `.json`."""
     images: Annotated[Literal["embed", "folder"], _PICTURES] = "embed"
     """embed: put the pictures into report.html; folder: write them to the folder `images` beside it, larger."""
     sample: Annotated[int, _PICTURES, Interval(ge=0, le=2000)] = 240
@@ -48,6 +53,8 @@ class ReportSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.panoptic_pngs is not None and self.panoptic_gt is None:
+            raise RunError("--panoptic-pngs needs --panoptic-gt, which is not given")
         if self.where is not None and self.overlays is None:
             raise RunError("--where needs --overlays, which is not given")
         if self.against_tables is not None and self.against is None:

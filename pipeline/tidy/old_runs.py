@@ -47,17 +47,11 @@ class ListedRun:
         return [found for path, found in self.objects.items() if path.rpartition("/")[0] in folders]
 
     def records(self) -> list[StoredObject]:
-        """run.json first, the note of this job last: a run that has lost either is never continued."""
+        """And the page. run.json first, the note of this job last: a run that has lost either is never continued."""
         folder = self.folder
-        paths = (
-            folder.run_json,
-            folder.plan_json,
-            folder.gate_json,
-            folder.report_json,
-            folder.rolled_back_json,
-            folder.tidied_json,
-        )
-        return [self.objects[path] for path in paths if path in self.objects]
+        paths = [folder.run_json, folder.plan_json, folder.gate_json, folder.report_json, folder.rolled_back_json]
+        paths += [path for path in self.objects if path.startswith(f"{folder.page}/")]
+        return [self.objects[path] for path in (*paths, folder.tidied_json) if path in self.objects]
 
 
 @dataclass(frozen=True)

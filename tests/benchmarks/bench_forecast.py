@@ -82,7 +82,7 @@ def measure(name: str, folder: Path, sample: int) -> dict[str, Any]:
     load = os.getloadavg()[0]
     run_script("jobs/plan_bucket.py", *flags, "--calibrate", str(sample), "--forecast", str(file))
     began = time.time()
-    run_script("jobs/segment_bucket.py", *flags)
+    run_script("jobs/segment_bucket.py", *flags, "--no-page")
     seconds = time.time() - began
     [report] = [json.loads(path.read_text()) for path in output.glob("_runs/*/report.json")]
     content = json.loads(file.read_text())

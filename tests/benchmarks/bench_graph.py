@@ -44,8 +44,17 @@ def main() -> None:
         thread = threading.Thread(target=watch, args=(folder / "out", samples, ended), daemon=True)
         thread.start()
         flags = ["--input", folder / "in", "--output", folder / "out", "--model", folder / "model"]
-        more = ["--images-per-shard", 1, "--tombstone-removed", "--progress-seconds", 30, "--image-size", "64:86"]
-        code = segment_bucket.main([str(flag) for flag in [*flags, *more]])
+        more = [
+            "--images-per-shard",
+            1,
+            "--tombstone-removed",
+            "--progress-seconds",
+            30,
+            "--image-size",
+            "64:86",
+            "--no-page",
+        ]
+        code = segment_bucket.main([str(flag) for flag in [*flags, *more, "--no-page"]])
         ended.set()
         thread.join()
         report = read_report(folder / "out")

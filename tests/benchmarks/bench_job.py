@@ -76,7 +76,7 @@ def run_job(server: S3Server, output: str, bucket: str, model: Path, threads: in
         *("--input", f"{bucket}/images", "--output", output, "--model", str(model), "--device", "cpu"),
         *("--preprocess", mode, "--postprocess", mode, "--score-threshold", "0.5", "--label-ids-to-fuse", *STUFF),
         *("--precision", "bf16" if side == "job bf16" else "fp32"),
-        *("--cpus-per-actor", str(threads), "--images-per-shard", "4"),
+        *("--cpus-per-actor", str(threads), "--images-per-shard", "4", "--no-page"),
     )
     name, prefix = output.removeprefix("s3://").split("/", 1)
     keys = [o["Key"] for o in server.client.list_objects_v2(Bucket=name, Prefix=prefix)["Contents"]]

@@ -82,6 +82,7 @@ def watch(folder: Path, per_shard: int) -> dict[str, list[tuple[float, float]]]:
     }
     command = [sys.executable, str(ROOT / "jobs" / "segment_bucket.py")]
     command += [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    command.append("--no-page")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=folder)
     done = [0]

@@ -41,7 +41,7 @@ def main() -> int:
             return result
 
     run.allot, run.SegmentImages = on_cpus, SegmentImages  # type: ignore[misc]
-    return segment_bucket.main(sys.argv[1:])
+    return segment_bucket.main([*sys.argv[1:], "--no-page"])
 
 
 if __name__ == "__main__":

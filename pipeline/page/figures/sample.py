@@ -12,7 +12,7 @@ from pipeline.tables.spill_database import ScratchDatabase, out_of_room
 _EXAMPLES_PER_CLASS = 4
 _MOST_CLASSES = 200
 # Shares of the gallery; what is left are images by chance.
-_LOWEST_SCORES, _MOST_SEGMENTS, _MOST_CHANGED, _OF_CLASSES = 0.2, 0.1, 0.25, 0.35
+_LOWEST_QUALITY, _LOWEST_SCORES, _MOST_SEGMENTS, _MOST_CHANGED, _OF_CLASSES = 0.2, 0.15, 0.1, 0.2, 0.3
 
 
 @dataclass
@@ -29,6 +29,7 @@ class SampledImage:
     min_score: float | None
     change: float | None  # against the other run; None if the image is not in both
     shard_before: int | None  # in the other run
+    pq: float | None = None  # against ground truth, if there is any
     why: list[str] = field(default_factory=list)
 
 
@@ -43,12 +44,12 @@ def make_by_image(scratch: ScratchDatabase, compared: bool) -> None:
             f"""
             CREATE OR REPLACE TABLE by_image AS
             SELECT image_key, i.shard, i.height, i.width, i.etag, i.size_bytes,
-                   coalesce(s.segments, 0)::BIGINT AS segments, s.min_score, s.classes, {change}
+                   coalesce(s.segments, 0)::BIGINT AS segments, s.min_score, s.classes, {change}, pq
             FROM {NOW}_images i LEFT JOIN (
                 SELECT image_key, sum(segments) AS segments, min(min_score) AS min_score,
                        list(category_name) AS classes
                 FROM {NOW}_pairs GROUP BY image_key
-            ) s USING (image_key) {join}
+            ) s USING (image_key) LEFT JOIN scores USING (image_key) {join}
             WHERE i.status = 'ok' AND i.height > 0 AND i.width > 0
             """
         )
@@ -57,6 +58,7 @@ def make_by_image(scratch: ScratchDatabase, compared: bool) -> None:
 def choose(scratch: ScratchDatabase, number: int) -> list[SampledImage]:
     """At most `number` images, the most telling first."""
     lists = {
+        "lowest quality": (_by("pq IS NOT NULL", "pq"), _LOWEST_QUALITY),
         "largest change": (_by("change > 0", "change DESC"), _MOST_CHANGED),
         "lowest score": (_by("min_score IS NOT NULL", "min_score"), _LOWEST_SCORES),
         "example of a class": (_of_classes(_MOST_CLASSES), _OF_CLASSES),
@@ -75,7 +77,7 @@ def choose(scratch: ScratchDatabase, number: int) -> list[SampledImage]:
     return list(chosen.values())
 
 
-_COLUMNS = "image_key, shard, height, width, etag, size_bytes, segments, min_score, change, shard_before"
+_COLUMNS = "image_key, shard, height, width, etag, size_bytes, segments, min_score, change, shard_before, pq"
 
 
 def _by(condition: str, order: str) -> str:
@@ -104,7 +106,7 @@ def condition_on(where: str) -> str:
     return f"""
         SELECT {columns} FROM by_image s JOIN (
             SELECT image_key FROM (
-                SELECT i.*, min_score, classes, change FROM {NOW}_images i JOIN by_image USING (image_key)
+                SELECT i.*, min_score, classes, change, pq FROM {NOW}_images i JOIN by_image USING (image_key)
             ) WHERE ({where}
             )
         ) USING (image_key)

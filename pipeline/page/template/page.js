@@ -73,6 +73,7 @@ function summary(place) {
   const { segments, min_score: lowest, differing, change } = facts[place];
   const changed = differing ?? change;
   if ($("sort").value === "change" && changed !== null) return `${percent(changed)} changed`;
+  if ($("sort").value === "quality" && facts[place].pq !== null) return `PQ ${percent(facts[place].pq)}`;
   return lowest === null ? "no segments" : `${count.format(segments)} · lowest ${lowest.toFixed(2)}`;
 }
 
@@ -98,6 +99,7 @@ function card(place, width, height, beside) {
 /* --- the gallery --- */
 
 let shown = [];
+let cell = null; // [true category, found category] of the matrix, if its images are shown
 const beside = () => Boolean($("beside")?.checked);
 const gallery = new Gallery($("grid"), (item, width, height) => card(item.place, width, height, beside()));
 
@@ -106,6 +108,7 @@ const orders = {
   score: (a, b) => (facts[a].min_score ?? 2) - (facts[b].min_score ?? 2),
   segments: (a, b) => facts[b].segments - facts[a].segments,
   change: (a, b) => (facts[b].differing ?? facts[b].change ?? -1) - (facts[a].differing ?? facts[a].change ?? -1),
+  quality: (a, b) => (facts[a].pq ?? 2) - (facts[b].pq ?? 2),
   name: (a, b) => (images[a].key < images[b].key ? -1 : 1),
 };
 
@@ -114,6 +117,7 @@ function update() {
   shown = images
     .map((_, place) => place)
     .filter((place) => !category || images[place].now.some((segment) => segment.c === Number(category)))
+    .filter((place) => !cell || facts[place].mistaken.some(([truth, found]) => truth === cell[0] && found === cell[1]))
     .filter((place) => !words || images[place].key.toLowerCase().includes(words))
     .sort(orders[$("sort").value]);
   painted.clear();
@@ -124,7 +128,8 @@ function update() {
       return { place, aspect: Math.min(4, Math.max(0.4, w / h)) * (both && before ? 2 : 1) };
     }),
   );
-  const of = category ? ` with ${nameOf(Number(category))}` : "";
+  const mistaken = cell ? ` in which ${nameOf(cell[0])} is found as ${nameOf(cell[1])}` : "";
+  const of = (category ? ` with ${nameOf(Number(category))}` : "") + mistaken;
   $("found").textContent = shown.length ? `${count.format(shown.length)} images${of}` : `No image of the gallery fits${of && `: none${of}`}.`;
 }
 
@@ -135,11 +140,14 @@ function redraw() {
   }
 }
 
-for (const one of figures.classes.slice(0, 400)) {
-  const option = element("option", "", one.name);
-  option.value = one.category_id;
+function addClass(category) {
+  const option = element("option", "", nameOf(category));
+  option.value = category;
   $("class").append(option);
 }
+
+for (const one of figures.classes.slice(0, 400)) addClass(one.category_id);
+$("class").addEventListener("change", () => (cell = null));
 for (const id of ["sort", "class", "beside"]) $(id)?.addEventListener("change", update);
 $("search").addEventListener("input", update);
 $("opacity").addEventListener("input", () => {
@@ -187,6 +195,7 @@ function open(place) {
   $("views").replaceChildren(...made);
   const said = [`${fact.width} × ${fact.height}`, `${count.format(fact.segments)} segments`];
   if (image.of > image.now.length) said.push(`the best ${image.now.length} are drawn`);
+  if (fact.pq !== null) said.push(`PQ ${percent(fact.pq)}`);
   if (fact.differing !== null) said.push(`${percent(fact.differing)} of the pixels changed class`);
   said.push(...fact.why);
   $("large-facts").replaceChildren(...said.map((text) => element("li", "", text)));
@@ -223,8 +232,11 @@ $("large").addEventListener("click", (event) => {
 /* --- the rest of the page --- */
 
 function follow() {
-  const match = /^#class=(-?\d+)$/.exec(location.hash);
+  const ofCell = /^#cell=(-?\d+),(-?\d+)$/.exec(location.hash);
+  const match = ofCell ? ["", ""] : /^#class=(-?\d+)$/.exec(location.hash);
   if (!match) return;
+  cell = ofCell && [Number(ofCell[1]), Number(ofCell[2])];
+  if (match[1] && ![...$("class").options].some((one) => one.value === match[1])) addClass(Number(match[1]));
   $("class").value = match[1];
   update();
   $("gallery-title").focus({ preventScroll: true });
@@ -235,7 +247,7 @@ addEventListener("hashchange", follow);
 for (const button of document.querySelectorAll("[data-sort]")) {
   button.addEventListener("click", () => {
     $("sort").value = button.dataset.sort;
-    if ($("beside")) $("beside").checked = true;
+    if ($("beside")) $("beside").checked = button.dataset.sort === "change";
     update();
     $("gallery").scrollIntoView();
   });

@@ -178,11 +178,15 @@ def test_a_log_with_a_gap_is_a_line_and_nothing_goes(output):
 
 
 def test_old_runs_keep_what_their_rows_need(output):
-    """run.json has the weights, which the next plan compares; a run without rows needs nothing."""
+    """run.json has the weights, which the next plan compares; a run without rows needs nothing, and loses its page."""
+    page = {"page/report.html", "page/report.json", "page/images/0000.webp"}
+    for name in page:
+        put(str(output), f"_runs/first/{name}", b"x")
     tidied(output)
     runs = {path.removeprefix("_runs/") for path in files(output) if path.startswith("_runs/") and path.count("/") > 1}
     assert {path for path in runs if path.startswith(("first/", "second/"))} == {
-        f"{run}/{name}" for run in ("first", "second") for name in ("run.json", "report.json", "tidied.json")
+        *(f"{run}/{name}" for run in ("first", "second") for name in ("run.json", "report.json", "tidied.json")),
+        *(f"first/{name}" for name in page),
     }
     assert {path for path in runs if path.startswith("third/")} == {
         f"third/{name}"

@@ -1,0 +1,135 @@
+"""Pages of runs that have little: no image, no segment, nothing before, rows that left the tables, a large gallery."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.report import main
+from pipeline.evaluate.evaluate import evaluate
+from pipeline.evaluate.settings import EvaluationSettings
+from pipeline.page.publish import publish_page
+from pipeline.page.settings import ReportSettings
+from tests.support.browser import open_browser, open_page
+from tests.support.evaluation_runs import MadeImage, Place, Segment, write_panoptic
+from tests.support.page_runs import HOSTILE_CATEGORIES, drawn_images, page_run
+
+SCROLLED = "top => new Promise(done => { scrollTo(0, top); requestAnimationFrame(() => setTimeout(done)); })"
+NODES = "document.getElementsByTagName('*').length"
+
+
+def page_of(root: Path, **settings) -> dict:
+    """The figures of the page of the last run."""
+    html = Path(publish_page(ReportSettings(f"{root}/tables", **settings)).address)
+    return json.loads((html.parent / "report.json").read_text())
+
+
+def test_a_run_without_segments_and_without_images_with_results(tmp_path):
+    images = [MadeImage("a.png", (4, 4), (), ()), MadeImage("b.png", (4, 4), (), None), MadeImage("c.png", (4, 4))]
+    page_run(tmp_path, tmp_path, images, "empty", 27)
+    figures = page_of(tmp_path)
+    assert figures["totals"]["segments"] == 0 and figures["totals"]["mean_score"] is None and figures["classes"] == []
+    page_run(tmp_path, tmp_path, images[1:2], "failed", 28)
+    figures = page_of(tmp_path)
+    assert figures["totals"]["ok"] == 0 and figures["totals"]["segments_per_image"] is None
+    assert figures["against"]["images_in_both"] == 0 and figures["gallery"]["images"] == []
+
+
+def test_an_instance_run_with_overlaps_and_more_segments_than_are_drawn(tmp_path):
+    rng = np.random.default_rng(0)
+    found = []
+    for number in range(130):
+        mask_HW = np.zeros((40, 50), bool)
+        top, left = rng.integers(0, 30, 2)
+        mask_HW[top : top + 10, left : left + 12] = True
+        found.append(Segment(mask_HW, 7, (number + 1) / 200))
+    page_run(tmp_path, tmp_path, [MadeImage("a.png", (40, 50), (), found)], "many", 28, results={"task": "instance"})
+    [image] = page_of(tmp_path)["gallery"]["images"]
+    assert image["segments"] == 130 and len(image["drawn"]) == 100
+    assert min(one["s"] for one in image["drawn"]) == pytest.approx(31 / 200)  # the best are drawn
+
+
+def test_runs_of_another_task_are_no_run_before(tmp_path):
+    images = drawn_images(tmp_path / "images", number=1)
+    page_run(tmp_path, tmp_path / "images", images, "semantic", 26, results={"task": "semantic"})
+    page_run(tmp_path, tmp_path / "images", images, "night", 27)
+    assert page_of(tmp_path)["against"] is None
+    with pytest.raises(SystemExit):
+        main(["--tables", f"{tmp_path}/tables", "--against", "semantic"])
+
+
+def test_other_tables_and_other_settings(tmp_path):
+    images = drawn_images(tmp_path / "images", number=2)
+    for name, threshold in (("one", 0.5), ("two", 0.8)):
+        results = {"task": "panoptic", "score_threshold": threshold}
+        page_run(tmp_path / name, tmp_path / "images", images, name, 27, results=results, fingerprint=f"{name:0<16}")
+    against = page_of(tmp_path / "two", against="one", against_tables=f"{tmp_path}/one/tables")["against"]
+    assert against["other_settings"] == [{"name": "score_threshold", "now": 0.8, "before": 0.5}]
+    assert not against["same_fingerprint"] and against["images_changed"] == 0
+
+
+def test_a_gallery_of_hundreds_stays_small_while_it_scrolls(tmp_path):
+    """Below 5,000 nodes at every place, and a picture in each part of the window that has one."""
+    folder = tmp_path / "images"
+    images = drawn_images(folder, number=1)
+    names = [f"copy-{number:03d}.png" for number in range(300)]
+    for name in names:
+        shutil.copy(folder / "plain-000.png", folder / name)
+    [plain] = [image for image in images if image.name == "plain-000.png"]
+    page_run(tmp_path, folder, [MadeImage(name, plain.size, (), plain.found) for name in names], "night", 28)
+    html = publish_page(ReportSettings(f"{tmp_path}/tables", sample=300)).address
+    with open_browser() as browser:
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        page.goto(f"file://{html}")
+        page.wait_for_selector("#strip .pic")
+        height = page.evaluate("document.documentElement.scrollHeight")
+        top = page.evaluate("document.getElementById('grid').getBoundingClientRect().top")
+        seen = set()
+        for place in range(int(top), height - 900, 700):
+            page.evaluate(SCROLLED, place)
+            assert page.evaluate(NODES) < 5000
+            assert page.evaluate("document.elementFromPoint(300, 450).closest('.row, #grid, section') !== null")
+            seen |= set(page.locator("#grid .cap b").all_inner_texts())
+        assert seen == set(names)
+
+
+def test_ground_truth_scores_the_run_and_each_image(tmp_path):
+    """PQ and mIoU are those of evaluate.py; an image that is all wrong comes first, one that is right has PQ 1."""
+    folder = tmp_path / "images"
+    images = [replace(image, truth=image.found) for image in drawn_images(folder, number=6)]
+    plain = [image for image in images if image.name.startswith("plain")]
+    other = {7: 3, 3: 7, 92: 40, 40: 92}
+    swapped = [replace(one, category_id=other[one.category_id]) for one in plain[0].found]
+    found = [replace(plain[0], found=swapped), *plain[1:]]
+    page_run(tmp_path, folder, found, "night", 28)
+    truth = write_panoptic(Place(str(tmp_path), HOSTILE_CATEGORIES), plain)
+    figures = page_of(tmp_path, panoptic_gt=truth)
+    scored = evaluate(EvaluationSettings(f"{tmp_path}/tables", panoptic_gt=truth))
+    assert figures["truth"]["all"] == scored["panoptic"]["all"]
+    assert figures["truth"]["mIoU"] == scored["semantic"]["mIoU"]
+    by_name = {Path(one["image_key"]).name: one for one in figures["gallery"]["images"]}
+    assert {name: one["pq"] for name, one in by_name.items()} == {
+        image.name: 0.0 if image is plain[0] else 1.0 for image in plain
+    }
+    assert figures["gallery"]["images"][0]["image_key"].endswith(plain[0].name)
+    pixels = {(true, wrong): n for true, wrong, n in by_name[plain[0].name]["mistaken"]}
+    for segment_id in {one.category_id for one in plain[0].found}:
+        area = sum(one.area for one in plain[0].found if one.category_id == segment_id)
+        assert pixels[segment_id, other[segment_id]] == area
+    shares = {(one["true_id"], one["found_id"]): one["share"] for one in figures["truth"]["matrix"]}
+    for true in other:
+        assert sum(share for (of, _), share in shares.items() if of == true) == pytest.approx(1)
+    assert main(["--tables", f"{tmp_path}/tables", "--panoptic-gt", truth]) == 0
+    with (
+        open_browser() as browser,
+        open_page(browser, f"{tmp_path}/tables/_runs/night/page/report.html") as (page, bad),
+    ):
+        cell = page.locator("#truth .chart a[href^='#cell=']").first
+        cell.focus()
+        page.keyboard.press("Enter")
+        page.locator("#found", has_text="1 images in which").wait_for()
+        page.locator("[data-sort=quality]").click()
+        assert bad == []
