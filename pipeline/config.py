@@ -307,8 +307,8 @@ class Settings:
         return frozenset(choice.key for choice in self.node_choices() if choice.key)
 
     def of_own_run(self, **changes: Any) -> "Settings":
-        """The settings with which another job makes a run of its own: without limits of time and money, without gate and
-        page, and changed.
+        """The settings with which another job makes a run of its own: changed, and without limits of time and money,
+        gate and page.
         """
         given = {field.name: getattr(self, field.name) for field in fields(Settings)}
         own = {"deadline": None, "max_cost": None, "forecast": None, "gate": None, "page": False}
