@@ -57,6 +57,7 @@ FLAGS = (
     "--exclude",
     "--exif",
     "--forecast",
+    "--gate",
     "--gpu-actors",
     "--gpus-per-actor",
     "--helper-nodes",

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from m2f_core.masks.map_png import panoptic_png_bytes
+from m2f_core.masks.formats.map_png import panoptic_png_bytes
 from m2f_core.masks.paint import paint_counts
 from pipeline.errors import RunError
 from pipeline.export.format import Converted, Document, ExportImage, Format, Stream

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 from xml.sax.saxutils import escape, quoteattr
 
+from m2f_core.masks.formats.row_runs import row_runs
 from m2f_core.masks.paint import decode_in_box
-from m2f_core.masks.row_runs import row_runs
 from pipeline.export.format import Converted, Document, ExportImage, Format, Segment, Stream
 from pipeline.export.formats.coco import original_name
 from pipeline.export.xml_text import check_for_xml

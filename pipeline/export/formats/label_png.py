@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2f_core.masks.colours import category_colour
-from m2f_core.masks.map_png import gray_png
+from m2f_core.masks.formats.map_png import gray_png
 from m2f_core.masks.paint import paint_counts
 from pipeline.errors import RunError
 from pipeline.export.format import Census, Converted, Document, ExportImage, Format

@@ -14,8 +14,8 @@ from typing import ClassVar
 from xml.sax.saxutils import quoteattr
 
 from m2f_core.masks.colours import category_colour
+from m2f_core.masks.formats.row_runs import brush_rle
 from m2f_core.masks.rle import decode
-from m2f_core.masks.row_runs import brush_rle
 from pipeline.export.format import Census, Converted, Document, ExportImage, Format, Segment, Stream
 from pipeline.export.formats.coco import line
 from pipeline.export.image_urls import read_prefixes, url_of

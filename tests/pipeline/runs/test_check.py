@@ -62,6 +62,8 @@ NO_RESULTS = {
     "step_timeout": 5.0,
     "publish_every": 1.0,
     "compact": True,
+    "page": False,
+    "gate": "gate.yaml",
     "lease_seconds": 5.0,
     "max_failure_rate": 0.5,
     "max_failures": 3,

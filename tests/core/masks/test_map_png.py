@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from m2f_core.masks.map_png import gray_png, panoptic_png_bytes
+from m2f_core.masks.formats.map_png import gray_png, panoptic_png_bytes
 from m2f_core.masks.panoptic_png import panoptic_ids
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 40))

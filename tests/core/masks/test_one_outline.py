@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from m2f_core.masks.one_outline import one_outline
+from m2f_core.masks.formats.one_outline import one_outline
 from tests.support.painted_outlines import painted
 
 MASKS = st.one_of(
