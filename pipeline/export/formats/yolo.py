@@ -7,8 +7,8 @@ corner as shares of width and height. Trainers look for the labels of `images/<n
     DIR/labels/<name>.txt   empty for an image without segments
     DIR/images.csv          the path at which an image is to lie, and its key
 
-A polygon holds neither holes nor parts. `m2f_core.masks.formats.one_outline` joins them by bridges; only bridges between
-parts add pixels. A corner lies a quarter of a pixel behind the upper left of its pixel: readers that round down
+A polygon holds neither holes nor parts. `m2f_core.masks.formats.one_outline` joins them by bridges; only bridges
+between parts add pixels. A corner lies a quarter of a pixel behind the upper left of its pixel: readers that round down
 (ultralytics) and readers that round to the nearest (supervision) find the same pixel.
 """
 
