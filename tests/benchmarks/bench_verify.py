@@ -4,14 +4,15 @@
 
 Writes a finished run with all its books: the masks of 200 drawn scenes of 640x480 with 10 segments each, given to as
 many images as are asked for, in shards of 512. Then in turns, each in processes of its own: every column of every file
-of both tables is read, and jobs/verify.py checks everything. Prints medians, and the peak memory of the largest process
-and of all processes together. The last line is one JSON document.
+of both tables is read, and jobs/verify.py checks everything. Prints medians of the time, of the CPU time, and of the
+peak memory of the largest process and of all processes together. The last line is one JSON document.
 """
 
 import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -83,11 +84,11 @@ def read_all(place: str, workers: int) -> int:
         return sum(executor.map(read, paths))
 
 
-def measured(command: list[str]) -> tuple[float, float, float]:
-    """Seconds, and the peak MiB of the largest process and of all processes together."""
+def measured(command: list[str]) -> tuple[float, float, float, float]:
+    """Seconds, seconds of CPU of all processes, and the peak MiB of the largest process and of all together."""
     import psutil
 
-    began, largest, together = time.monotonic(), 0.0, 0.0
+    began, largest, together, before = time.monotonic(), 0.0, 0.0, cpu_seconds()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     watched = psutil.Process(process.pid)
     while process.poll() is None:
@@ -102,7 +103,13 @@ def measured(command: list[str]) -> tuple[float, float, float]:
     seconds = time.monotonic() - began
     if process.returncode != 0:
         raise SystemExit(f"{command} ended with {process.returncode}")
-    return seconds, largest, together
+    return seconds, cpu_seconds() - before, largest, together
+
+
+def cpu_seconds() -> float:
+    """Of all child processes that have ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -126,22 +133,37 @@ def main() -> None:
             "read": [sys.executable, __file__, "--read", place, *workers],
             "verify": [sys.executable, str(jobs / "verify.py"), "--tables", place, *workers],
         }
-        found: dict[str, list[tuple[float, float, float]]] = {side: [] for side in sides}
+        found: dict[str, list[tuple[float, ...]]] = {side: [] for side in sides}
         for number in range(args.rounds + 1):
             for side, command in sides.items():
                 result = measured(command)
                 if number:  # the first round fills caches: of the disk, and of compiled kernels
                     found[side].append(result)
+                    seconds, cpu, largest, together = result
                     print(
-                        f"{side:7} {result[0]:6.2f} s, {result[1]:,.0f} MiB, together {result[2]:,.0f} MiB", flush=True
+                        f"{side:7} {seconds:6.2f} s, {cpu:6.2f} s of CPU, {largest:,.0f} MiB, "
+                        f"together {together:,.0f} MiB",
+                        flush=True,
                     )
     medians = {
         side: [statistics.median(values) for values in zip(*rounds, strict=True)] for side, rounds in found.items()
     }
     ratio = medians["verify"][0] / medians["read"][0]
-    print(f"verify takes {ratio:.2f} times as long as reading")
+    of_cpu = medians["verify"][1] / medians["read"][1]
+    print(f"verify takes {ratio:.2f} times as long as reading, and {of_cpu:.2f} times as much CPU")
     about = {"platform": platform.platform(), "cpus": os.cpu_count(), "pyarrow": version("pyarrow")}
-    print(json.dumps({"images": args.images, "workers": args.workers, "ratio": ratio, "medians": medians, **about}))
+    print(
+        json.dumps(
+            {
+                "images": args.images,
+                "workers": args.workers,
+                "ratio": ratio,
+                "of_cpu": of_cpu,
+                "medians": medians,
+                **about,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":
