@@ -54,12 +54,15 @@ class Converter:
         files: dict[str, bytes] = {}
         lines: dict[str, list[bytes]] = {}
         counts: Counter[str] = Counter()
+        rows: list[dict[str, Any]] = []
         for image in images_of(task):
             made = self.format.convert(image)
             files.update(made.files)
+            rows.extend(made.rows)
             for stream, some in made.lines.items():
                 lines.setdefault(stream, []).extend(some)
             counts.update(made.counts)
+        files.update(self.format.pack(task.number, rows))
         joined = {stream: self.format.streams[stream].join(some) for stream, some in lines.items()}
         self.target.write_batch(task.number, files, joined, counts)
         return counts
@@ -93,6 +96,7 @@ def _image(number: int, row: dict[str, Any]) -> ExportImage:
         row[FILE_NAME.name],
         row["height"],
         row["width"],
+        row["etag"],
         row["run_id"],
         row["attributes"],
         [],

@@ -33,6 +33,7 @@ class ExportImage:
     name: str  # of its files, without an extension: see names.py
     height: int
     width: int
+    etag: str
     run_id: str
     attributes: str | None
     segments: list[Segment]
@@ -49,6 +50,7 @@ class Converted:
     files: dict[str, bytes] = field(default_factory=dict)  # by name below --to
     lines: dict[str, list[bytes]] = field(default_factory=dict)  # by stream; a stream is part of a document
     counts: Counter[str] = field(default_factory=Counter)  # added up over all images, for `summary`
+    rows: list[dict[str, Any]] = field(default_factory=list)  # for `pack`
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Census:
     """What is to be exported, as far as it is known before any mask is read."""
 
     tasks: dict[str, str | None]  # of each run: panoptic, instance or semantic; None if the run has left no record
+    exif: dict[str, bool]  # by run: whether images were turned upright by their EXIF orientation
     disjoint: bool  # whether all runs promise that the segments of an image do not overlap
     categories: tuple[dict[str, Any], ...]  # id, name, isthing; by id, each once
     num_images: int
@@ -95,6 +98,10 @@ class Format(ABC):
     @abstractmethod
     def convert(self, image: ExportImage) -> Converted:
         """The files and lines of one image. RunError if a mask is damaged."""
+
+    def pack(self, number: int, rows: Sequence[dict[str, Any]]) -> dict[str, bytes]:
+        """Files of a batch, made from the rows of all of its images. `number` is the place of the batch."""
+        return {}
 
     @abstractmethod
     def documents(self, counts: Counter[str]) -> Sequence[Document]:

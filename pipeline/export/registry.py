@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pipeline.export.format import Format
 from pipeline.export.formats.coco_annotations import CocoInstances, CocoResults
 from pipeline.export.formats.coco_panoptic import CocoPanoptic
+from pipeline.export.formats.crops import Crops
 from pipeline.export.formats.cvat import Cvat
 from pipeline.export.formats.flat_csv import FlatCsv
 from pipeline.export.formats.geo import GeoJson, GeoPackage, GeoParquet
+from pipeline.export.formats.hugging_face import HuggingFace
 from pipeline.export.formats.label_png import LabelPng
 from pipeline.export.formats.label_studio import LabelStudio
 from pipeline.export.formats.yolo import Yolo
@@ -25,4 +27,6 @@ FORMATS: Mapping[FormatName, type[Format]] = {
     "geojson": GeoJson,
     "gpkg": GeoPackage,
     "geoparquet": GeoParquet,
+    "crops": Crops,
+    "hf": HuggingFace,
 }

@@ -4,7 +4,7 @@
 here, so that `--help` answers at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from annotated_types import Interval
@@ -27,9 +27,16 @@ FormatName = Literal[
     "geojson",
     "gpkg",
     "geoparquet",
+    "crops",
+    "hf",
 ]
 # The flags that only some formats have.
-_ONLY = {"palette": ("label-png",), "ignore_label": ("label-png",), "image_url_prefix": ("label-studio",)}
+_ONLY = {
+    "palette": ("label-png",),
+    "ignore_label": ("label-png",),
+    "image_url_prefix": ("label-studio",),
+    "images": ("hf",),
+}
 
 
 @dataclass(frozen=True)
@@ -64,11 +71,14 @@ class ExportSettings:
     image_url_prefix: Annotated[tuple[str, ...], _FORMAT] = ()
     """Give images URLs that another program can open: FROM=TO replaces the beginning FROM of an image_key by TO.
     Default: the key itself."""
+    images: Annotated[bool, _FORMAT] = True
+    """Put the images themselves into a Hugging Face data set; they are read again from where the run has read them."""
     workers: Annotated[int | None, RESOURCES, Interval(ge=1, le=1024)] = None
     """Convert in N processes. Default: one per CPU."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        defaults = {field.name: field.default for field in fields(self)}
         for name, formats in _ONLY.items():
-            if getattr(self, name) not in (None, False, ()) and self.format not in formats:
+            if getattr(self, name) != defaults[name] and self.format not in formats:
                 raise RunError(f"{flag(name)} is for --format {' and '.join(formats)}, not for {self.format}")

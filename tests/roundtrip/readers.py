@@ -47,6 +47,14 @@ def label_studio(folder: Path) -> Found:
                 yield task["data"]["image_key"], result["value"]["brushlabels"][0], pixels[..., 3] > 0
 
 
+def hf(folder: Path) -> Found:
+    import datasets
+
+    for row in datasets.load_dataset(str(folder), split="train", cache_dir=str(folder.with_name("cache"))):
+        for mask, category in zip(row["masks"], row["category"], strict=True):
+            yield row["image_key"], category, np.asarray(mask) > 0
+
+
 def _datumaro(folder: str, form: str) -> Found:
     from datumaro.components.annotation import AnnotationType
     from datumaro.components.dataset import Dataset
@@ -61,6 +69,10 @@ def _datumaro(folder: str, form: str) -> Found:
 
 def cvat(folder: Path) -> Found:
     yield from _datumaro(str(folder), "cvat")
+
+
+def coco_panoptic(folder: Path) -> Found:
+    yield from _datumaro(str(folder), "coco_panoptic")
 
 
 def main() -> None:

@@ -95,3 +95,17 @@ def test_cvat_by_datumaro(instances, tmp_path):
     out = export(instances, tmp_path / "out", "cvat")
     write_pictures(instances, out / "images", lambda key: key.removeprefix(PREFIX))
     assert_equal(read_back("cvat", out), wanted(instances, stem))
+
+
+def test_hugging_face_by_datasets(instances, tmp_path):
+    assert_equal(read_back("hf", export(instances, tmp_path / "out", "hf", "--no-images")), wanted(instances))
+
+
+def test_coco_panoptic_by_datumaro(tables, tmp_path):
+    """datumaro has its own layout: annotations/panoptic_<subset>.json, and the PNGs in a folder beside it."""
+    out = export(tables, tmp_path / "exported", "coco-panoptic")
+    (tmp_path / "out" / "annotations").mkdir(parents=True)
+    (out / "panoptic.json").rename(tmp_path / "out" / "annotations" / "panoptic_train.json")
+    (out / "panoptic").rename(tmp_path / "out" / "annotations" / "panoptic_train")
+    write_pictures(tables, tmp_path / "out" / "images" / "train", lambda key: key.removeprefix(PREFIX))
+    assert_equal(read_back("coco-panoptic", tmp_path / "out"), wanted(tables, stem))

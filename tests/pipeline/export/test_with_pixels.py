@@ -1,0 +1,91 @@
+"""Cut-outs and Hugging Face data sets: the images are read again, and what cannot be read is said."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.store.filesystem import local_etag
+from tests.support.exports import decoded, export, segments_by_key
+from tests.support.published_runs import scattered
+from tests.support.published_tables import image_row, publish_run, segment_row
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> str:
+    """Four images: plain, turned by EXIF, changed since, in a tar."""
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(3)
+    images, segments = [], []
+    for name in ("plain.png", "turned.jpg", "changed.png", "x.tar#in.png"):
+        size = (20, 30) if name != "turned.jpg" else (30, 20)
+        key = f"file://{folder}/{name}"
+        etag = "of another day"
+        if "#" not in name:
+            exif = Image.Exif()
+            exif[0x0112] = 6 if name == "turned.jpg" else 1  # turned by a quarter: 20 x 30 pixels become 30 x 20
+            Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(folder / name, exif=exif)
+            etag = etag if name == "changed.png" else local_etag((folder / name).stat())
+        found = scattered(rng, size, 4, disjoint=False)
+        images.append(image_row(key, "night", 0, height=size[0], width=size[1], etag=etag, num_segments=len(found)))
+        segments += [
+            segment_row(key, "night", n, area=s.area, bbox=s.bbox, segmentation=s.rle) for n, s in enumerate(found, 1)
+        ]
+    tables = str(folder / "tables")
+    publish_run(tables, "night", images, segments)
+    return tables
+
+
+def pixels_of(key: str) -> np.ndarray:
+    image = Image.open(key.removeprefix("file://"))
+    return np.array(image.transpose(Image.Transpose.ROTATE_270) if "turned" in key else image)
+
+
+def check_left_out(out, printed: str, tables: str) -> list[str]:
+    with open(out / "left_out.csv", newline="") as file:
+        why = {row["image_key"].rpartition("/")[2]: row["why"] for row in csv.DictReader(file)}
+    assert set(why) == {"changed.png", "x.tar#in.png"}
+    assert "tar or Parquet file" in why["x.tar#in.png"] and why["changed.png"]
+    assert "2 images are left out, because their pixels cannot be had" in printed
+    return [key for key in segments_by_key(tables) if key.endswith(("plain.png", "turned.jpg"))]
+
+
+def test_cut_outs_are_the_pixels_of_the_mask(photographs, tmp_path, capsys):
+    out = export(photographs, tmp_path / "out", "crops")
+    there = check_left_out(out, capsys.readouterr().out, photographs)
+    with open(out / "crops.csv", newline="") as file:
+        crops = list(csv.DictReader(file))
+    rows = [row for key in there for row in segments_by_key(photographs)[key]]
+    assert [(c["image_key"], int(c["segment_id"])) for c in crops] == [(r["image_key"], r["segment_id"]) for r in rows]
+    for crop, row in zip(crops, rows, strict=True):
+        rgba = np.array(Image.open(out / crop["path"]))
+        mask, pixels = decoded(row["segmentation"]), pixels_of(row["image_key"])
+        top, left = int(crop["top"]), int(crop["left"])
+        alpha = np.zeros(mask.shape, np.uint8)
+        alpha[top : top + rgba.shape[0], left : left + rgba.shape[1]] = rgba[..., 3]
+        assert np.array_equal(alpha == 255, mask) and np.array_equal(alpha == 0, ~mask)
+        window = pixels[top : top + rgba.shape[0], left : left + rgba.shape[1]]
+        assert np.array_equal(rgba[..., :3][rgba[..., 3] > 0], window[rgba[..., 3] > 0])
+
+
+@pytest.mark.parametrize("flags", [(), ("--no-images",)])
+def test_a_hugging_face_folder_holds_images_and_masks(photographs, tmp_path, capsys, flags):
+    out = export(photographs, tmp_path / "out", "hf", *flags)
+    everything = segments_by_key(photographs)
+    there = list(everything) if flags else check_left_out(out, capsys.readouterr().out, photographs)
+    table = pq.read_table(out / "data" / "train-000000.parquet")
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    assert list(features) == table.column_names and ("image" in features) == (not flags)
+    found = table.to_pylist()
+    assert [row["image_key"] for row in found] == there
+    for row in found:
+        if not flags:
+            assert row["image"]["bytes"] == open(row["image_key"].removeprefix("file://"), "rb").read()  # noqa: SIM115
+        for mask, category, expected in zip(row["masks"], row["category"], everything[row["image_key"]], strict=True):
+            pixels = np.array(Image.open(io.BytesIO(mask["bytes"])))
+            assert np.array_equal(pixels == 255, decoded(expected["segmentation"]))
+            assert category == expected["category_name"]
