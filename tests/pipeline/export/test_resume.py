@@ -6,11 +6,13 @@ import sys
 
 import pytest
 
+from pipeline.errors import RunError
 from pipeline.export import export as exporting
 from pipeline.export.convert import Converter
 from pipeline.export.export import export
 from pipeline.export.settings import ExportSettings
 from pipeline.export.target import Target
+from pipeline.store.filesystem import open_filesystem
 from pipeline.tables.rows_by_image import RowsByImage
 from tests.support import exports
 from tests.support.places import ROOT
@@ -121,3 +123,26 @@ def test_the_state_of_another_export_is_left_alone(tables, tmp_path, monkeypatch
         export(settings_for(tables, tmp_path / "out", "csv"))
     line = exports.refused(tables, tmp_path / "out", "coco-results", "--min-score=0.5")
     assert "holds an unfinished export with another format, min_score" in line
+
+
+def test_to_a_bucket_and_on_after_a_stop(s3, tables, tmp_path, monkeypatch, small_batches):
+    """The same files as in a folder; what is not done is done by the next command; other objects are left alone."""
+    local = exports.export(tables, tmp_path / "out", "coco-panoptic")
+    bucket = s3.bucket("m2f-export")
+    convert = Converter.convert
+
+    def stopping(self, task):
+        if task.number == 2:
+            raise StopError
+        return convert(self, task)
+
+    monkeypatch.setattr(Converter, "convert", stopping)
+    with pytest.raises(StopError):
+        export(settings_for(tables, f"{bucket}/out"))
+    monkeypatch.setattr(Converter, "convert", convert)
+    assert export(settings_for(tables, f"{bucket}/out")).num_done_before == 2
+    filesystem, root = open_filesystem(f"{bucket}/out")
+    found = {path.removeprefix(f"{root}/"): filesystem.cat_file(path) for path in filesystem.find(root)}
+    assert found == content(local)
+    with pytest.raises(RunError, match="is not empty; give an empty folder"):
+        export(settings_for(tables, f"{bucket}/out"))
