@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m2f_core.masks.map_png import gray_png
+from m2f_core.masks.formats.map_png import gray_png
 from m2f_core.masks.paint import paint_counts
 from pipeline.export.format import Census, Converted, Document, ExportImage, Format, Segment, Stream
 from pipeline.export.formats.crops import left_out
