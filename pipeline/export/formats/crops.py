@@ -16,7 +16,7 @@ from PIL import Image
 from m2f_core.masks.paint import decode_in_box
 from pipeline.export.format import Converted, Document, ExportImage, Format, Stream
 from pipeline.export.formats.flat_csv import lines_of
-from pipeline.export.pixels import NoPixelsError, decode_as_run, read_bytes_of
+from pipeline.export.parts.pixels import NoPixelsError, decode_as_run, read_bytes_of
 
 _COLUMNS = ("path", "image_key", "segment_id", "category_id", "category_name", "score", "area", "left", "top")
 _OPAQUE = 255

@@ -15,7 +15,7 @@ from m2f_core.masks.formats.row_runs import row_runs
 from m2f_core.masks.paint import decode_in_box
 from pipeline.export.format import Converted, Document, ExportImage, Format, Segment, Stream
 from pipeline.export.formats.coco import original_name
-from pipeline.export.xml_text import check_for_xml
+from pipeline.export.parts.xml_text import check_for_xml
 
 _SCORE = (
     "<attribute><name>score</name><mutable>False</mutable><input_type>text</input_type>"

@@ -25,7 +25,7 @@ from m2f_core.masks.paint import decode_in_box
 from pipeline.decoding import geotiff
 from pipeline.errors import RunError
 from pipeline.export.format import Converted, Document, ExportImage, Format, Segment
-from pipeline.export.formats.wkb import multi_polygon_wkb
+from pipeline.export.parts.wkb import multi_polygon_wkb
 
 _COLUMNS = ("image_key", "segment_id", "category_id", "category_name", "isthing", "score", "area")
 _KINDS: dict[str, type[np.generic]] = {

@@ -24,7 +24,7 @@ from m2f_core.masks.paint import paint_counts
 from pipeline.export.format import Census, Converted, Document, ExportImage, Format, Segment, Stream
 from pipeline.export.formats.crops import left_out
 from pipeline.export.formats.flat_csv import lines_of
-from pipeline.export.pixels import NoPixelsError, read_bytes_of
+from pipeline.export.parts.pixels import NoPixelsError, read_bytes_of
 from pipeline.export.settings import ExportSettings
 
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

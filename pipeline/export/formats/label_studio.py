@@ -18,9 +18,9 @@ from m2f_core.masks.formats.row_runs import brush_rle
 from m2f_core.masks.rle import decode
 from pipeline.export.format import Census, Converted, Document, ExportImage, Format, Segment, Stream
 from pipeline.export.formats.coco import line
-from pipeline.export.image_urls import read_prefixes, url_of
+from pipeline.export.parts.image_urls import read_prefixes, url_of
+from pipeline.export.parts.xml_text import check_for_xml
 from pipeline.export.settings import ExportSettings
-from pipeline.export.xml_text import check_for_xml
 
 _FROM, _TO = "segments", "image"
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.errors import RunError
-from pipeline.export.image_urls import read_prefixes, url_of
+from pipeline.export.parts.image_urls import read_prefixes, url_of
 from tests.support.evaluation_runs import MadeImage, Place, Segment
 from tests.support.exports import decoded, export, refused, segments_by_key
 from tests.support.painted_outlines import painted
