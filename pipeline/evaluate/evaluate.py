@@ -5,11 +5,10 @@ own JSON and, for AP, 1 KB per image.
 """
 
 import json
-import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
@@ -24,6 +23,7 @@ from pipeline.errors import RunError
 from pipeline.evaluate.metrics import instance_summary, panoptic_summary, semantic_summary
 from pipeline.evaluate.score import ImageTask, PartTask, ScoreSpec, Sums, score_part
 from pipeline.evaluate.settings import EvaluationSettings
+from pipeline.guard.worker_pool import worker_pool
 from pipeline.look_ahead import look_ahead
 from pipeline.store.filesystem import store_errors_as, write_uri
 from pipeline.tables.finished_run import FinishedRun, find_finished_run, read_part
@@ -172,8 +172,7 @@ def _score(spec: ScoreSpec, tasks: list[PartTask], workers: int) -> Iterator[Sum
     if workers == 1:
         yield from shown(score_part(spec, task) for task in tasks)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of the threads above
-    executor = ProcessPoolExecutor(workers, context, initializer=_one_thread_each)
+    executor = worker_pool(workers, _one_thread_each)
     try:
         yield from shown(look_ahead(lambda task: executor.submit(score_part, spec, task), tasks, 2 * workers))
     except BrokenProcessPool:

@@ -4,13 +4,12 @@ Memory does not grow with the number of images: rows are sorted on disk, a few b
 lines of documents wait in the folder of the state (`target.py`).
 """
 
-import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from pipeline.export.registry import FORMATS
 from pipeline.export.rows import open_rows, take_census
 from pipeline.export.settings import ExportSettings
 from pipeline.export.target import Target
+from pipeline.guard.worker_pool import worker_pool
 from pipeline.layout import Output
 from pipeline.look_ahead import look_ahead
 from pipeline.tables.rows_by_image import RowsByImage
@@ -156,8 +156,7 @@ def _processes(
         _start(settings, census)
         yield _called
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of other threads
-    executor = ProcessPoolExecutor(_num_workers(settings), context, initializer=_start, initargs=(settings, census))
+    executor = worker_pool(_num_workers(settings), _start, (settings, census))
     try:
         yield executor.submit
     except BrokenProcessPool:

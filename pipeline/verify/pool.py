@@ -1,6 +1,5 @@
 """Check files in several processes."""
 
-import multiprocessing
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pipeline.errors import RunError
+from pipeline.guard.worker_pool import worker_pool
 from pipeline.look_ahead import look_ahead
 from pipeline.verify.facts import Context, TableFile
 from pipeline.verify.file.check import Checked, Checker, check_file, start_checker
@@ -25,10 +25,7 @@ class CheckerPool:
 
     def __enter__(self) -> "CheckerPool":
         if self.workers > 1:
-            start = multiprocessing.get_context("spawn")  # a fork would copy the locks of threads
-            self.executor = ProcessPoolExecutor(
-                self.workers, start, initializer=start_checker, initargs=(self.context,)
-            )
+            self.executor = worker_pool(self.workers, start_checker, (self.context,))
         return self
 
     def check(self, files: list[TableFile], title: str) -> Iterator[Checked]:
