@@ -285,6 +285,7 @@ def test_the_output_holds_what_is_documented_and_nothing_else(bucket, job):
     # One transaction made each table, one published the run.
     expected |= {f"tables/{table}/_delta_log/{number:020d}.json" for table in TABLES for number in range(2)}
     expected |= {f"tables/_runs/nightly/{name}" for name in ("run.json", "report.json", "plan/000000.parquet")}
+    expected |= {f"tables/_runs/nightly/page/{name}" for name in ("report.html", "report.json")}
     expected |= {"tables/_runs/format.json", "tables/_runs/lease.json", "tables/_runs/nightly/attempts/000001.json"}
     assert {key for key in keys - journal if "/_nights/" not in key} == expected
     [night] = seen_nights(Output.open(job.output))

@@ -59,6 +59,7 @@ def test_show_says_in_one_line_what_it_cannot_show(made_page):
         show({**image, "etag": "another"}, made_page.tables)
 
 
+@pytest.mark.thorough
 def test_overlays_of_the_sample_and_of_a_filter(made_page, tmp_path, capsys):
     to = ["--tables", made_page.tables, "--to", str(tmp_path / "page"), "--overlays", str(tmp_path / "all")]
     assert main(to) == 0

@@ -71,6 +71,7 @@ def test_other_tables_and_other_settings(tmp_path):
     assert not against["same_fingerprint"] and against["images_changed"] == 0
 
 
+@pytest.mark.thorough
 def test_a_gallery_of_hundreds_stays_small_while_it_scrolls(tmp_path):
     """Below 5,000 nodes at every place, and a picture in each part of the window that has one."""
     folder = tmp_path / "images"
@@ -96,6 +97,7 @@ def test_a_gallery_of_hundreds_stays_small_while_it_scrolls(tmp_path):
         assert seen == set(names)
 
 
+@pytest.mark.thorough
 def test_ground_truth_scores_the_run_and_each_image(tmp_path):
     """PQ and mIoU are those of evaluate.py; an image that is all wrong comes first, one that is right has PQ 1."""
     folder = tmp_path / "images"

@@ -179,6 +179,7 @@ def test_a_change_in_a_merged_file_is_found(output):
     assert (Kind.CATEGORY, "category_name") in found and (Kind.NOT_AS_PLANNED, "etag") in found
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("table", "field", "row", "value", "kind", "name"), OTHERS)
 def test_other_impossible_values(output, table, field, row, value, kind, name):
     forge(output, table, with_value(field, row, value))
