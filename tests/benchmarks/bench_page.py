@@ -51,7 +51,7 @@ def make_tables(folder: Path, images: int, segments: int) -> None:
 
 
 def picture() -> bytes:
-    """A JPEG of 1920x1440 pixels, as large as a photograph."""
+    """A JPEG of 640x480 pixels."""
     small = np.random.default_rng(0).integers(0, 255, (180, 240, 3), dtype=np.uint8)
     path = Path(f"/tmp/picture-{os.getpid()}.jpg")
     Image.fromarray(small).resize((640, 480), Image.Resampling.BICUBIC).save(path, quality=90)
