@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from jobs import evaluate, make_scenes, segment_bucket
 from jobs.common.command_line import parse, program
+from jobs.common.ends import leave_with
 
 PROG = program("demo.py")
 FOLDER = Path(".demo")
@@ -85,5 +87,10 @@ def draw_pictures(output: Path, run: str, picture: Path) -> None:
     Image.fromarray(sheet).save(picture)
 
 
+def command() -> NoReturn:
+    # Without this, DuckDB would end the demo with a page about its objects that Ray has not freed.
+    leave_with(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()
