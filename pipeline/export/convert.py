@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from m2f_core.masks.paint import paint_counts
 from pipeline.errors import RunError
 from pipeline.export.format import Census, ExportImage, Format, Segment
+from pipeline.export.parts.masks import paint
 from pipeline.export.registry import FORMATS
 from pipeline.export.rows import FILE_NAME, SEGMENT_COLUMNS
 from pipeline.export.settings import ExportSettings
@@ -108,10 +108,6 @@ def find_overlap(task: BatchTask) -> str | None:
     for image in images_of(task):
         map_WH = np.zeros((image.width, image.height), np.uint8)
         for segment in image.segments:
-            try:
-                taken = paint_counts(map_WH, segment.counts, 1)
-            except ValueError as error:
-                raise image.damaged(segment, error) from None
-            if taken:
+            if taken := paint(image, segment, map_WH, 1):
                 return f"{image.key}: segment {segment.segment_id} shares {taken} pixels with segments before it"
     return None

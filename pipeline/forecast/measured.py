@@ -40,9 +40,8 @@ class Measured:
     num_failed: Count  # of these
     num_actors: Annotated[int, Interval(ge=1, le=10**6)]
     begin_seconds: Seconds  # from the start of the command until the first actor is asked for
-    load_seconds: (
-        Seconds  # from then until the first image reaches a model; and the extra time of an actor's first shards
-    )
+    # From then until the first image reaches a model; and the extra time of an actor's first shards.
+    load_seconds: Seconds
     image_seconds: Annotated[float, Interval(gt=0.0, le=1e12)]  # of one model actor for one image, once it is loaded
     standard_error: Seconds | None  # of image_seconds, by the choice of images; None: unknown
     write_seconds: Seconds  # from the model's last image of a shard until the shard's parts are written

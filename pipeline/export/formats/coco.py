@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from pipeline.export.format import Census, ExportImage, Segment
+from pipeline.export.format import Census, Document, ExportImage, Segment, Stream
 
 
 def line(record: Any) -> bytes:
@@ -34,6 +34,18 @@ def head(census: Census) -> bytes:
     categories = [{"supercategory": "", **category} for category in census.categories]
     info = {"description": "exported by m2f-pipeline", "runs": sorted(census.tasks)}
     return b'{"info":' + line(info) + b',"licenses":[],"categories":' + line(categories) + b',"images":[\n'
+
+
+def annotated(name: str, census: Census) -> Document:
+    """The document `name` of an annotated data set, from the streams `images` and `annotations`."""
+    parts: list[bytes | Stream] = [
+        head(census),
+        Stream("images"),
+        b'\n],"annotations":[\n',
+        Stream("annotations"),
+        b"\n]}\n",
+    ]
+    return Document(name, parts)
 
 
 def original_name(image: ExportImage) -> str:

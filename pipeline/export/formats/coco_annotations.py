@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from pipeline.export.format import Converted, Document, ExportImage, Format, Segment, Stream
-from pipeline.export.formats.coco import bbox_of, head, image_line, line, original_name
+from pipeline.export.formats.coco import annotated, bbox_of, head, image_line, line, original_name
 
 
 def _rle(image: ExportImage, segment: Segment) -> dict[str, object]:
@@ -43,14 +43,7 @@ class CocoInstances(Format):
         )
 
     def documents(self, counts: Counter[str]) -> Sequence[Document]:
-        parts: list[bytes | Stream] = [
-            head(self.census),
-            Stream("images"),
-            b'\n],"annotations":[\n',
-            Stream("annotations"),
-            b"\n]}\n",
-        ]
-        return [Document("instances.json", parts)]
+        return [annotated("instances.json", self.census)]
 
 
 class CocoResults(Format):

@@ -16,10 +16,10 @@ from typing import ClassVar
 import numpy as np
 
 from m2f_core.masks.formats.map_png import panoptic_png_bytes
-from m2f_core.masks.paint import paint_counts
 from pipeline.errors import RunError
-from pipeline.export.format import Converted, Document, ExportImage, Format, Stream
-from pipeline.export.formats.coco import bbox_of, head, image_line, line, original_name
+from pipeline.export.format import Converted, Document, ExportImage, Format
+from pipeline.export.formats.coco import annotated, bbox_of, image_line, line, original_name
+from pipeline.export.parts.masks import paint_apart
 
 _MOST_ID = 2**24 - 1
 _FOLDER = "panoptic"
@@ -34,24 +34,18 @@ class CocoPanoptic(Format):
         if highest > _MOST_ID:
             raise RunError(f"{image.key} has the segment id {highest}; a panoptic PNG holds ids up to {_MOST_ID}")
         ids_WH = np.zeros((image.width, image.height), np.uint32)
-        segments_info = []
-        for segment in image.segments:
-            try:
-                taken = paint_counts(ids_WH, segment.counts, segment.segment_id)
-            except ValueError as error:
-                raise image.damaged(segment, error) from None
-            if taken:
-                raise image.damaged(segment, f"{taken} of its pixels belong to other segments of its image")
-            segments_info.append(
-                {
-                    "id": segment.segment_id,
-                    "category_id": segment.category_id,
-                    "area": segment.area,
-                    "bbox": bbox_of(segment),
-                    "iscrowd": 0,
-                    "score": segment.score,
-                }
-            )
+        paint_apart(image, ids_WH, lambda segment: segment.segment_id)
+        segments_info = [
+            {
+                "id": segment.segment_id,
+                "category_id": segment.category_id,
+                "area": segment.area,
+                "bbox": bbox_of(segment),
+                "iscrowd": 0,
+                "score": segment.score,
+            }
+            for segment in image.segments
+        ]
         name = f"{image.name}.png"
         annotation = {"image_id": image.image_id, "file_name": name, "segments_info": segments_info}
         return Converted(
@@ -60,11 +54,4 @@ class CocoPanoptic(Format):
         )
 
     def documents(self, counts: Counter[str]) -> Sequence[Document]:
-        parts: list[bytes | Stream] = [
-            head(self.census),
-            Stream("images"),
-            b'\n],"annotations":[\n',
-            Stream("annotations"),
-            b"\n]}\n",
-        ]
-        return [Document("panoptic.json", parts)]
+        return [annotated("panoptic.json", self.census)]

@@ -13,9 +13,9 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from m2f_core.masks.paint import decode_in_box
 from pipeline.export.format import Converted, Document, ExportImage, Format, Stream
 from pipeline.export.formats.flat_csv import lines_of
+from pipeline.export.parts.masks import mask_in_box
 from pipeline.export.parts.pixels import NoPixelsError, decode_as_run, read_bytes_of
 
 _COLUMNS = ("path", "image_key", "segment_id", "category_id", "category_name", "score", "area", "left", "top")
@@ -32,10 +32,7 @@ class Crops(Format):
             return Converted(lines={"left_out": [lines_of([(image.key, str(error))])]}, counts=Counter(left_out=1))
         files, rows = {}, []
         for segment in image.segments:
-            try:
-                box, mask_hw = decode_in_box(segment.counts, image.height, image.width)
-            except ValueError as error:
-                raise image.damaged(segment, error) from None
+            box, mask_hw = mask_in_box(image, segment)
             cut_hw3 = pixels_HW3[box.top : box.bottom, box.left : box.right]
             alpha_hw1 = np.where(mask_hw, _OPAQUE, 0).astype(np.uint8)[..., None]
             # Hidden pixels are black: they are nobody's, and cost nothing.

@@ -12,9 +12,9 @@ from typing import ClassVar
 from xml.sax.saxutils import escape, quoteattr
 
 from m2f_core.masks.formats.row_runs import row_runs
-from m2f_core.masks.paint import decode_in_box
 from pipeline.export.format import Converted, Document, ExportImage, Format, Segment, Stream
 from pipeline.export.formats.coco import original_name
+from pipeline.export.parts.masks import mask_in_box
 from pipeline.export.parts.xml_text import check_for_xml
 
 _SCORE = (
@@ -38,10 +38,7 @@ class Cvat(Format):
         return Converted(lines={"images": ["\n".join([head, *masks, "</image>"]).encode()]})
 
     def _mask(self, image: ExportImage, segment: Segment) -> str:
-        try:
-            box, cut_hw = decode_in_box(segment.counts, image.height, image.width)
-        except ValueError as error:
-            raise image.damaged(segment, error) from None
+        box, cut_hw = mask_in_box(image, segment)
         runs = ", ".join(map(str, row_runs(cut_hw).tolist()))
         return (
             f'<mask label={quoteattr(segment.category_name)} source="auto" occluded="0" rle="{runs}" left="{box.left}" '

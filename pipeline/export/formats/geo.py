@@ -21,10 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m2f_core.masks.paint import decode_in_box
 from pipeline.decoding import geotiff
 from pipeline.errors import RunError
 from pipeline.export.format import Converted, Document, ExportImage, Format, Segment
+from pipeline.export.parts.masks import mask_in_box
 from pipeline.export.parts.wkb import multi_polygon_wkb
 
 _COLUMNS = ("image_key", "segment_id", "category_id", "category_name", "isthing", "score", "area")
@@ -82,10 +82,7 @@ class _Geo(Format):
         from rasterio.features import shapes
         from rasterio.transform import Affine
 
-        try:
-            box, mask_hw = decode_in_box(segment.counts, image.height, image.width)
-        except ValueError as error:
-            raise image.damaged(segment, error) from None
+        box, mask_hw = mask_in_box(image, segment)
         transform = Affine(*place.transform) @ Affine.translation(box.left, box.top)
         pixels_hw = np.ascontiguousarray(mask_hw, np.uint8)
         return [geometry["coordinates"] for geometry, _ in shapes(pixels_hw, pixels_hw, transform=transform)]

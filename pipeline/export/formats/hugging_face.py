@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from m2f_core.masks.formats.map_png import gray_png
-from m2f_core.masks.paint import paint_counts
 from pipeline.export.format import Census, Converted, Document, ExportImage, Format, Segment, Stream
 from pipeline.export.formats.crops import left_out
 from pipeline.export.formats.flat_csv import lines_of
+from pipeline.export.parts.masks import paint
 from pipeline.export.parts.pixels import NoPixelsError, read_bytes_of
 from pipeline.export.settings import ExportSettings
 
@@ -101,8 +101,5 @@ class HuggingFace(Format):
 
 def _mask_png(image: ExportImage, segment: Segment) -> bytes:
     mask_WH = np.zeros((image.width, image.height), np.uint8)
-    try:
-        paint_counts(mask_WH, segment.counts, 255)
-    except ValueError as error:
-        raise image.damaged(segment, error) from None
+    paint(image, segment, mask_WH, 255)
     return gray_png(mask_WH)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from m2f_core.masks.colours import category_colour
 from m2f_core.masks.formats.map_png import gray_png
-from m2f_core.masks.paint import paint_counts
 from pipeline.errors import RunError
 from pipeline.export.format import Census, Converted, Document, ExportImage, Format
+from pipeline.export.parts.masks import paint_apart
 from pipeline.export.settings import ExportSettings
 
 
@@ -55,13 +55,7 @@ class LabelPng(Format):
     def convert(self, image: ExportImage) -> Converted:
         # One more than the label while painting, because 0 is a category in some data sets.
         labels_WH = np.zeros((image.width, image.height), np.uint16 if self.bits == 8 else np.uint32)
-        for segment in image.segments:
-            try:
-                taken = paint_counts(labels_WH, segment.counts, segment.category_id + 1)
-            except ValueError as error:
-                raise image.damaged(segment, error) from None
-            if taken:
-                raise image.damaged(segment, f"{taken} of its pixels belong to other segments of its image")
+        paint_apart(image, labels_WH, lambda segment: segment.category_id + 1)
         label_of: NDArray[np.unsignedinteger] = np.arange(-1, 1 << self.bits).astype(f"u{self.bits // 8}")
         label_of[0] = self.ignore
         return Converted({f"{image.name}.png": gray_png(label_of[labels_WH], self._palette())})

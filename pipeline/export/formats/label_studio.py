@@ -15,10 +15,10 @@ from xml.sax.saxutils import quoteattr
 
 from m2f_core.masks.colours import category_colour
 from m2f_core.masks.formats.row_runs import brush_rle
-from m2f_core.masks.rle import decode
 from pipeline.export.format import Census, Converted, Document, ExportImage, Format, Segment, Stream
 from pipeline.export.formats.coco import line
 from pipeline.export.parts.image_urls import read_prefixes, url_of
+from pipeline.export.parts.masks import whole_mask
 from pipeline.export.parts.xml_text import check_for_xml
 from pipeline.export.settings import ExportSettings
 
@@ -48,10 +48,7 @@ class LabelStudio(Format):
         return Converted(lines={"tasks": [line(task)]}, counts=Counter(in_containers=in_containers))
 
     def _result(self, image: ExportImage, segment: Segment) -> dict[str, object]:
-        try:
-            rle = brush_rle(decode(segment.counts, image.height, image.width))
-        except ValueError as error:
-            raise image.damaged(segment, error) from None
+        rle = brush_rle(whole_mask(image, segment))
         return {
             "id": f"{image.image_id}-{segment.annotation_id}",
             "type": "brushlabels",

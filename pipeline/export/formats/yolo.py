@@ -20,10 +20,10 @@ import numpy as np
 import yaml
 
 from m2f_core.masks.formats.one_outline import one_outline
-from m2f_core.masks.paint import decode_in_box
 from pipeline.export.format import Census, Converted, Document, ExportImage, Format, Stream
 from pipeline.export.formats.coco import original_name
 from pipeline.export.formats.flat_csv import lines_of
+from pipeline.export.parts.masks import mask_in_box
 from pipeline.export.settings import ExportSettings
 
 _FEWEST_CORNERS = 3
@@ -43,10 +43,7 @@ class Yolo(Format):
         counts: Counter[str] = Counter()
         size = np.array([image.width, image.height])
         for segment in image.segments:
-            try:
-                box, mask_hw = decode_in_box(segment.counts, image.height, image.width)
-            except ValueError as error:
-                raise image.damaged(segment, error) from None
+            box, mask_hw = mask_in_box(image, segment)
             outline = one_outline(mask_hw)
             corners_K2 = np.resize(outline.corners, (max(_FEWEST_CORNERS, len(outline.corners)), 2))
             shares = (corners_K2 + np.array([box.left, box.top]) + _WITHIN_PIXEL) / size

@@ -31,6 +31,20 @@ def content(folder) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+def stop_at_batch(number: int, settings: ExportSettings, monkeypatch) -> None:
+    """An export that ends where it would convert this batch."""
+    convert = Converter.convert
+
+    def stopping(self, task):
+        if task.number == number:
+            raise StopError
+        return convert(self, task)
+
+    with monkeypatch.context() as patched, pytest.raises(StopError):
+        patched.setattr(Converter, "convert", stopping)
+        export(settings)
+
+
 @pytest.fixture
 def small_batches(monkeypatch):
     whole = RowsByImage.batches
@@ -69,17 +83,7 @@ def test_it_goes_on_with_the_tables_of_its_beginning(tmp_path, monkeypatch, smal
     tables = str(tmp_path / "tables")
     keys = [f"s3://in/{number}.jpg" for number in range(7)]
     publish_run(tables, "first", [image_row(k, "first", 0) for k in keys], [segment_row(k, "first") for k in keys])
-    convert = Converter.convert
-
-    def stopping(self, task):
-        if task.number == 1:
-            raise StopError
-        return convert(self, task)
-
-    monkeypatch.setattr(Converter, "convert", stopping)
-    with pytest.raises(StopError):
-        export(settings_for(tables, tmp_path / "out", "csv"))
-    monkeypatch.setattr(Converter, "convert", convert)
+    stop_at_batch(1, settings_for(tables, tmp_path / "out", "csv"), monkeypatch)
     publish_run(
         tables, "second", [image_row("s3://in/new.jpg", "second", 1)], [segment_row("s3://in/new.jpg", "second")]
     )
@@ -129,17 +133,7 @@ def test_to_a_bucket_and_on_after_a_stop(s3, tables, tmp_path, monkeypatch, smal
     """The same files as in a folder; what is not done is done by the next command; other objects are left alone."""
     local = exports.export(tables, tmp_path / "out", "coco-panoptic")
     bucket = s3.bucket("m2f-export")
-    convert = Converter.convert
-
-    def stopping(self, task):
-        if task.number == 2:
-            raise StopError
-        return convert(self, task)
-
-    monkeypatch.setattr(Converter, "convert", stopping)
-    with pytest.raises(StopError):
-        export(settings_for(tables, f"{bucket}/out"))
-    monkeypatch.setattr(Converter, "convert", convert)
+    stop_at_batch(2, settings_for(tables, f"{bucket}/out"), monkeypatch)
     assert export(settings_for(tables, f"{bucket}/out")).num_done_before == 2
     filesystem, root = open_filesystem(f"{bucket}/out")
     found = {path.removeprefix(f"{root}/"): filesystem.cat_file(path) for path in filesystem.find(root)}
