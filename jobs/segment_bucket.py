@@ -29,7 +29,10 @@ def main(args: Sequence[str] | None = None) -> int:
     settings = parse(Settings, args, prog=PROG)
     progress = Progress(settings.progress_seconds, settings.log_format)
     job = _Job(settings, progress, [PROG, *args])
-    return run_job(PROG, job.segment, kept=job.kept, on_end=job.ended)
+    code = run_job(PROG, job.segment, kept=job.kept, on_end=job.ended)
+    if job.finished_run is not None and settings.page:  # after the end of the night, which a page must not change
+        write_run_page(settings.output, job.finished_run)
+    return code
 
 
 class _Job:
@@ -38,6 +41,7 @@ class _Job:
     def __init__(self, settings: Settings, progress: Progress, command: Sequence[str]):
         self.settings, self.progress, self.command = settings, progress, command
         self.night: Night | None = None
+        self.finished_run: str | None = None  # by this job
 
     def segment(self) -> int:
         """Returns the exit code."""
@@ -59,8 +63,7 @@ class _Job:
         if report is None:
             return 0
         print_summary(report, self.settings.output, self.settings.max_failure_rate)
-        if self.settings.page:
-            write_run_page(self.settings.output, report.run_id)
+        self.finished_run = report.run_id
         return report.exit_code(self.settings.max_failure_rate)
 
     def kept(self) -> str:

@@ -18,6 +18,7 @@ import torch
 
 from pipeline.cluster.environment import set_ray_environment
 from tests.support.places import SHARED_DATA
+from tests.support.without_pages import without_pages
 
 # Where imagecodecs is installed, tifffile uses it. It is here as a second decoder; users' machines do not have it.
 sys.modules["imagecodecs"] = None  # type: ignore[assignment]
@@ -76,11 +77,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_pages() -> None:
-    """Jobs that tests run write no report page: each would take seconds. Tests of the page call its writer."""
+def no_pages():
+    """Jobs that tests run write no report page. Tests of the page call its writer."""
     from jobs import segment_bucket
 
-    segment_bucket.write_run_page = lambda output, run_id: True
+    with without_pages(segment_bucket):
+        yield
 
 
 @pytest.fixture(scope="session")

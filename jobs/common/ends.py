@@ -51,7 +51,7 @@ def run_job(prog: str, work: Callable[[], int], *, kept: str | Callable[[], str]
 
     sys.excepthook = _print_stack
     try:
-        with _sigterm_raises():
+        with sigterm_raises():
             code = work()
     except RunError as error:
         on_end("refused", 2, str(error))
@@ -120,7 +120,7 @@ def _traceback_file(prog: str, error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def sigterm_raises() -> Iterator[None]:
     """SIGTERM exits through all `with` blocks, which clean up. Outside the main thread, nothing changes."""
 
     def stop(number: int, frame: FrameType | None) -> None:

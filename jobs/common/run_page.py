@@ -1,7 +1,8 @@
 """Write the page of a run that has just finished, in a process of its own.
 
 The run is published, and nothing that happens to its page may change that: neither an error, nor a crash of a library
-that draws, nor memory, nor time. So the page gets a process, a time limit, and a warning in place of an error.
+that draws, nor memory, nor time, nor a signal. So the page gets a process, a time limit, and a warning in place of an
+error.
 """
 
 import logging
@@ -9,6 +10,8 @@ import os
 import subprocess
 import sys
 
+from jobs.common.ends import sigterm_raises
+from pipeline.page.extra import HOW_TO_INSTALL, is_installed
 from pipeline.telemetry.console import say
 
 logger = logging.getLogger(__name__)
@@ -18,16 +21,29 @@ PAGE_SECONDS = 600.0
 
 def write_run_page(output: str, run_id: str, seconds: float = PAGE_SECONDS) -> bool:
     """Write the page of the run into its folder, and print where it lies. False, and a warning, if there is none."""
-    command = [sys.executable, "-m", "jobs.report", "--tables", output, "--run-id", run_id]
+    if not is_installed():
+        logger.info("run %s gets no report page, for which %s; --no-page says so in advance", run_id, HOW_TO_INSTALL)
+        return False
+    # -P: a module of the working folder is not taken for one of this program or of Python.
+    command = [sys.executable, "-P", "-m", "jobs.report", "--tables", output, "--run-id", run_id]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
-        done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds
-        )
+        with sigterm_raises():
+            done = subprocess.run(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=seconds,
+            )
     except subprocess.TimeoutExpired:
         why = f"it was not done in {seconds:g} s"
     except OSError as error:
         why = str(error)
+    except (KeyboardInterrupt, SystemExit):
+        why = "it was interrupted"
     else:
         if done.returncode == 0:
             say(done.stdout.strip())

@@ -8,12 +8,8 @@ an expression or a format.
 import math
 import re
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 from typing import Any
 
-from pipeline.errors import RunError
-
-EXTRA = "report"
 _WIDTH = 360  # of the text of a chart as it is drawn on a phone
 _ROW = 24
 _MOST_ROWS = 20
@@ -46,12 +42,6 @@ _CONFIG: dict[str, Any] = {
 
 Chart = dict[str, Any]
 Rows = Sequence[dict[str, Any]]
-
-
-def check_extra() -> None:
-    """RunError if the libraries of the page are not installed."""
-    if any(find_spec(name) is None for name in ("vl_convert", "jinja2")):
-        raise RunError(f"the report page needs the extra `{EXTRA}`: pip install 'm2f-pipeline[{EXTRA}]'")
 
 
 def render(chart: Chart, name: str) -> str:

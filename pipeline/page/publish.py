@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import fsspec
 
 from pipeline.errors import RunError
-from pipeline.page.charts import check_extra
+from pipeline.page.extra import check_extra
 from pipeline.page.figures.runs import ShownRun
 from pipeline.page.html import write_html
 from pipeline.page.make import make_page

@@ -2,19 +2,27 @@
 
 import json
 import logging
+import os
 import shutil
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 
+from jobs import segment_bucket
 from jobs.common import run_page
 from jobs.common.run_page import write_run_page
 from jobs.report import PROG, main
-from pipeline.page import charts
+from pipeline.layout import Output
+from pipeline.nights.seen import seen_nights
+from pipeline.page import extra
 from tests.support.drivers import drivers
 from tests.support.evaluation_runs import Place, write_run
 from tests.support.page_runs import drawn_images, page_run
+from tests.support.run_records import report
 from tests.support.tables import read_report
+from tests.support.without_pages import without_pages
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +87,7 @@ def test_a_run_that_is_not_finished_or_not_published_is_refused(tmp_path, capsys
 
 
 def test_without_the_extra_one_line_says_what_to_install(tables, capsys, monkeypatch):
-    monkeypatch.setattr(charts, "find_spec", lambda name: None)
+    monkeypatch.setattr(extra, "find_spec", lambda name: None)
     assert refusal(capsys, "--tables", tables).endswith("pip install 'm2f-pipeline[report]'")
 
 
@@ -110,6 +118,51 @@ def test_a_page_that_fails_is_a_warning(tables, caplog, run_id, seconds, why):
         assert not write_run_page(str(tables), run_id, seconds)
     [record] = caplog.records
     assert record.name == run_page.__name__ and why in record.getMessage()
+
+
+@pytest.mark.parametrize(("flags", "is_written"), [([], True), (["--no-page"], False)])
+@pytest.mark.parametrize("num_failed", [0, 1])
+def test_the_main_job_asks_for_the_page_of_its_run_once_the_night_has_ended(
+    tmp_path, monkeypatch, flags, is_written, num_failed
+):
+    """Whatever ends the page then, the night is finished, with the exit code of its run."""
+    counts = {"num_images": 2, "num_ok": 2 - num_failed, "num_failed": num_failed}
+    counts["failed_by_code"] = {"decode_failed": 1} if num_failed else {}
+    done = report("night", table_versions={"images": 1, "segments": 1}, **counts)
+    monkeypatch.setattr("pipeline.run.segment_bucket", lambda *args: done)
+    (tmp_path / "in").mkdir()
+    output = str(tmp_path / "out")
+    with without_pages(segment_bucket) as asked:
+        code = segment_bucket.main(["--input", str(tmp_path / "in"), "--output", output, *flags])
+    assert code == num_failed and asked == ([(output, "night")] if is_written else [])
+    [night] = seen_nights(Output.open(output))
+    assert (night.outcome, night.record.exit_code) == ("finished", num_failed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_page_and_not_the_job(tables, caplog, number):
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
+    timer.start()
+    with caplog.at_level(logging.WARNING):
+        assert not write_run_page(str(tables), "night")
+    timer.join()
+    assert "it was interrupted" in caplog.text
+
+
+def test_a_module_of_the_working_folder_is_not_run(tables, tmp_path, monkeypatch):
+    for name in ("jobs/__init__.py", "jobs/report.py", "queue.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('somebody else')")
+    monkeypatch.chdir(tmp_path)
+    assert write_run_page(str(tables), "night")
+
+
+def test_without_the_extra_a_night_says_so_in_one_line_and_is_no_warning(tables, caplog, monkeypatch):
+    monkeypatch.setattr(extra, "find_spec", lambda name: None)
+    with caplog.at_level(logging.INFO):
+        assert not write_run_page(str(tables), "night")
+    [record] = caplog.records
+    assert record.levelno == logging.INFO and "pip install 'm2f-pipeline[report]'" in record.getMessage()
 
 
 @pytest.mark.thorough
