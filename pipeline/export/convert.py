@@ -63,7 +63,8 @@ class Converter:
                 lines.setdefault(stream, []).extend(some)
             counts.update(made.counts)
         files.update(self.format.pack(task.number, rows))
-        joined = {stream: self.format.streams[stream].join(some) for stream, some in lines.items()}
+        # A stream without a line is no file: between two files stands a separator.
+        joined = {stream: self.format.streams[stream].join(some) for stream, some in lines.items() if some}
         self.target.write_batch(task.number, files, joined, counts)
         return counts
 

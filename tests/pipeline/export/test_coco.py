@@ -3,11 +3,13 @@
 import json
 
 import numpy as np
+import pytest
 from hotcoco.panoptic import pq_compute
 from PIL import Image
 from pycocotools.coco import COCO
 
 from m2f_core.masks.panoptic_png import panoptic_ids
+from pipeline.tables.rows_by_image import RowsByImage
 from tests.support.exports import decoded, export, refused, segments_by_key
 
 
@@ -87,3 +89,16 @@ def test_panoptic_from_instances_that_do_not_overlap(instances, tmp_path):
     """One segment of each image is left over, so nothing is lost."""
     export(instances, tmp_path / "out", "coco-panoptic", "--where", "segment_id = 1")
     assert len(json.loads((tmp_path / "out" / "panoptic.json").read_text())["annotations"]) == 9
+
+
+@pytest.mark.parametrize(("form", "name"), [("coco-instances", "instances.json"), ("coco-results", "results.json")])
+def test_a_document_does_not_depend_on_batches(tables, tmp_path, monkeypatch, form, name):
+    """Some batches have no segment, also the first one."""
+    of_images = [{row["category_name"] for row in rows} for rows in segments_by_key(tables).values()]
+    flags = ["--classes", min({"cat", "dog", "sky", "road"} - of_images[0])]
+    whole = export(tables, tmp_path / "whole", form, *flags) / name
+    in_batches = RowsByImage.batches
+    monkeypatch.setattr(RowsByImage, "batches", lambda rows: in_batches(rows, images_per_batch=1))
+    again = export(tables, tmp_path / "again", form, *flags) / name
+    assert json.loads(again.read_text()) == json.loads(whole.read_text())
+    assert again.read_bytes() == whole.read_bytes()
