@@ -1,14 +1,15 @@
 """Write published tables in other formats: `python jobs/export.py --tables ... --format coco-panoptic --to ...`.
 
-Exit code 0: done; 1: a worker or the machine broke, run the same command again; 2: the rows could not be exported, for
-the reason that is printed; 130, 143: stopped by Ctrl-C or SIGTERM, run the same command again to go on.
+Exit code 0: done; 2: the rows could not be exported, for the reason that is printed; 130, 143: stopped by Ctrl-C or
+SIGTERM, run the same command again to go on.
 """
 
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from jobs.common.command_line import parse, program
-from jobs.common.ends import run_job
+from jobs.common.ends import leave_with, run_job
 from pipeline.export.settings import ExportSettings
 
 PROG = program("export.py")
@@ -28,5 +29,10 @@ def _export(settings: ExportSettings) -> int:
     return 0
 
 
+def command() -> NoReturn:
+    # Else DuckDB ends the job with a page about its objects that Python has not freed.
+    leave_with(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

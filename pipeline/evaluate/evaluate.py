@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -172,13 +171,8 @@ def _score(spec: ScoreSpec, tasks: list[PartTask], workers: int) -> Iterator[Sum
     if workers == 1:
         yield from shown(score_part(spec, task) for task in tasks)
         return
-    executor = worker_pool(workers, _one_thread_each)
-    try:
-        yield from shown(look_ahead(lambda task: executor.submit(score_part, spec, task), tasks, 2 * workers))
-    except BrokenProcessPool:
-        raise RunError("a worker process died, most likely because memory ran out; try fewer --workers") from None
-    finally:
-        executor.shutdown(cancel_futures=True)
+    with worker_pool(workers, _one_thread_each) as pool:
+        yield from shown(look_ahead(lambda task: pool.submit(score_part, spec, task), tasks, 2 * workers))
 
 
 def _one_thread_each() -> None:

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -156,13 +155,8 @@ def _processes(
         _start(settings, census)
         yield _called
         return
-    executor = worker_pool(_num_workers(settings), _start, (settings, census))
-    try:
-        yield executor.submit
-    except BrokenProcessPool:
-        raise RunError("a worker process died, most likely because memory ran out; try fewer --workers") from None
-    finally:
-        executor.shutdown(cancel_futures=True)
+    with worker_pool(_num_workers(settings), _start, (settings, census)) as pool:
+        yield pool.submit
 
 
 def _called(function: Callable[[BatchTask], _R], task: BatchTask) -> "Future[_R]":

@@ -32,7 +32,7 @@ from pipeline.verify.file.split import MOST_IMAGES, check_split_images
 from pipeline.verify.findings import Findings
 from pipeline.verify.missing import find_missing
 from pipeline.verify.plans import PLANNED, planned_images
-from pipeline.verify.pool import CheckerPool
+from pipeline.verify.pool import checker
 from pipeline.verify.settings import VerifySettings
 
 
@@ -120,9 +120,9 @@ def _fill(
     comparison: Comparison,
 ) -> None:
     """Make the tables `images`, `groups` and `plan`."""
-    with CheckerPool(context, min(workers, len(chosen.files))) as pool:
+    with checker(context, min(workers, len(chosen.files))) as check:
         for table, name, schema in (("images", "images", FOUND_IMAGES), ("segments", "groups", GROUPS)):
-            checked = pool.check([file for file in chosen.files if file.table == table], f"checking {table}")
+            checked = check([file for file in chosen.files if file.table == table], f"checking {table}")
             _load(scratch, name, schema, _rows(checked, chosen, verdict))
     planned = [books for books in library.books.values() if not books.is_tidied]
 

@@ -1,11 +1,13 @@
 """A pool's processes end with the process that made the pool."""
 
+import os
 import subprocess
 import sys
 
 import psutil
 import pytest
 
+from pipeline.errors import RunError
 from pipeline.guard.worker_pool import worker_pool
 from tests.support.places import ROOT
 from tests.support.waiting import wait_until
@@ -16,10 +18,10 @@ import time
 from pipeline.guard.worker_pool import worker_pool
 
 if __name__ == "__main__":
-    pool = worker_pool(2)
-    both = [pool.submit(time.sleep, 0.5) for _ in range(2)]
-    print(*{pool.submit(os.getpid).result() for _ in both}, flush=True)
-    time.sleep(600)
+    with worker_pool(2) as pool:
+        both = [pool.submit(time.sleep, 0.5) for _ in range(2)]
+        print(*{pool.submit(os.getpid).result() for _ in both}, flush=True)
+        time.sleep(600)
 """
 
 
@@ -34,6 +36,11 @@ def test_workers_end_with_a_process_that_is_killed(how, tmp_path):
         assert pids and {worker.pid for worker in workers} >= set(pids)
         getattr(process, how)()
         wait_until(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in workers))
+
+
+def test_a_worker_that_dies_is_an_error():
+    with pytest.raises(RunError, match="a worker process died"), worker_pool(1) as pool:
+        pool.submit(os._exit, 1).result()
 
 
 def double(number: int) -> int:
