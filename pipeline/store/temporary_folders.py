@@ -45,9 +45,10 @@ def lock_new_folder() -> tuple[str, FileLock]:
     while True:
         folder = tempfile.mkdtemp(prefix=_PREFIX)
         lock = FileLock(f"{folder}/{_LOCK}", timeout=0)
-        with contextlib.suppress(Timeout, FileNotFoundError):
+        # Another process may remove the folder between these lines; the library then finds it there and yet not there.
+        with contextlib.suppress(Timeout, FileNotFoundError, FileExistsError):
             lock.acquire()
-            if Path(lock.lock_file).exists():  # else another process removed the folder between these lines
+            if Path(lock.lock_file).exists():
                 return folder, lock
 
 

@@ -4,9 +4,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from pipeline.store.temporary_folders import lock_new_folder, remove_folder
 from pipeline.tables.spill_database import ScratchDatabase
 
 DYING = """
@@ -48,3 +51,20 @@ def test_what_a_killed_process_left_is_removed_and_what_is_in_use_is_not(tempora
 def test_a_process_that_ends_by_itself_leaves_nothing(temporary):
     assert run(DYING.format(end=""), temporary) == 0
     assert list(temporary.iterdir()) == []
+
+
+def test_a_folder_that_another_process_removes_meanwhile_is_made_again(temporary, monkeypatch):
+    """The lock's library makes the folder of a lock, and fails if the folder goes away while it looks."""
+    acquire, calls = FileLock.acquire, []
+
+    def removed_once(lock, *args, **kwargs):
+        calls.append(lock)
+        if len(calls) == 1:
+            raise FileExistsError(17, "File exists", lock.lock_file)
+        return acquire(lock, *args, **kwargs)
+
+    monkeypatch.setattr(FileLock, "acquire", removed_once)
+    folder, lock = lock_new_folder()
+    assert Path(folder).is_dir()
+    remove_folder(folder, lock)
+    assert not Path(folder).exists()
