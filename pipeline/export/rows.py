@@ -12,7 +12,7 @@ from pipeline.export.format import Census
 from pipeline.export.names import folded, needs_digest, plain_name, shared_folder, with_digest
 from pipeline.export.settings import ExportSettings
 from pipeline.layout import Output
-from pipeline.store.filesystem import one_line
+from pipeline.tables.conditions import condition_fails
 from pipeline.tables.rows_by_image import RowsByImage
 
 IMAGE_COLUMNS = ("image_key", "height", "width", "etag", "run_id", "attributes")
@@ -39,7 +39,7 @@ def open_rows(output: Output, settings: ExportSettings, version: int | None) -> 
     except duckdb.Error as error:
         if settings.where is None:
             raise
-        raise RunError(f"--where {settings.where!r}: {one_line(error)}") from None
+        raise condition_fails(settings.where, error) from None
     if settings.run_id is not None and not rows.num_current:
         names = [folder.run_id for folder in output.list_runs()]
         known = ", ".join([*(["..."] if len(names) > 5 else []), *names[-5:]]) or "none"

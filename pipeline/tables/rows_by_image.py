@@ -3,7 +3,7 @@
 Readers that write one thing per image (an export, a report) need an image together with its segments, and the same
 order and numbers each time. The tables have neither: parts follow shards, and merged files mix runs. So DuckDB sorts
 the segments by the number of their image, on disk where memory does not suffice, and masks are put into the same order
-beside it (`spilled_masks.py`). Python holds one batch at a time.
+beside it (`in_order/spilled_masks.py`). Python holds one batch at a time.
 
 The order of image_key is the order of its UTF-8 bytes. Segments of an image come in the order of segment_id.
 """
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from pipeline.errors import RunError
 from pipeline.layout import Output
 from pipeline.store.filesystem import STORE_ERRORS
-from pipeline.tables.ascending_rows import MASK, NUMBER, AscendingRows
 from pipeline.tables.current_view import load_current, open_segments, reading
+from pipeline.tables.in_order.ascending_rows import MASK, NUMBER, AscendingRows
+from pipeline.tables.in_order.spilled_masks import Ranked, in_order
 from pipeline.tables.spill_database import MEMORY_MIB, ScratchDatabase, out_of_room, registered
-from pipeline.tables.spilled_masks import Ranked, in_order
 from pipeline.tables.stream_table import check_files, columns_of, plain, stream_table
 
 IMAGES_PER_BATCH = 256

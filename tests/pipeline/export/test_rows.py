@@ -120,6 +120,8 @@ def test_runs_with_several_label_maps_are_not_mixed(tmp_path):
         ("segmentation IS NULL", "masks cannot be compared"),
         ("category_name > 3", "is no SQL condition"),
         ("getenv('HOME') = 'x'", "is no SQL condition"),
+        ("NOT " * 900 + "true", "is no SQL condition"),
+        (" + ".join(["score"] * 400) + " > 1", "is no SQL condition"),
     ],
 )
 def test_a_where_that_is_no_condition_is_one_line(where, why):

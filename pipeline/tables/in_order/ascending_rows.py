@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.tables.spilled_masks import mask_bytes
+from pipeline.tables.in_order.spilled_masks import mask_bytes
 
 NUMBER = "image_number"  # the column by which the rows ascend
 MASK = "segmentation"
