@@ -12,6 +12,8 @@ keep the true `image_key`. Nothing heavy is imported here.
 import os
 import re
 import unicodedata
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 MASK = "***"
 
@@ -41,6 +43,12 @@ def shown(text: str) -> str:
     return printable(masked(text))
 
 
+def showing() -> Callable[[str], str]:
+    """`shown` for thousands of texts: the secrets of the environment are looked for once, and equal texts once."""
+    secrets = _secrets_of_environment()
+    return lru_cache(maxsize=1000)(lambda text: printable(_masked(text, secrets)))
+
+
 def printable(text: str) -> str:
     """`text` with every character that a terminal obeys as an escape: `\\n`, `\\x1b`, `\\u202e`."""
     if text.isprintable():
@@ -64,8 +72,12 @@ def masked(text: str) -> str:
     """`text` with user info, queries and known forms of secrets of URIs as `***`, and so the secrets of this
     environment.
     """
+    return _masked(text, _secrets_of_environment())
+
+
+def _masked(text: str, secrets: Iterable[str]) -> str:
     text = without_uri_secrets(text)
-    for secret in _secrets_of_environment():
+    for secret in secrets:
         text = text.replace(secret, MASK)
     return _KNOWN_FORMS.sub(MASK, text)
 

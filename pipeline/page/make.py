@@ -1,6 +1,6 @@
 """Make the page of a run: its figures, its gallery, the HTML around both."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,14 +11,15 @@ from pipeline.page.figures.comparison import compare
 from pipeline.page.figures.quality import quality
 from pipeline.page.figures.queries import queries
 from pipeline.page.figures.runs import ShownRun, earlier_runs, find_run, funnel, other_run, provenance, speed
-from pipeline.page.figures.sample import choose, make_by_image
+from pipeline.page.figures.sample import CONDITION_COLUMNS, choose, make_by_image
 from pipeline.page.figures.truth import load_scores, read_truth
 from pipeline.page.images.gallery import Gallery, make_gallery
-from pipeline.page.images.overlays import check_where, write_overlays
+from pipeline.page.images.overlays import write_overlays
 from pipeline.page.images.pictures import thumbnails
 from pipeline.page.settings import ReportSettings
-from pipeline.schema import REASONS
-from pipeline.shown_text import printable_lines, shown
+from pipeline.schema import IMAGES, REASONS
+from pipeline.shown_text import printable_lines, showing, shown
+from pipeline.tables.conditions import columns_of_condition
 from pipeline.tables.spill_database import ScratchDatabase
 
 _MEMORY_MIB = 320  # of DuckDB: the page of any run fits into 1 GiB
@@ -37,11 +38,15 @@ class Page:
 
 def make_page(settings: ReportSettings) -> tuple[ShownRun, Page]:
     """The page of the run that the settings name. RunError with one line if it cannot be made."""
+    named = set() if settings.where is None else columns_of_condition(settings.where, CONDITION_COLUMNS)
     run = find_run(settings.tables, settings.run_id)
     earlier = earlier_runs(run)
     other = other_run(settings, run, earlier)
     scratch = ScratchDatabase(_MEMORY_MIB)
     try:
+        # A condition may come from a command line, and must not read files.
+        scratch.connection.execute("SET enable_external_access = false")
+        tallies.load(scratch, run, tallies.NOW, [name for name in IMAGES.names if name in named])
         return run, _page(settings, run, earlier, other, scratch)
     finally:
         scratch.close()
@@ -54,17 +59,13 @@ def _page(
     other: ShownRun | None,
     scratch: ScratchDatabase,
 ) -> Page:
-    # A condition may come from a command line, and must not read files.
-    scratch.connection.execute("SET enable_external_access = false")
-    tallies.load(scratch, run, tallies.NOW)
+    """The page of a run whose rows are loaded."""
     if other is not None:
         tallies.load(scratch, other, tallies.BEFORE)
     against = None if other is None else compare(scratch, run, other)
     truth = read_truth(settings, run)
     load_scores(scratch, truth)
     make_by_image(scratch, compared=other is not None)
-    if settings.where is not None:
-        check_where(scratch, settings.where)
     figures: dict[str, Any] = {
         "program": f"m2f-pipeline {__version__}",
         "run": provenance(run, earlier),
@@ -87,7 +88,7 @@ def _page(
     }
     lines = [{"title": one["title"], "text": printable_lines(one["text"])} for one in queries(run)]
     small = {shown(key): uri for key, uri in thumbnails(run, figures["failures"]["examples"]).items()}
-    page = Page({**_shown(figures), "queries": lines}, gallery, small)
+    page = Page({**_shown(figures, showing()), "queries": lines}, gallery, small)
     if settings.overlays is not None:
         page.overlays = write_overlays(scratch, run, settings.overlays, settings.where, sample)
     return page
@@ -106,10 +107,10 @@ def _classes(scratch: ScratchDatabase, run: ShownRun, figures: dict[str, Any]) -
     return found
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: Any, show: Callable[[str], str]) -> Any:
     """`value` with all its texts as people may see them: without secrets and without active characters."""
     if isinstance(value, str):
-        return shown(value)
+        return show(value)
     if isinstance(value, dict):
-        return {shown(str(name)): _shown(one) for name, one in value.items()}
-    return [_shown(one) for one in value] if isinstance(value, list | tuple) else value
+        return {show(str(name)): _shown(one, show) for name, one in value.items()}
+    return [_shown(one, show) for one in value] if isinstance(value, list | tuple) else value

@@ -48,8 +48,8 @@ class ReportSettings:
     overlays: Annotated[str | None, _PICTURES] = None
     """Also draw the segments over the images of the gallery, at full size, as JPEGs below this folder or URI."""
     where: Annotated[str | None, _PICTURES] = None
-    """With --overlays: draw all images for which this SQL condition over the columns of the table `images` holds,
-    and over `min_score`, `classes` (list of names): status = 'ok' and list_contains(classes, 'dog')."""
+    """With --overlays: draw all images for which this SQL condition holds, over the columns of the table `images` and
+    `min_score`, `classes` (list of names), `change`, `pq`: width > 640 and list_contains(classes, 'dog')."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -2,14 +2,16 @@
 
 import json
 import unicodedata
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import shown_text
 from pipeline.errors import RunError
 from pipeline.setting_fields import refuse_secrets
-from pipeline.shown_text import holds_secret, masked, printable, printable_json, printable_lines, shown
+from pipeline.shown_text import holds_secret, masked, printable, printable_json, printable_lines, showing, shown
 
 # The title of a terminal, a carriage return, bidirectional controls, a C1 control, zero width, a tag, a surrogate.
 HOSTILE = "\x1b]0;owned\x07", "\r", "\n", "\u202e", "\u2066", "\x9b31m", "\u200b", "\U000e0041", "\udcff", "\u2028"
@@ -60,6 +62,20 @@ def test_secrets_of_the_environment_are_masked_wherever_they_stand(monkeypatch):
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/token-file")
     text = "the-key/of+all, the-session-token; proxy user:the-password@proxy:3128, /var/run/token-file"
     assert masked(text) == "***, ***; proxy user:***@proxy:3128, /var/run/token-file"
+
+
+def test_thousands_of_texts_are_shown_with_one_look_at_the_environment(monkeypatch):
+    monkeypatch.setenv("A_SECRET", "of-this-environment")
+    looks = []
+    search = shown_text._SECRET_VARIABLE.search
+    monkeypatch.setattr(
+        shown_text, "_SECRET_VARIABLE", SimpleNamespace(search=lambda name: looks.append(name) or search(name))
+    )
+    show = showing()
+    texts = [f"{n} of-this-environment \x1b" for n in range(500)]
+    assert [show(text) for text in texts] == [f"{n} *** \\x1b" for n in range(500)]
+    assert looks.count("A_SECRET") == 1
+    assert [show(text) for text in texts] == [shown(text) for text in texts]
 
 
 @pytest.mark.parametrize("token", ["AKIA" + "A1" * 8, "hf_" + "aB3" * 10])

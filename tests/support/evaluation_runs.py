@@ -68,6 +68,7 @@ class MadeImage:
     truth: Sequence[Segment] = ()
     found: Sequence[Segment] | None = ()
     error: str = "broken"  # of a failed run
+    code: str = "decode_failed"
     missing: bool = False
     removed: bool = False
 
@@ -138,7 +139,7 @@ def _tables(
             {
                 **of_run,
                 "status": "removed" if image.removed else "failed" if failed else "ok",
-                "error_code": "decode_failed" if failed else None,
+                "error_code": image.code if failed else None,
                 "error_message": image.error if failed else None,
                 "height": None if image.found is None else image.size[0],
                 "width": None if image.found is None else image.size[1],

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -68,17 +69,20 @@ def page_run(
     settings = {"input": [str(folder)], "output": place.tables, "task": "panoptic"}
     record |= {"input": [f"file://{folder}"], "settings": settings, **run_record}
     (path / "run.json").write_text(json.dumps(record))
-    num_failed = sum(image.found is None for image in images)
+    num_removed = sum(image.removed for image in images)
+    codes = Counter(image.code for image in images if image.found is None and not image.removed)
+    num_failed = codes.total()
     done = report(
         run_id,
         finished_at=finished,
-        counts={"new": len(images), "unchanged": 5},
-        failed_by_code={"decode_failed": num_failed} if num_failed else {},
+        counts={"new": len(images) - num_removed, "unchanged": 5, **({"removed": num_removed} if num_removed else {})},
+        failed_by_code=dict(codes),
         step_ms={"read": 1.2, "decode": 8.0, "resize": 3.1, "model": 61.0, "reduce": 12.5, "encode": 2.0, "write": 1.1},
         device_busy={"gpu-node-1:4711": 0.91, "gpu-node-2:815": 0.87},
         num_images=len(images),
-        num_ok=len(images) - num_failed,
+        num_ok=len(images) - num_failed - num_removed,
         num_failed=num_failed,
+        num_removed=num_removed,
         num_segments=sum(len(image.found or ()) for image in images),
     )
     (path / "report.json").write_text(json.dumps(asdict(done)))

@@ -99,8 +99,9 @@ def _by_class(scratch: ScratchDatabase, paired: bool) -> list[dict[str, Any]]:
     names = rows(
         scratch,
         f"""
-        SELECT category_id, any_value(category_name) AS name, any_value(isthing) AS isthing FROM (
-            SELECT * FROM {NOW}_pairs UNION ALL SELECT * FROM {BEFORE}_pairs
+        SELECT category_id, first(name ORDER BY is_now DESC) AS name, first(isthing ORDER BY is_now DESC) AS isthing
+        FROM (
+            SELECT *, true AS is_now FROM {NOW}_categories UNION ALL SELECT *, false FROM {BEFORE}_categories
         ) GROUP BY category_id ORDER BY category_id
         """,
     )

@@ -6,13 +6,17 @@ Kinds and bounds are those of CleanVision (cleanlab/cleanvision, issue_managers)
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from m2f_core.images.quality import KINDS
 from pipeline.page.figures.tallies import NOW, rows
-from pipeline.tables.spill_database import ScratchDatabase
+from pipeline.tables.spill_database import ScratchDatabase, out_of_room
 
 _EXAMPLES = 12  # of each kind
 _ODD_ASPECT = 0.35  # shorter side / longer side
-_IQR_FACTOR = 3.0  # an odd size lies this many interquartile ranges outside the quartiles of sqrt(height * width)
+_IQR_FACTOR = 3.0  # an odd size lies this many interquartile ranges outside the quartiles of the mean sides
+# The mean side of an image, in whole pixels: so the quartiles come from some thousand counts, whatever the run's size.
+_SIDE = "least(round(sqrt(height::DOUBLE * width)), 100000)"
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,6 @@ _ODD_ASPECTS = _Kind(
     f"least(height, width) < {_ODD_ASPECT} * greatest(height, width)",
     "least(height, width) / greatest(height, width)",
 )
-_ODD_SIZES = _Kind(
-    "odd_size",
-    "odd size",
-    f"the mean side lies {_IQR_FACTOR:g} interquartile ranges outside the quartiles of the run",
-    f"side < low - {_IQR_FACTOR} * (high - low) OR side > high + {_IQR_FACTOR} * (high - low)",
-    "-abs(side - (low + high) / 2)",
-)
 # Kinds of m2f_core.images.quality, which has their bounds.
 _OF_PIXELS = (
     _Kind("dark", "dark", "99 % of the pixels are darker than 0.32", KINDS["dark"], "quality.brightness_p99"),
@@ -58,7 +55,7 @@ _OF_PIXELS = (
 
 def quality(scratch: ScratchDatabase) -> dict[str, Any]:
     """The kinds with numbers of images and examples, and which kinds could not be looked for, and why."""
-    kinds = [_count(scratch, _ODD_ASPECTS), _count(scratch, _ODD_SIZES)]
+    kinds = [_count(scratch, _ODD_ASPECTS), _count(scratch, _odd_sizes(scratch))]
     missing: list[dict[str, Any]] = []
     duplicates = _exact_duplicates(scratch)
     (kinds if duplicates is not None else missing).append(
@@ -76,29 +73,45 @@ def quality(scratch: ScratchDatabase) -> dict[str, Any]:
     return {"kinds": [one for one in kinds if one is not None], "missing": missing}
 
 
-def _count(scratch: ScratchDatabase, kind: _Kind) -> dict[str, Any]:
-    base = (
-        f"""
-        (SELECT *, sqrt(height::DOUBLE * width) AS side,
-                quantile_cont(sqrt(height::DOUBLE * width), 0.25) OVER () AS low,
-                quantile_cont(sqrt(height::DOUBLE * width), 0.75) OVER () AS high
-         FROM {NOW}_images WHERE height > 0 AND width > 0)
-    """
-        if "side" in kind.condition
-        else f"(SELECT * FROM {NOW}_images WHERE height > 0 AND width > 0)"
+def _odd_sizes(scratch: ScratchDatabase) -> _Kind:
+    low, high = _quartiles(scratch)
+    reach = _IQR_FACTOR * (high - low)
+    return _Kind(
+        "odd_size",
+        "odd size",
+        f"the mean side lies {_IQR_FACTOR:g} interquartile ranges outside the quartiles of the run",
+        f"({_SIDE} < {low - reach} OR {_SIDE} > {high + reach})",
+        f"-abs({_SIDE} - {(low + high) / 2})",
     )
-    found = rows(
+
+
+def _quartiles(scratch: ScratchDatabase) -> tuple[float, float]:
+    """The quartiles of the mean sides of all images with a size; between two images, the point on the line."""
+    counts = rows(
         scratch,
         f"""
-        SELECT image_key, height, width, count(*) OVER () AS images FROM {base} WHERE {kind.condition}
-        ORDER BY {kind.score}, image_key LIMIT {_EXAMPLES}
+        SELECT {_SIDE} AS side, count(*) AS images FROM {NOW}_images WHERE height > 0 AND width > 0
+        GROUP BY side ORDER BY side
         """,
     )
+    if not counts:
+        return 0.0, 0.0
+    sides, upto = np.array([one["side"] for one in counts]), np.cumsum([one["images"] for one in counts])
+    places = np.array([0.25, 0.75]) * (upto[-1] - 1)
+    below, above = (sides[np.searchsorted(upto, whole(places), side="right")] for whole in (np.floor, np.ceil))
+    low, high = below + (above - below) * (places % 1)
+    return float(low), float(high)
+
+
+def _count(scratch: ScratchDatabase, kind: _Kind) -> dict[str, Any]:
+    of = f"FROM {NOW}_images WHERE height > 0 AND width > 0 AND {kind.condition}"
+    [counted] = rows(scratch, f"SELECT count(*) AS images {of}")
+    found = rows(scratch, f"SELECT image_key {of} ORDER BY {kind.score}, image_key LIMIT {_EXAMPLES}")
     return {
         "kind": kind.name,
         "title": kind.title,
         "means": kind.means,
-        "images": found[0]["images"] if found else 0,
+        "images": counted["images"],
         "examples": [one["image_key"] for one in found],
     }
 
@@ -108,7 +121,10 @@ def _exact_duplicates(scratch: ScratchDatabase) -> dict[str, Any] | None:
 
     The ETag of an image in a tar or Parquet file is the one of that file; of a local file it is a time and a size.
     """
-    condition = "etag <> '' AND NOT contains(image_key, '#') AND NOT starts_with(image_key, 'file://')"
+    # The row of an image that is gone has the ETag that the image had.
+    condition = (
+        "status <> 'removed' AND etag <> '' AND NOT contains(image_key, '#') AND NOT starts_with(image_key, 'file://')"
+    )
     if not rows(scratch, f"SELECT 1 FROM {NOW}_images WHERE {condition} LIMIT 1"):
         return None
     return _doubles(
@@ -120,19 +136,28 @@ def _doubles(
     scratch: ScratchDatabase, kind: str, title: str, means: str, of: str, condition: str = ""
 ) -> dict[str, Any]:
     """Images that have the value `of` in common with another image."""
+    images = f"FROM {NOW}_images WHERE {of} IS NOT NULL {condition}"
+    with out_of_room():
+        # Without keys: DuckDB cannot spill texts of groups to the disk.
+        scratch.connection.execute(
+            f"""
+            CREATE OR REPLACE TEMP TABLE several AS
+            SELECT {of} AS value, count(*) AS of_value {images} GROUP BY value HAVING count(*) > 1
+            """
+        )
+    [counted] = rows(scratch, "SELECT coalesce(sum(of_value), 0)::BIGINT AS images FROM several")
     found = rows(
         scratch,
         f"""
-        SELECT count(*) AS of_value, sum(count(*)) OVER ()::BIGINT AS images, min(image_key) AS first,
-               max(image_key) AS last
-        FROM {NOW}_images WHERE {of} IS NOT NULL {condition}
-        GROUP BY {of} HAVING count(*) > 1 ORDER BY of_value DESC, first LIMIT {_EXAMPLES // 2}
+        SELECT min(image_key) AS first, max(image_key) AS last FROM (SELECT {of} AS value, image_key {images}) JOIN (
+            SELECT * FROM several ORDER BY of_value DESC, value LIMIT {_EXAMPLES // 2}
+        ) USING (value) GROUP BY value, of_value ORDER BY of_value DESC, value
         """,
     )
     return {
         "kind": kind,
         "title": title,
         "means": means,
-        "images": found[0]["images"] if found else 0,
+        "images": counted["images"],
         "examples": [key for one in found for key in (one["first"], one["last"])],
     }

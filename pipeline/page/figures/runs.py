@@ -118,21 +118,24 @@ def provenance(run: ShownRun, earlier: Sequence[ShownRun]) -> dict[str, Any]:
 
 
 def funnel(report: Report, planned: Sequence[str]) -> list[dict[str, Any]]:
-    """From the images that were listed to those that are ok, each step with its reasons."""
+    """From the images that were listed to those that are ok, each step with its reasons.
+
+    Images that are gone from the input were not listed: they are a step of their own, at the end.
+    """
     by_reason = dict(report.counts)
+    num_gone = by_reason.pop("removed", report.num_removed)
     left_out = {reason: count for reason, count in by_reason.items() if reason not in planned}
-    if report.num_removed == 0 and "removed" in by_reason:
-        left_out["removed"] = by_reason["removed"]
     in_run = {reason: count for reason, count in by_reason.items() if reason not in left_out}
-    steps = [{"step": "listed", "name": "listed", "images": sum(by_reason.values()) or report.num_images}]
+    num_tried = report.num_images - report.num_removed
+    steps = [{"step": "listed", "name": "listed", "images": sum(by_reason.values()) or num_tried}]
     steps += [{"step": "left out", "name": name, "images": count} for name, count in left_out.items()]
-    steps.append({"step": "planned", "name": "in this run", "images": report.num_images})
+    steps.append({"step": "planned", "name": "in this run", "images": num_tried})
     if len(in_run) > 1:
         steps += [{"step": "because", "name": name, "images": count} for name, count in in_run.items()]
     steps += [{"step": "failed", "name": code, "images": count} for code, count in report.failed_by_code.items()]
-    if report.num_removed:
-        steps.append({"step": "removed", "name": "removed", "images": report.num_removed})
     steps.append({"step": "ok", "name": "ok", "images": report.num_ok})
+    if num_gone:
+        steps.append({"step": "removed", "name": "gone from the input", "images": num_gone})
     return steps
 
 
@@ -157,7 +160,10 @@ def speed(run: ShownRun) -> dict[str, Any]:
 
 
 def _over_time(run: ShownRun) -> list[dict[str, Any]] | None:
-    rows = [(r.started, r.finished, r.num_images) for r in Journal(run.folder).read(run.record.plan.num_shards)]
+    rows = [
+        (r.started, r.finished, r.num_images - r.num_removed)
+        for r in Journal(run.folder).read(run.record.plan.num_shards)
+    ]
     if not rows:
         return None
     started, finished, images = np.array(rows, np.float64).T

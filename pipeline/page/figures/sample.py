@@ -3,14 +3,27 @@
 The choice depends on the rows alone: the same tables give the same gallery.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+
+import duckdb
+import pyarrow as pa
 
 from pipeline.page.figures.tallies import BEFORE, NOW, rows
+from pipeline.schema import IMAGES
+from pipeline.tables.conditions import condition_fails
 from pipeline.tables.spill_database import ScratchDatabase, out_of_room
 
+_IMAGES_PER_CHUNK = 200_000
 _EXAMPLES_PER_CLASS = 4
 _MOST_CLASSES = 200
+_COMPUTED = {  # columns that a condition may name beside those of the table `images`
+    "min_score": pa.float64(),
+    "classes": pa.list_(pa.string()),
+    "change": pa.float64(),
+    "pq": pa.float64(),
+}
+CONDITION_COLUMNS = pa.schema([*IMAGES, *(pa.field(name, kind) for name, kind in _COMPUTED.items())])
 # Shares of the gallery; what is left are images by chance.
 _LOWEST_QUALITY, _LOWEST_SCORES, _MOST_SEGMENTS, _MOST_CHANGED, _OF_CLASSES = 0.2, 0.15, 0.1, 0.2, 0.3
 
@@ -44,10 +57,9 @@ def make_by_image(scratch: ScratchDatabase, compared: bool) -> None:
             f"""
             CREATE OR REPLACE TABLE by_image AS
             SELECT image_key, i.shard, i.height, i.width, i.etag, i.size_bytes,
-                   coalesce(s.segments, 0)::BIGINT AS segments, s.min_score, s.classes, {change}, pq
+                   coalesce(s.segments, 0)::BIGINT AS segments, s.min_score, {change}, pq
             FROM {NOW}_images i LEFT JOIN (
-                SELECT image_key, sum(segments) AS segments, min(min_score) AS min_score,
-                       list(category_name) AS classes
+                SELECT image_key, sum(segments) AS segments, min(min_score) AS min_score
                 FROM {NOW}_pairs GROUP BY image_key
             ) s USING (image_key) LEFT JOIN scores USING (image_key) {join}
             WHERE i.status = 'ok' AND i.height > 0 AND i.width > 0
@@ -85,34 +97,63 @@ def _by(condition: str, order: str) -> str:
 
 
 def _of_classes(most: int) -> str:
-    """Images in which a category is large, the first of every category before the second of any."""
+    """Images in which a category is large, the first of every category before the second of any.
+
+    `arg_min` with a number keeps so many rows of each category; a window function would sort all rows of the run.
+    """
     return f"""
         SELECT {_COLUMNS} FROM by_image JOIN (
             SELECT image_key, min(place) AS place FROM (
-                SELECT image_key,
-                       row_number() OVER (PARTITION BY category_id ORDER BY p.pixels DESC, image_key) AS place
-                FROM {NOW}_pairs p
-                WHERE category_id IN (
-                    SELECT category_id FROM {NOW}_pairs GROUP BY category_id ORDER BY sum(pixels) DESC LIMIT {most}
+                SELECT unnest(keys) AS image_key, generate_subscripts(keys, 1) AS place FROM (
+                    SELECT arg_min(image_key, {{pixels: -pixels, image_key: image_key}}, {_EXAMPLES_PER_CLASS}) AS keys
+                    FROM {NOW}_pairs WHERE category_id IN (
+                        SELECT category_id FROM {NOW}_pairs GROUP BY category_id ORDER BY sum(pixels) DESC LIMIT {most}
+                    )
+                    GROUP BY category_id
                 )
-            ) WHERE place <= {_EXAMPLES_PER_CLASS} GROUP BY image_key
+            ) GROUP BY image_key
         ) USING (image_key) ORDER BY place, hash(image_key), image_key LIMIT ?
     """
 
 
-def condition_on(where: str) -> str:
-    """A query for the images for which a condition of a person holds, over the columns of `images` and `by_image`."""
-    columns = ", ".join(f"s.{name}" for name in _COLUMNS.split(", "))
+def matching(scratch: ScratchDatabase, where: str, at_a_time: int) -> Iterator[list[SampledImage]]:
+    """All images for which a checked condition over CONDITION_COLUMNS holds, by shard.
+
+    RunError if the condition fails for the values of an image.
+    """
+    # DuckDB keeps the lists of a group in memory, so the condition sees some shards at a time.
+    for chunk in rows(scratch, _CHUNKS):
+        try:
+            with out_of_room():
+                cursor = scratch.connection.cursor().execute(
+                    f"{_condition_on(where)} ORDER BY shard, image_key", [chunk["first"], chunk["last"]]
+                )
+                while found := cursor.fetchmany(at_a_time):
+                    yield [SampledImage(*row) for row in found]
+        except duckdb.Error as error:
+            raise condition_fails(where, error) from None
+
+
+_CHUNKS = f"""
+    SELECT min(shard) AS first, max(shard) AS last FROM (
+        SELECT shard, sum(count(*)) OVER (ORDER BY shard) // {_IMAGES_PER_CHUNK} AS chunk FROM by_image GROUP BY shard
+    ) GROUP BY chunk ORDER BY first
+"""
+
+
+def _condition_on(where: str) -> str:
+    columns = ", ".join(f"b.{name}" for name in _COLUMNS.split(", "))
     return f"""
-        SELECT {columns} FROM by_image s JOIN (
+        WITH chunk AS (SELECT * FROM by_image WHERE shard BETWEEN ? AND ?), named AS (
+            SELECT image_key, list(name ORDER BY name) AS classes
+            FROM {NOW}_pairs JOIN {NOW}_categories USING (category_id) SEMI JOIN chunk USING (image_key)
+            GROUP BY image_key
+        )
+        SELECT {columns} FROM chunk b JOIN (
             SELECT image_key FROM (
-                SELECT i.*, min_score, classes, change, pq FROM {NOW}_images i JOIN by_image USING (image_key)
+                SELECT i.*, min_score, coalesce(classes, []) AS classes, change, pq
+                FROM {NOW}_images i JOIN chunk USING (image_key) LEFT JOIN named USING (image_key)
             ) WHERE ({where}
             )
         ) USING (image_key)
     """
-
-
-def sampled(row: tuple[Any, ...]) -> SampledImage:
-    """A row of `condition_on` or `choose`."""
-    return SampledImage(*row)

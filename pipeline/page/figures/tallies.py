@@ -3,7 +3,7 @@
 The rows are streamed, so memory does not grow with the run. A run that is compared with is loaded beside it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -32,27 +32,48 @@ _IMAGE_COLUMNS = [
 _SEGMENT_COLUMNS = ["image_key", "segment_id", "category_id", "category_name", "isthing", "score", "area"]
 
 
-def load(scratch: ScratchDatabase, run: ShownRun, prefix: str) -> None:
-    """Make the tables `<prefix>_images`, `<prefix>_segments` (rows) and `<prefix>_pairs`, a row per image and category.
+def load(
+    scratch: ScratchDatabase,
+    run: ShownRun,
+    prefix: str,
+    more: Iterable[str] = (),
+    *,
+    shards: Collection[int] | None = None,
+    shared_with: str | None = None,
+) -> None:
+    """Make the tables `<prefix>_images`, `<prefix>_segments` (rows), `<prefix>_categories` and `<prefix>_pairs`, a row
+    per image and category.
 
-    Raises RunError if the tables cannot be read or there is no room.
+    `more` are further columns of `images` that are wanted; `shards` are the only ones that are read. `shared_with` is
+    the prefix of a run that is loaded: only images which that run has, too, are kept. Raises RunError if the tables
+    cannot be read or there is no room.
     """
-    for table, columns in (("images", _IMAGE_COLUMNS), ("segments", _SEGMENT_COLUMNS)):
+    kept = "" if shared_with is None else f"SEMI JOIN {shared_with}_images USING (image_key)"
+    of_images = list(dict.fromkeys([*_IMAGE_COLUMNS, *more]))
+    for table, columns in (("images", of_images), ("segments", _SEGMENT_COLUMNS)):
         name = f"{prefix}_{table}"
 
         def copy(table: str = table, columns: Sequence[str] = columns, name: str = name) -> None:
-            batches: Iterator[pa.RecordBatch] = stream_run(run.output, table, run.run_id, columns)
+            batches: Iterator[pa.RecordBatch] = stream_run(run.output, table, run.run_id, columns, shards)
             with registered(scratch.connection, "streamed", columns_of(table, columns), batches):
-                scratch.connection.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM streamed")
+                scratch.connection.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM streamed {kept}")
 
         with out_of_room():
             reading(run.output, table, copy)
+    _make_pairs(scratch, prefix)
+
+
+def _make_pairs(scratch: ScratchDatabase, prefix: str) -> None:
     with out_of_room():
+        # Names are not in the groups of pairs: DuckDB cannot spill texts of groups to the disk.
         scratch.connection.execute(
             f"""
+            CREATE OR REPLACE TABLE {prefix}_categories AS
+            SELECT category_id, any_value(category_name) AS name, any_value(isthing) AS isthing
+            FROM {prefix}_segments GROUP BY category_id;
             CREATE OR REPLACE TABLE {prefix}_pairs AS
-            SELECT image_key, category_id, any_value(category_name) AS category_name, any_value(isthing) AS isthing,
-                   count(*) AS segments, sum(area)::BIGINT AS pixels, min(score) AS min_score, sum(score) AS sum_score
+            SELECT image_key, category_id, count(*) AS segments, sum(area)::BIGINT AS pixels, min(score) AS min_score,
+                   sum(score) AS sum_score
             FROM {prefix}_segments GROUP BY image_key, category_id
             """
         )
@@ -67,14 +88,17 @@ def rows(scratch: ScratchDatabase, query: str, *parameters: Any) -> list[dict[st
 
 
 def totals(scratch: ScratchDatabase) -> dict[str, Any]:
-    """The row of figures of the tables: images, segments, pixels, scores."""
+    """The row of figures of the tables: images, segments, pixels, scores.
+
+    A row with the status `removed` stands for an image that is gone: it is no image of the run.
+    """
     [images] = rows(
         scratch,
         f"""
-        SELECT count(*) AS images, count(*) FILTER (status = 'ok') AS ok, count(*) FILTER (status = 'failed') AS failed,
-               count(*) FILTER (status = 'removed') AS removed,
+        SELECT count(*) FILTER (status <> 'removed') AS images, count(*) FILTER (status = 'ok') AS ok,
+               count(*) FILTER (status = 'failed') AS failed, count(*) FILTER (status = 'removed') AS removed,
                coalesce(sum(height::BIGINT * width) FILTER (status = 'ok'), 0)::BIGINT AS pixels,
-               coalesce(sum(size_bytes), 0)::BIGINT AS bytes
+               coalesce(sum(size_bytes) FILTER (status <> 'removed'), 0)::BIGINT AS bytes
         FROM {NOW}_images
         """,
     )
@@ -91,9 +115,7 @@ def totals(scratch: ScratchDatabase) -> dict[str, Any]:
     return {
         **images,
         **segments,
-        "ok_share": images["ok"] / (images["images"] - images["removed"])
-        if images["images"] > images["removed"]
-        else None,
+        "ok_share": ok / images["images"] if images["images"] else None,
         "segments_per_image": segments["segments"] / ok if ok else None,
         "images_without_segments": ok - segments["images_with_segments"],
         "pixel_share_in_segments": segments["segment_pixels"] / pixels if pixels else None,
@@ -105,10 +127,12 @@ def classes(scratch: ScratchDatabase, prefix: str, pixels: int) -> list[dict[str
     found = rows(
         scratch,
         f"""
-        SELECT category_id, any_value(category_name) AS name, any_value(isthing) AS isthing,
-               sum(segments)::BIGINT AS segments, count(*) AS images, sum(pixels)::BIGINT AS pixels,
-               sum(sum_score) / sum(segments) AS mean_score
-        FROM {prefix}_pairs GROUP BY category_id ORDER BY pixels DESC, category_id
+        SELECT category_id, name, isthing, segments, images, pixels, mean_score
+        FROM {prefix}_categories JOIN (
+            SELECT category_id, sum(segments)::BIGINT AS segments, count(*) AS images, sum(pixels)::BIGINT AS pixels,
+                   sum(sum_score) / sum(segments) AS mean_score
+            FROM {prefix}_pairs GROUP BY category_id
+        ) USING (category_id) ORDER BY pixels DESC, category_id
         """,
     )
     return [{**one, "pixel_share": one["pixels"] / pixels if pixels else None} for one in found]

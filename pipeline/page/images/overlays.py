@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import duckdb
 import numpy as np
 from PIL import Image
 
@@ -15,21 +14,13 @@ from m2f_core.masks.overlay import draw_segments, with_legend
 from m2f_core.masks.rle import decode
 from pipeline.errors import RunError
 from pipeline.page.figures.runs import ShownRun
-from pipeline.page.figures.sample import SampledImage, condition_on, sampled
+from pipeline.page.figures.sample import SampledImage, matching
 from pipeline.page.images.pictures import open_reader, segments_of
-from pipeline.store.filesystem import one_line, open_filesystem, put_object, store_errors_as
-from pipeline.tables.spill_database import ScratchDatabase, out_of_room
+from pipeline.store.filesystem import open_filesystem, put_object, store_errors_as
+from pipeline.tables.spill_database import ScratchDatabase
 
 _AT_A_TIME = 64  # images whose masks are in memory
 _QUALITY = 90
-
-
-def check_where(scratch: ScratchDatabase, where: str) -> None:
-    """RunError with one line if --where is no condition over the columns that an image has."""
-    try:
-        scratch.connection.execute(f"EXPLAIN {condition_on(where)}")
-    except duckdb.Error as error:
-        raise RunError(f"--where {where}: {one_line(error)}") from None
 
 
 def write_overlays(
@@ -42,7 +33,7 @@ def write_overlays(
     """
     counts = {"written": 0, "unreadable": 0}
     filesystem, root = open_filesystem(folder)
-    chunks = _chunks(sample) if where is None else _matching(scratch, where)
+    chunks = _chunks(sample) if where is None else matching(scratch, where, _AT_A_TIME)
     with store_errors_as(RunError, f"--overlays {folder} cannot be written", denied=f"no permission to write {folder}"):
         for images in chunks:
             reader = open_reader(run, images)
@@ -102,11 +93,3 @@ def file_name(image_key: str) -> str:
 def _chunks(images: Sequence[SampledImage]) -> Iterator[Sequence[SampledImage]]:
     for start in range(0, len(images), _AT_A_TIME):
         yield images[start : start + _AT_A_TIME]
-
-
-def _matching(scratch: ScratchDatabase, where: str) -> Iterator[list[SampledImage]]:
-    """All images for which the condition holds, by shard."""
-    with out_of_room():
-        cursor = scratch.connection.cursor().execute(f"{condition_on(where)} ORDER BY shard, image_key")
-    while rows := cursor.fetchmany(_AT_A_TIME):
-        yield [sampled(row) for row in rows]

@@ -2,7 +2,7 @@
 
 One image is decoded at a time. Pixels come through the decoder of the run, so they are upright where the masks are.
 
-Legend: H, W pixels of the image; h, w pixels of its picture.
+Legend: h, w pixels of a picture.
 """
 
 import base64
@@ -13,10 +13,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, features
 
-from m2f_core.masks.rle import decode_counts, encode_mask
+from m2f_core.masks.rle import decode_counts, encode_counts
 from pipeline.config import Settings
 from pipeline.decoding.decode import decode_image
 from pipeline.errors import ErrorCode, ImageError, RunError
@@ -221,24 +220,32 @@ def small_masks(rows: Sequence[Mapping[str, Any]], picture: Picture) -> list[dic
             "c": row["category_id"],
             "s": round(row["score"], 4),
             "a": row["area"],
-            "m": encode_mask(small_mask(row, picture.height, picture.width)).decode(),
+            "m": small_counts(row, picture.height, picture.width).decode(),
         }
         for row in drawn
     ]
 
 
-def small_mask(row: Mapping[str, Any], height: int, width: int) -> NDArray[np.bool_]:
-    """[h, w] The mask of a segment at another size, looked up in its runs: no mask of the size of the image is made."""
+def small_counts(row: Mapping[str, Any], height: int, width: int) -> bytes:
+    """Compressed counts of the mask of a segment at a smaller size, computed from its runs: no mask is made."""
     try:
         of_height, of_width = row["segmentation"]["size"]
         ends = np.cumsum(decode_counts(row["segmentation"]["counts"].encode()))
-        if of_height < 1 or of_width < 1 or ends[-1] != of_height * of_width:
+        if of_height < height or of_width < width or ends[-1] != of_height * of_width:
             raise ValueError(f"its mask has {ends[-1]} pixels, but its size is {of_height} x {of_width}")
     except (ValueError, TypeError, AttributeError) as error:
         raise RunError(f"segment {row['segment_id']} of {row['image_key']} is damaged: {error}") from None
     rows_h, columns_w = (
-        np.minimum(((np.arange(to) + 0.5) * of / to).astype(np.int64), of - 1)
-        for to, of in ((height, of_height), (width, of_width))
+        ((np.arange(to) + 0.5) * of / to).astype(np.int64) for to, of in ((height, of_height), (width, of_width))
     )
-    places_wh = columns_w[:, None] * of_height + rows_h[None, :]  # in the order of the runs, column by column
-    return (np.searchsorted(ends, places_wh, side="right") % 2 == 1).T
+    # Where each run ends in the picture: after whole columns of the picture, and some rows of the column of its end.
+    columns, rows = np.divmod(ends, of_height)
+    whole = np.searchsorted(columns_w, columns)
+    is_inside = columns_w[np.minimum(whole, width - 1)] == columns
+    stops = whole * height + np.where(is_inside, np.searchsorted(rows_h, rows), 0)
+    # Runs that have no pixel in the picture go, and their neighbours, which are of one kind, become one run.
+    lengths = np.diff(stops, prepend=0)
+    is_set = np.flatnonzero(lengths) % 2 == 1
+    firsts = np.flatnonzero(np.diff(is_set, prepend=~is_set[:1]))
+    merged = np.add.reduceat(lengths[lengths > 0], firsts)
+    return encode_counts(np.concatenate([[0], merged]) if is_set[0] else merged)

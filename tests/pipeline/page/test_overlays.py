@@ -67,7 +67,7 @@ def test_overlays_of_the_sample_and_of_a_filter(made_page, tmp_path, capsys):
     files = sorted(path.name for path in (tmp_path / "all").iterdir())
     keys = [row["image_key"] for row in read_table(made_page.root / "tables", "images", "second") if row["height"]]
     assert files == sorted(map(file_name, keys))
-    where = "list_contains(classes, 'road') AND image_key LIKE '%plain-00%'"
+    where = "list_contains(classes, 'road') AND image_key LIKE '%plain-00%' AND num_segments > 0 AND attempt = 1"
     assert main([*to[:4], "--overlays", str(tmp_path / "some"), "--where", where]) == 0
     with_road = {row["image_key"] for row in rows_of(made_page, "segments", "") if row["category_name"] == "road"}
     wanted = {file_name(key) for key in with_road if "plain-00" in key}
@@ -79,10 +79,14 @@ def test_overlays_of_the_sample_and_of_a_filter(made_page, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("no_such_column > 1", "no_such_column"),
-        ("true) --", "--where"),
-        ("(", "--where"),
-        ("image_key IN (SELECT content FROM read_text('/etc/hostname'))", "--where"),
+        ("no_such_column > 1", "there is no column no_such_column"),
+        ("true) --", "is no SQL condition"),
+        ("true) OR (true", "is no SQL condition"),
+        ("(", "is no SQL condition"),
+        ("image_key IN (SELECT content FROM read_text('/etc/hostname'))", "may not hold a query of its own"),
+        ("image_key IN (SELECT image_key FROM now_images)", "may not hold a query of its own"),
+        ("count(*) > 1", "may not look at other rows"),
+        ("image_key::INTEGER = 3", "Could not convert"),
     ],
 )
 def test_a_condition_that_does_not_parse_gets_one_line_and_writes_nothing(made_page, tmp_path, capsys, where, said):

@@ -1,12 +1,15 @@
 """What stands out in the input: each kind against a count by hand, and visibly left out where there are no values."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from skimage import data
 
 from m2f_core.images.quality import Quality, measure_quality
-from pipeline.page.figures.quality import quality
+from pipeline.page.figures.quality import _count, _odd_sizes, _quartiles, quality
 from pipeline.schema import QUALITY
 from pipeline.tables.spill_database import ScratchDatabase
 
@@ -22,9 +25,9 @@ def scratch():
 
 def load(scratch, rows) -> dict[str, dict]:
     """The kinds by name, of images of 480 x 640 with these differences."""
-    schema = [("image_key", pa.string()), ("height", pa.int32()), ("width", pa.int32())]
+    schema = [("image_key", pa.string()), ("status", pa.string()), ("height", pa.int32()), ("width", pa.int32())]
     schema += [("etag", pa.string()), ("size_bytes", pa.int64()), ("quality", QUALITY)]
-    common = {"height": 480, "width": 640, "size_bytes": 1000}
+    common = {"status": "ok", "height": 480, "width": 640, "size_bytes": 1000}
     content = [
         {**common, "image_key": f"s3://b/{n:03d}.jpg", "etag": f"e{n}", "quality": {**PLAIN, "phash": n}, **row}
         for n, row in enumerate(rows)
@@ -43,6 +46,31 @@ def test_odd_sizes_and_aspects(scratch):
     assert found["odd_size"]["images"] == 2 and found["odd_size"]["examples"][0] == "s3://b/041.jpg"
 
 
+@given(st.lists(st.integers(1, 4000), min_size=1, max_size=30))
+def test_the_quartiles_are_those_of_numpy(sides):
+    database = ScratchDatabase(128)
+    try:
+        database.connection.execute("CREATE TABLE now_images AS SELECT unnest(?) AS height, height AS width", [sides])
+        assert _quartiles(database) == pytest.approx(tuple(np.quantile(sides, [0.25, 0.75])))
+    finally:
+        database.close()
+
+
+def test_a_million_images_need_no_memory_for_their_sizes():
+    database = ScratchDatabase(20)
+    try:
+        database.connection.execute(
+            """
+            CREATE TABLE now_images AS
+            SELECT i::VARCHAR AS image_key, 480 + hash(i) % 1000 AS height, if(i = 7, 99999, 640) AS width
+            FROM range(1000000) AS numbers(i)
+            """
+        )
+        assert _count(database, _odd_sizes(database))["examples"] == ["7"]
+    finally:
+        database.close()
+
+
 def test_exact_duplicates_are_objects_with_one_etag_and_size(scratch):
     """Not members of one tar, whose ETag is the tar's, and not local files, whose ETag is a time."""
     found = load(
@@ -57,6 +85,8 @@ def test_exact_duplicates_are_objects_with_one_etag_and_size(scratch):
             {"etag": "tar", "image_key": "s3://b/t.tar#b.jpg"},
             {"etag": "time", "image_key": "file:///a.jpg"},
             {"etag": "time", "image_key": "file:///b.jpg"},
+            {"etag": "gone", "status": "removed", "height": None},
+            {"etag": "gone", "status": "removed", "height": None},
         ],
     )["exact_duplicates"]
     assert found["images"] == 2 and found["examples"] == ["s3://b/000.jpg", "s3://b/001.jpg"]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,33 @@ def test_a_run_without_segments_and_without_images_with_results(tmp_path):
     figures = page_of(tmp_path)
     assert figures["totals"]["ok"] == 0 and figures["totals"]["segments_per_image"] is None
     assert figures["against"]["images_in_both"] == 0 and figures["gallery"]["images"] == []
+
+
+def test_an_image_that_is_gone_is_no_image_of_the_run(tmp_path):
+    """Rows with the status `removed`: in no figure but their own, nor in the bytes that were read."""
+    images = [
+        MadeImage("a.png", (4, 4), (), ()),
+        MadeImage("b.png", (4, 4), (), None),
+        *(MadeImage(f"gone-{n}.png", (4, 4), (), None, removed=True) for n in range(5)),
+    ]
+    page_run(tmp_path, tmp_path, images, "night", 28)
+    figures = page_of(tmp_path)
+    totals = figures["totals"]
+    assert [totals[name] for name in ("images", "ok", "failed", "removed")] == [2, 1, 1, 5]
+    assert totals["ok_share"] == 0.5 and totals["bytes"] == 2  # each row of the test has one byte
+    steps = {one["name"]: one["images"] for one in figures["funnel"]}
+    assert steps == {
+        "listed": 7,
+        "unchanged": 5,
+        "in this run": 2,
+        "decode_failed": 1,
+        "ok": 1,
+        "gone from the input": 5,
+    }
+    points = figures["speed"]["over_time"]
+    times = [datetime.fromisoformat(one["time"]).timestamp() for one in points]
+    done = sum(one["images_per_second"] for one in points) * (times[1] - times[0])
+    assert done == pytest.approx(2, rel=1e-2)
 
 
 def test_an_instance_run_with_overlaps_and_more_segments_than_are_drawn(tmp_path):
