@@ -8,6 +8,7 @@ from m2f_core import __version__
 from m2f_core.masks.colours import category_colour
 from pipeline.page.figures import tallies
 from pipeline.page.figures.comparison import compare
+from pipeline.page.figures.other_rows import load_other
 from pipeline.page.figures.quality import quality
 from pipeline.page.figures.queries import queries
 from pipeline.page.figures.runs import ShownRun, earlier_runs, find_run, funnel, other_run, provenance, speed
@@ -60,9 +61,7 @@ def _page(
     scratch: ScratchDatabase,
 ) -> Page:
     """The page of a run whose rows are loaded."""
-    if other is not None:
-        tallies.load(scratch, other, tallies.BEFORE)
-    against = None if other is None else compare(scratch, run, other)
+    against = None if other is None else compare(scratch, run, other, load_other(scratch, run, other))
     truth = read_truth(settings, run)
     load_scores(scratch, truth)
     make_by_image(scratch, compared=other is not None)

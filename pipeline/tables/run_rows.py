@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from deltalake import DeltaTable
 
 from pipeline.errors import RunError
 from pipeline.layout import Output, parts_folder
@@ -12,6 +14,16 @@ from pipeline.tables.current_view import open_table
 from pipeline.tables.stream_table import check_files, columns_of, stream_files
 
 _SHARD = re.compile(r"shard-(\d+)-")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of one shard in the table `images`. Keys are None if nobody knows them without reading the rows."""
+
+    shard: int
+    num_images: int
+    first_key: str | None
+    last_key: str | None
 
 
 def stream_run(
@@ -27,10 +39,8 @@ def stream_run(
     `shards`, `keys`: only rows of these shards and images. Raises RunError if nothing is published or the table
     requires what this reader lacks, and an error of STORE_ERRORS or an ArrowException if a file cannot be read.
     """
-    snapshot = open_table(output, table)
-    if snapshot is None:
-        raise RunError(f"{output.name} has no published table {table}; give the --output of a run")
-    folder = parts_folder(table, run_id).removeprefix(f"{table}/")
+    snapshot = _snapshot(output, table)
+    folder = _folder(table, run_id)
     # Files that jobs/tidy.py or a compaction has merged lie beside the folders of runs, and may hold rows of any run.
     files = {
         path
@@ -47,6 +57,37 @@ def stream_run(
         rows = batch.filter(mask)
         if rows.num_rows:
             yield pa.RecordBatch.from_arrays([rows[name] for name in columns], schema=schema)
+
+
+def parts_of_run(output: Output, run_id: str, num_shards: int, num_images: int) -> list[Part]:
+    """The parts of the run in the table `images` by shard, as the log of the table describes them.
+
+    A shard whose part has been merged with others is taken to have as many images as the run has in a shard. RunError
+    if nothing is published.
+    """
+    usual = max(1, round(num_images / max(1, num_shards)))
+    parts = {shard: Part(shard, usual, None, None) for shard in range(num_shards)}
+    files = check_files(output, "images", _snapshot(output, "images"))
+    lacking = pa.nulls(files.num_rows)
+    names = ("path", "num_records", "min.image_key", "max.image_key")
+    values = [files[name] if name in files.column_names else lacking for name in names]
+    for path, images, first, last in zip(*(column.to_pylist() for column in values), strict=True):
+        match = _SHARD.match(path.rpartition("/")[2]) if path.startswith(f"{_folder('images', run_id)}/") else None
+        if match is not None:
+            parts[int(match[1])] = Part(int(match[1]), usual if images is None else images, first, last)
+    return [parts[shard] for shard in sorted(parts)]
+
+
+def _snapshot(output: Output, table: str) -> DeltaTable:
+    snapshot = open_table(output, table)
+    if snapshot is None:
+        raise RunError(f"{output.name} has no published table {table}; give the --output of a run")
+    return snapshot
+
+
+def _folder(table: str, run_id: str) -> str:
+    """The folder of the run's parts, below the folder of the table."""
+    return parts_folder(table, run_id).removeprefix(f"{table}/")
 
 
 def _of_shard(path: str, shards: Collection[int] | None) -> bool:

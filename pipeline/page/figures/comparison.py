@@ -3,11 +3,13 @@
 Legend: G groups of images, C categories, B resamples.
 """
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.page.figures.other_rows import Sampled
 from pipeline.page.figures.runs import ShownRun
 from pipeline.page.figures.tallies import BEFORE, NOW, rows
 from pipeline.tables.spill_database import ScratchDatabase, out_of_room
@@ -21,8 +23,10 @@ _SEED = 0
 _MOST_SHOWN, _LEAST_SHOWN = 15, 5e-6  # categories in the section on changes; the smallest change that rounds to a digit
 
 
-def compare(scratch: ScratchDatabase, run: ShownRun, other: ShownRun) -> dict[str, Any]:
+def compare(scratch: ScratchDatabase, run: ShownRun, other: ShownRun, sampled: Sampled | None) -> dict[str, Any]:
     """Compare the loaded rows of `run` with those of `other`; makes the table `changes`, a row per image of both.
+
+    `sampled` says which rows of `other` are loaded, if these are not all.
 
     If most images of the smaller run are in both, both are compared on these images alone and resampled as pairs;
     else each run is taken as a sample of its own.
@@ -50,7 +54,8 @@ def compare(scratch: ScratchDatabase, run: ShownRun, other: ShownRun) -> dict[st
         "same_fingerprint": other.record.fingerprint == run.record.fingerprint,
         "other_settings": _other_settings(run, other),
         "images_in_both": counts["common"],
-        "images_before": counts["before"],
+        "images_before": counts["before"] if sampled is None else other.report.num_ok,
+        "sampled": None if sampled is None else asdict(sampled),
         "images_changed": counts["changed"],
         "mean_change": counts["mean_change"],
         "paired": paired,
