@@ -43,7 +43,7 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
 
 
 def evaluate_images(settings: EvaluationSettings, by_image: bool = True) -> tuple[dict[str, Any], Sums]:
-    """The report of `evaluate`, and the sums behind it: with the score of each image of a panoptic ground truth."""
+    """The report of `evaluate`, and the sums behind it: with the score of each image but of label PNGs."""
     run = find_finished_run(settings.tables, settings.run_id)
     truths = _read_ground_truths(settings, run)
     censuses = {kind: Census(truth) for kind, truth in truths.items()}

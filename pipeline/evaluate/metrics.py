@@ -158,8 +158,7 @@ def _with_id(message: str, truth: list[Record]) -> str:
 
 def instance_summary(states: Iterable[bytes], categories: tuple[Category, ...]) -> dict[str, Any]:
     """COCO's twelve metrics as fractions, and AP of each class; None if the ground truth has no such objects."""
-    evaluation = StreamingEval.merge(map(StreamingEval.from_bytes, states)).finalize()
-    evaluation.accumulate()
+    evaluation = _accumulated(states)
     with contextlib.redirect_stdout(io.StringIO()):  # hotcoco prints its table
         evaluation.summarize()
     assert evaluation.eval is not None
@@ -171,6 +170,21 @@ def instance_summary(states: Iterable[bytes], categories: tuple[Category, ...]) 
         per_class.append({**_of_category(category), "AP": _or_none(of_class.mean())})  # all -1 if undefined
     figures = zip(evaluation.metric_keys(), evaluation.stats, strict=True)
     return {**{name: _or_none(value) for name, value in figures}, "per_class": per_class}
+
+
+def instance_quality(state: bytes) -> float | None:
+    """AP of one image, given by its `instance_state`: the mean over its true categories; None if it has no object."""
+    evaluation = _accumulated([state])
+    assert evaluation.eval is not None
+    precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]  # all areas, 100 detections
+    defined = precision[precision >= 0]
+    return float(defined.mean()) if defined.size else None
+
+
+def _accumulated(states: Iterable[bytes]) -> Any:
+    evaluation = StreamingEval.merge(map(StreamingEval.from_bytes, states)).finalize()
+    evaluation.accumulate()
+    return evaluation
 
 
 def _of_category(category: Category) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Legend: H, W pixels of an image; C categories that are scored, in the order of t
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,14 @@ from pipeline.coco.ground_truth import GtImage, check_size
 from pipeline.coco.ground_truth_png import panoptic_classes, panoptic_records, read_label_png, read_panoptic_png
 from pipeline.commit.receipt import PartRecord
 from pipeline.errors import RunError
-from pipeline.evaluate.metrics import Category, Record, confusion_matrix, instance_state, panoptic_sums
+from pipeline.evaluate.metrics import (
+    Category,
+    Record,
+    confusion_matrix,
+    instance_quality,
+    instance_state,
+    panoptic_sums,
+)
 from pipeline.tables.finished_run import read_part
 
 INSTANCE_KINDS = ("segm", "bbox")
@@ -37,20 +44,22 @@ class ScoreSpec:
     reduce_zero_label: bool
     ignore_label: int
     things_only: bool  # for AP of a panoptic run
-    by_image: bool = False  # also score each image of a panoptic ground truth
+    by_image: bool = False  # also score each image of a panoptic or instances ground truth
 
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One image against a panoptic ground truth.
+    """One image against the ground truth.
 
     pq: panoptic quality over all segments of the image, whatever their category; None without any segment.
+    ap: average precision of masks, as the mean over the true categories of the image; None without any object.
     mistaken: the (true class, predicted class, pixels) that are most often mistaken there; classes are indices into the
         categories of the ground truth, and the predicted class may be their number: no segment.
     """
 
-    pq: float | None
-    mistaken: tuple[tuple[int, int, int], ...]
+    pq: float | None = None
+    ap: float | None = None
+    mistaken: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,12 +153,26 @@ def score_part(spec: ScoreSpec, task: PartTask) -> Sums:
             things = [row for row in rows if row["isthing"] or not spec.things_only]
             _check_categories(things, spec.instances)
             instances.add(image.instances, image.instances.annotations, things)
+            if spec.by_image and image.image_key is not None:
+                score = sums.images.get(image.image_key, ImageScore())
+                ap = _ap_of(image.instances, things, spec.instances)
+                sums.images[image.image_key] = replace(score, ap=ap)
     if spec.panoptic is not None:
         sums.panoptic += panoptic_sums(panoptic.images, panoptic.truth, panoptic.predicted, spec.panoptic)
     if spec.instances is not None:
         parts = instances.images, instances.truth, instances.predicted, spec.instances, "--instances-gt"
         sums.instances = {kind: [instance_state(kind, *parts)] for kind in INSTANCE_KINDS}
     return sums
+
+
+def _ap_of(image: GtImage, rows: list[Record], categories: tuple[Category, ...]) -> float | None:
+    """AP of masks of one image, computed over its true categories alone, as others have none."""
+    true = {record["category_id"] for record in image.annotations}
+    records = Records()
+    records.add(image, image.annotations, [row for row in rows if row["category_id"] in true])
+    known = tuple(category for category in categories if category["id"] in true)
+    parts = records.images, records.truth, records.predicted, known, "--instances-gt"
+    return instance_quality(instance_state("segm", *parts)) if known else None
 
 
 def _score_of(sums: Sums) -> ImageScore:
@@ -160,7 +183,7 @@ def _score_of(sums: Sums) -> ImageScore:
     places = np.argsort(mistaken, axis=None)[::-1][:_MOST_MISTAKEN]
     cells = [(*map(int, np.unravel_index(place, mistaken.shape)), int(mistaken.flat[place])) for place in places]
     pq = float(iou / denominator) if denominator else None
-    return ImageScore(pq, tuple((truth, found, pixels) for truth, found, pixels in cells if pixels))
+    return ImageScore(pq=pq, mistaken=tuple((truth, found, pixels) for truth, found, pixels in cells if pixels))
 
 
 def _confusion(truth_HW: NDArray[np.int32], rows: list[Record], categories: tuple[Category, ...]) -> NDArray[np.int64]:

@@ -68,6 +68,7 @@ def figure_at(figures: Any, path: str) -> Any:
 def _charts(figures: dict[str, Any]) -> dict[str, str]:
     """SVG by name, "" where there is nothing to draw."""
     speed, against = figures["speed"], figures["against"] or {}
+    matrix = _matrix(figures)
     found = {
         "funnel": charts.funnel(figures["funnel"]),
         "over_time": speed["over_time"] and charts.over_time(speed["over_time"]),
@@ -75,11 +76,16 @@ def _charts(figures: dict[str, Any]) -> dict[str, str]:
         "busy": speed["device_busy"] and charts.devices_busy(speed["device_busy"]),
         "classes": figures["classes"] and charts.class_shares(figures["classes"]),
         "changes": against.get("shown") and charts.class_changes(against["classes"][: against["shown"]]),
-        "matrix": figures["truth"] and charts.matrix(figures["truth"]["matrix"]),
+        "matrix": matrix and charts.matrix(matrix),
         "scores": figures["scores"] and charts.scores(figures["scores"]),
         "areas": figures["areas"] and charts.areas(figures["areas"]),
     }
     return {name: charts.render(chart, name) if chart else "" for name, chart in found.items()}
+
+
+def _matrix(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    panoptic = (figures["truth"] or {}).get("panoptic")
+    return panoptic["matrix"] if panoptic else []
 
 
 def _data(page: Page, picture_names: list[str] | None) -> dict[str, Any]:
@@ -99,7 +105,7 @@ def _data(page: Page, picture_names: list[str] | None) -> dict[str, Any]:
     ]
     before = (page.figures["against"] or {}).get("classes", ())
     names = {one["category_id"]: one["name"] for one in (*before, *page.figures["classes"])}
-    for cell in (page.figures["truth"] or {}).get("matrix", ()):
+    for cell in _matrix(page.figures):
         names |= {cell["true_id"]: cell["true"], cell["found_id"]: cell["found"]}
     return {"images": images, "names": names, "figures": page.figures}
 

@@ -41,6 +41,9 @@ class ReportSettings:
     """Score the run against this COCO panoptic JSON, as evaluate.py does: PQ, mistaken classes, the worst images."""
     panoptic_pngs: Annotated[str | None, _TRUTH] = None
     """Read the PNGs of --panoptic-gt from this folder. Default: the path of the JSON file without `.json`."""
+    instances_gt: Annotated[str | None, _TRUTH] = None
+    """Score the run against this COCO instances JSON: AP of masks and boxes, the worst images. Of a panoptic run,
+    things count."""
     images: Annotated[Literal["embed", "folder"], _PICTURES] = "embed"
     """embed: put the pictures into report.html; folder: write them to the folder `images` beside it, larger."""
     sample: Annotated[int, _PICTURES, Interval(ge=0, le=2000)] = 240
@@ -49,7 +52,7 @@ class ReportSettings:
     """Also draw the segments over the images of the gallery, at full size, as JPEGs below this folder or URI."""
     where: Annotated[str | None, _PICTURES] = None
     """With --overlays: draw all images for which this SQL condition holds, over the columns of the table `images` and
-    `min_score`, `classes` (list of names), `change`, `pq`: width > 640 and list_contains(classes, 'dog')."""
+    `min_score`, `classes` (list of names), `change`, `pq`, `ap`: width > 640 and list_contains(classes, 'dog')."""
 
     def __post_init__(self) -> None:
         check_fields(self)

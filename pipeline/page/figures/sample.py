@@ -22,6 +22,7 @@ _COMPUTED = {  # columns that a condition may name beside those of the table `im
     "classes": pa.list_(pa.string()),
     "change": pa.float64(),
     "pq": pa.float64(),
+    "ap": pa.float64(),
 }
 CONDITION_COLUMNS = pa.schema([*IMAGES, *(pa.field(name, kind) for name, kind in _COMPUTED.items())])
 # Shares of the gallery; what is left are images by chance.
@@ -42,7 +43,8 @@ class SampledImage:
     min_score: float | None
     change: float | None  # against the other run; None if the image is not in both
     shard_before: int | None  # in the other run
-    pq: float | None = None  # against ground truth, if there is any
+    pq: float | None = None  # against ground truth, if there is any, as ap
+    ap: float | None = None
     why: list[str] = field(default_factory=list)
 
 
@@ -57,7 +59,7 @@ def make_by_image(scratch: ScratchDatabase, compared: bool) -> None:
             f"""
             CREATE OR REPLACE TABLE by_image AS
             SELECT image_key, i.shard, i.height, i.width, i.etag, i.size_bytes,
-                   coalesce(s.segments, 0)::BIGINT AS segments, s.min_score, {change}, pq
+                   coalesce(s.segments, 0)::BIGINT AS segments, s.min_score, {change}, pq, ap
             FROM {NOW}_images i LEFT JOIN (
                 SELECT image_key, sum(segments) AS segments, min(min_score) AS min_score
                 FROM {NOW}_pairs GROUP BY image_key
@@ -70,7 +72,7 @@ def make_by_image(scratch: ScratchDatabase, compared: bool) -> None:
 def choose(scratch: ScratchDatabase, number: int) -> list[SampledImage]:
     """At most `number` images, the most telling first."""
     lists = {
-        "lowest quality": (_by("pq IS NOT NULL", "pq"), _LOWEST_QUALITY),
+        "lowest quality": (_by("coalesce(pq, ap) IS NOT NULL", "coalesce(pq, ap)"), _LOWEST_QUALITY),
         "largest change": (_by("change > 0", "change DESC"), _MOST_CHANGED),
         "lowest score": (_by("min_score IS NOT NULL", "min_score"), _LOWEST_SCORES),
         "example of a class": (_of_classes(_MOST_CLASSES), _OF_CLASSES),
@@ -89,7 +91,7 @@ def choose(scratch: ScratchDatabase, number: int) -> list[SampledImage]:
     return list(chosen.values())
 
 
-_COLUMNS = "image_key, shard, height, width, etag, size_bytes, segments, min_score, change, shard_before, pq"
+_COLUMNS = "image_key, shard, height, width, etag, size_bytes, segments, min_score, change, shard_before, pq, ap"
 
 
 def _by(condition: str, order: str) -> str:
@@ -151,7 +153,7 @@ def _condition_on(where: str) -> str:
         )
         SELECT {columns} FROM chunk b JOIN (
             SELECT image_key FROM (
-                SELECT i.*, min_score, coalesce(classes, []) AS classes, change, pq
+                SELECT i.*, min_score, coalesce(classes, []) AS classes, change, pq, ap
                 FROM {NOW}_images i JOIN chunk USING (image_key) LEFT JOIN named USING (image_key)
             ) WHERE ({where}
             )

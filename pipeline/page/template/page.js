@@ -69,11 +69,19 @@ function views(place, beside) {
   return found;
 }
 
+/* Against ground truth: PQ where it is known, else AP. */
+const qualityOf = (place) => facts[place].pq ?? facts[place].ap;
+
+function qualities(place) {
+  const { pq, ap } = facts[place];
+  return [["PQ", pq], ["AP", ap]].filter(([, value]) => value !== null).map(([name, value]) => `${name} ${percent(value)}`);
+}
+
 function summary(place) {
   const { segments, min_score: lowest, differing, change } = facts[place];
   const changed = differing ?? change;
   if ($("sort").value === "change" && changed !== null) return `${percent(changed)} changed`;
-  if ($("sort").value === "quality" && facts[place].pq !== null) return `PQ ${percent(facts[place].pq)}`;
+  if ($("sort").value === "quality" && qualityOf(place) !== null) return qualities(place).join(" · ");
   return lowest === null ? "no segments" : `${count.format(segments)} · lowest ${lowest.toFixed(2)}`;
 }
 
@@ -108,7 +116,7 @@ const orders = {
   score: (a, b) => (facts[a].min_score ?? 2) - (facts[b].min_score ?? 2),
   segments: (a, b) => facts[b].segments - facts[a].segments,
   change: (a, b) => (facts[b].differing ?? facts[b].change ?? -1) - (facts[a].differing ?? facts[a].change ?? -1),
-  quality: (a, b) => (facts[a].pq ?? 2) - (facts[b].pq ?? 2),
+  quality: (a, b) => (qualityOf(a) ?? 2) - (qualityOf(b) ?? 2),
   name: (a, b) => (images[a].key < images[b].key ? -1 : 1),
 };
 
@@ -195,7 +203,7 @@ function open(place) {
   $("views").replaceChildren(...made);
   const said = [`${fact.width} × ${fact.height}`, `${count.format(fact.segments)} segments`];
   if (image.of > image.now.length) said.push(`the best ${image.now.length} are drawn`);
-  if (fact.pq !== null) said.push(`PQ ${percent(fact.pq)}`);
+  said.push(...qualities(place));
   if (fact.differing !== null) said.push(`${percent(fact.differing)} of the pixels changed class`);
   said.push(...fact.why);
   $("large-facts").replaceChildren(...said.map((text) => element("li", "", text)));

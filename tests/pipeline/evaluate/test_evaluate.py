@@ -16,7 +16,7 @@ from PIL import Image
 
 from m2f_core.masks.rle import decode
 from pipeline.errors import RunError
-from pipeline.evaluate.evaluate import evaluate
+from pipeline.evaluate.evaluate import evaluate, evaluate_images
 from pipeline.evaluate.metrics import instance_state, instance_summary
 from pipeline.evaluate.settings import EvaluationSettings
 from pipeline.scenes.draw import CATEGORIES as DRAWN_CATEGORIES
@@ -183,6 +183,28 @@ def test_ap_of_an_instance_run_is_that_of_pycocotools(new_place, seed):
     ground_truth = coco_instances(images, CATEGORIES)
     path = place.put("instances.json", json.dumps(ground_truth).encode())
     assert_instances(score(place, instances_gt=path), ground_truth, coco_results(images, IDS))
+
+
+@given(SEEDS)
+@settings(max_examples=30)
+def test_the_ap_of_an_image_is_that_of_pycocotools_for_this_image_alone(new_place, seed):
+    """And the figures of all images are what they are without."""
+    images, place = scenes(seed, instance_scene), new_place()
+    write_run(place, images, task="instance")
+    ground_truth, results = coco_instances(images, CATEGORIES), coco_results(images, IDS)
+    path = place.put("instances.json", json.dumps(ground_truth).encode())
+    report, sums = evaluate_images(EvaluationSettings(place.tables, workers=1, instances_gt=path))
+    assert_instances(report, ground_truth, results)
+    in_run = {f"s3://photographs/{i.name}": n for n, i in enumerate(images, 1) if not i.missing and i.found is not None}
+    assert sums.images.keys() == in_run.keys()
+    for key, number in in_run.items():
+        alone = {
+            **ground_truth,
+            "images": [one for one in ground_truth["images"] if one["id"] == number],
+            "annotations": [one for one in ground_truth["annotations"] if one["image_id"] == number],
+        }
+        expected = coco_api(alone, [one for one in results if one["image_id"] == number], "segm")["AP"]
+        assert sums.images[key].ap == pytest.approx(expected, abs=1e-9)
 
 
 @given(SEEDS, st.integers(1, 6))

@@ -15,7 +15,7 @@ from pipeline.evaluate.settings import EvaluationSettings
 from pipeline.page.publish import publish_page
 from pipeline.page.settings import ReportSettings
 from tests.support.browser import open_browser, open_page
-from tests.support.evaluation_runs import MadeImage, Place, Segment, write_panoptic
+from tests.support.evaluation_runs import MadeImage, Place, Segment, coco_instances, write_panoptic
 from tests.support.page_runs import HOSTILE_CATEGORIES, drawn_images, page_run
 
 SCROLLED = "top => new Promise(done => { scrollTo(0, top); requestAnimationFrame(() => setTimeout(done)); })"
@@ -138,8 +138,8 @@ def test_ground_truth_scores_the_run_and_each_image(tmp_path):
     truth = write_panoptic(Place(str(tmp_path), HOSTILE_CATEGORIES), plain)
     figures = page_of(tmp_path, panoptic_gt=truth)
     scored = evaluate(EvaluationSettings(f"{tmp_path}/tables", panoptic_gt=truth))
-    assert figures["truth"]["all"] == scored["panoptic"]["all"]
-    assert figures["truth"]["mIoU"] == scored["semantic"]["mIoU"]
+    assert figures["truth"]["panoptic"]["all"] == scored["panoptic"]["all"]
+    assert figures["truth"]["panoptic"]["mIoU"] == scored["semantic"]["mIoU"]
     by_name = {Path(one["image_key"]).name: one for one in figures["gallery"]["images"]}
     assert {name: one["pq"] for name, one in by_name.items()} == {
         image.name: 0.0 if image is plain[0] else 1.0 for image in plain
@@ -149,7 +149,7 @@ def test_ground_truth_scores_the_run_and_each_image(tmp_path):
     for segment_id in {one.category_id for one in plain[0].found}:
         area = sum(one.area for one in plain[0].found if one.category_id == segment_id)
         assert pixels[segment_id, other[segment_id]] == area
-    shares = {(one["true_id"], one["found_id"]): one["share"] for one in figures["truth"]["matrix"]}
+    shares = {(one["true_id"], one["found_id"]): one["share"] for one in figures["truth"]["panoptic"]["matrix"]}
     for true in other:
         assert sum(share for (of, _), share in shares.items() if of == true) == pytest.approx(1)
     assert main(["--tables", f"{tmp_path}/tables", "--panoptic-gt", truth]) == 0
@@ -162,4 +162,39 @@ def test_ground_truth_scores_the_run_and_each_image(tmp_path):
         page.keyboard.press("Enter")
         page.locator("#found", has_text="1 images in which").wait_for()
         page.locator("[data-sort=quality]").click()
+        assert bad == []
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("task", ["instance", "panoptic"])
+def test_ground_truth_of_instances_scores_the_run_and_each_image(tmp_path, task):
+    """AP is that of evaluate.py; an image whose classes are wrong comes first. Of a panoptic run, things count."""
+    folder = tmp_path / "images"
+    drawn = [image for image in drawn_images(folder, number=6) if image.name.startswith("plain")]
+    things = {7: 3, 3: 7}
+    plain = [replace(image, truth=[one for one in image.found if one.category_id in things]) for image in drawn]
+    swapped = [replace(one, category_id=things.get(one.category_id, one.category_id)) for one in plain[0].found]
+    page_run(tmp_path, folder, [replace(plain[0], found=swapped), *plain[1:]], "night", 28, results={"task": task})
+    truth = tmp_path / "instances.json"
+    truth.write_text(json.dumps(coco_instances(plain, HOSTILE_CATEGORIES)))
+    figures = page_of(tmp_path, instances_gt=str(truth))
+    scored = evaluate(EvaluationSettings(f"{tmp_path}/tables", instances_gt=str(truth)))
+    instances = figures["truth"]["instances"]
+    assert figures["truth"]["panoptic"] is None
+    for kind, name in (("segm", "masks"), ("bbox", "boxes")):
+        assert instances[name].items() <= scored[kind].items() and 0 < instances[name]["AP"] < 1
+    by_class = {one["category_id"]: one for one in instances["classes"]}
+    for one in scored["segm"]["per_class"]:
+        assert one["AP"] == (by_class[one["category_id"]]["AP"] if one["category_id"] in by_class else None)
+    assert [one["AP"] for one in instances["classes"]] == sorted(one["AP"] for one in instances["classes"])
+    gallery = figures["gallery"]["images"]
+    assert gallery[0]["image_key"].endswith(plain[0].name) and gallery[0]["ap"] == 0.0
+    assert {one["ap"] for one in gallery[1:]} <= {1.0, None} and 1.0 in {one["ap"] for one in gallery[1:]}
+    with (
+        open_browser() as browser,
+        open_page(browser, f"{tmp_path}/tables/_runs/night/page/report.html") as (page, bad),
+    ):
+        page.locator("[data-sort=quality]").click()
+        page.wait_for_selector("#grid .pic")
+        assert "AP 0 %" in page.locator("#grid .pic").first.get_attribute("aria-label").replace("0.0", "0")
         assert bad == []
