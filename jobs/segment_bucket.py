@@ -31,7 +31,7 @@ def main(args: Sequence[str] | None = None) -> int:
     job = _Job(settings, progress, [PROG, *args])
     code = run_job(PROG, job.segment, kept=job.kept, on_end=job.ended)
     if job.finished_run is not None and settings.page:  # after the end of the night, which a page must not change
-        write_run_page(settings.output, job.finished_run)
+        write_run_page(settings.output, job.finished_run, settings.page_images)
     return code
 
 

@@ -231,7 +231,11 @@ class Settings:
     compact: Annotated[bool, _PUBLISHING] = False
     """Merge small files of the tables into large ones after publishing."""
     page: Annotated[bool, _PUBLISHING] = True
-    """Write a page that shows the finished run, as report.py does (needs the extra `report`); see docs/results.md."""
+    """Write a page that shows the finished run, as report.py does (needs the extra `report`); see docs/results.md. The
+    page holds small copies of images: --page-images."""
+    page_images: Annotated[Literal["embed", "folder", "none"], _PUBLISHING] = "embed"
+    """embed: the page holds small copies of some images; folder: they lie beside it, larger; none: --output gets no
+    pixels, and the page shows masks alone."""
 
     def __post_init__(self) -> None:
         if isinstance(self.input, str):  # as a caller of the library, or a --config file, may spell one input

@@ -19,13 +19,17 @@ logger = logging.getLogger(__name__)
 PAGE_SECONDS = 600.0
 
 
-def write_run_page(output: str, run_id: str, seconds: float = PAGE_SECONDS) -> bool:
-    """Write the page of the run into its folder, and print where it lies. False, and a warning, if there is none."""
+def write_run_page(output: str, run_id: str, images: str = "embed", seconds: float = PAGE_SECONDS) -> bool:
+    """Write the page of the run into its folder, and print where it lies. False, and a warning, if there is none.
+
+    `images` is --images of jobs/report.py.
+    """
     if not is_installed():
         logger.info("run %s gets no report page, for which %s; --no-page says so in advance", run_id, HOW_TO_INSTALL)
         return False
     # -P: a module of the working folder is not taken for one of this program or of Python.
     command = [sys.executable, "-P", "-m", "jobs.report", "--tables", output, "--run-id", run_id]
+    command += ["--images", images]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         with sigterm_raises():

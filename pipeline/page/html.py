@@ -52,6 +52,8 @@ def write_html(page: Page, picture_names: list[str] | None = None) -> str:
         script=Markup(script),
         style_hash=_hash(style),
         script_hash=_hash(script),
+        # Pictures beside the page: 'self' is a store that serves the page, file: a disk.
+        image_sources="data:" if picture_names is None else "data: 'self' file:",
         charts={name: Markup(svg) for name, svg in _charts(figures).items()},
         data=_data(page, picture_names),
         most_classes=MOST_CLASSES,

@@ -86,7 +86,8 @@ def _page(
         "left_out_for_size": gallery.left_out,
     }
     lines = [{"title": one["title"], "text": printable_lines(one["text"])} for one in queries(run)]
-    small = {shown(key): uri for key, uri in thumbnails(run, figures["failures"]["examples"]).items()}
+    failed = () if settings.images == "none" else figures["failures"]["examples"]
+    small = {shown(key): uri for key, uri in thumbnails(run, failed).items()}
     page = Page({**_shown(figures, showing()), "queries": lines}, gallery, small)
     if settings.overlays is not None:
         page.overlays = write_overlays(scratch, run, settings.overlays, settings.where, sample)

@@ -20,7 +20,7 @@ _TRUTH = Section("ground truth")
 @dataclass(frozen=True)
 class ReportSettings:
     """Write a page that shows a finished run: report.html, which opens in a browser without a network, and report.json
-    with every figure on it.
+    with every figure on it. The page holds small copies of images of the input, unless --images none is given.
 
     Paths may be local folders or URIs (s3://bucket/prefix). Credentials come from the usual AWS chain, not from flags.
     """
@@ -44,8 +44,9 @@ class ReportSettings:
     instances_gt: Annotated[str | None, _TRUTH] = None
     """Score the run against this COCO instances JSON: AP of masks and boxes, the worst images. Of a panoptic run,
     things count."""
-    images: Annotated[Literal["embed", "folder"], _PICTURES] = "embed"
-    """embed: put the pictures into report.html; folder: write them to the folder `images` beside it, larger."""
+    images: Annotated[Literal["embed", "folder", "none"], _PICTURES] = "embed"
+    """embed: put small copies of images into report.html; folder: write them to the folder `images` beside it, larger;
+    none: copy no pixels, and show masks alone."""
     sample: Annotated[int, _PICTURES, Interval(ge=0, le=2000)] = 240
     """Show at most N images in the gallery: the hardest, the most changed, some of each class, and others at random."""
     overlays: Annotated[str | None, _PICTURES] = None

@@ -86,6 +86,7 @@ FLAGS = (
     "--output",
     "--overlap-threshold",
     "--page",
+    "--page-images",
     "--postprocess",
     "--precision",
     "--preprocess",

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,20 @@ def test_the_page_goes_to_the_run_or_to_another_place(tables, tmp_path, capsys):
     html = (tmp_path / "there" / "report.html").read_text()
     assert len(pictures) == 8 and all(f"images/{path.name}" in html for path in pictures)
     assert "data:image" not in html
+
+
+def test_without_pictures_no_pixel_of_an_image_is_copied(tmp_path, capsys):
+    """Neither of an image with a result nor of one that failed; the gallery shows masks."""
+    folder = tmp_path / "images"
+    images = drawn_images(folder, number=1)
+    failed = replace(images[-1], found=None, error="out of memory", code="inference_failed")
+    page_run(tmp_path, folder, [*images[:-1], failed], "night", 28)
+    html = tmp_path / "tables/_runs/night/page/report.html"
+    for images_flag, are_there in (("embed", True), ("none", False)):
+        assert main(["--tables", str(tmp_path / "tables"), "--images", images_flag]) == 0
+        assert ("data:image" in html.read_text()) == are_there
+        assert [path.name for path in html.parent.iterdir() if path.is_dir()] == []
+    assert all(one["drawn"] for one in json.loads((html.parent / "report.json").read_text())["gallery"]["images"])
 
 
 def test_a_page_in_a_bucket(tables, s3, capsys):
@@ -108,6 +123,9 @@ def test_the_page_of_a_finished_run_is_written_and_named(tables, capfd):
     shutil.rmtree(tables / "_runs" / "night" / "page", ignore_errors=True)
     assert write_run_page(str(tables), "night")
     assert capfd.readouterr().out == f"report: {tables}/_runs/night/page/report.html\n"
+    assert "data:image" in (tables / "_runs/night/page/report.html").read_text()
+    assert write_run_page(str(tables), "night", "none")
+    assert "data:image" not in (tables / "_runs/night/page/report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -115,15 +133,17 @@ def test_the_page_of_a_finished_run_is_written_and_named(tables, capfd):
 )
 def test_a_page_that_fails_is_a_warning(tables, caplog, run_id, seconds, why):
     with caplog.at_level(logging.WARNING):
-        assert not write_run_page(str(tables), run_id, seconds)
+        assert not write_run_page(str(tables), run_id, seconds=seconds)
     [record] = caplog.records
     assert record.name == run_page.__name__ and why in record.getMessage()
 
 
-@pytest.mark.parametrize(("flags", "is_written"), [([], True), (["--no-page"], False)])
+@pytest.mark.parametrize(
+    ("flags", "images"), [([], "embed"), (["--page-images", "none"], "none"), (["--no-page"], None)]
+)
 @pytest.mark.parametrize("num_failed", [0, 1])
 def test_the_main_job_asks_for_the_page_of_its_run_once_the_night_has_ended(
-    tmp_path, monkeypatch, flags, is_written, num_failed
+    tmp_path, monkeypatch, flags, images, num_failed
 ):
     """Whatever ends the page then, the night is finished, with the exit code of its run."""
     counts = {"num_images": 2, "num_ok": 2 - num_failed, "num_failed": num_failed}
@@ -134,7 +154,7 @@ def test_the_main_job_asks_for_the_page_of_its_run_once_the_night_has_ended(
     output = str(tmp_path / "out")
     with without_pages(segment_bucket) as asked:
         code = segment_bucket.main(["--input", str(tmp_path / "in"), "--output", output, *flags])
-    assert code == num_failed and asked == ([(output, "night")] if is_written else [])
+    assert code == num_failed and asked == ([] if images is None else [(output, "night", images)])
     [night] = seen_nights(Output.open(output))
     assert (night.outcome, night.record.exit_code) == ("finished", num_failed)
 

@@ -6,12 +6,12 @@ from types import ModuleType
 
 
 @contextmanager
-def without_pages(segment_bucket: ModuleType) -> Iterator[list[tuple[str, str]]]:
-    """The module of the main job writes no page meanwhile. The pages that it would write: (output, run_id)."""
-    asked: list[tuple[str, str]] = []
+def without_pages(segment_bucket: ModuleType) -> Iterator[list[tuple[str, str, str]]]:
+    """The module of the main job writes no page meanwhile. The pages that it would write: (output, run_id, images)."""
+    asked: list[tuple[str, str, str]] = []
 
-    def note(output: str, run_id: str) -> bool:
-        asked.append((output, run_id))
+    def note(output: str, run_id: str, images: str) -> bool:
+        asked.append((output, run_id, images))
         return True
 
     before = vars(segment_bucket)["write_run_page"]

@@ -9,7 +9,17 @@ import numpy as np
 from m2f_core.masks.rle import decode
 from pipeline.page.figures.runs import ShownRun
 from pipeline.page.figures.sample import SampledImage
-from pipeline.page.images.pictures import LARGE, SMALL, Picture, open_reader, pictures, segments_of, small_masks
+from pipeline.page.images.pictures import (
+    LARGE,
+    NOT_WANTED,
+    SMALL,
+    Picture,
+    SampleReader,
+    open_reader,
+    pictures,
+    segments_of,
+    small_masks,
+)
 from pipeline.page.settings import ReportSettings
 
 # A browser opens 20 MB in a moment, and more bytes than this are no more use to people who look.
@@ -60,9 +70,10 @@ def make_gallery(
 ) -> Gallery:
     """Read, shrink and encode the images of the sample until the page is full."""
     gallery = Gallery()
-    in_page = settings.images == "embed"
+    in_page = settings.images != "folder"
     used = 0
-    for one in _each(run, other, sample, SMALL if in_page else LARGE):
+    reader = NOT_WANTED if settings.images == "none" else open_reader(run, sample)
+    for one in _each(reader, run, other, sample, SMALL if in_page else LARGE):
         masks = sum(len(s["m"]) + 60 for s in [*one.segments, *(one.before or ())])
         size = masks + 400 + (len(one.picture.data) * 4 // 3 if in_page else 0)
         if used + size > MOST_BYTES:
@@ -73,8 +84,9 @@ def make_gallery(
     return gallery
 
 
-def _each(run: ShownRun, other: ShownRun | None, sample: Sequence[SampledImage], longest: int) -> Iterator[Shown]:
-    reader = open_reader(run, sample)
+def _each(
+    reader: SampleReader | str, run: ShownRun, other: ShownRun | None, sample: Sequence[SampledImage], longest: int
+) -> Iterator[Shown]:
     for start in range(0, len(sample), _AT_A_TIME):
         images = sample[start : start + _AT_A_TIME]
         now = segments_of(run, {image.image_key: image.shard for image in images})

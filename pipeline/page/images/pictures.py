@@ -35,6 +35,7 @@ from pipeline.tables.run_rows import stream_run
 
 SMALL, LARGE = 512, 1280  # longer side of a picture in the page, and of a file beside it
 _THUMBNAIL, _MOST_THUMBNAILS = 160, 24  # longer side, and how many, of failed images
+NOT_WANTED = "--images none copies no pixels"  # in place of a reader
 MOST_SEGMENTS = 100  # drawn of an image; the rest have the lowest scores
 _MOST_PIXELS = 100_000_000  # of an image that is decoded for a picture
 _READ_THREADS, _READ_SECONDS = 8, 120.0
