@@ -14,6 +14,13 @@ from pipeline.errors import InvalidResultError
 from pipeline.schema import IMAGES, SEGMENTS
 from pipeline.shown_text import shown
 
+# Python objects are made of these columns alone: an embedding is hundreds of numbers.
+_OF_RESULT = ["image_key", "error_code", "reason", "height", "width", "masks", "segments"]
+_CHECKED = {
+    "images": ["image_key", "status", "height", "width", "num_segments"],
+    "segments": ["image_key", "segment_id", "area", "bbox", "segmentation"],
+}
+
 
 @dataclass(frozen=True)
 class EncodeSpec:
@@ -39,7 +46,7 @@ def encode_shard(shard: int, images: pa.Table, spec: EncodeSpec) -> dict[str, pa
     """
     segment_rows: list[dict[str, Any]] = []
     num_segments = []
-    for image in images.to_pylist():
+    for image in images.select(_OF_RESULT).to_pylist():
         has_result = image["error_code"] is None and image["reason"] != "removed"
         rows = _segment_rows(image, spec) if has_result else []
         num_segments.append(len(rows))
@@ -114,13 +121,13 @@ def check_tables(planned: pa.Table, tables: dict[str, pa.Table], task: Task) -> 
     one segment id has one mask; masks are disjoint, except those of instances; masks of semantic segmentation cover the
     image. Raises InvalidResultError.
     """
-    images = tables["images"].to_pylist()
+    images = tables["images"].select(_CHECKED["images"]).to_pylist()
     rows_of: dict[str, list[dict[str, Any]]] = {image["image_key"]: [] for image in images}
     if [image["image_key"] for image in images] != planned.column("image_key").to_pylist():
         raise InvalidResultError("the rows of `images` do not match the images of the shard")
     if len(rows_of) != len(images):
         raise InvalidResultError("an image has two rows")
-    for row in tables["segments"].to_pylist():
+    for row in tables["segments"].select(_CHECKED["segments"]).to_pylist():
         rows_of[row["image_key"]].append(row)
     for image in images:
         rows = rows_of[image["image_key"]]

@@ -4,7 +4,7 @@ There are two steps, because the first needs the device and the second does not.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,6 @@ from m2f_core.inference.merge_tiles import MergeRule, TileSegment, merge_tiles
 from m2f_core.inference.tiling import Tile
 from m2f_core.masks import intervals
 from m2f_core.masks.rle import Rle, encode_runs, label_runs
-from m2f_core.masks.run_map import RunMap
 from pipeline.errors import InvalidResultError
 from pipeline.segment.inference_settings import InferenceSettings
 
@@ -57,13 +56,21 @@ def infer(
 
 def found_segments(result: InferenceResult, embeddings: Sequence[bytes] | None = None) -> tuple[FoundSegment, ...]:
     """The segments in the result's order. Instances have no ids, so they are numbered from 1 in this order."""
+    found = result.instances if isinstance(result, instance.InstanceResult) else result.infos
+    of_each = [None] * len(found) if embeddings is None else embeddings
     if isinstance(result, instance.InstanceResult):
-        found = tuple(FoundSegment(n, i.class_id, i.score, i.mask) for n, i in enumerate(result.instances, 1))
-    else:
-        found = _segments_of_map(result.label_map, result.infos)
-    if embeddings is None:
-        return found
-    return tuple(replace(one, embedding=of_one) for one, of_one in zip(found, embeddings, strict=True))
+        return tuple(
+            FoundSegment(n, i.class_id, i.score, i.mask, embedding)
+            for n, (i, embedding) in enumerate(zip(result.instances, of_each, strict=True), 1)
+        )
+    masks = {rle.label: rle for rle in encode_runs(result.label_map.runs, *result.label_map.size_hw)}
+    listed = {info.segment_id for info in result.infos}
+    if listed != set(masks):
+        raise InvalidResultError(f"the result lists segments {sorted(listed)}, but its map holds {sorted(masks)}")
+    return tuple(
+        FoundSegment(i.segment_id, i.class_id, i.score, masks[i.segment_id], embedding)
+        for i, embedding in zip(result.infos, of_each, strict=True)
+    )
 
 
 def queries_of(result: InferenceResult) -> list[int]:
@@ -113,11 +120,3 @@ def warm_up(settings: InferenceSettings) -> None:
     else:
         semantic.warm_up(settings)
     encode_runs(label_runs(np.eye(2, dtype=np.uint8)), 2, 2)
-
-
-def _segments_of_map(label_map: RunMap, infos: tuple[panoptic.SegmentInfo, ...]) -> tuple[FoundSegment, ...]:
-    masks = {rle.label: rle for rle in encode_runs(label_map.runs, *label_map.size_hw)}
-    listed = {info.segment_id for info in infos}
-    if listed != set(masks):
-        raise InvalidResultError(f"the result lists segments {sorted(listed)}, but its map holds {sorted(masks)}")
-    return tuple(FoundSegment(i.segment_id, i.class_id, i.score, masks[i.segment_id]) for i in infos)

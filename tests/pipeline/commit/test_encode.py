@@ -1,5 +1,6 @@
 """Rows of the tables: what the segments say, checked against pycocotools; broken rows stop the run."""
 
+import tracemalloc
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -105,6 +106,20 @@ def test_embeddings_are_lists_of_numbers():
     images = segmented_table(fetched(2), [replace(segmented(label_map), segments=found), segmented(label_map)])
     embeddings = encode_shard(0, images, SPEC)["segments"]["embedding"].to_pylist()
     assert embeddings == [*(half.astype(float).tolist() for half in halves), None, None]
+
+
+def test_no_python_object_is_made_of_a_number_of_an_embedding():
+    """They cost more time and memory than all else of the rows."""
+    numbers, label_map = 50_000, np.array([[1, 2]], np.uint8)
+    half = np.ones(numbers, "<f2").tobytes()
+    found = tuple(replace(s, embedding=half) for s in segmented(label_map).segments)
+    images = segmented_table(fetched(4), [replace(segmented(label_map), segments=found)] * 4)
+    tracemalloc.start()
+    tables = encode_shard(0, images, SPEC)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert tables["segments"].num_rows == 8
+    assert peak < 8 * numbers * 16  # a float and its place in a list are 32 bytes
 
 
 def test_failed_images_have_a_row_and_no_segments():
