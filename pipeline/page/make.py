@@ -16,7 +16,7 @@ from pipeline.page.figures.sample import CONDITION_COLUMNS, choose, make_by_imag
 from pipeline.page.figures.truth import load_scores, read_truth
 from pipeline.page.images.gallery import Gallery, make_gallery
 from pipeline.page.images.overlays import write_overlays
-from pipeline.page.images.pictures import thumbnails
+from pipeline.page.images.thumbnails import thumbnails
 from pipeline.page.settings import ReportSettings
 from pipeline.schema import IMAGES, REASONS
 from pipeline.shown_text import printable_lines, showing, shown

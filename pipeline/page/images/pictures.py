@@ -18,7 +18,7 @@ from PIL import Image, features
 from m2f_core.masks.rle import decode_counts, encode_counts
 from pipeline.config import Settings
 from pipeline.decoding.decode import decode_image
-from pipeline.errors import ErrorCode, ImageError, RunError
+from pipeline.errors import ImageError, RunError
 from pipeline.input_spec import InputSpec
 from pipeline.inputs.reads import ImageReader, ListedImage, ReadImage
 from pipeline.inputs.selection import Selection
@@ -34,7 +34,6 @@ from pipeline.store.objects import TooManyBytesError
 from pipeline.tables.run_rows import stream_run
 
 SMALL, LARGE = 512, 1280  # longer side of a picture in the page, and of a file beside it
-_THUMBNAIL, _MOST_THUMBNAILS = 160, 24  # longer side, and how many, of failed images
 NOT_WANTED = "--images none copies no pixels"  # in place of a reader
 MOST_SEGMENTS = 100  # drawn of an image; the rest have the lowest scores
 _MOST_PIXELS = 100_000_000  # of an image that is decoded for a picture
@@ -55,7 +54,7 @@ class Picture:
 
     @property
     def uri(self) -> str:
-        return f"data:{self.mime};base64,{base64.b64encode(self.data).decode()}" if self.data else ""
+        return data_uri(self.mime, self.data) if self.data else ""
 
 
 class SampleReader:
@@ -158,27 +157,8 @@ def _picture(reader: SampleReader, image: SampledImage, data: bytes | str, longe
     return Picture(width, height, *encoded(small))
 
 
-def thumbnails(run: ShownRun, failed: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """image_key -> data URI, of those failed images whose pixels are sound.
-
-    All others cannot be decoded or must not be: they ended the process that tried.
-    """
-    images = [
-        SampledImage(one["image_key"], one["shard"], 0, 0, one["etag"], one["size_bytes"], 0, None, None, None)
-        for one in failed
-        if one["code"] == ErrorCode.INFERENCE_FAILED
-    ][:_MOST_THUMBNAILS]
-    found: dict[str, str] = {}
-    reader = open_reader(run, images) if images else ""
-    if isinstance(reader, str):
-        return found
-    for image, data in zip(images, reader.read_each(images), strict=True):
-        pixels = data if isinstance(data, str) else reader.pixels(data, (_THUMBNAIL, _THUMBNAIL))
-        if not isinstance(pixels, str):
-            pixels.thumbnail((_THUMBNAIL, _THUMBNAIL))
-            mime, small = encoded(pixels)
-            found[image.image_key] = Picture(pixels.width, pixels.height, mime, small).uri
-    return found
+def data_uri(mime: str, data: bytes) -> str:
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
 
 
 def encoded(picture: Image.Image) -> tuple[str, bytes]:
