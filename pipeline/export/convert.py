@@ -14,6 +14,7 @@ from pipeline.export.parts.masks import paint
 from pipeline.export.registry import FORMATS
 from pipeline.export.rows import FILE_NAME, SEGMENT_COLUMNS
 from pipeline.export.settings import ExportSettings
+from pipeline.export.state import BatchDone, State
 from pipeline.export.target import Target
 from pipeline.tables.rows_by_image import ImageBatch
 
@@ -47,10 +48,10 @@ class Converter:
 
     def __init__(self, settings: ExportSettings, census: Census):
         self.format: Format = FORMATS[settings.format](settings, census)
-        self.target = Target.open(settings.to)
+        self.state = State(Target.open(settings.to))
 
-    def convert(self, task: BatchTask) -> Counter[str]:
-        """Write the files and lines of a batch; what its images counted. RunError if that is not possible."""
+    def convert(self, task: BatchTask) -> BatchDone:
+        """Write the files and lines of a batch. RunError if that is not possible."""
         files: dict[str, bytes] = {}
         lines: dict[str, list[bytes]] = {}
         counts: Counter[str] = Counter()
@@ -65,8 +66,7 @@ class Converter:
         files.update(self.format.pack(task.number, rows))
         # A stream without a line is no file: between two files stands a separator.
         joined = {stream: self.format.streams[stream].join(some) for stream, some in lines.items() if some}
-        self.target.write_batch(task.number, files, joined, counts)
-        return counts
+        return self.state.write_batch(task.number, files, joined, counts)
 
 
 def images_of(task: BatchTask) -> Iterator[ExportImage]:

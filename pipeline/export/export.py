@@ -1,17 +1,17 @@
 """The export: sort the rows by image, convert them in processes, put the documents together.
 
 Memory does not grow with the number of images: rows are sorted on disk, a few batches are on their way at a time, and
-lines of documents wait in the folder of the state (`target.py`).
+lines of documents wait in the folder of the state (`state.py`).
 """
 
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -23,11 +23,12 @@ from pipeline.export.format import Census
 from pipeline.export.registry import FORMATS
 from pipeline.export.rows import open_rows, take_census
 from pipeline.export.settings import ExportSettings
+from pipeline.export.state import BatchDone, Begun, Converted, State
 from pipeline.export.target import Target
 from pipeline.guard.worker_pool import worker_pool
 from pipeline.layout import Output
 from pipeline.look_ahead import look_ahead
-from pipeline.tables.rows_by_image import RowsByImage
+from pipeline.tables.rows_by_image import IMAGES_PER_BATCH, RowsByImage
 from pipeline.tables.spill_database import out_of_room
 
 _R = TypeVar("_R")
@@ -51,68 +52,65 @@ class Exported:
 def export(settings: ExportSettings) -> Exported:
     """Write an export, or go on with one. RunError, before anything is written, if that is not possible."""
     began = time.monotonic()
-    output, target = Output.open(settings.tables, "--tables"), Target.open(settings.to)
-    request = {name: value for name, value in _plain(settings).items() if name not in _NOT_OF_THE_REQUEST}
-    state = target.begun(request)
-    with closing(open_rows(output, settings, None if state is None else state["version"])) as rows:
+    output, state = Output.open(settings.tables, "--tables"), State(Target.open(settings.to))
+    request = _request(settings)
+    begun = state.begun(request)
+    with closing(open_rows(output, settings, None if begun is None else begun.version)) as rows:
         census = take_census(output, rows)
         form = FORMATS[settings.format](settings, census)
         if not census.num_images:
             raise RunError(f"{output.name} has no image with a result for which all flags hold: nothing to export")
         form.check()
-        done = {} if state is None else target.batches_done()
-        if state is None or not state["converted"]:
-            if state is None:
-                if form.one_segment_per_pixel and not census.disjoint:
-                    _refuse_overlaps(settings, census, rows)
-                state = {"request": request, "version": rows.version, "converted": False}
-                target.write_state(state)
-            counts, num_batches = _convert(settings, census, rows, done)
+        if begun is None:
+            if form.one_segment_per_pixel and not census.disjoint:
+                _refuse_overlaps(settings, census, rows)
+            begun = Begun(request, rows.version, IMAGES_PER_BATCH, None)
+            state.write(begun)
+        if begun.converted is None:
+            done = state.batches_done()
+            num_done_before = len(done)
+            done |= _convert(settings, census, rows, begun.images_per_batch, done)
+            counts = sum((Counter(one.counts) for one in done.values()), Counter())
             for document in form.documents(counts):
-                target.write_document(document, num_batches, form.streams)
-            target.write_state({**state, "converted": True})
+                state.write_document(document, done, form.streams)
+            state.write(replace(begun, converted=Converted(len(done), dict(counts))))
         else:
-            counts = sum(done.values(), Counter())
-        target.remove_state()
+            counts, num_done_before = Counter(begun.converted.counts), begun.converted.batches
+        state.remove()
         return Exported(
             census.num_images,
             census.num_segments,
             rows.num_current - rows.num_in_question,
             rows.num_in_question - census.num_images,
-            len(done),
+            num_done_before,
             time.monotonic() - began,
             list(form.summary(counts)),
         )
 
 
-def _plain(settings: ExportSettings) -> dict[str, Any]:
-    """The settings as JSON would give them back."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
+def _request(settings: ExportSettings) -> dict[str, Any]:
+    """The settings that decide what an export holds, as JSON would give them back."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(settings).items()
+        if name not in _NOT_OF_THE_REQUEST
+    }
 
 
 def _convert(
-    settings: ExportSettings, census: Census, rows: RowsByImage, done: dict[int, Counter[str]]
-) -> tuple[Counter[str], int]:
-    """Convert all batches that are not done; what all images counted, and the number of batches."""
-    counts: Counter[str] = sum(done.values(), Counter())
-    number = -1
-
-    def tasks() -> Iterator[BatchTask]:
-        nonlocal number
-        for number, task in enumerate(_tasks(rows)):
-            if number not in done:
-                yield task
-
+    settings: ExportSettings, census: Census, rows: RowsByImage, images_per_batch: int, done: Mapping[int, BatchDone]
+) -> dict[int, BatchDone]:
+    """Convert all batches but those that are done already."""
+    tasks = (task for task in _tasks(rows, images_per_batch) if task.number not in done)
     with _processes(settings, census) as call, out_of_room():
-        for one in look_ahead(lambda task: call(_convert_one, task), _shown(tasks(), "exporting"), _ahead(settings)):
-            counts.update(one)
-    return counts, number + 1
+        converted = look_ahead(lambda task: call(_convert_one, task), _shown(tasks, "exporting"), _ahead(settings))
+        return {one.number: one for one in converted}
 
 
 def _refuse_overlaps(settings: ExportSettings, census: Census, rows: RowsByImage) -> None:
     """RunError if segments of an image overlap."""
     with _processes(settings, census) as call, out_of_room():
-        tasks = _shown(_tasks(rows), "looking for overlaps")
+        tasks = _shown(_tasks(rows, IMAGES_PER_BATCH), "looking for overlaps")
         for found in look_ahead(lambda task: call(find_overlap, task), tasks, _ahead(settings)):
             if found is not None:
                 raise RunError(
@@ -121,9 +119,9 @@ def _refuse_overlaps(settings: ExportSettings, census: Census, rows: RowsByImage
                 )
 
 
-def _tasks(rows: RowsByImage) -> Iterator[BatchTask]:
+def _tasks(rows: RowsByImage, images_per_batch: int) -> Iterator[BatchTask]:
     first_annotation = 1
-    for number, batch in enumerate(rows.batches()):
+    for number, batch in enumerate(rows.batches(images_per_batch)):
         yield BatchTask.of(number, batch, first_annotation)
         first_annotation += batch.segments.num_rows
 
@@ -170,6 +168,6 @@ def _start(settings: ExportSettings, census: Census) -> None:
     _converter = Converter(settings, census)
 
 
-def _convert_one(task: BatchTask) -> Counter[str]:
+def _convert_one(task: BatchTask) -> BatchDone:
     assert _converter is not None, "the process has started"
     return _converter.convert(task)

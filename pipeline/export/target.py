@@ -1,21 +1,12 @@
-"""The folder or bucket prefix that an export writes, and the state by which a killed export goes on.
+"""The folder or bucket prefix that an export writes. An object appears whole or not at all, whatever ends the process.
 
-Below --to, the folder `.m2f-export` holds:
-
-state.json             what is exported and from which version of the tables; the first object of an export and the last
-                       one that goes
-000012.done            batch 12 is converted and all of its files are written: what its images counted
-000012.<stream>        the lines of batch 12 for a document
-
-A batch is the same images each time (pipeline/tables/rows_by_image.py), so a batch that is done is not converted again.
-Each object appears whole: a local file is renamed when it is written.
+A local file is written in the folder of the state (`state.py`) and renamed when it is complete, so that what a killed
+process leaves lies there and is removed with the state.
 """
 
 import contextlib
-import json
 import os
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,14 +14,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+from fsspec.spec import AbstractBufferedFile
 
 from pipeline.errors import RunError
-from pipeline.export.format import Document, Stream
 from pipeline.store.filesystem import is_local, list_folder, open_filesystem, store_errors_as
 
 STATE = ".m2f-export"
-_THREADS = 16  # of a process that writes to a store
-_COPY_BYTES = 4 * 2**20
+THREADS = 16  # of a process that uses a store
+_BLOCK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -47,131 +38,75 @@ class Target:
         filesystem, root = open_filesystem(uri)
         return cls(uri, filesystem, root.rstrip("/"))
 
-    # --- objects ------------------------------------------------------------------------------------------------------
+    @property
+    def name(self) -> str:
+        """The target in messages."""
+        return f"--to {self.uri}"
+
+    def at(self, name: str) -> str:
+        """The path of an object whose name below --to is `name`."""
+        return f"{self.root}/{name}"
 
     def put_all(self, files: Mapping[str, bytes]) -> None:
-        """Write objects, each whole, by their names below --to."""
-        with self._errors():
+        """Write objects by their names below --to. RunError if that is not possible."""
+        with self.errors():
             if is_local(self.filesystem):
-                for folder in {name.rpartition("/")[0] for name in files}:
-                    Path(self.root, folder).mkdir(parents=True, exist_ok=True)
                 for name, data in files.items():
                     with self.writing(name) as file:
                         file.write(data)
                 return
-            with ThreadPoolExecutor(_THREADS) as threads:
-                written = [threads.submit(self.filesystem.pipe_file, f"{self.root}/{n}", d) for n, d in files.items()]
+            with ThreadPoolExecutor(THREADS) as threads:
+                written = [threads.submit(self.filesystem.pipe_file, self.at(n), d) for n, d in files.items()]
                 for one in written:
                     one.result()
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
-        """A file to write piece by piece, in a folder that is there; it appears when the body has ended."""
-        path = f"{self.root}/{name}"
-        if not is_local(self.filesystem):
-            with self.filesystem.open(path, "wb", block_size=16 * 2**20) as file:
-                yield file
+        """A file to write piece by piece. It appears when the body has ended, and not if the body raises."""
+        if is_local(self.filesystem):
+            with self._writing_locally(Path(self.at(name))) as local:
+                yield local
             return
-        folder, _, last = path.rpartition("/")
-        temporary = f"{folder}/.{last}.{uuid.uuid4().hex[:16]}"
+        file: Any = self.filesystem.open(self.at(name), "wb", block_size=_BLOCK_BYTES)
         try:
-            with open(temporary, "wb") as file:  # noqa: PTH123
-                yield file
-            os.replace(temporary, path)  # noqa: PTH105
+            yield file
+            file.close()
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            with contextlib.suppress(Exception):  # the error of the body counts
+                self._discard(file)
+            raise
+
+    def _discard(self, file: Any) -> None:
+        if isinstance(file, AbstractBufferedFile):
+            file.closed = True  # `close`, which also its finalizer calls, would store what has been written so far
+            file.discard()
+        else:  # of a file system that shows a file while it is written
+            file.close()
+            self.filesystem.rm_file(file.path)
+
+    @contextlib.contextmanager
+    def _writing_locally(self, path: Path) -> Iterator[IO[bytes]]:
+        temporary = Path(self.at(f"{STATE}/{uuid.uuid4().hex}.writing"))
+        try:
+            with _made(temporary).open("wb") as file:
+                yield file
+            temporary.replace(_made(path))
+        except BaseException:
+            temporary.unlink(missing_ok=True)
             raise
 
     def names(self) -> list[str]:
-        """The names directly below --to."""
-        with self._errors():
+        """The names directly below --to. RunError if it cannot be listed."""
+        with self.errors():
             return [path.rstrip("/").rpartition("/")[2] for path in list_folder(self.filesystem, self.root)]
 
-    # --- state --------------------------------------------------------------------------------------------------------
+    def errors(self) -> contextlib.AbstractContextManager[None]:
+        """Turn errors of the store into a RunError that names --to."""
+        return store_errors_as(RunError, f"{self.name} cannot be written")
 
-    def begun(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The state of this export if it has begun; None if --to is empty. RunError if --to holds anything else."""
-        there = self.names()
-        if not there:
-            return None
-        path = f"{self.root}/{STATE}/state.json"
-        with self._errors():
-            data = self.filesystem.cat_file(path) if STATE in there and self.filesystem.exists(path) else None
-        if data is None:
-            if there == [STATE]:  # killed before its first object, or after its last
-                return None
-            raise RunError(f"--to {self.uri} is not empty; give an empty folder")
-        try:
-            state = json.loads(data)
-            known = state["request"]
-        except (ValueError, KeyError, TypeError):
-            raise RunError(f"--to {self.uri}: {STATE}/state.json is damaged; remove the folder") from None
-        if known != request:
-            other = ", ".join(sorted(n for n in {*known, *request} if known.get(n) != request.get(n)))
-            raise RunError(
-                f"--to {self.uri} holds an unfinished export with another {other}; repeat its command to finish it, or "
-                "give an empty folder"
-            )
-        return dict(state)
 
-    def write_state(self, state: Mapping[str, Any]) -> None:
-        self.put_all({f"{STATE}/state.json": json.dumps(state).encode()})
-
-    def batches_done(self) -> dict[int, Counter[str]]:
-        """What the images of each finished batch counted."""
-        done = {}
-        with self._errors():
-            for path in list_folder(self.filesystem, f"{self.root}/{STATE}"):
-                stem, _, ending = path.rpartition("/")[2].rpartition(".")
-                if ending == "done" and stem.isdecimal():
-                    done[int(stem)] = Counter(json.loads(self.filesystem.cat_file(path)))
-        return done
-
-    def write_batch(
-        self, number: int, files: Mapping[str, bytes], lines: Mapping[str, bytes], counts: Counter[str]
-    ) -> None:
-        """Write the files of a batch, its lines by stream, and last that it is done."""
-        self.put_all(files)
-        self.put_all({f"{STATE}/{number:06d}.{name}": some for name, some in lines.items()})
-        self.put_all({f"{STATE}/{number:06d}.done": json.dumps(counts).encode()})
-
-    def write_document(self, document: Document, num_batches: int, separators: Mapping[str, bytes]) -> None:
-        """Write a document, whose streams are read batch by batch; `separators` stand between two lines of a stream."""
-        with self._errors():
-            if is_local(self.filesystem):
-                Path(self.root, document.name).parent.mkdir(parents=True, exist_ok=True)
-            with self.writing(document.name) as file:
-                for part in document.parts:
-                    if isinstance(part, Stream):
-                        self._copy(part.name, num_batches, separators[part.name], file)
-                    else:
-                        file.write(part)
-
-    def _copy(self, stream: str, num_batches: int, separator: bytes, file: IO[bytes]) -> None:
-        between = b""
-        for number in range(num_batches):
-            path = f"{self.root}/{STATE}/{number:06d}.{stream}"
-            try:
-                source = self.filesystem.open(path, "rb", block_size=_COPY_BYTES)
-            except FileNotFoundError:
-                continue
-            with source:
-                file.write(between)
-                while data := source.read(_COPY_BYTES):
-                    file.write(data)
-            between = separator
-
-    def remove_state(self) -> None:
-        """Remove the folder of the state, state.json last."""
-        with self._errors():
-            folder = f"{self.root}/{STATE}"
-            last = f"{folder}/state.json"
-            paths = [path for path in list_folder(self.filesystem, folder) if not path.endswith("/state.json")]
-            for start in range(0, len(paths), 1000):
-                self.filesystem.rm(paths[start : start + 1000])
-            self.filesystem.rm(last)
-            if is_local(self.filesystem):
-                Path(folder).rmdir()
-
-    def _errors(self) -> contextlib.AbstractContextManager[None]:
-        return store_errors_as(RunError, f"--to {self.uri} cannot be written")
+def _made(path: Path) -> Path:
+    """`path`, whose folder is there."""
+    if not path.parent.is_dir():
+        os.makedirs(path.parent, exist_ok=True)  # noqa: PTH103
+    return path

@@ -98,7 +98,7 @@ def test_a_document_does_not_depend_on_batches(tables, tmp_path, monkeypatch, fo
     flags = ["--classes", min({"cat", "dog", "sky", "road"} - of_images[0])]
     whole = export(tables, tmp_path / "whole", form, *flags) / name
     in_batches = RowsByImage.batches
-    monkeypatch.setattr(RowsByImage, "batches", lambda rows: in_batches(rows, images_per_batch=1))
+    monkeypatch.setattr(RowsByImage, "batches", lambda rows, images_per_batch: in_batches(rows, 1))
     again = export(tables, tmp_path / "again", form, *flags) / name
     assert json.loads(again.read_text()) == json.loads(whole.read_text())
     assert again.read_bytes() == whole.read_bytes()
