@@ -1,12 +1,14 @@
 """Convert batches of images in processes of their own: rows in, files and lines out."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
 from pipeline.export.format import Census, ExportImage, Format, Segment
@@ -17,6 +19,8 @@ from pipeline.export.settings import ExportSettings
 from pipeline.export.state import BatchDone, State
 from pipeline.export.target import Target
 from pipeline.tables.rows_by_image import ImageBatch
+
+MOST_WAITING_BYTES = 32 * 2**20  # of files or rows of a batch in memory, beside those of one image
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,10 @@ class BatchTask:
         images, segments = _packed(batch.images), _packed(batch.segments)
         return cls(number, images, segments, batch.numbers.tolist(), batch.offsets.tolist(), first_annotation)
 
+    @property
+    def num_bytes(self) -> int:
+        return len(self.images) + len(self.segments)
+
 
 def _packed(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
@@ -52,21 +60,74 @@ class Converter:
 
     def convert(self, task: BatchTask) -> BatchDone:
         """Write the files and lines of a batch. RunError if that is not possible."""
-        files: dict[str, bytes] = {}
         lines: dict[str, list[bytes]] = {}
         counts: Counter[str] = Counter()
-        rows: list[dict[str, Any]] = []
-        for image in images_of(task):
-            made = self.format.convert(image)
-            files.update(made.files)
-            rows.extend(made.rows)
-            for stream, some in made.lines.items():
-                lines.setdefault(stream, []).extend(some)
-            counts.update(made.counts)
-        files.update(self.format.pack(task.number, rows))
+        files = _Files(self.state.target)
+        with _RowFile(self.state.target, self.format.row_file(task.number)) as rows:
+            for image in images_of(task):
+                made = self.format.convert(image)
+                files.add(made.files)
+                rows.add(made.rows)
+                for stream, some in made.lines.items():
+                    lines.setdefault(stream, []).extend(some)
+                counts.update(made.counts)
         # A stream without a line is no file: between two files stands a separator.
         joined = {stream: self.format.streams[stream].join(some) for stream, some in lines.items() if some}
-        return self.state.write_batch(task.number, files, joined, counts)
+        return self.state.write_batch(task.number, files.waiting, joined, counts)
+
+
+class _Files:
+    """Files of a batch: those that do not wait are written."""
+
+    def __init__(self, target: Target):
+        self._target, self.waiting, self._num_bytes = target, dict[str, bytes](), 0
+
+    def add(self, files: Mapping[str, bytes]) -> None:
+        self.waiting.update(files)
+        self._num_bytes += sum(map(len, files.values()))
+        if self._num_bytes > MOST_WAITING_BYTES:
+            self._target.put_all(self.waiting)
+            self.waiting, self._num_bytes = {}, 0
+
+
+class _RowFile:
+    """The Parquet file of a batch, written in row groups while rows are added.
+
+    The file appears when the context ends, and not if its body raises.
+    """
+
+    def __init__(self, target: Target, file: tuple[str, pa.Schema] | None):
+        self._target = target
+        self._name: str
+        self._schema: pa.Schema | None
+        self._name, self._schema = file or ("", None)
+        self._waiting: list[pa.RecordBatch] = []
+        self._writer: pq.ParquetWriter | None = None
+        self._open = ExitStack()
+
+    def __enter__(self) -> "_RowFile":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        with self._target.errors(), self._open:
+            if error[0] is None:
+                self._write()
+            else:
+                self._open.__exit__(*error)
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._waiting += [pa.RecordBatch.from_pylist([row], self._schema) for row in rows]
+        if sum(one.nbytes for one in self._waiting) > MOST_WAITING_BYTES:
+            with self._target.errors():
+                self._write()
+
+    def _write(self) -> None:
+        if self._waiting and self._writer is None:
+            file = self._open.enter_context(self._target.writing(self._name))
+            self._writer = self._open.enter_context(pq.ParquetWriter(file, self._schema, compression="zstd"))
+        if self._writer is not None and self._waiting:
+            self._writer.write_table(pa.Table.from_batches(self._waiting))
+            self._waiting = []
 
 
 def images_of(task: BatchTask) -> Iterator[ExportImage]:

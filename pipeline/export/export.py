@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -34,6 +35,7 @@ from pipeline.tables.spill_database import out_of_room
 _R = TypeVar("_R")
 # These change how an export is made, not what it holds.
 _NOT_OF_THE_REQUEST = ("to", "workers")
+_BYTES_ON_THEIR_WAY = 256 * 2**20  # of batches, each in this process and in a worker
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def export(settings: ExportSettings) -> Exported:
         if begun is None:
             if form.one_segment_per_pixel and not census.disjoint:
                 _refuse_overlaps(settings, census, rows)
-            begun = Begun(request, rows.version, IMAGES_PER_BATCH, None)
+            begun = Begun(request, rows.version, form.images_per_batch, None)
             state.write(begun)
         if begun.converted is None:
             done = state.batches_done()
@@ -103,15 +105,14 @@ def _convert(
     """Convert all batches but those that are done already."""
     tasks = (task for task in _tasks(rows, images_per_batch) if task.number not in done)
     with _processes(settings, census) as call, out_of_room():
-        converted = look_ahead(lambda task: call(_convert_one, task), _shown(tasks, "exporting"), _ahead(settings))
-        return {one.number: one for one in converted}
+        return {one.number: one for one in _each(settings, partial(call, _convert_one), _shown(tasks, "exporting"))}
 
 
 def _refuse_overlaps(settings: ExportSettings, census: Census, rows: RowsByImage) -> None:
     """RunError if segments of an image overlap."""
     with _processes(settings, census) as call, out_of_room():
         tasks = _shown(_tasks(rows, IMAGES_PER_BATCH), "looking for overlaps")
-        for found in look_ahead(lambda task: call(find_overlap, task), tasks, _ahead(settings)):
+        for found in _each(settings, partial(call, find_overlap), tasks):
             if found is not None:
                 raise RunError(
                     f"--format {settings.format} gives a pixel to one segment, but {found}, which would be lost; "
@@ -140,8 +141,12 @@ def _num_workers(settings: ExportSettings) -> int:
     return settings.workers or os.cpu_count() or 1
 
 
-def _ahead(settings: ExportSettings) -> int:
-    return 2 * _num_workers(settings)
+def _each(
+    settings: ExportSettings, submit: Callable[[BatchTask], "Future[_R]"], tasks: Iterator[BatchTask]
+) -> Iterator[_R]:
+    """The result of each task, in order. What is on its way is bounded by number and by bytes."""
+    ahead = 2 * _num_workers(settings)
+    return look_ahead(submit, tasks, ahead, size=lambda task: task.num_bytes, most_size=_BYTES_ON_THEIR_WAY)
 
 
 @contextmanager

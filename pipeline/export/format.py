@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+import pyarrow as pa
+
 from pipeline.errors import RunError
 from pipeline.export.settings import ExportSettings
+from pipeline.tables.rows_by_image import IMAGES_PER_BATCH
 
 
 class Segment(NamedTuple):
@@ -50,7 +53,7 @@ class Converted:
     files: dict[str, bytes] = field(default_factory=dict)  # by name below --to
     lines: dict[str, list[bytes]] = field(default_factory=dict)  # by stream; a stream is part of a document
     counts: Counter[str] = field(default_factory=Counter)  # added up over all images, for `summary`
-    rows: list[dict[str, Any]] = field(default_factory=list)  # for `pack`
+    rows: list[dict[str, Any]] = field(default_factory=list)  # of the batch's Parquet file: see `Format.row_file`
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class Format(ABC):
     one_segment_per_pixel: ClassVar[bool] = False
     # What stands between two lines of each stream.
     streams: ClassVar[Mapping[str, bytes]] = {}
+    # Images whose work is lost if the export is stopped, for each worker.
+    images_per_batch: ClassVar[int] = IMAGES_PER_BATCH
 
     def __init__(self, settings: ExportSettings, census: Census):
         self.settings, self.census = settings, census
@@ -99,9 +104,12 @@ class Format(ABC):
     def convert(self, image: ExportImage) -> Converted:
         """The files and lines of one image. RunError if a mask is damaged."""
 
-    def pack(self, number: int, rows: Sequence[dict[str, Any]]) -> dict[str, bytes]:
-        """Files of a batch, made from the rows of all of its images. `number` is the place of the batch."""
-        return {}
+    def row_file(self, number: int) -> tuple[str, pa.Schema] | None:
+        """Name and schema of the Parquet file with the rows of a batch, if there is one; `number` is the batch's place.
+
+        A batch without rows has no file.
+        """
+        return None
 
     @abstractmethod
     def documents(self, counts: Counter[str]) -> Sequence[Document]:

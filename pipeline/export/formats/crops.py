@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.export.format import Converted, Document, ExportImage, Format, Stream
 from pipeline.export.formats.flat_csv import lines_of
 from pipeline.export.parts.masks import mask_in_box
-from pipeline.export.parts.pixels import NoPixelsError, decode_as_run, read_bytes_of
+from pipeline.export.parts.pixels import IMAGES_WITH_PIXELS, NoPixelsError, decode_as_run, read_bytes_of
 
 _COLUMNS = ("path", "image_key", "segment_id", "category_id", "category_name", "score", "area", "left", "top")
 _OPAQUE = 255
@@ -24,6 +24,7 @@ _OPAQUE = 255
 
 class Crops(Format):
     streams: ClassVar[Mapping[str, bytes]] = {"crops": b"", "left_out": b""}
+    images_per_batch = IMAGES_WITH_PIXELS
 
     def convert(self, image: ExportImage) -> Converted:
         try:

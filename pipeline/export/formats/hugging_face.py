@@ -17,14 +17,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from m2f_core.masks.formats.map_png import gray_png
 from pipeline.export.format import Census, Converted, Document, ExportImage, Format, Segment, Stream
 from pipeline.export.formats.crops import left_out
 from pipeline.export.formats.flat_csv import lines_of
 from pipeline.export.parts.masks import paint
-from pipeline.export.parts.pixels import NoPixelsError, read_bytes_of
+from pipeline.export.parts.pixels import IMAGES_WITH_PIXELS, NoPixelsError, read_bytes_of
 from pipeline.export.settings import ExportSettings
 
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -40,6 +39,7 @@ _OF_SEGMENTS: dict[str, tuple[pa.DataType, dict[str, str]]] = {
 
 class HuggingFace(Format):
     streams: ClassVar[Mapping[str, bytes]] = {"left_out": b""}
+    images_per_batch = IMAGES_WITH_PIXELS
 
     def __init__(self, settings: ExportSettings, census: Census):
         super().__init__(settings, census)
@@ -76,12 +76,8 @@ class HuggingFace(Format):
                 return Converted(lines={"left_out": [line]}, counts=Counter(left_out=1))
         return Converted(rows=[row])
 
-    def pack(self, number: int, rows: Sequence[dict[str, Any]]) -> dict[str, bytes]:
-        if not rows:
-            return {}
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=self.schema), sink, compression="zstd")
-        return {f"data/train-{number:06d}.parquet": bytes(sink.getvalue())}
+    def row_file(self, number: int) -> tuple[str, pa.Schema]:
+        return f"data/train-{number:06d}.parquet", self.schema
 
     def documents(self, counts: Counter[str]) -> Sequence[Document]:
         card = (

@@ -13,6 +13,7 @@ from pipeline.inputs.verified import ChangedError, CorruptError, read_verified
 from pipeline.store.filesystem import STORE_ERRORS, one_line, path_of
 from pipeline.store.other.opening import open_input
 
+IMAGES_WITH_PIXELS = 32  # of a batch: to read and decode an image takes a hundred times as long as its masks do
 _SECONDS = 300.0  # for one object
 
 

@@ -9,8 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.errors import RunError
+from pipeline.export import convert
+from pipeline.export.state import State
+from pipeline.export.target import Target
 from pipeline.store.filesystem import local_etag
-from tests.support.exports import decoded, export, segments_by_key
+from tests.support.exports import decoded, export, refused, segments_by_key
 from tests.support.published_runs import scattered
 from tests.support.published_tables import image_row, publish_run, segment_row
 
@@ -52,6 +56,41 @@ def check_left_out(out, printed: str, tables: str) -> list[str]:
     assert "tar or Parquet file" in why["x.tar#in.png"] and why["changed.png"]
     assert "2 images are left out, because their pixels cannot be had" in printed
     return [key for key in segments_by_key(tables) if key.endswith(("plain.png", "turned.jpg"))]
+
+
+@pytest.mark.parametrize("form", ["crops", "hf"])
+def test_files_and_rows_do_not_wait_until_a_batch_is_complete(photographs, tmp_path, monkeypatch, form):
+    whole = export(photographs, tmp_path / "whole", form)
+    monkeypatch.setattr(convert, "MOST_WAITING_BYTES", 1000)
+    put, put_all = [], Target.put_all
+    monkeypatch.setattr(Target, "put_all", lambda self, files: put.append(files) or put_all(self, files))
+    parts = export(photographs, tmp_path / "parts", form)
+    if form == "hf":
+        file = "data/train-000000.parquet"
+        assert pq.read_table(parts / file).equals(pq.read_table(whole / file))
+        assert [pq.ParquetFile(out / file).num_row_groups for out in (whole, parts)] == [1, 2]
+    else:
+        cut_outs = [files for files in put if any(name.endswith(".png") for name in files)]
+        assert len(cut_outs) == 2
+        for file in whole.rglob("*.*"):
+            assert (parts / file.relative_to(whole)).read_bytes() == file.read_bytes()
+
+
+def test_a_row_file_that_fails_in_the_middle_is_not_there(photographs, tmp_path, monkeypatch):
+    monkeypatch.setattr(convert, "MOST_WAITING_BYTES", 0)
+    monkeypatch.setattr(State, "write_batch", lambda *_: pytest.fail("the batch has failed"))
+    made, images_of = [], convert.images_of
+
+    def failing(task):
+        for image in images_of(task):
+            made.append(list((tmp_path / "out/.m2f-export").glob("*.writing")))
+            if len(made) == 4:
+                raise RunError("damaged")
+            yield image
+
+    monkeypatch.setattr(convert, "images_of", failing)
+    assert "damaged" in refused(photographs, tmp_path / "out", "hf")
+    assert made[-1] and [file.name for file in (tmp_path / "out").rglob("*.*")] == [".m2f-export", "state.json"]
 
 
 def test_cut_outs_are_the_pixels_of_the_mask(photographs, tmp_path, capsys):
