@@ -11,6 +11,7 @@ from typing_extensions import TypedDict  # pydantic wants this one below Python 
 from m2f_core.config.fields import excerpt
 from pipeline.commit.receipt import MOST_SHARDS
 from pipeline.errors import RunError
+from pipeline.input_spec import Access
 from pipeline.layout import PLAN_FILE, Output, RunFolder, numbered
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.store.conditional_writes import create_new
@@ -120,6 +121,11 @@ class RunRecord:
     # False: the first shards were planned while the input was still being listed; plan.json says when all are. Added
     # likewise.
     plan_is_complete: bool = True
+
+    @property
+    def access(self) -> Access:
+        """How requests to the inputs are signed and paid."""
+        return Access(self.settings.get("anonymous") is True, self.settings.get("requester_pays") is True)
 
     def write(self, folder: RunFolder) -> None:
         put_object(folder.filesystem, folder.run_json, json.dumps(asdict(self), indent=1).encode())

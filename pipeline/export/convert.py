@@ -159,6 +159,7 @@ def _image(number: int, row: dict[str, Any]) -> ExportImage:
         row["height"],
         row["width"],
         row["etag"],
+        row["size_bytes"],
         row["run_id"],
         row["attributes"],
         [],

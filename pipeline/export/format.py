@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.errors import RunError
 from pipeline.export.settings import ExportSettings
+from pipeline.input_spec import Access
 from pipeline.tables.rows_by_image import IMAGES_PER_BATCH
 
 
@@ -37,6 +38,7 @@ class ExportImage:
     height: int
     width: int
     etag: str
+    size_bytes: int | None  # of the object
     run_id: str
     attributes: str | None
     segments: list[Segment]
@@ -77,6 +79,7 @@ class Census:
 
     tasks: dict[str, str | None]  # of each run: panoptic, instance or semantic; None if the run has left no record
     exif: dict[str, bool]  # by run: whether images were turned upright by their EXIF orientation
+    access: dict[str, Access]  # by run: how requests to its inputs were signed and paid
     disjoint: bool  # whether all runs promise that the segments of an image do not overlap
     categories: tuple[dict[str, Any], ...]  # id, name, isthing; by id, each once
     num_images: int

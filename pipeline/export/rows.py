@@ -11,11 +11,12 @@ from pipeline.export.conditions import wanted_rows
 from pipeline.export.format import Census
 from pipeline.export.names import folded, needs_digest, plain_name, shared_folder, with_digest
 from pipeline.export.settings import ExportSettings
+from pipeline.input_spec import OWN_ACCESS, Access
 from pipeline.layout import Output
 from pipeline.tables.conditions import condition_fails
 from pipeline.tables.rows_by_image import RowsByImage
 
-IMAGE_COLUMNS = ("image_key", "height", "width", "etag", "run_id", "attributes")
+IMAGE_COLUMNS = ("image_key", "height", "width", "etag", "size_bytes", "run_id", "attributes")
 SEGMENT_COLUMNS = ("segment_id", "category_id", "category_name", "isthing", "score", "area", "bbox", "segmentation")
 FILE_NAME = pa.field("file_name", pa.string())
 _MEMORY_MIB = 192  # of DuckDB; workers need memory, too
@@ -86,11 +87,13 @@ def take_census(output: Output, rows: RowsByImage) -> Census:
     tasks: dict[str, str | None] = {}
     categories: dict[int, dict[str, Any]] = {}
     exif: dict[str, bool] = {}
+    access: dict[str, Access] = {}
     disjoint = True
     for run_id in runs:
         record = read_run_record(output, output.run(run_id))
         tasks[run_id] = None if record is None else str(record.results["task"])
         exif[run_id] = record is None or bool(record.results.get("exif", True))
+        access[run_id] = OWN_ACCESS if record is None else record.access
         for category in () if record is None else record.model.categories:
             _add(categories, dict(category))
         # transformers' panoptic results may give one mask to several segments.
@@ -101,7 +104,7 @@ def take_census(output: Output, rows: RowsByImage) -> Census:
     for number, name, isthing in found:
         _add(categories, {"id": number, "name": name, "isthing": int(isthing)})
     by_id = tuple(categories[number] for number in sorted(categories))
-    return Census(tasks, exif, disjoint, by_id, rows.num_images(), rows.num_segments())
+    return Census(tasks, exif, access, disjoint, by_id, rows.num_images(), rows.num_segments())
 
 
 def _add(categories: dict[int, dict[str, Any]], new: dict[str, Any]) -> None:

@@ -28,7 +28,8 @@ class Crops(Format):
 
     def convert(self, image: ExportImage) -> Converted:
         try:
-            pixels_HW3 = decode_as_run(image, read_bytes_of(image), self.census.exif[image.run_id])
+            data = read_bytes_of(image, self.census.access[image.run_id])
+            pixels_HW3 = decode_as_run(image, data, self.census.exif[image.run_id])
         except NoPixelsError as error:
             return Converted(lines={"left_out": [lines_of([(image.key, str(error))])]}, counts=Counter(left_out=1))
         files, rows = {}, []

@@ -70,7 +70,8 @@ class HuggingFace(Format):
         }
         if self.settings.images:
             try:
-                row["image"] = {"bytes": read_bytes_of(image), "path": image.key.rpartition("/")[2]}
+                data = read_bytes_of(image, self.census.access[image.run_id])
+                row["image"] = {"bytes": data, "path": image.key.rpartition("/")[2]}
             except NoPixelsError as error:
                 line = lines_of([(image.key, str(error))])
                 return Converted(lines={"left_out": [line]}, counts=Counter(left_out=1))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, features
+from tenacity import retry_if_not_exception_type
 
 from m2f_core.masks.rle import decode_counts, encode_counts
 from pipeline.config import Settings
@@ -23,7 +24,7 @@ from pipeline.input_spec import InputSpec
 from pipeline.inputs.reads import ImageReader, ListedImage, ReadImage
 from pipeline.inputs.selection import Selection
 from pipeline.inputs.sources import input_spec
-from pipeline.inputs.verified import ChangedError, CorruptError
+from pipeline.inputs.verified import LASTING, ChangedError, CorruptError
 from pipeline.look_ahead import look_ahead
 from pipeline.page.figures.runs import ShownRun
 from pipeline.page.figures.sample import SampledImage
@@ -31,6 +32,7 @@ from pipeline.plan.plan_files import is_below, read_plan_file
 from pipeline.schema import LISTED
 from pipeline.store.filesystem import STORE_ERRORS, one_line
 from pipeline.store.objects import TooManyBytesError
+from pipeline.store.retries import IMAGE
 from pipeline.tables.run_rows import stream_run
 
 SMALL, LARGE = 512, 1280  # longer side of a picture in the page, and of a file beside it
@@ -98,7 +100,9 @@ class SampleReader:
         if place is None:
             return "the plan of the run, which says where the image lies, cannot be read any more"
         try:
-            [found] = self.reader.read([place], 1, _READ_SECONDS)
+            for attempt in IMAGE.retrying(retry_if_not_exception_type((*LASTING, RunError, TooManyBytesError))):
+                with attempt:
+                    [found] = self.reader.read([place], attempt.retry_state.attempt_number, _READ_SECONDS)
         except _READ_ERRORS as error:
             return one_line(error)
         return found.data if isinstance(found, ReadImage) else one_line(found)

@@ -13,10 +13,14 @@ from pipeline.errors import RunError
 from pipeline.export import convert
 from pipeline.export.state import State
 from pipeline.export.target import Target
+from pipeline.input_spec import Access
 from pipeline.store.filesystem import local_etag
+from tests.support.evaluation_runs import MadeImage, Place
 from tests.support.exports import decoded, export, refused, segments_by_key
-from tests.support.published_runs import scattered
+from tests.support.published_runs import scattered, write_published
 from tests.support.published_tables import image_row, publish_run, segment_row
+from tests.support.requests_seen import requests_seen
+from tests.support.web_server import web_server
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,60 @@ def test_a_row_file_that_fails_in_the_middle_is_not_there(photographs, tmp_path,
     monkeypatch.setattr(convert, "images_of", failing)
     assert "damaged" in refused(photographs, tmp_path / "out", "hf")
     assert made[-1] and [file.name for file in (tmp_path / "out").rglob("*.*")] == [".m2f-export", "state.json"]
+
+
+@pytest.fixture
+def on_the_web(tmp_path):
+    """A published run of two images of a web server; the server, the tables."""
+    data = io.BytesIO()
+    Image.new("RGB", (4, 3)).save(data, "PNG")
+    with web_server() as server:
+        keys = [server.add(f"/{name}.png", data.getvalue()) for name in ("first", "second")]
+        images = [image_row(key, "night", 0, height=3, width=4, etag="", num_segments=0) for key in keys]
+        publish_run(str(tmp_path / "tables"), "night", images, [])
+        yield server, str(tmp_path / "tables")
+
+
+@pytest.mark.parametrize("form", ["crops", "hf"])
+def test_a_fault_that_passes_leaves_no_image_out(on_the_web, tmp_path, no_pauses, form):
+    server, tables = on_the_web
+    server.objects["/first.png"].statuses = [503, 500, 0]
+    out = export(tables, tmp_path / "out", form)
+    assert (out / "left_out.csv").read_text().splitlines() == ["image_key,why"]
+
+
+@pytest.mark.parametrize("form", ["crops", "hf"])
+def test_a_fault_that_stays_ends_the_export_and_an_image_that_is_gone_does_not(
+    on_the_web, tmp_path, no_pauses, monkeypatch, form
+):
+    server, tables = on_the_web
+    server.objects["/first.png"].statuses = [503] * 5
+    line = refused(tables, tmp_path / "out", form)
+    assert f"the image {server.uri('/first.png')} cannot be read: " in line and "503" in line
+    server.objects["/first.png"].statuses = [404]
+    monkeypatch.setattr("pipeline.inputs.verified.MAX_OBJECT_BYTES", 10)
+    out = export(tables, tmp_path / "out", form)
+    with open(out / "left_out.csv", newline="") as file:
+        first, second = ((row["image_key"], row["why"]) for row in csv.DictReader(file))
+    assert first[0] == server.uri("/first.png") and "404" in first[1]
+    assert second[0] == server.uri("/second.png") and "bytes" in second[1]
+
+
+@pytest.mark.parametrize("form", ["crops", "hf"])
+def test_images_are_read_as_the_run_has_read_them(s3, tmp_path, form):
+    """With --anonymous, no request is signed; the test server refuses such requests, which is one line."""
+    bucket = s3.bucket(f"m2f-export-anonymous-{form}")
+    tables = write_published(Place(str(tmp_path)), [MadeImage("a.png", (3, 4))])
+    publish_run(tables, "later", [image_row(f"{bucket}/a.png", "later", 9, height=3, width=4, num_segments=0)], [])
+    runs = tmp_path / "tables" / "_runs"
+    record = json.loads((runs / "night" / "run.json").read_text())
+    record |= {"run_id": "later", "settings": {"anonymous": True, "requester_pays": False}}
+    (runs / "later").mkdir()
+    (runs / "later" / "run.json").write_text(json.dumps(record))
+    with requests_seen(Access(anonymous=True)) as unsigned:
+        line = refused(tables, tmp_path / "out", form, "--run-id=later")
+    assert f"the image {bucket}/a.png cannot be read" in line
+    assert unsigned and all("authorization" not in request.headers for request in unsigned)
 
 
 def test_cut_outs_are_the_pixels_of_the_mask(photographs, tmp_path, capsys):

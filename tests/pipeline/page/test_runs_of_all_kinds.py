@@ -12,6 +12,7 @@ import pytest
 from jobs.report import main
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.settings import EvaluationSettings
+from pipeline.inputs import reads
 from pipeline.page.publish import publish_page
 from pipeline.page.settings import ReportSettings
 from tests.support.browser import open_browser, open_page
@@ -64,6 +65,21 @@ def test_an_image_that_is_gone_is_no_image_of_the_run(tmp_path):
     times = [datetime.fromisoformat(one["time"]).timestamp() for one in points]
     done = sum(one["images_per_second"] for one in points) * (times[1] - times[0])
     assert done == pytest.approx(2, rel=1e-2)
+
+
+def test_a_store_that_fails_for_a_moment_costs_no_picture(tmp_path, monkeypatch, no_pauses):
+    page_run(tmp_path, tmp_path / "images", drawn_images(tmp_path / "images", number=1), "night", 27)
+    whole, failed = reads.read_verified, set()
+
+    def read_verified(filesystem, path, *rest):
+        if path not in failed:
+            failed.add(path)
+            raise OSError("503 Slow Down")
+        return whole(filesystem, path, *rest)
+
+    monkeypatch.setattr(reads, "read_verified", read_verified)
+    shown = page_of(tmp_path)["gallery"]["images"]
+    assert len(failed) == len(shown) > 1 and {image["missing"] for image in shown} == {None}
 
 
 def test_an_instance_run_with_overlaps_and_more_segments_than_are_drawn(tmp_path):
