@@ -4,8 +4,8 @@ A name is the part of image_key behind the folder that all keys share, without i
 becomes `a/1`, to which a format adds `.png`. The rules, which make names of different keys different:
 
 1. Characters that some file system refuses (`\\ : * ? " < > |`, control characters), `%`, `~`, `#` (which separates a
-   container from a name in it), a dot or a space at an end of a part, and the last dot of a folder that ends like a
-   file that an export writes (`a.png/`) are written as %XX of their UTF-8 bytes.
+   container from a name in it), a dot or a space at an end of a part, and the last dot of a part that ends like a file
+   that an export writes (`a.png`, which a format may make a folder) are written as %XX of their UTF-8 bytes.
 2. Names that are equal to others but for case, Unicode's composition or the extension that was cut off get `~` and 16
    hex digits of the SHA-256 of the key. So do parts of more than 150 bytes, which are cut off, and Windows' device
    names.
@@ -15,12 +15,11 @@ import hashlib
 import re
 import unicodedata
 
-_ENDINGS = "png|jpg|txt|json|xml|csv|jsonl|parquet|geojson|gpkg|yaml"
+_ENDINGS = ("png", "jpg", "txt", "json", "xml", "csv", "jsonl", "parquet", "geojson", "gpkg", "yaml")
 _REFUSED = re.compile(r'[\\:*?"<>|%~#\x00-\x1f\x7f]|^[ .]+|[ .]+$')
-_LIKE_A_FILE = re.compile(rf"\.(?=(?:{_ENDINGS})$)", re.IGNORECASE)
-_EXTENSION = re.compile(r"(?<=[^/#])\.[A-Za-z0-9]{1,5}$")
+_EXTENSION = re.compile(r"(?<=[^/#])\.[A-Za-z0-9]{1,5}\Z")
 _DEVICE = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?$", re.IGNORECASE)
-_MOST_BYTES = 150  # of a part; 255 with our ending, an extension and the hidden name while a file is written
+_MOST_BYTES = 150  # of a part; 255 with our ending and an extension
 
 
 def shared_folder(first_key: str, last_key: str) -> str:
@@ -34,11 +33,17 @@ def shared_folder(first_key: str, last_key: str) -> str:
     return first_key[: cut + 1]
 
 
+def extension_of(image_key: str) -> str:
+    """The extension that the name of an image does not have, with its dot; "" if there is none."""
+    found = _EXTENSION.search(image_key)
+    return "" if found is None else found[0]
+
+
 def plain_name(image_key: str, folder: str) -> str:
     """Rule 1: the name of an image unless rule 2 applies."""
-    below = _EXTENSION.sub("", image_key.removeprefix(folder))
-    *folders, name = below.split("/")
-    parts = [_LIKE_A_FILE.sub("%2E", _escaped(part)) for part in folders] + [_escaped(name)]
+    below = image_key.removeprefix(folder)
+    below = below.removesuffix(extension_of(below))
+    parts = (_like_no_file(_escaped(part)) for part in below.split("/"))
     return "/".join(part or "%" for part in parts)  # of `a//b`; nothing else gives a single %
 
 
@@ -61,6 +66,11 @@ def with_digest(name: str, image_key: str) -> str:
 def _shortened(part: str) -> str:
     short = part.encode()[:_MOST_BYTES].decode(errors="ignore")
     return f"{short}%" if short != part or _DEVICE.match(part) else part
+
+
+def _like_no_file(part: str) -> str:
+    stem, dot, ending = part.rpartition(".")
+    return f"{stem}%2E{ending}" if dot and folded(ending) in _ENDINGS else part
 
 
 def _escaped(part: str) -> str:

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from pipeline.export.format import Census, Document, ExportImage, Segment, Stream
+from pipeline.export.names import extension_of
 
 
 def line(record: Any) -> bytes:
@@ -50,5 +51,4 @@ def annotated(name: str, census: Census) -> Document:
 
 def original_name(image: ExportImage) -> str:
     """The path of the image in COCO's `file_name`, as image folders have it: with its extension."""
-    extension = image.key.rpartition("/")[2].rpartition("#")[2].rpartition(".")
-    return f"{image.name}.{extension[2]}" if extension[1] and len(extension[2]) <= 5 else image.name
+    return image.name + extension_of(image.key)

@@ -5,11 +5,12 @@ import unicodedata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.export.names import folded, needs_digest, plain_name, shared_folder, with_digest
+from pipeline.export.names import extension_of, folded, needs_digest, plain_name, shared_folder, with_digest
 
 PARTS = st.one_of(
     st.sampled_from(["a", "A", "b", "a.png", "a.PNG", "a_b", "ä", "a\u0308", "ß", "ss", "con", "x" * 300]),
     st.sampled_from(["", ".", "..", "%", "~", "#", " a", "a."]),
+    st.sampled_from(["1", "1.png", "crops.csv", "crops.c\u017fv", "a.PNG"]),
     st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), max_size=6),
 )
 KEYS = st.builds(
@@ -35,10 +36,13 @@ def chosen_names(keys: list[str]) -> dict[str, str]:
 @settings(max_examples=400, deadline=None)
 def test_no_two_keys_share_a_file_and_no_file_is_a_folder(keys):
     names = chosen_names(sorted(keys))
-    files = [folded(f"{name}.png") for name in names.values()]
-    assert len(set(files)) == len(keys)
-    folders = {file.rpartition("/")[0][:n] for file in files for n in range(len(file)) if file[n : n + 1] == "/"}
-    assert not folders & set(files)
+    for files in (
+        [f"{name}.png" for name in names.values()],  # as label PNGs have them
+        [*(f"{name}/1.png" for name in names.values()), "crops.csv", "left_out.csv"],  # as cut-outs
+    ):
+        files = [folded(file) for file in files]
+        folders = {file[:n] for file in files for n in range(len(file)) if file[n] == "/"}
+        assert len(set(files)) == len(files) and not folders & set(files)
     for name in names.values():
         for part in f"{name}.png".split("/"):
             assert part not in ("", ".", "..") and len(part.encode()) <= 200
@@ -58,3 +62,12 @@ def test_names_that_differ_only_by_extension_or_case_get_a_digest():
     names = chosen_names(["s3://in/a.jpg", "s3://in/a.png", "s3://in/b.jpg", "s3://in/B.jpg", "s3://in/c.jpg"])
     assert names["s3://in/c.jpg"] == "c"
     assert all(len(name) == len("a~") + 16 for key, name in names.items() if "/c" not in key)
+
+
+@given(KEYS)
+@settings(max_examples=200, deadline=None)
+def test_name_and_extension_are_the_name_of_the_file(key):
+    """Of keys without characters that are escaped; `file_name` of COCO is put together from both."""
+    folder = shared_folder(key, key)
+    whole = plain_name(key, folder) + extension_of(key)
+    assert "%" in whole or whole == key.removeprefix(folder)
