@@ -1,7 +1,12 @@
 """--where and the other flags that choose rows -> SQL conditions that can only look at the columns of a row."""
 
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
 import pyarrow as pa
 
+from pipeline.errors import RunError
 from pipeline.export.settings import ExportSettings
 from pipeline.schema import IMAGES, SEGMENTS
 from pipeline.tables.conditions import columns_of_condition
@@ -36,6 +41,16 @@ def wanted_rows(settings: ExportSettings) -> Wanted:
         image_columns=tuple(dict.fromkeys(["status", *(name for name in IMAGES.names if name in columns)])),
         segment_columns=tuple(dict.fromkeys(of_segments)),
     )
+
+
+def check_classes(settings: ExportSettings, categories: Iterable[Mapping[str, Any]]) -> None:
+    """RunError if --classes names a category that the exported runs do not have."""
+    known = {text.casefold(): text for one in categories for text in (one["name"], str(one["id"]))}
+    for name in settings.classes:
+        if name not in known.values():
+            near = [known[one] for one in get_close_matches(name.casefold(), known, n=5)]
+            hint = f"near names: {', '.join(near)}" if near else f"there are {', '.join(sorted(known.values())[:20])}"
+            raise RunError(f"--classes {name!r} is neither the name nor the id of a category of these runs; {hint}")
 
 
 def _literal(text: str) -> str:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pipeline.errors import RunError
+from pipeline.export.conditions import check_classes
 from pipeline.export.convert import BatchTask, Converter, find_overlap
 from pipeline.export.format import Census
 from pipeline.export.registry import FORMATS
@@ -29,6 +30,7 @@ from pipeline.export.target import Target
 from pipeline.guard.worker_pool import worker_pool
 from pipeline.layout import Output
 from pipeline.look_ahead import look_ahead
+from pipeline.store.filesystem import whole_path
 from pipeline.tables.rows_by_image import IMAGES_PER_BATCH, RowsByImage
 from pipeline.tables.spill_database import out_of_room
 
@@ -59,6 +61,7 @@ def export(settings: ExportSettings) -> Exported:
     begun = state.begun(request)
     with closing(open_rows(output, settings, None if begun is None else begun.version)) as rows:
         census = take_census(output, rows)
+        check_classes(settings, census.categories)
         form = FORMATS[settings.format](settings, census)
         if not census.num_images:
             raise RunError(f"{output.name} has no image with a result for which all flags hold: nothing to export")
@@ -92,9 +95,10 @@ def export(settings: ExportSettings) -> Exported:
 
 def _request(settings: ExportSettings) -> dict[str, Any]:
     """The settings that decide what an export holds, as JSON would give them back."""
+    absolute = replace(settings, tables=whole_path(settings.tables))  # the next attempt may start in another folder
     return {
         name: list(value) if isinstance(value, tuple) else value
-        for name, value in asdict(settings).items()
+        for name, value in asdict(absolute).items()
         if name not in _NOT_OF_THE_REQUEST
     }
 

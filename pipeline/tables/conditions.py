@@ -12,6 +12,12 @@ from pipeline.store.filesystem import one_line
 
 # Their values change between two calls, so a continued export could choose other rows.
 _CHANGING = ("VOLATILE", "CONSISTENT_WITHIN_QUERY")
+# Functions that change with the time though DuckDB calls them constant, and the keywords of its macros.
+_OF_THE_TIME = (
+    *("current_localtime", "current_localtimestamp"),
+    *("current_date", "current_time", "current_timestamp", "localtime", "localtimestamp"),
+)
+_OF_THE_TIME_UNLESS_TWO = ("age",)  # arguments: else it counts from today
 _MOST_DEPTH = 200  # of expressions in expressions; a deeper tree would end Python's recursion
 _CONFIG: dict[str, Any] = {"enable_external_access": "false", "max_expression_depth": str(_MOST_DEPTH)}
 
@@ -89,12 +95,33 @@ def _check_function(database: duckdb.DuckDBPyConnection, where: str, node: dict[
     if node.get("class") == "WINDOW":
         raise RunError(f"--where {where!r}: a condition may not look at other rows ({name})")
     found = database.execute(
-        "SELECT function_type, stability FROM duckdb_functions() WHERE function_name = lower(?)", [name]
+        "SELECT function_type FROM duckdb_functions() WHERE function_name = lower(?)", [name]
     ).fetchall()
-    if any(kind == "aggregate" for kind, _ in found):
+    if ("aggregate",) in found:
         raise RunError(f"--where {where!r}: a condition may not look at other rows ({name})")
-    if any(stability in _CHANGING for _, stability in found):
+    if _changes(database, node):
         raise RunError(f"--where {where!r}: {name} may have another value each time; write the value itself")
+
+
+def _changes(database: duckdb.DuckDBPyConnection, node: dict[str, Any]) -> bool:
+    """Whether a function or keyword has another value at another time; a macro has, if one of its parts has."""
+    if node.get("class") == "COLUMN_REF":
+        return node["column_names"][-1].lower() in _OF_THE_TIME
+    if "function_name" not in node:
+        return False
+    name = node["function_name"].lower()
+    if name in _OF_THE_TIME or (name in _OF_THE_TIME_UNLESS_TWO and len(node["arguments"]) != 2):
+        return True
+    found = database.execute(
+        "SELECT stability, macro_definition FROM duckdb_functions() WHERE function_name = ?", [name]
+    ).fetchall()
+    bodies = [f"SELECT {body}" for _, body in found if body is not None]
+    return any(stability in _CHANGING for stability, _ in found if stability is not None) or any(
+        _changes(database, part)
+        for body in bodies
+        for [text] in database.execute("SELECT json_serialize_sql(?)", [body]).fetchall()
+        for part in _nodes(json.loads(text))
+    )
 
 
 def _check_types(database: duckdb.DuckDBPyConnection, where: str, columns: pa.Schema) -> None:

@@ -24,7 +24,7 @@ from pipeline.layout import Output
 from pipeline.store.filesystem import STORE_ERRORS
 from pipeline.tables.current_view import load_current, open_segments, reading
 from pipeline.tables.in_order.ascending_rows import MASK, NUMBER, AscendingRows
-from pipeline.tables.in_order.spilled_masks import Ranked, in_order
+from pipeline.tables.in_order.spilled_masks import MissingMasksError, Ranked, in_order
 from pipeline.tables.spill_database import MEMORY_MIB, ScratchDatabase, out_of_room, registered
 from pipeline.tables.stream_table import check_files, columns_of, plain, stream_table
 
@@ -173,6 +173,11 @@ class RowsByImage:
         which images come.
         """
         snapshot = open_segments(self._output, "segments", self.version)
+        if snapshot is None and (missing := self._count("numbered WHERE num_segments > 0")):
+            raise RunError(
+                f"{self._output.name} has no published table segments, but {missing:,} of its images have segments: "
+                "somebody has removed the table"
+            )
         names = ["image_key", "run_id", *_light(self._of_segments.names, self._wanted.segment_columns, _ORDER)]
         schema = columns_of("segments", names)
         rows = iter(()) if snapshot is None else stream_table(self._output, "segments", snapshot, names)
@@ -215,8 +220,8 @@ class RowsByImage:
             f"FROM numbered n {join} {segments} p USING (image_key, run_id)"
         )
 
-    def _count(self, table: str) -> int:
-        [(count,)] = self.connection.execute(f"SELECT count(*) FROM {table}").fetchall()
+    def _count(self, rows: str) -> int:
+        [(count,)] = self.connection.execute(f"SELECT count(*) FROM {rows}").fetchall()
         return int(count)
 
     # --- in order ---------------------------------------------------------------------------------------------------
@@ -228,7 +233,16 @@ class RowsByImage:
     def _stream_segments(self) -> Iterator[pa.Table]:
         columns = ", ".join([NUMBER, *_light(self._of_segments.names)])
         rows = self._query(f"SELECT {columns} FROM found ORDER BY {_BY}")
-        return rows if MASK not in self._of_segments.names else _beside(rows, self._masks_in_order())
+        if MASK not in self._of_segments.names:
+            yield from rows
+            return
+        try:
+            yield from _beside(rows, self._masks_in_order())
+        except MissingMasksError:
+            raise RunError(
+                f"the table segments below {self._output.uri} has changed while it was read: there are other masks "
+                "than rows; try again"
+            ) from None
 
     def _masks_in_order(self) -> Iterator[pa.Array]:
         """The mask of each row of `found`, in order."""
@@ -281,14 +295,18 @@ def _with_positions(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatc
 
 
 def _beside(rows: Iterator[pa.Table], masks: Iterator[pa.Array]) -> Iterator[pa.Table]:
-    """The rows with their masks, which come in pieces of another size."""
+    """The rows with their masks, which come in pieces of another size. MissingMasksError if there are fewer or more."""
     left: pa.Table | None = None
     for some in masks:
         while len(some):
-            left = next(rows) if left is None else left
+            left = next(rows, None) if left is None else left
+            if left is None:
+                raise MissingMasksError
             count = min(len(left), len(some))
             yield left.slice(0, count).append_column(MASK, some.slice(0, count))
             left, some = left.slice(count) if count < len(left) else None, some.slice(count)
+    if left is not None or any(map(len, rows)):
+        raise MissingMasksError
 
 
 def _with_schema(rows: pa.Table | None, schema: pa.Schema) -> pa.Table:

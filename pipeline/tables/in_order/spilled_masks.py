@@ -28,15 +28,20 @@ class Ranked(NamedTuple):
     masks: pa.Array  # structs of `size` and `counts`, as in schema.SEGMENTS
 
 
+class MissingMasksError(Exception):
+    """There are other masks than there are rows."""
+
+
 def in_order(
     masks: Iterator[Ranked], first: int, count: int, about_bytes: int, folder: Path, file_bytes: int = FILE_BYTES
 ) -> Iterator[pa.Array]:
     """The masks of the ranks `first` to `first` + `count`, each once, in ascending order of rank.
 
     `about_bytes` is a guess of how many bytes all masks have. Files are written to `folder` and removed when read.
+    Raises MissingMasksError, instead of a mask with a wrong rank, unless each rank comes once.
     """
     if about_bytes <= file_bytes or count <= 1:
-        yield from _sorted_in_memory(masks)
+        yield from _sorted_in_memory(masks, first, count)
         return
     num_files = min(_MOST_FILES, count, math.ceil(about_bytes / file_bytes))
     per_file = math.ceil(count / num_files)
@@ -59,11 +64,14 @@ def mask_bytes(masks: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
     return pc.binary_length(pc.struct_field(masks, "counts")).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _sorted_in_memory(masks: Iterator[Ranked]) -> Iterator[pa.Array]:
+def _sorted_in_memory(masks: Iterator[Ranked], first: int, count: int) -> Iterator[pa.Array]:
     some = list(masks)
-    if not some:
+    ranks = np.concatenate([np.empty(0, np.int64), *(one.ranks for one in some)])
+    order = np.argsort(ranks)
+    if not np.array_equal(ranks[order], np.arange(first, first + count)):
+        raise MissingMasksError
+    if not count:
         return
-    order = np.argsort(np.concatenate([one.ranks for one in some]))
     together = pa.concat_arrays([one.masks for one in some])
     del some
     chunks = np.cumsum(mask_bytes(together)[order]) // _CHUNK_BYTES

@@ -2,10 +2,14 @@
 
 import csv
 import json
+import os
+import shutil
+from dataclasses import replace
 
 import pytest
 
 from pipeline.errors import RunError
+from pipeline.export import export as exporting
 from pipeline.export.conditions import wanted_rows
 from pipeline.export.settings import ExportSettings
 from tests.support.exports import export, refused, segments_by_key
@@ -112,6 +116,12 @@ def test_runs_with_several_label_maps_are_not_mixed(tmp_path):
         ("EXISTS (FROM '/etc/passwd')", "may not hold a query"),
         ("random() < 0.5", "another value each time"),
         ("now() > run_created", "another value each time"),
+        ("age(run_created) < INTERVAL 3 DAYS", "age may have another value each time"),
+        ("run_created.age() < INTERVAL 3 DAYS", "age may have another value each time"),
+        ("ago(INTERVAL 1 DAY) < run_created", "ago may have another value each time"),
+        ("run_created < pg_conf_load_time()", "another value each time"),
+        ("current_localtimestamp() > run_created::TIMESTAMP", "another value each time"),
+        ("current_timestamp > run_created", "there is no column current_timestamp"),
         ("sum(score) > 1", "may not look at other rows"),
         ("row_number() OVER () = 1", "may not look at other rows"),
         ("COLUMNS(*) IS NOT NULL", "names its columns"),
@@ -128,6 +138,48 @@ def test_a_where_that_is_no_condition_is_one_line(where, why):
     with pytest.raises(RunError, match=why) as refusal:
         wanted_rows(ExportSettings(tables="a", to="b", format="csv", where=where))
     assert str(refusal.value).startswith("--where ") and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "age(run_created, TIMESTAMPTZ '2026-01-01 00:00:00Z') < INTERVAL 3 DAYS",
+        "nullif(category_name, 'cat') IS NULL",
+        "list_sum(bbox) > 10 AND split_part(image_key, '/', 3) = 'in' AND category_name.lower() = 'cat'",
+    ],
+)
+def test_functions_and_macros_that_stay_the_same_are_conditions(where):
+    assert wanted_rows(ExportSettings(tables="a", to="b", format="csv", where=where)).rows == where
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [("Cat", "near names: cat"), ("dogg", "near names: dog"), ("920", "near names: 92"), ("zebra", "there are ")],
+)
+def test_a_class_that_no_run_has_is_one_line(tables, tmp_path, given, said):
+    line = refused(tables, tmp_path / "out", "csv", "--classes", "sky", given)
+    assert f"--classes {given!r} is neither the name nor the id of a category" in line and said in line
+
+
+def test_tables_without_their_segments_are_one_line(tmp_path):
+    tables = str(tmp_path / "tables")
+    publish_run(tables, "first", [image_row("s3://in/a", "first", 0)], [segment_row("s3://in/a", "first")])
+    shutil.rmtree(tmp_path / "tables" / "segments")
+    assert "has no published table segments, but 1 of its images have segments" in refused(
+        tables, tmp_path / "o", "csv"
+    )
+
+
+def test_an_export_goes_on_from_another_working_directory(tables, tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    first = ExportSettings(tables=os.path.relpath(tables), to=str(tmp_path / "out"), format="csv", workers=1)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(exporting, "_convert", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        exporting.export(first)
+    monkeypatch.chdir(tmp_path / "other")
+    exporting.export(replace(first, tables=os.path.relpath(tables)))
+    assert (tmp_path / "out" / "segments.csv").exists()
 
 
 def test_a_where_that_fails_for_a_row_is_one_line(tables, tmp_path):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pipeline.errors import RunError
 from pipeline.layout import Output
 from pipeline.schema import IMAGES, SEGMENTS
+from pipeline.tables import rows_by_image, spilled_masks
 from pipeline.tables.current_view import current_images, current_segments
 from pipeline.tables.in_order.spilled_masks import Ranked, in_order
 from pipeline.tables.rows_by_image import RowsByImage, Wanted
@@ -138,6 +139,24 @@ def test_a_version_of_the_past_has_its_rows(tmp_path):
     newest = RowsByImage(Output.open(output), ["image_key"], ["segment_id"])
     keys = [[b.images["image_key"].to_pylist() for b in one.batches()] for one in (rows, again, newest)]
     assert keys == [[["s3://a"]], [["s3://a"]], [["s3://a", "s3://b"]]]
+
+
+@pytest.mark.parametrize("change", [lambda rows: rows.slice(1), lambda rows: rows.slice(0, len(rows) - 1)])
+@pytest.mark.parametrize("memory", [1 << 10, 1 << 30])
+def test_masks_that_are_missing_are_an_error_before_a_mask_is_beside_another_row(nights, monkeypatch, change, memory):
+    whole = rows_by_image.stream_table
+
+    def fewer(output, table, snapshot, columns, **chosen):
+        for batch in whole(output, table, snapshot, columns, **chosen):
+            yield change(batch) if columns == ["segmentation"] else batch
+
+    monkeypatch.setattr(rows_by_image, "stream_table", fewer)
+    monkeypatch.setattr(spilled_masks.in_order, "__defaults__", (memory,))
+    found = []
+    with pytest.raises(RunError, match="has changed while it was read: there are other masks than rows"):
+        for one in open_rows(nights).batches(images_per_batch=1):
+            found += one.segments.to_pylist()
+    assert all(segment in [s for _, _, rows in expected(nights) for s in rows] for segment in found)
 
 
 def test_rows_that_do_not_fit_into_memory_are_sorted_on_disk(tmp_path, monkeypatch):
