@@ -182,7 +182,7 @@ def load_current(
 
     def load() -> int | None:
         snapshot = _open(output, "images", version)
-        batches = iter(()) if snapshot is None else stream_table(output, "images", snapshot, wanted, below)
+        batches = iter(()) if snapshot is None else stream_table(output, "images", snapshot, wanted, below, run_id)
         database.execute("SET VARIABLE below = ?", [[folder.rstrip("/") for folder in below]])
         database.execute("SET VARIABLE run_id = ?", [run_id])
         # A window function, because DuckDB sorts it on disk; arg_max would group in memory, and took three times as

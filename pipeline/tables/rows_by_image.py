@@ -26,7 +26,7 @@ from pipeline.tables.current_view import load_current, open_segments, reading
 from pipeline.tables.in_order.ascending_rows import MASK, NUMBER, AscendingRows
 from pipeline.tables.in_order.spilled_masks import MissingMasksError, Ranked, in_order
 from pipeline.tables.spill_database import MEMORY_MIB, ScratchDatabase, out_of_room, registered
-from pipeline.tables.stream_table import check_files, columns_of, plain, stream_table
+from pipeline.tables.stream_table import check_files, columns_of, files_of_run, plain, stream_table
 
 IMAGES_PER_BATCH = 256
 # A batch ends before the image with which its masks would exceed this, so that images of huge scenes come alone.
@@ -97,7 +97,7 @@ class RowsByImage:
         version: int | None = None,
         memory_mib: int = MEMORY_MIB,
     ):
-        self._output, self._wanted = output, wanted
+        self._output, self._wanted, self._run_id = output, wanted, run_id
         self._of_images = columns_of("images", image_columns)
         self._of_segments = columns_of("segments", segment_columns)
         self._scratch = ScratchDatabase(memory_mib)
@@ -180,7 +180,7 @@ class RowsByImage:
             )
         names = ["image_key", "run_id", *_light(self._of_segments.names, self._wanted.segment_columns, _ORDER)]
         schema = columns_of("segments", names)
-        rows = iter(()) if snapshot is None else stream_table(self._output, "segments", snapshot, names)
+        rows = iter(()) if snapshot is None else self._streamed(snapshot, names)
         kept = ", ".join(["position", *_light(self._of_segments.names, _ORDER)])
         with registered(self.connection, "published", schema.append(_POSITION), _with_positions(rows)):
             self.connection.execute(
@@ -193,6 +193,10 @@ class RowsByImage:
                 """
             )
         return snapshot
+
+    def _streamed(self, snapshot: DeltaTable, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Columns of the table `segments`: the same rows in the same order each time."""
+        return stream_table(self._output, "segments", snapshot, names, run_id=self._run_id)
 
     def _drop_images(self, rows: str) -> None:
         """Drop the images that have no row for which `rows` holds: see `Wanted`."""
@@ -249,7 +253,10 @@ class RowsByImage:
         snapshot = self._segments
         if snapshot is None:
             return iter(())
-        size = sum(check_files(self._output, "segments", snapshot)["size_bytes"].to_pylist())
+        files = check_files(self._output, "segments", snapshot)
+        among = None if self._run_id is None else files_of_run(self._output, "segments", snapshot, self._run_id)
+        named = zip(files["path"].to_pylist(), files["size_bytes"].to_pylist(), strict=True)
+        size = sum(num_bytes for path, num_bytes in named if among is None or path in among)
         folder = Path(tempfile.mkdtemp(dir=self._scratch.folder))
         return in_order(self._ranked_masks(snapshot), 0, self.num_segments(), _UNPACKED * size, folder)
 
@@ -266,7 +273,7 @@ class RowsByImage:
         )
         first = 0
         try:
-            for batch in stream_table(self._output, "segments", snapshot, [MASK]):
+            for batch in self._streamed(snapshot, [MASK]):
                 wanted, positions = ranks.take(first + len(batch) - 1)
                 if wanted is not None:
                     yield Ranked(wanted["rank"].to_numpy(), batch[MASK].take(pa.array(positions - first)))

@@ -11,7 +11,7 @@ from deltalake import DeltaTable
 from pipeline.errors import RunError
 from pipeline.layout import Output, parts_folder
 from pipeline.tables.current_view import open_table
-from pipeline.tables.stream_table import check_files, columns_of, stream_files
+from pipeline.tables.stream_table import check_files, columns_of, files_of_run, stream_files
 
 _SHARD = re.compile(r"shard-(\d+)-")
 
@@ -40,13 +40,9 @@ def stream_run(
     requires what this reader lacks, and an error of STORE_ERRORS or an ArrowException if a file cannot be read.
     """
     snapshot = _snapshot(output, table)
-    folder = _folder(table, run_id)
-    # Files that jobs/tidy.py or a compaction has merged lie beside the folders of runs, and may hold rows of any run.
-    files = {
-        path
-        for path in check_files(output, table, snapshot)["path"].to_pylist()
-        if (_of_shard(path, shards) if path.startswith(f"{folder}/") else not path.startswith("run="))
-    }
+    files = files_of_run(output, table, snapshot, run_id)
+    if shards is not None:
+        files = {path for path in files if _of_shard(path, shards)}
     wanted = list(dict.fromkeys([*columns, "run_id", "shard", "image_key"]))
     schema = columns_of(table, columns)
     chosen = {name: pa.array(sorted(of)) for name, of in (("shard", shards), ("image_key", keys)) if of is not None}
@@ -90,7 +86,7 @@ def _folder(table: str, run_id: str) -> str:
     return parts_folder(table, run_id).removeprefix(f"{table}/")
 
 
-def _of_shard(path: str, shards: Collection[int] | None) -> bool:
-    """Whether a file in the folder of the run may hold rows of one of the shards."""
-    match = _SHARD.match(path.rpartition("/")[2])
-    return shards is None or match is None or int(match[1]) in shards
+def _of_shard(path: str, shards: Collection[int]) -> bool:
+    """Whether a file of the run may hold rows of one of the shards; merged files may hold those of any."""
+    match = _SHARD.match(path.rpartition("/")[2]) if "/" in path else None
+    return match is None or int(match[1]) in shards

@@ -15,7 +15,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, retry_if
 
 from m2f_core.config.fields import excerpt
 from pipeline.errors import RunError
-from pipeline.layout import Output
+from pipeline.layout import Output, parts_folder
 from pipeline.look_ahead import look_ahead
 from pipeline.schema import ADDED_COLUMNS, TABLES
 from pipeline.store.filesystem import STORE_ERRORS, one_line
@@ -32,9 +32,15 @@ _BATCH_ROWS = 16_384
 
 
 def stream_table(
-    output: Output, table: str, snapshot: DeltaTable, columns: Sequence[str], below: Sequence[str] = ()
+    output: Output,
+    table: str,
+    snapshot: DeltaTable,
+    columns: Sequence[str],
+    below: Sequence[str] = (),
+    run_id: str | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """The columns of a snapshot in no particular order. `below` is as in `load_current`, but only skips files.
+    """The columns of a snapshot in no particular order. `below` and `run_id` are as in `load_current`, but only skip
+    files.
 
     Files are read through our own file system and threads, so that credentials are renewed while a reader takes hours.
     The library's to_pyarrow_dataset is faster, but it takes 28 KB per file, its credentials expire, and a program that
@@ -43,7 +49,8 @@ def stream_table(
     Raises RunError if the table requires features of readers that this reader lacks, and an error of STORE_ERRORS or an
     ArrowException if a file cannot be read.
     """
-    batches = stream_files(output, table, snapshot, columns, below)
+    among = None if run_id is None else files_of_run(output, table, snapshot, run_id)
+    batches = stream_files(output, table, snapshot, columns, below, among)
     return (batch for _, batch in batches)
 
 
@@ -183,6 +190,14 @@ def check_files(output: Output, table: str, snapshot: DeltaTable) -> pa.Table:
                 "which does not lie in the folder of the table: somebody has changed the log"
             )
     return files
+
+
+def files_of_run(output: Output, table: str, snapshot: DeltaTable, run_id: str) -> set[str]:
+    """The paths in the table of the files of a snapshot that may hold rows of the run."""
+    folder = parts_folder(table, run_id).removeprefix(f"{table}/")
+    # Files that jobs/tidy.py or a compaction has merged lie beside the folders of runs, and may hold rows of any run.
+    paths = check_files(output, table, snapshot)["path"].to_pylist()
+    return {path for path in paths if path.startswith(f"{folder}/") or not path.startswith("run=")}
 
 
 def _files(output: Output, table: str, snapshot: DeltaTable, below: Sequence[str]) -> Iterator[tuple[str, int]]:

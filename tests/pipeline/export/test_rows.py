@@ -12,6 +12,7 @@ from pipeline.errors import RunError
 from pipeline.export import export as exporting
 from pipeline.export.conditions import wanted_rows
 from pipeline.export.settings import ExportSettings
+from pipeline.tables import stream_table
 from tests.support.exports import export, refused, segments_by_key
 from tests.support.published_tables import image_row, publish_run, segment_row
 
@@ -89,6 +90,17 @@ def test_the_rows_of_an_older_run(tmp_path):
     assert found["current"] == [("s3://in/a", 0.75), ("s3://in/b", 0.5)]
     assert found["old"] == [("s3://in/a", 0.25), ("s3://in/b", 0.5)]
     assert "has no rows of run third" in refused(tables, tmp_path / "third", "csv", "--run-id=third")
+
+
+def test_the_rows_of_a_run_are_read_from_its_files_alone(tmp_path, monkeypatch):
+    tables = str(tmp_path / "tables")
+    for night, run in enumerate(("first", "second")):
+        publish_run(tables, run, [image_row("s3://in/a", run, night)], [segment_row("s3://in/a", run)])
+    read, read_once = [], stream_table.read_once
+    monkeypatch.setattr(stream_table, "read_once", lambda *of: read.append(of[1]) or read_once(*of))
+    assert len(rows_of(export(tables, tmp_path / "out", "csv", "--run-id=first"))) == 1
+    assert {part for path in read for part in path.split("/") if part.startswith("run=")} == {"run=first"}
+    assert {path.split("/tables/")[1].split("/")[0] for path in read} == {"images", "segments"}
 
 
 def test_runs_with_several_label_maps_are_not_mixed(tmp_path):
