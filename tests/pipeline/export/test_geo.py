@@ -118,6 +118,37 @@ def test_geoparquet_keeps_the_reference_system(scenes, tmp_path):
     assert len(pq.read_table(out / "empty.parquet")) == 0
 
 
+UNUSABLE = {
+    "local": {"crs": 'LOCAL_CS["arbitrary",UNIT["metre",1]]', "transform": TRANSFORM},
+    "far": {"crs": "EPSG:32633", "transform": [1e9, 0, 1e12, 0, 1e9, 1e12]},
+    "unknown": {"crs": "EPSG:999999", "transform": TRANSFORM},
+    "five": {"crs": "EPSG:32633", "transform": TRANSFORM[:5]},
+    "nan": {"crs": "EPSG:32633", "transform": [*TRANSFORM[:5], float("nan")]},
+    "texts": {"crs": "EPSG:32633", "transform": list("abcdef")},
+    "number": {"crs": 32633, "transform": TRANSFORM},
+}
+
+
+@pytest.mark.parametrize(
+    ("form", "kept"), [("geojson", []), ("gpkg", ["far", "local"]), ("geoparquet", ["far", "local"])]
+)
+def test_a_place_that_a_format_cannot_express_is_counted(tmp_path, capsys, form, kept):
+    [found] = scattered(np.random.default_rng(4), SIZE, 1)
+    places = {**UNUSABLE, "good": {"crs": "EPSG:32633", "transform": TRANSFORM}, "other": "a column of a manifest"}
+    keys = {name: f"s3://scenes/{name}.tif" for name in places}
+    images = [
+        image_row(key, "night", 0, height=SIZE[0], width=SIZE[1], attributes=json.dumps({"geotiff": places[name]}))
+        for name, key in keys.items()
+    ]
+    rows = [segment_row(key, "night", area=found.area, segmentation=found.rle) for key in keys.values()]
+    publish_run(str(tmp_path / "tables"), "night", images, rows)
+    out = export(str(tmp_path / "tables"), tmp_path / "out", form)
+    assert sorted(file.stem for file in out.glob("*.*")) == sorted([*kept, "good"])
+    printed = capsys.readouterr().out
+    assert f"{7 - len(kept)} images are left out: {form} cannot express their reference system or transform" in printed
+    assert "1 images are left out: their `attributes` hold no reference system" in printed
+
+
 def test_without_the_extra_it_is_one_line(scenes, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.decoding.geotiff.is_installed", lambda: False)
     for form in ("geojson", "gpkg", "geoparquet"):
