@@ -1,6 +1,7 @@
 """A temporary DuckDB database on disk, for one query over more rows than fit into memory."""
 
 import contextlib
+import errno
 import os
 import tempfile
 import weakref
@@ -14,6 +15,7 @@ from pipeline.errors import RunError
 from pipeline.store.filesystem import one_line
 from pipeline.store.temporary_folders import lock_new_folder, remove_folder
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # as Arrow raises them, too
 MEMORY_MIB = 448  # enough for tens of millions of images; the rest goes to the temporary folder
 # Each thread needs its own buffers within the same limit: with 32 MiB per thread, some joins ran out of memory; with 64
 # MiB, none did.
@@ -89,10 +91,15 @@ def registered(
 
 @contextlib.contextmanager
 def out_of_room() -> Iterator[None]:
-    """Raise RunError if DuckDB runs out of memory or disk space."""
+    """Raise RunError if DuckDB runs out of memory or disk space, or if another file of the body fills TMPDIR.
+
+    The body reports a full disk elsewhere itself, as an error of --output or --to.
+    """
     try:
         yield
-    except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+    except (duckdb.OutOfMemoryException, duckdb.IOException, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _FULL:
+            raise
         folder = tempfile.gettempdir()
         raise RunError(f"too little memory or too little space in {folder} (TMPDIR): {one_line(error)}") from None
 

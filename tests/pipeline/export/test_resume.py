@@ -144,6 +144,21 @@ def test_a_damaged_state_is_one_line(tables, tmp_path, monkeypatch, small_batche
     assert name in line and "remove the folder and export again" in line
 
 
+def test_several_processes_write_what_one_writes(tables, tmp_path, monkeypatch, small_batches):
+    whole = export(settings_for(tables, tmp_path / "whole"))
+    by_two = replace(settings_for(tables, tmp_path / "out"), workers=2)
+    stop_at_batch(1, settings_for(tables, tmp_path / "out"), monkeypatch)
+    # An error in a worker is the error of the export, which goes on afterwards.
+    blocked = tmp_path / "out" / "panoptic" / "b" / "empty.png"
+    blocked.mkdir(parents=True)
+    with pytest.raises(RunError, match=r"cannot be written: .*empty\.png"):
+        export(by_two)
+    blocked.rmdir()
+    done = export(by_two)
+    assert told(done) == told(whole) and content(tmp_path / "out") == content(tmp_path / "whole")
+    assert 1 <= done.num_done_before <= 3
+
+
 def test_it_goes_on_with_the_tables_of_its_beginning(tmp_path, monkeypatch, small_batches):
     tables = str(tmp_path / "tables")
     keys = [f"s3://in/{number}.jpg" for number in range(7)]

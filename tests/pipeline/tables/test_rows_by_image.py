@@ -159,6 +159,15 @@ def test_masks_that_are_missing_are_an_error_before_a_mask_is_beside_another_row
     assert all(segment in [s for _, _, rows in expected(nights) for s in rows] for segment in found)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no file that is always full")
+def test_a_full_disk_is_one_line(nights, monkeypatch):
+    monkeypatch.setattr(spilled_masks.in_order, "__defaults__", (1 << 10,))
+    full = spilled_masks._File
+    monkeypatch.setattr(spilled_masks, "_File", lambda path: full(Path("/dev/full")))
+    with pytest.raises(RunError, match=r"too little space in .* \(TMPDIR\): .*No space left on device"):
+        list(open_rows(nights).batches())
+
+
 def test_rows_that_do_not_fit_into_memory_are_sorted_on_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
     monkeypatch.setattr("tempfile.tempdir", None)
