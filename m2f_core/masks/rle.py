@@ -218,7 +218,7 @@ def decode_counts(counts: bytes) -> NDArray[np.int64]:
         raise TypeError(f"counts must be bytes, got {type(counts).__name__}")
     if not counts:
         raise ValueError("malformed RLE counts: empty")
-    lengths, num_runs, error, position = _read_numbers(np.frombuffer(counts, np.uint8).astype(np.int64))
+    lengths, num_runs, error, position = read_numbers(np.frombuffer(counts, np.uint8).astype(np.int64))
     if error:
         raise ValueError(f"malformed RLE counts: {_READ_ERRORS[error]} at byte {position} of {len(counts)}")
     return lengths[:num_runs].copy()
@@ -257,7 +257,7 @@ def _write_numbers(lengths):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _read_numbers(characters):  # type: ignore[no-untyped-def]
+def read_numbers(characters):  # type: ignore[no-untyped-def]
     """Run lengths [S] of which the first `num_runs` are filled, their number, an error code or 0, and its position."""
     lengths = np.empty(characters.size, np.int64)
     num_runs = 0

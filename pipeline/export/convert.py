@@ -6,13 +6,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
 from pipeline.export.format import Census, ExportImage, Format, Segment
-from pipeline.export.parts.masks import paint
+from pipeline.export.parts.masks import first_overlap
 from pipeline.export.registry import FORMATS
 from pipeline.export.rows import FILE_NAME, SEGMENT_COLUMNS
 from pipeline.export.settings import ExportSettings
@@ -169,8 +168,7 @@ def _image(number: int, row: dict[str, Any]) -> ExportImage:
 def find_overlap(task: BatchTask) -> str | None:
     """Say which segments of the batch overlap first; None if none do. RunError if a mask is damaged."""
     for image in images_of(task):
-        map_WH = np.zeros((image.width, image.height), np.uint8)
-        for segment in image.segments:
-            if taken := paint(image, segment, map_WH, 1):
-                return f"{image.key}: segment {segment.segment_id} shares {taken} pixels with segments before it"
+        if (overlap := first_overlap(image)) is not None:
+            segment, taken = overlap
+            return f"{image.key}: segment {segment.segment_id} shares {taken} pixels with segments before it"
     return None

@@ -7,11 +7,11 @@ process leaves lies there and is removed with the state.
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import fsspec
 from fsspec.spec import AbstractBufferedFile
@@ -19,6 +19,7 @@ from fsspec.spec import AbstractBufferedFile
 from pipeline.errors import RunError
 from pipeline.store.filesystem import is_local, list_folder, open_filesystem, store_errors_as
 
+T = TypeVar("T")
 STATE = ".m2f-export"
 THREADS = 16  # of a process that uses a store
 _BLOCK_BYTES = 16 * 2**20
@@ -64,7 +65,7 @@ class Target:
     def writing(self, name: str) -> Iterator[IO[bytes]]:
         """A file to write piece by piece. It appears when the body has ended, and not if the body raises."""
         if is_local(self.filesystem):
-            with self._writing_locally(Path(self.at(name))) as local:
+            with self._writing_locally(self.at(name)) as local:
                 yield local
             return
         file: Any = self.filesystem.open(self.at(name), "wb", block_size=_BLOCK_BYTES)
@@ -85,14 +86,14 @@ class Target:
             self.filesystem.rm_file(file.path)
 
     @contextlib.contextmanager
-    def _writing_locally(self, path: Path) -> Iterator[IO[bytes]]:
-        temporary = Path(self.at(f"{STATE}/{uuid.uuid4().hex}.writing"))
+    def _writing_locally(self, path: str) -> Iterator[IO[bytes]]:
+        temporary = self.at(f"{STATE}/{uuid.uuid4().hex}.writing")
         try:
-            with _made(temporary).open("wb") as file:
+            with _in_folder_of(temporary, lambda: open(temporary, "wb")) as file:  # noqa: PTH123
                 yield file
-            temporary.replace(_made(path))
+            _in_folder_of(path, lambda: os.replace(temporary, path))  # noqa: PTH105
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            Path(temporary).unlink(missing_ok=True)
             raise
 
     def names(self) -> list[str]:
@@ -105,8 +106,10 @@ class Target:
         return store_errors_as(RunError, f"{self.name} cannot be written")
 
 
-def _made(path: Path) -> Path:
-    """`path`, whose folder is there."""
-    if not path.parent.is_dir():
-        os.makedirs(path.parent, exist_ok=True)  # noqa: PTH103
-    return path
+def _in_folder_of(path: str, make: Callable[[], T]) -> T:
+    """`make()`, which makes a file at `path`. Its folder mostly is there."""
+    try:
+        return make()
+    except FileNotFoundError:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        return make()

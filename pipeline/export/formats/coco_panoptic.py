@@ -5,21 +5,17 @@ with id 0 belong to no segment.
 
     DIR/panoptic.json
     DIR/panoptic/<name of the image>.png
-
-Legend: H, W pixels of the image; `_WH` transposed, column-major.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import numpy as np
-
 from m2f_core.masks.formats.map_png import panoptic_png_bytes
 from pipeline.errors import RunError
 from pipeline.export.format import Converted, Document, ExportImage, Format
 from pipeline.export.formats.coco import annotated, bbox_of, image_line, line, original_name
-from pipeline.export.parts.masks import paint_apart
+from pipeline.export.parts.masks import painted
 
 _MOST_ID = 2**24 - 1
 _FOLDER = "panoptic"
@@ -33,8 +29,7 @@ class CocoPanoptic(Format):
         highest = max((segment.segment_id for segment in image.segments), default=0)
         if highest > _MOST_ID:
             raise RunError(f"{image.key} has the segment id {highest}; a panoptic PNG holds ids up to {_MOST_ID}")
-        ids_WH = np.zeros((image.width, image.height), np.uint32)
-        paint_apart(image, ids_WH, lambda segment: segment.segment_id)
+        runs = painted(image, lambda segment: segment.segment_id)
         segments_info = [
             {
                 "id": segment.segment_id,
@@ -49,7 +44,7 @@ class CocoPanoptic(Format):
         name = f"{image.name}.png"
         annotation = {"image_id": image.image_id, "file_name": name, "segments_info": segments_info}
         return Converted(
-            {f"{_FOLDER}/{name}": panoptic_png_bytes(ids_WH)},
+            {f"{_FOLDER}/{name}": panoptic_png_bytes(runs, image.height, image.width)},
             {"images": [image_line(image, original_name(image))], "annotations": [line(annotation)]},
         )
 

@@ -6,26 +6,25 @@ no feature for masks, so a mask is a PNG of the image's size, 255 inside.
     DIR/README.md                       the card, which names the files
     DIR/data/train-000000.parquet ...   some images each; `masks`, `category` and the others have an entry per segment
     DIR/left_out.csv                    images whose pixels cannot be had, and why
-
-Legend: H, W pixels of the image; `_WH` transposed, column-major.
 """
 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 
 from m2f_core.masks.formats.map_png import gray_png
 from pipeline.export.format import Census, Converted, Document, ExportImage, Format, Segment, Stream
 from pipeline.export.formats.crops import left_out
 from pipeline.export.formats.flat_csv import lines_of
-from pipeline.export.parts.masks import paint
+from pipeline.export.parts.masks import painted
 from pipeline.export.parts.pixels import IMAGES_WITH_PIXELS, NoPixelsError, read_bytes_of
 from pipeline.export.settings import ExportSettings
 
+_INSIDE = 255
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _OF_SEGMENTS: dict[str, tuple[pa.DataType, dict[str, str]]] = {
     "segment_id": (pa.int32(), {"dtype": "int32", "_type": "Value"}),
@@ -97,6 +96,5 @@ class HuggingFace(Format):
 
 
 def _mask_png(image: ExportImage, segment: Segment) -> bytes:
-    mask_WH = np.zeros((image.width, image.height), np.uint8)
-    paint(image, segment, mask_WH, 255)
-    return gray_png(mask_WH)
+    alone = replace(image, segments=[segment])
+    return gray_png(painted(alone, lambda _: _INSIDE), image.height, image.width)

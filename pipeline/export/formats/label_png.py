@@ -4,22 +4,17 @@
     DIR/categories.json         the categories by id, the value of pixels without a segment, the number of bits
 
 The ids are the data set's own, as the column category_id has them. Pixels without a segment have --ignore-label.
-
-Legend: H, W pixels of the image; `_WH` transposed, column-major.
 """
 
 import json
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from m2f_core.masks.colours import category_colour
 from m2f_core.masks.formats.map_png import gray_png
 from pipeline.errors import RunError
 from pipeline.export.format import Census, Converted, Document, ExportImage, Format
-from pipeline.export.parts.masks import paint_apart
+from pipeline.export.parts.masks import painted
 from pipeline.export.settings import ExportSettings
 
 
@@ -53,12 +48,9 @@ class LabelPng(Format):
             raise RunError("--palette is for label PNGs of 8 bits, but these ids need 16; leave out --palette")
 
     def convert(self, image: ExportImage) -> Converted:
-        # One more than the label while painting, because 0 is a category in some data sets.
-        labels_WH = np.zeros((image.width, image.height), np.uint16 if self.bits == 8 else np.uint32)
-        paint_apart(image, labels_WH, lambda segment: segment.category_id + 1)
-        label_of: NDArray[np.unsignedinteger] = np.arange(-1, 1 << self.bits).astype(f"u{self.bits // 8}")
-        label_of[0] = self.ignore
-        return Converted({f"{image.name}.png": gray_png(label_of[labels_WH], self._palette())})
+        runs = painted(image, lambda segment: segment.category_id, self.ignore)
+        png = gray_png(runs, image.height, image.width, self.bits, self._palette())
+        return Converted({f"{image.name}.png": png})
 
     def _palette(self) -> list[tuple[int, int, int]] | None:
         if not self.settings.palette:

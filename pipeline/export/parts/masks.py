@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2f_core.masks.box import Box
-from m2f_core.masks.paint import decode_in_box, paint_counts
-from m2f_core.masks.rle import decode
+from m2f_core.masks.paint import decode_in_box, paint_counts, painted_runs
+from m2f_core.masks.rle import LabelRuns, decode
 from pipeline.export.format import ExportImage, Segment
 
 
@@ -27,17 +27,29 @@ def mask_in_box(image: ExportImage, segment: Segment) -> tuple[Box, NDArray[np.b
         return decode_in_box(segment.counts, image.height, image.width)
 
 
-def paint(image: ExportImage, segment: Segment, map_WH: NDArray[np.unsignedinteger], value: int) -> int:
-    """Set the pixels of the mask to `value`; how many of them were not 0 before."""
-    with _decoding(image, segment):
-        return paint_counts(map_WH, segment.counts, value)
+def painted(image: ExportImage, value_of: Callable[[Segment], int], background: int = 0) -> LabelRuns:
+    """The runs of the map in which each segment has its value. RunError also if two segments share a pixel."""
+    masks = [(segment.counts, value_of(segment)) for segment in image.segments]
+    try:
+        return painted_runs(masks, image.height, image.width, background)
+    except ValueError:
+        overlap = first_overlap(image)
+    assert overlap is not None, "no mask is damaged"
+    segment, taken = overlap
+    raise image.damaged(segment, f"{taken} of its pixels belong to other segments of its image") from None
 
 
-def paint_apart(image: ExportImage, map_WH: NDArray[np.unsignedinteger], value_of: Callable[[Segment], int]) -> None:
-    """Set the pixels of each segment to its value. RunError also if two segments share a pixel."""
-    for segment in image.segments:
-        if taken := paint(image, segment, map_WH, value_of(segment)):
-            raise image.damaged(segment, f"{taken} of its pixels belong to other segments of its image")
+def first_overlap(image: ExportImage) -> tuple[Segment, int] | None:
+    """The first segment that shares pixels with segments before it, and how many; None if there is none."""
+    try:
+        painted_runs([(segment.counts, 1) for segment in image.segments], image.height, image.width)
+    except ValueError:  # which one, and why, the map shows
+        map_WH = np.zeros((image.width, image.height), np.uint8)
+        for segment in image.segments:
+            with _decoding(image, segment):
+                if taken := paint_counts(map_WH, segment.counts, 1):
+                    return segment, taken
+    return None
 
 
 @contextmanager
