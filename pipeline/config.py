@@ -230,6 +230,9 @@ class Settings:
     the run ends with exit code 3, and jobs/publish.py publishes it after a look."""
     compact: Annotated[bool, _PUBLISHING] = False
     """Merge small files of the tables into large ones after publishing."""
+    keep_logits: Annotated[float | None, _PUBLISHING, Interval(ge=0.001, le=0.5)] = None
+    """Keep, in the table `logits`, the class logits and masks of queries whose best class has at least this
+    probability (such as 0.05): jobs/recut.py then applies other thresholds or another task without a GPU."""
     page: Annotated[bool, _PUBLISHING] = True
     """Write a page that shows the finished run, as report.py does (needs the extra `report`); see docs/results.md. The
     page holds small copies of images: --page-images."""

@@ -59,7 +59,8 @@ class InputSpec:
     """The inputs of a run, and how to take images from them."""
 
     sources: tuple[Source, ...]
-    format: InputFormat = "auto"
+    # logits: the source is the table `logits` of an output, and nothing is read of the images that it names
+    format: InputFormat | Literal["logits"] = "auto"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     image_column: str | None = None
@@ -86,7 +87,7 @@ class InputSpec:
     @property
     def names_its_images(self) -> bool:
         """Whether files name the images one by one. Else the images are all objects below the sources."""
-        return self.format in ("manifest", "inventory")
+        return self.format in ("manifest", "inventory", "logits")
 
 
 def source_of(uri: str, is_there: Callable[[str], bool]) -> Source:

@@ -42,7 +42,7 @@ from pydantic import TypeAdapter
 from m2f_core.config.fields import excerpt
 from pipeline.config import is_run_id
 from pipeline.errors import DamagedRecordError, RunError
-from pipeline.schema import TABLES
+from pipeline.schema import ALL_TABLES
 from pipeline.store.filesystem import is_local, list_folder, open_filesystem, store_errors_as
 from pipeline.store.json_records import parse_record
 from pipeline.store.objects import read_bytes, read_or_none
@@ -169,7 +169,7 @@ class Output:
             output.lease_json,
             output.nights,
             output.indexes,
-            *map(output.at, TABLES),
+            *map(output.at, ALL_TABLES),
         ):
             output.inside(path)
         return output
@@ -222,7 +222,7 @@ class Output:
         folder = RunFolder(self, f"{self.runs}/{run_id}")
         for path in (folder.path, folder.page, folder.plan, folder.attempts, folder.journal, folder.started):
             self.inside(path)
-        for table in TABLES:
+        for table in ALL_TABLES:
             self.inside(self.at(parts_folder(table, run_id)))
         return folder
 

@@ -9,8 +9,9 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -50,6 +51,7 @@ from pipeline.plan.growing import GrowingPlan
 from pipeline.plan.plan_files import spread_over
 from pipeline.plan.rounds import Round, rounds
 from pipeline.plan.source import ShardSource
+from pipeline.recut.actor import RecutImages
 from pipeline.report.progress import Progress
 from pipeline.report.run_trace import RunTrace
 from pipeline.report.run_watch import RunWatch, count_end
@@ -79,14 +81,17 @@ SHARD_IMAGES_GPU, SHARD_IMAGES_CPU = 512, 16
 _IMAGES_ELSEWHERE = 8
 
 
-def segment_bucket(settings: Settings, progress: Progress, tell: Tell = tell_nobody) -> Report | None:
+def segment_bucket(
+    settings: Settings, progress: Progress, tell: Tell = tell_nobody, checked_by: Callable[[], Checked] | None = None
+) -> Report | None:
     """Run the whole job. Return None if there is nothing to do. Raise RunError if the job cannot start.
 
+    `checked_by` is given for a run of kept logits, which has more settings than these: see pipeline/recut/check.py.
     `tell` is told what becomes known for the record of the night (Night.tell). A caller that wants finished work
     committed on SIGTERM raises an exception in its handler, as jobs/common/ends.py does.
     """
     try:
-        report = _segment_bucket(settings, progress, tell)
+        report = _segment_bucket(settings, progress, tell, checked_by or partial(check, settings))
     except BrokenRunError:
         count_end(settings.output, "broke")
         raise
@@ -103,10 +108,12 @@ def segment_bucket(settings: Settings, progress: Progress, tell: Tell = tell_nob
     return report
 
 
-def _segment_bucket(settings: Settings, progress: Progress, tell: Tell) -> Report | None:
+def _segment_bucket(
+    settings: Settings, progress: Progress, tell: Tell, checked_by: Callable[[], Checked]
+) -> Report | None:
     check_endpoint(settings.otlp_endpoint)
     progress.phase("checking the settings, the checkpoint and the output")
-    checked = check(settings)
+    checked = checked_by()
     limits = limits_of(settings, checked.fingerprint)
     if settings.gate is not None:
         read_gate(settings.gate)  # refused now, not after hours of work
@@ -120,7 +127,7 @@ def _segment_bucket(settings: Settings, progress: Progress, tell: Tell) -> Repor
         )
         tell(nothing_to_do=f"run {checked.settings.run_id} is already finished")
         return finished
-    if find_run(checked) is None:
+    if find_run(checked) is None and checked.list_kept is None:
         refuse_empty(checked.inputs)
     checked = replace(checked, output=proven(checked.output, settings.allow_unsafe_store))
     with holding_lease(checked.output, settings.lease_seconds) as lease:
@@ -201,7 +208,9 @@ def execute(run: Run, allotment: Allotment, lease: HeldLease, progress: Progress
     traced = wants_trace(run.settings.otlp_endpoint)
     clock, board = Clock(), start_board(traced)
     spans = Spans(run.settings.otlp_endpoint, full_uri(run.output.uri), run.run_id) if traced else None
-    publisher = Publisher(run.output, run.run_id, lambda: run.plan.num_shards, run.journal, lease.check)
+    publisher = Publisher(
+        run.output, run.run_id, lambda: run.plan.num_shards, run.journal, lease.check, lambda: totals.part_bytes
+    )
     publications = _Timer(run.settings.publish_every)
     left = Work(run.plan.num_images - totals.num_images, run.plan.num_shards - done_before)
     staff, watch = Staff(limits, left, run.fingerprint), LimitWatch(limits, board)
@@ -279,33 +288,53 @@ class _Timer:
 
 def build_dataset(run: Run, allotment: Allotment, shards: Round, board: Board) -> ray.data.Dataset:
     """The graph: plan -> fetch -> segment -> encode and write -> receipts. One shard is one row, and one row is one
-    block.
+    block. A run of kept logits has one stage in place of fetch and segment.
     """
     settings = run.settings
     num_shards = shards.most_shards(run.plan)
-    elsewhere = spread_over(run.output, run.inputs, run.plan.summary, _IMAGES_ELSEWHERE)
     _set_ray_data_options()
     bound_pools(lambda: shards.most_shards(run.plan), allotment.model_nodes, allotment.helper_nodes)
     pass_actor_arguments_by_value()
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "max_restarts": -1, "max_task_retries": 8}
     on_helper_nodes = allotment.helper_nodes.options()
-    return (
-        ray.data.read_datasource(
-            ShardSource(settings.output, run.run_id, run.inputs, shards),
-            num_cpus=READ_PLAN_CPUS,
-            compute=TaskPoolStrategy(size=READ_PLAN_TASKS),
-            override_num_blocks=shards.num_tasks,
-            **on_helper_nodes,
+    helpers: dict[str, Any] = {"compute": _pool(allotment.helpers, num_shards), **on_helper_nodes, **one_shard}
+    models: dict[str, Any] = {
+        # An actor works on two shards at a time: one runs on the device while the next is decoded. The ratio of
+        # tasks in flight to concurrent calls must stay above 1.75, or Ray never adds an actor.
+        "compute": _pool(
+            allotment.model_actors,
+            num_shards,
+            initial_size=min(allotment.model_actors_at_start, num_shards),
+            max_tasks_in_flight_per_actor=4,
+            max_concurrent_calls_per_actor=2,
+            enable_true_multi_threading=True,
+        ),
+        "num_cpus": allotment.model_cpus,
+        "num_gpus": allotment.model_gpus,
+        **allotment.model_nodes.options(),
+        **one_shard,
+        # A queued shard loses one retry whenever a shard before it crashes the actor (two crashes per bad shard).
+        "max_task_retries": 64,
+    }
+    planned = ray.data.read_datasource(
+        ShardSource(settings.output, run.run_id, run.inputs, shards),
+        num_cpus=READ_PLAN_CPUS,
+        compute=TaskPoolStrategy(size=READ_PLAN_TASKS),
+        override_num_blocks=shards.num_tasks,
+        **on_helper_nodes,
+    )
+    if run.recut is not None:
+        segmented = planned.map_batches(
+            RecutImages, fn_constructor_args=(run.recut, run.run_id, board.in_hand), **models
         )
-        .map_batches(
+    else:
+        elsewhere = spread_over(run.output, run.inputs, run.plan.summary, _IMAGES_ELSEWHERE)
+        segmented = planned.map_batches(
             FetchImages,
             fn_constructor_args=(run.inputs, settings.step_timeout, True, board.in_hand, elsewhere, run.run_id),
-            compute=_pool(allotment.helpers, num_shards),
             num_cpus=FETCH_CPUS,
-            **on_helper_nodes,
-            **one_shard,
-        )
-        .map_batches(
+            **helpers,
+        ).map_batches(
             SegmentImages,
             fn_constructor_args=(
                 segment_spec(settings, run.model, allotment),
@@ -316,43 +345,26 @@ def build_dataset(run: Run, allotment: Allotment, shards: Round, board: Board) -
                 board.hold,
                 allotment.threads_here,
             ),
-            # An actor works on two shards at a time: one runs on the device while the next is decoded. The ratio of
-            # tasks in flight to concurrent calls must stay above 1.75, or Ray never adds an actor.
-            compute=_pool(
-                allotment.model_actors,
-                num_shards,
-                initial_size=min(allotment.model_actors_at_start, num_shards),
-                max_tasks_in_flight_per_actor=4,
-                max_concurrent_calls_per_actor=2,
-                enable_true_multi_threading=True,
-            ),
-            num_cpus=allotment.model_cpus,
-            num_gpus=allotment.model_gpus,
-            **allotment.model_nodes.options(),
-            # A queued shard loses one retry whenever a shard before it crashes the actor (two crashes per bad shard).
-            **{**one_shard, "max_task_retries": 64},
+            **models,
         )
-        .map_batches(
-            EncodeAndWrite,
-            fn_constructor_args=(
-                EncodeSpec(
-                    run.run_id,
-                    run.created,
-                    run.fingerprint,
-                    run.journal.attempt,
-                    settings.task,
-                    run.model.labels.categories,
-                ),
-                settings.output,
+    return segmented.map_batches(
+        EncodeAndWrite,
+        fn_constructor_args=(
+            EncodeSpec(
                 run.run_id,
-                settings.step_timeout,
-                board.in_hand,
+                run.created,
+                run.fingerprint,
+                run.journal.attempt,
+                settings.task,
+                run.model.labels.categories,
             ),
-            compute=_pool(allotment.helpers, num_shards),
-            num_cpus=WRITE_CPUS,
-            **on_helper_nodes,
-            **one_shard,
-        )
+            settings.output,
+            run.run_id,
+            settings.step_timeout,
+            board.in_hand,
+        ),
+        num_cpus=WRITE_CPUS,
+        **helpers,
     )
 
 

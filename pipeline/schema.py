@@ -81,6 +81,21 @@ QUALITY = pa.struct(
         ("phash", pa.int64()),
     ]
 )
+# What the model said of an image or of one tile, kept to be reduced again later (--keep-logits). K queries are kept.
+KEPT_INPUT = pa.struct(
+    [
+        # Height and width in pixels: of the image or tile, as resized, and as padded for the network
+        ("original_hw", pa.list_(pa.int32())),
+        ("resized_hw", pa.list_(pa.int32())),
+        ("padded_hw", pa.list_(pa.int32())),
+        ("num_queries", pa.int32()),  # of the model
+        ("queries", pa.list_(pa.int32())),  # K numbers of queries, from 0, rising
+        ("class_logits", pa.list_(pa.float32())),  # K x (classes + 1), query by query; the last class is "no object"
+        ("mask_hw", pa.list_(pa.int32())),  # height and width of a mask as the network gives it
+        # K x h x w mask logits as codes of m2f_core.inference.kept_masks, compressed by zstd
+        ("masks", pa.binary()),
+    ]
+)
 SEGMENTED = pa.schema(
     [
         *_READ,
@@ -90,6 +105,7 @@ SEGMENTED = pa.schema(
         pa.field("masks", pa.list_(MASK)),
         pa.field("segments", pa.list_(FOUND_SEGMENT)),
         pa.field("quality", QUALITY),  # null if the image was not decoded as a whole
+        pa.field("kept", pa.list_(KEPT_INPUT)),  # null without --keep-logits
     ]
 )
 
@@ -142,7 +158,23 @@ SEGMENTS = pa.schema(
     ],
     metadata=_VERSION,
 )
-TABLES = {"images": IMAGES, "segments": SEGMENTS}
+# Of runs with --keep-logits, a row for each image with a result.
+LOGITS = pa.schema(
+    [
+        pa.field("image_key", pa.string(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),  # pixels, as in `images`
+        pa.field("width", pa.int32(), nullable=False),
+        # One item for the image or, if the image was cut (--tile), one for each tile, row by row.
+        pa.field("inputs", pa.list_(KEPT_INPUT), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+    ],
+    metadata=_VERSION,
+)
+TABLES = {"images": IMAGES, "segments": SEGMENTS}  # of every run
+ALL_TABLES = {**TABLES, "logits": LOGITS}
+# The order in which the parts of a shard are written and the tables are published: see pipeline/tables/publish.py.
+ORDER = ("logits", "segments", "images")
 # Columns added without a new schema version: tables and files of older programs lack them, and their rows have null.
 ADDED_COLUMNS = frozenset(("attributes", "quality", "embedding"))
 

@@ -61,8 +61,12 @@ def trained_task(checkpoint: Checkpoint, name: str, labels: LabelMap) -> Task | 
     things (instance) or all are stuff (semantic). `_name_or_path` in config.json is not used, because it names the
     checkpoint that the training started from.
     """
-    if checkpoint.pickle is not None and (task := zoo_task(checkpoint.pickle)) is not None:
-        return task
+    of_file = None if checkpoint.pickle is None else zoo_task(checkpoint.pickle)
+    return of_file or task_of_name(name, labels)
+
+
+def task_of_name(name: str, labels: LabelMap) -> Task | None:
+    """The part of `trained_task` that needs no file of the checkpoint."""
     for task in _DIGITS:
         if re.search(rf"mask2former-[^/]*-{task}(/|$)", name):
             return task

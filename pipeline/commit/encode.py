@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from m2f_core.config.labels import Category, Task
 from m2f_core.masks.rle import counts_area, counts_bbox_xywh, decode_counts, encode_mask
 from pipeline.errors import InvalidResultError
-from pipeline.schema import IMAGES, SEGMENTS
+from pipeline.schema import IMAGES, LOGITS, SEGMENTS
 from pipeline.shown_text import shown
 
 # Python objects are made of these columns alone: an embedding is hundreds of numbers.
@@ -40,7 +40,7 @@ def warm_up() -> None:
 
 
 def encode_shard(shard: int, images: pa.Table, spec: EncodeSpec) -> dict[str, pa.Table]:
-    """The rows of `images` and `segments` for a shard as it comes from the model (schema.SEGMENTED).
+    """The rows of the tables for a shard as it comes from the model (schema.SEGMENTED); `logits` only if they are kept.
 
     Raises InvalidResultError if a row would break an invariant of the tables.
     """
@@ -71,7 +71,20 @@ def encode_shard(shard: int, images: pa.Table, spec: EncodeSpec) -> dict[str, pa
         "segments": _segments_table(segment_rows),
     }
     check_tables(images, tables, spec.task)
+    if images["kept"].null_count < n:
+        tables["logits"] = _logits_table(shard, images, spec)
     return tables
+
+
+def _logits_table(shard: int, images: pa.Table, spec: EncodeSpec) -> pa.Table:
+    there = images.select(["image_key", "height", "width", "kept"]).filter(pc.is_valid(images["kept"]))
+    columns = {
+        **{name: there[name] for name in ("image_key", "height", "width")},
+        "inputs": there["kept"],
+        "run_id": pa.repeat(pa.scalar(spec.run_id), there.num_rows),
+        "shard": pa.repeat(pa.scalar(shard, pa.int32()), there.num_rows),
+    }
+    return pa.table([columns[name] for name in LOGITS.names], schema=LOGITS)
 
 
 def _segments_table(rows: list[dict[str, Any]]) -> pa.Table:

@@ -9,7 +9,7 @@ from pydantic import StringConstraints, TypeAdapter, with_config
 
 from m2f_core.config.fields import excerpt
 from pipeline.layout import part_path
-from pipeline.schema import TABLES
+from pipeline.schema import ALL_TABLES, TABLES
 from pipeline.store.json_records import STRICT, Count, Seconds, parse_record
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -39,7 +39,7 @@ class Receipt:
     num_images: Annotated[int, Interval(ge=1, le=2**31)]
     num_removed: Count  # how many of these images are removed from the input
     failed_by_code: dict[str, Count]  # images with status `failed`, by error code
-    parts: dict[str, PartRecord]  # by table
+    parts: dict[str, PartRecord]  # by table; of `logits` only with --keep-logits
     started: Seconds  # when a model actor took the shard, seconds since the epoch
     finished: Seconds  # when its parts were written
     seconds: dict[str, Seconds] = field(default_factory=dict)  # seconds of each step: see costs.STEPS
@@ -63,7 +63,7 @@ class Receipt:
     def _check(self, run_id: str) -> None:
         """ValueError if the receipt does not add up, or names a part of another shard or run: it would count twice."""
         name = f"the receipt of shard {self.shard}"
-        if self.parts.keys() != TABLES.keys():
+        if not TABLES.keys() <= self.parts.keys() <= ALL_TABLES.keys():
             raise ValueError(f"{name} has parts of {excerpt(sorted(self.parts))}, not of {sorted(TABLES)}")
         for table, part in self.parts.items():
             expected = part_path(table, run_id, self.shard, part.sha256)

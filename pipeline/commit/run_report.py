@@ -37,6 +37,7 @@ class Report:
     images_per_second: Seconds  # of this attempt, model load excluded
     finished_at: Annotated[str, AfterValidator(moment("seconds"))]  # ISO 8601, UTC
     table_versions: dict[str, Count] = field(default_factory=dict)  # of the Delta tables, once published
+    part_bytes: dict[str, Count] = field(default_factory=dict)  # of the parts of all shards, by table
     # Milliseconds per image for each step, over all attempts: elapsed time for steps on the device, CPU time for the
     # others. See costs.
     step_ms: dict[str, Seconds] = field(default_factory=dict)

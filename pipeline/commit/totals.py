@@ -21,6 +21,7 @@ class Totals:
     failed_by_code: dict[str, int] = field(default_factory=dict)
     shards: set[int] = field(default_factory=set)  # at most 200 k small ints at 100 M images
     seconds: dict[str, float] = field(default_factory=dict)  # by step
+    part_bytes: dict[str, int] = field(default_factory=dict)  # by table
 
     @property
     def num_failed(self) -> int:
@@ -35,6 +36,8 @@ class Totals:
         self.num_removed += receipt.num_removed
         self.num_segments += receipt.parts["segments"].num_rows
         self.seconds = add_up(self.seconds, receipt.seconds)
+        for table, part in receipt.parts.items():
+            self.part_bytes[table] = self.part_bytes.get(table, 0) + part.size_bytes
         for code, count in receipt.failed_by_code.items():
             self.failed_by_code[code] = self.failed_by_code.get(code, 0) + count
         return True

@@ -9,6 +9,7 @@ different part, however late it is written.
 import hashlib
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -21,12 +22,14 @@ from pipeline.errors import RunError
 from pipeline.guard.kill_points import reached
 from pipeline.guard.watchdog import TRIED_AGAIN, start_watchdog, watch
 from pipeline.layout import Output, part_path
-from pipeline.schema import TABLES, costs_of, unpack_shard, visit_of
+from pipeline.schema import ALL_TABLES, ORDER, costs_of, unpack_shard, visit_of
 from pipeline.store.filesystem import check_visible, put_object, store_errors_as
 from pipeline.telemetry.costs import Costs, add_up
 from pipeline.telemetry.in_flight import Tell
 from pipeline.telemetry.instruments import label_run
 from pipeline.telemetry.metrics import WRITTEN_BYTES, count_shard
+
+_BYTES_OF_LOGITS = 8 * 2**20  # of a row group: whoever reads a row reads its row group
 
 
 def part_bytes(table: str, rows: pa.Table) -> bytes:
@@ -34,9 +37,26 @@ def part_bytes(table: str, rows: pa.Table) -> bytes:
 
     Pages carry checksums: without them, an image_key with a flipped bit would look like an image that was removed.
     """
-    sink = pa.BufferOutputStream()
-    pq.write_table(rows.cast(TABLES[table]), sink, compression="zstd", store_schema=True, write_page_checksum=True)
+    sink, schema = pa.BufferOutputStream(), ALL_TABLES[table]
+    with pq.ParquetWriter(sink, schema, compression="zstd", store_schema=True, write_page_checksum=True) as writer:
+        for group in _row_groups(table, rows.cast(schema)):
+            writer.write_table(group)
     return bytes(sink.getvalue())
+
+
+def _row_groups(table: str, rows: pa.Table) -> Iterator[pa.Table]:
+    """A part is one row group; of `logits`, whose rows are large, a row group has about 8 MiB, or one row."""
+    if table != "logits":
+        yield rows
+        return
+    start = size = 0
+    for place, inputs in enumerate(rows["inputs"]):
+        of_row = sum(len(one["masks"].as_py()) for one in inputs)
+        if place > start and size + of_row > _BYTES_OF_LOGITS:
+            yield rows.slice(start, place - start)
+            start, size = place, 0
+        size += of_row
+    yield rows.slice(start)
 
 
 @dataclass(frozen=True)
@@ -53,7 +73,7 @@ class ShardWriter:
     def write(self, shard: int, tables: dict[str, pa.Table], started: float) -> Receipt:
         """Write `tables` (by name). RunError if the output cannot be written."""
         parts = {}
-        for name in ("segments", "images"):
+        for name in (name for name in ORDER if name in tables):
             data = part_bytes(name, tables[name])
             digest = hashlib.sha256(data).hexdigest()
             path = part_path(name, self.run_id, shard, digest)
@@ -62,7 +82,7 @@ class ShardWriter:
             WRITTEN_BYTES.add(len(data), table=name)
             keys = pc.min_max(tables[name].column("image_key")).as_py()
             parts[name] = PartRecord(path, tables[name].num_rows, len(data), digest, keys["min"], keys["max"])
-            reached("segments part written" if name == "segments" else "images part written")
+            reached(f"{name} part written")
         images = tables["images"]
         codes = images.column("error_code").drop_null().to_pylist()
         return Receipt(

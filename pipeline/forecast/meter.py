@@ -7,7 +7,7 @@ from pipeline.commit.receipt import Receipt
 from pipeline.forecast.measured import Measured, Size
 from pipeline.forecast.ratio import Ratio
 from pipeline.forecast.speed import SpeedMeter
-from pipeline.schema import TABLES
+from pipeline.schema import ALL_TABLES
 from pipeline.telemetry.costs import add_up
 
 
@@ -22,7 +22,7 @@ class RunMeter:
         self.first_started, self.last_finished = math.inf, began
         self.seconds: dict[str, float] = {}  # by step
         self._write_seconds = 0.0
-        self._bytes = {table: Ratio() for table in TABLES}
+        self._bytes = {table: Ratio() for table in ALL_TABLES}
 
     @property
     def num_images(self) -> int:

@@ -39,7 +39,9 @@ def publish_held(settings: PublishSettings) -> Report:
                 totals.add(receipt)
         if (len(totals.shards), totals.num_images) != (num_shards, held.report.num_images):
             raise RunError(f"run {settings.run_id} has lost receipts since the gate held it back; run it again")
-        versions = Publisher(output, settings.run_id, lambda: num_shards, journal, lease.check).publish()
+        versions = Publisher(
+            output, settings.run_id, lambda: num_shards, journal, lease.check, lambda: totals.part_bytes
+        ).publish()
         lease.check()
         sweep(journal)
         report = replace(held.report, table_versions=versions, finished_at=utc_now())

@@ -24,6 +24,9 @@ POINTS = (
     "after report",
 )
 
+# Of a run with --keep-logits.
+POINTS_OF_LOGITS = ("logits part written", "between logits and segments published")
+
 # Of a run whose plan is not complete when its first shards run.
 POINTS_OF_A_GROWING_PLAN = ("plan extended", "plan.json written")
 
@@ -45,7 +48,7 @@ _reached: dict[str, int] = {}
 
 def reached(point: str) -> None:
     """Record that this process has reached `point`, one of the points above."""
-    assert point in (*POINTS, *POINTS_OF_A_GROWING_PLAN, *POINTS_OF_TIDY), point
+    assert point in (*POINTS, *POINTS_OF_LOGITS, *POINTS_OF_A_GROWING_PLAN, *POINTS_OF_TIDY), point
     wanted = os.environ.get(VARIABLE)
     if wanted is None:
         return

@@ -148,10 +148,13 @@ class _Inside:
     """Whether an image lies in the inputs of a run. A list may name objects anywhere, of the schemes of its spec."""
 
     def __init__(self, spec: InputSpec):
+        self.is_of_logits = spec.format == "logits"
         self.schemes = readable_schemes(spec) if spec.names_its_images else None
         self.below = tuple(Selection(spec, source).below for source in spec.sources)
 
     def holds(self, image_key: str, object_uri: str | None, is_read: bool) -> bool:
+        if self.is_of_logits:
+            return object_uri is None or self._is_below(object_uri)
         if self.schemes is not None:
             scheme, separator, _ = (object_uri or image_key).partition("://")
             return bool(separator) and scheme in self.schemes

@@ -35,9 +35,10 @@ def print_summary(report: Report, output: str, max_failure_rate: float) -> None:
         table.add_row("devices busy", f"{mean:.0%} of the time, mean of {actors}")
     console = output_console()
     console.print(table)
-    for name in ("images", "segments"):
-        version = f" (Delta table, version {report.table_versions[name]})"
-        console.print(f"{name}: {output.rstrip('/')}/{name}{version}")
+    for name, version in sorted(report.table_versions.items()):
+        each = report.part_bytes.get(name, 0) / max(1, report.num_images)
+        said = f"Delta table, version {version}; {each:,.0f} bytes an image"
+        console.print(f"{name}: {output.rstrip('/')}/{name} ({said})")
 
 
 def add_steps(table: Table, step_ms: Mapping[str, float]) -> None:

@@ -81,6 +81,7 @@ def close_books(run: Run, totals: Totals, done_before: int, clock: Clock) -> Rep
         finished_at=utc_now(),
         step_ms={step: round(1e3 * seconds / num_tried, 3) for step, seconds in totals.seconds.items() if num_tried},
         device_busy=clock.busy_shares(),
+        part_bytes=dict(sorted(totals.part_bytes.items())),
     )
 
 

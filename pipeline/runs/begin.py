@@ -10,6 +10,7 @@ from pipeline.input_spec import InputSpec
 from pipeline.layout import Output, RunFolder
 from pipeline.plan.growing import GrowingPlan
 from pipeline.runs.check import Checked, Model
+from pipeline.segment.spec import RecutSpec
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Run:
     fingerprint: str
     plan: GrowingPlan
     journal: Journal
+    recut: RecutSpec | None = None  # see Checked
 
     @property
     def failure_budget(self) -> float:
@@ -58,4 +60,5 @@ def take_up(checked: Checked, record: RunRecord, plan: GrowingPlan | None = None
         fingerprint=record.fingerprint,
         plan=plan,
         journal=journal,
+        recut=checked.recut,
     )

@@ -1,8 +1,10 @@
 """Check the settings, the checkpoint, and the places of input and output. Nothing is written or listed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
+
+import pyarrow as pa
 
 from m2f_core.checkpoints.licenses import model_license
 from m2f_core.checkpoints.zoo import guessed_names_warning, trained_task
@@ -24,6 +26,7 @@ from pipeline.segment.inference_settings import (
     task_warnings,
     with_given_stuff,
 )
+from pipeline.segment.spec import RecutSpec
 from pipeline.store.filesystem import one_line, whole_path
 
 
@@ -35,7 +38,7 @@ class Model:
     license: str  # as the checkpoint's files state it
     weights_sha256: str
     labels: LabelMap
-    image_size: ImageSize  # from the flag, else from the checkpoint's files
+    image_size: ImageSize | None  # from the flag, else from the checkpoint's files; None if no image is resized
     inference: InferenceSettings
     warnings: tuple[str, ...]
 
@@ -50,6 +53,9 @@ class Checked:
     model: Model
     results: dict[str, Any]  # the settings that change results, defaults filled in
     fingerprint: str
+    # Of a run that reduces kept logits again in place of segmenting images: the logits, and the listing of their images
+    recut: RecutSpec | None = None
+    list_kept: Callable[[], Iterator[pa.Table]] | None = None
 
 
 def check_model(settings: Settings) -> Model:

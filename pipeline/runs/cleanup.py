@@ -12,7 +12,7 @@ from m2f_core.whole_files import is_temporary
 from pipeline.commit.journal import Journal
 from pipeline.guard.start_markers import is_start_marker
 from pipeline.layout import parts_folder
-from pipeline.schema import TABLES
+from pipeline.schema import ALL_TABLES
 from pipeline.store.filesystem import STORE_ERRORS, list_folder, one_line
 from pipeline.store.removal import remove_objects
 from pipeline.tables.current_view import published_files
@@ -27,12 +27,12 @@ def sweep(journal: Journal) -> int:
     filesystem, started = output.filesystem, journal.folder.started
     orphans = [
         path
-        for table in TABLES
+        for table in ALL_TABLES
         for path in list_folder(filesystem, output.at(parts_folder(table, run_id)))
         if (path.endswith(".parquet") and path not in named) or is_temporary(path)
     ]
     if orphans:  # a damaged journal may have lost the receipt of a part that readers see
-        published = {output.at(path) for table in TABLES for path in published_files(output, table)}
+        published = {output.at(path) for table in ALL_TABLES for path in published_files(output, table)}
         orphans = [path for path in orphans if path not in published]
     for path in orphans:
         try:

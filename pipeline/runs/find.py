@@ -10,7 +10,7 @@ from pipeline.commit.run_report import READ_THREADS, Report, read_report, read_r
 from pipeline.errors import RunError
 from pipeline.layout import Output, parts_folder
 from pipeline.runs.check import Checked
-from pipeline.schema import TABLES
+from pipeline.schema import ALL_TABLES
 from pipeline.store.filesystem import canonical, list_folder
 from pipeline.tables.publish import is_published
 
@@ -94,7 +94,7 @@ def _refuse_used_name(output: Output, run_id: str) -> None:
     published, and the parts of the old run would be taken for left-overs.
     """
     with output.errors():
-        has_parts = any(list_folder(output.filesystem, output.at(parts_folder(table, run_id))) for table in TABLES)
+        has_parts = any(list_folder(output.filesystem, output.at(parts_folder(table, run_id))) for table in ALL_TABLES)
     if has_parts or is_published(output, run_id):
         raise RunError(
             f"--run-id {run_id} was used before: the tables of --output {output.uri} hold parts of that run, but its "

@@ -6,7 +6,7 @@ from pipeline.commit.run_record import VERSIONED
 from pipeline.config import Settings
 from pipeline.errors import RunError
 from pipeline.layout import RUNS, Output
-from pipeline.schema import SCHEMA_VERSION, TABLES
+from pipeline.schema import ALL_TABLES, SCHEMA_VERSION
 from pipeline.store.filesystem import canonical, is_local, whole_path
 from pipeline.text.patterns import without_wildcards
 
@@ -24,7 +24,7 @@ def usable_output(settings: Settings) -> Output:
     target = canonical(settings.output)
     for given in settings.input:
         source = canonical(without_wildcards(given)[0])
-        for written in (target, *(f"{target}/{name}" for name in (*TABLES, RUNS))):
+        for written in (target, *(f"{target}/{name}" for name in (*ALL_TABLES, RUNS))):
             if f"{written}/".startswith(f"{source}/"):
                 raise RunError(
                     f"--output {settings.output} has {written} inside --input {given}; the next run would list them as "

@@ -64,8 +64,13 @@ def comparison_of(checked: Checked, *, keeps_indexes: bool) -> contextlib.Abstra
     Indexes of tars that earlier runs have left in the output are used; with `keeps_indexes`, new ones are written.
     """
     stopped = threading.Event()
+    if checked.list_kept is not None:
+        listing = checked.list_kept()
+    else:
+        kept = KeptIndexes(checked.output, keeps_indexes)
+        listing = list_inputs(checked.inputs, checked.settings.limit, kept, stopped)
     return comparing(
-        list_inputs(checked.inputs, checked.settings.limit, KeptIndexes(checked.output, keeps_indexes), stopped),
+        listing,
         checked.inputs,
         checked.settings,
         checked.output,

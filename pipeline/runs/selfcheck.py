@@ -146,7 +146,8 @@ def compare(network: Network, plain: Network, images: Sequence[Image.Image]) -> 
         mask_logits = max(mask_logits, float((masks_here - masks_there).abs().max()))
         flipped += int(((masks_here >= 0) != (masks_there >= 0)).sum())
         others += int((classes_here.argmax(-1) != classes_there.argmax(-1)).sum())
-        found_here = found_segments(*network.run(here, Costs())[0])  # reduced on the device, as in a run
+        inferred = network.run(here, Costs())[0]  # reduced on the device, as in a run
+        found_here = found_segments(inferred.result, inferred.embeddings)
         # A forward pass takes seconds on a CPU, so the outputs above are used again.
         found_there = found_segments(infer(classes_there[0], masks_there[0], geometry, plain.inference))
         pairs = _count_alike(found_here, found_there, image.height, image.width)

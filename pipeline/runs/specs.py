@@ -24,6 +24,7 @@ def segment_spec(settings: Settings, model: Model, allotment: Allotment) -> Segm
         tiling=settings.parsed_tile(),
         inference=model.inference,
         embeddings=settings.embeddings,
+        keep_logits=settings.keep_logits,
         precision=settings.precision,
         device=allotment.device,
         threads=allotment.model_threads,

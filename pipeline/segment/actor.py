@@ -141,6 +141,7 @@ def segmented_table(images: pa.Table, results: Sequence[SegmentedImage | ImageEr
             _with_georeference(said, r) for said, r in zip(images.column("attributes").to_pylist(), done, strict=True)
         ],
         "quality": [r and r.quality and r.quality._asdict() for r in done],
+        "kept": [None if r is None or r.kept is None else list(map(vars, r.kept)) for r in done],
     }
     planned = {name: images.column(name) for name in images.column_names if name not in columns}
     return pa.table({**planned, **columns}, schema=SEGMENTED)

@@ -23,6 +23,7 @@ from pipeline.errors import RunError
 from pipeline.guard.watchdog import watch
 from pipeline.precision import check_precision
 from pipeline.segment.inference_settings import InferenceSettings
+from pipeline.segment.kept_logits import keep_logits
 from pipeline.segment.postprocess import InferenceResult, Inferred, infer, queries_of, warm_up
 from pipeline.telemetry.costs import Costs
 
@@ -63,16 +64,18 @@ class Network:
         image_size: ImageSize | None,
         inference: InferenceSettings,
         embeddings: bool = False,
+        keep_logits: float | None = None,
         gpu_share: float = 1.0,
     ):
-        """`embeddings`: give each segment the last state of its query. `gpu_share`: of the memory of the GPU, if other
-        processes have models on the same GPU.
+        """`embeddings`: give each segment the last state of its query. `keep_logits`: keep queries whose best class has
+        this probability. `gpu_share`: of the memory of the GPU, if other processes have models on the same GPU.
         """
         check_precision(precision, device)  # the driver may run on another machine, with another CPU
         self.device = torch.device(device)
         self.precision = precision
         self.inference = inference
         self.wanted = {"output_queries": True} if embeddings else {}  # beside the logits
+        self.keep_logits = keep_logits
         # True fp32: by default PyTorch lets convolutions use TF32, with 10 bits of mantissa.
         torch.backends.cudnn.allow_tf32 = precision != "fp32"
         if self.device.type == "cuda" and not torch.cuda.is_available():
@@ -122,7 +125,11 @@ class Network:
                     infer(logits_QK1, masks_Qhw, image.geometry, self.inference)
                     for image, logits_QK1, masks_Qhw in zip(images, logits_BQK1, masks_BQhw, strict=True)
                 ]
-                return _inferred(results, queries_BQD)
+                inferred = _inferred(results, queries_BQD)
+                if self.keep_logits is None:
+                    return inferred
+                kept = keep_logits(logits_BQK1, masks_BQhw, self.keep_logits)
+                return [one._replace(kept=of_one) for one, of_one in zip(inferred, kept, strict=True)]
 
     def decoder_outputs(self, images: Sequence[PreparedImage]) -> tuple[torch.Tensor, torch.Tensor]:
         """Class logits [B, Q, K+1] and mask logits [B, Q, h, w], before `run` reduces them: float32, in host memory."""

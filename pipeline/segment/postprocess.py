@@ -18,6 +18,7 @@ from m2f_core.masks import intervals
 from m2f_core.masks.rle import Rle, encode_runs, label_runs
 from pipeline.errors import InvalidResultError
 from pipeline.segment.inference_settings import InferenceSettings
+from pipeline.segment.kept_logits import KeptLogits
 
 InferenceResult = panoptic.PanopticResult | instance.InstanceResult | semantic.SemanticResult
 
@@ -37,10 +38,14 @@ class FoundSegment:
 
 
 class Inferred(NamedTuple):
-    """The inference result of an image; `embeddings` has one entry for each of `found_segments`, if there are any."""
+    """The inference result of an image, and what else the run wants of it.
+
+    `embeddings` has one entry for each of `found_segments`.
+    """
 
     result: InferenceResult
     embeddings: tuple[bytes, ...] | None = None
+    kept: KeptLogits | None = None
 
 
 def infer(

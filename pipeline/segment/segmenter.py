@@ -29,7 +29,8 @@ from pipeline.segment.batches import plan_batches
 from pipeline.segment.checkpoint import stage_model
 from pipeline.segment.cut_images import PIXELS_TOGETHER, CutImage, open_together
 from pipeline.segment.device_model import Network, PreparedImage
-from pipeline.segment.postprocess import found_segments, merged_segments
+from pipeline.segment.kept_logits import KeptInput
+from pipeline.segment.postprocess import FoundSegment, found_segments, merged_segments
 from pipeline.segment.preparation import Measured, Preparation
 from pipeline.segment.spec import SegmentedImage, SegmentSpec
 from pipeline.store.filesystem import one_line
@@ -130,14 +131,17 @@ class Segmenter:
         self, image: CutImage, found: Sequence[SegmentedImage | ImageError], costs: Costs
     ) -> SegmentedImage | ImageError:
         """The result of an image from those of its tiles; the first error of a tile is that of the image."""
-        segments = []
+        segments: list[tuple[FoundSegment, ...]] = []
+        kept: list[KeptInput] = []
         for of_tile in found:
             if isinstance(of_tile, ImageError):
                 return of_tile
             segments.append(of_tile.segments)
+            kept += of_tile.kept or ()
         with watch("merging the tiles of", image.name), costs.of_thread("encode"):
             merged = merged_segments(image.tiles, segments, image.image_hw, self.spec.inference)
-        return SegmentedImage(*image.image_hw, merged)
+        wanted = self.spec.keep_logits is not None
+        return SegmentedImage(*image.image_hw, merged, kept=tuple(kept) if wanted else None)
 
     def _segment_batches(
         self, batches: Sequence[Sequence[Callable[[], PreparedImage | ImageError]]], costs: Costs
@@ -215,7 +219,12 @@ class Segmenter:
         BATCH_FILL.observe(len(images) / self._most_in_a_batch(images[0].geometry.padded_hw))
         with costs.of_thread("encode"):
             return [
-                SegmentedImage(*image.geometry.original_hw, found_segments(*inferred), quality=image.quality)
+                SegmentedImage(
+                    *image.geometry.original_hw,
+                    found_segments(inferred.result, inferred.embeddings),
+                    quality=image.quality,
+                    kept=None if inferred.kept is None else (KeptInput.of(inferred.kept, image.geometry),),
+                )
                 for image, inferred in zip(images, found, strict=True)
             ]
 
@@ -230,6 +239,7 @@ def load_network(spec: SegmentSpec) -> Network:
         image_size=spec.image_size,
         inference=spec.inference,
         embeddings=spec.embeddings,
+        keep_logits=spec.keep_logits,
         gpu_share=spec.gpu_share,
     )
 

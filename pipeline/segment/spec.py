@@ -7,6 +7,7 @@ from m2f_core.images.image_size import ImageSize
 from m2f_core.images.quality import Quality
 from m2f_core.inference.tiling import Tiling
 from pipeline.segment.inference_settings import InferenceSettings
+from pipeline.segment.kept_logits import KeptInput
 from pipeline.segment.postprocess import FoundSegment
 
 
@@ -27,12 +28,24 @@ class SegmentSpec:
     batch_size: int  # most images in a batch
     max_batch_pixels: int  # most padded pixels in a batch; a single image may have more
     embeddings: bool = False  # give each segment the last state of its query
+    keep_logits: float | None = None  # keep queries whose best class has at least this probability; None: none
     gpu_share: float = 1.0  # of the GPU, and of its memory, for this process
     shard_bytes: int = 512 * 2**20  # most encoded bytes in a shard
     step_timeout: float = 600.0  # seconds for one decode or one batch
     scaled_jpeg: bool = False  # decode large JPEGs at a fraction of their size, unless they are cut into tiles
     tiling: Tiling | None = None  # how large images are cut
     planted_faults: bool = False  # tests and drills: look for pipeline.guard.planted_faults in the images
+
+
+@dataclass(frozen=True)
+class RecutSpec:
+    """Everything that an actor needs to reduce kept logits again."""
+
+    tables: str  # the output that holds them
+    inference: InferenceSettings
+    num_classes: int
+    tiling: Tiling | None  # how large images were cut
+    step_timeout: float
 
 
 @dataclass(frozen=True)
@@ -44,3 +57,4 @@ class SegmentedImage:
     segments: tuple[FoundSegment, ...]
     georeference: dict[str, Any] | None = None  # of a GeoTIFF, as decoding.geotiff.georeference
     quality: Quality | None = None  # None for an image that is cut into tiles
+    kept: tuple[KeptInput, ...] | None = None  # of the image or of its tiles; None without --keep-logits

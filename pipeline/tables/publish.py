@@ -3,10 +3,11 @@
 Nothing is copied: the transaction names the Parquet files that the run wrote. Until the transaction is committed,
 readers of the Delta table see none of these parts; afterwards they see all of them.
 
-Two tables cannot change in one transaction, so the order matters: `segments` first, `images` last. A reader who opens
-`images` first and `segments` second, and joins them, sees only whole runs. The segments of each image that this reader
-sees were published before the image, and segments of a run that the reader does not see yet find no image to join. In
-the other order, an image could be visible without its segments, as if the model had found nothing in the image.
+Two tables cannot change in one transaction, so the order matters: `logits` (if there are any), `segments`, and `images`
+last. A reader who opens `images` first and `segments` second, and joins them, sees only whole runs. The segments of
+each image that this reader sees were published before the image, and segments of a run that the reader does not see yet
+find no image to join. In the other order, an image could be visible without its segments, as if the model had found
+nothing in the image.
 
 Publishing again is harmless. Each transaction carries the number of shards of the run that the table then holds
 (Delta's application transaction version), so the next publication knows what the table already has. If two commits
@@ -16,7 +17,7 @@ build on the same version of the table and carry the same application id, delta-
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,14 +33,13 @@ from pipeline.commit.receipt import PartRecord
 from pipeline.errors import BrokenRunError, RunError
 from pipeline.guard.kill_points import reached
 from pipeline.layout import Output
-from pipeline.schema import ADDED_COLUMNS, SCHEMA_VERSION, TABLES
+from pipeline.schema import ADDED_COLUMNS, ALL_TABLES, ORDER, SCHEMA_VERSION, TABLES
 from pipeline.store.retries import TABLE_COMMIT
 from pipeline.tables.current_view import check_log, delta_options, open_table, table_uri
 from pipeline.tables.stream_table import check_files, check_table, plain, stream_table
 
 logger = logging.getLogger(__name__)
 
-ORDER = ("segments", "images")  # see the top of this file
 TARGET_FILE_BYTES = 256 * 2**20  # for compaction
 
 
@@ -52,6 +52,7 @@ class Publisher:
     num_shards: Callable[[], int]  # of the plan of the run, as far as it goes
     journal: Journal
     may_publish: Callable[[], None] = lambda: None  # called before each commit; raises if this driver must not commit
+    tables: Callable[[], Collection[str]] = lambda: TABLES  # of which the journal names parts
     shards: dict[str, set[int]] = field(default_factory=dict)  # by table: the shards that are known to be in the table
 
     def publish(self) -> dict[str, int]:
@@ -59,13 +60,15 @@ class Publisher:
 
         Raises BrokenRunError if a commit to a table fails.
         """
-        versions = {}
+        versions, tables = {}, self.tables()
         reached("before segments published")
-        for name in ORDER:
+        for name in (name for name in ORDER if name in tables):
             try:
                 versions[name] = self._publish_table(name)
             except (DeltaError, OSError, pa.ArrowException) as error:
                 raise BrokenRunError(f"the table {name} cannot be published: {plain(error)}") from error
+            if name == "logits":
+                reached("between logits and segments published")
             if name == "segments":
                 reached("between segments and images published")
         reached("after images published")
@@ -83,13 +86,16 @@ class Publisher:
         for attempt in TABLE_COMMIT.retrying(retry_if_exception_type((DeltaError, OSError))):
             with attempt:
                 check_log(self.output, name)
-                DeltaTable.create(uri, schema=TABLES[name], mode="ignore", storage_options=options)
+                DeltaTable.create(uri, schema=ALL_TABLES[name], mode="ignore", storage_options=options)
                 table = DeltaTable(uri, storage_options=options)
                 check_table(self.output, name, table)
                 self._add_columns(table, name)
                 there = self._shards_in(table, name)
-                receipts = self.journal.read(self.num_shards())
-                new = {receipt.shard: receipt.parts[name] for receipt in receipts if receipt.shard not in there}
+                new = {
+                    receipt.shard: receipt.parts[name]
+                    for receipt in self.journal.read(self.num_shards())
+                    if receipt.shard not in there and name in receipt.parts
+                }
                 if not new:
                     return table.version()
                 # An empty part adds nothing; a file without rows would only cost readers a request.
@@ -107,7 +113,7 @@ class Publisher:
     def _add_columns(self, table: DeltaTable, name: str) -> None:
         """Add the columns that a table of an older version of this program lacks; its rows have null there."""
         known = {field.name for field in table.schema().fields}
-        added = pa.schema([field for field in TABLES[name] if field.name in ADDED_COLUMNS - known])
+        added = pa.schema([field for field in ALL_TABLES[name] if field.name in ADDED_COLUMNS - known])
         new = Schema.from_arrow(added).fields
         if new:
             self.may_publish()
@@ -149,9 +155,10 @@ class Publisher:
 def compact(output: Output) -> None:
     """Merge small files of the tables into large ones. Readers see the same rows before and after.
 
-    If merging fails, all rows stay as they were, and a warning is logged. The next call merges these files too.
+    Files of `logits` are large as they are, and stay. If merging fails, all rows stay as they were, and a warning is
+    logged. The next call merges these files too.
     """
-    for name in ORDER:
+    for name in TABLES:
         try:
             check_log(output, name)
             table = DeltaTable(table_uri(output, name), storage_options=delta_options(output))

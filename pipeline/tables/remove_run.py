@@ -1,7 +1,7 @@
 """Take the rows of one run out of the published tables.
 
-The order is the reverse of publication: `images` first, `segments` second. A reader of both tables then sees the run
-whole or not at all: once its images are out, its segments join no image.
+The order is the reverse of publication: `images` first, then `segments`, then `logits`. A reader of several tables then
+sees the run whole or not at all: once its images are out, its segments join no image.
 
 One Delta transaction per table. Files that hold rows of this run alone leave the table without being read; a file that
 compaction has merged from several runs is written again without the rows of this run. The old files stay on the disk,
@@ -17,15 +17,15 @@ from tenacity import retry_if_exception_type
 
 from pipeline.errors import BrokenRunError
 from pipeline.layout import Output
+from pipeline.schema import ORDER, TABLES
 from pipeline.store.retries import TABLE_COMMIT
 from pipeline.tables.current_view import delta_options, open_table, table_uri
-from pipeline.tables.publish import ORDER
 from pipeline.tables.removals import removal_properties
 from pipeline.tables.stream_table import check_files, check_table, plain
 
 
 def remove_run(output: Output, run_id: str, may_change: Callable[[], None]) -> dict[str, int]:
-    """Remove the rows of the run `run_id` from both tables. Return the number of rows removed from each table.
+    """Remove the rows of the run `run_id` from all tables. Return the number of rows removed from each table.
 
     Calling again removes nothing more, so a caller that was killed in between may start from the beginning.
     `may_change` is called before each commit, and raises if the caller must not commit. Raises BrokenRunError if a
@@ -33,6 +33,8 @@ def remove_run(output: Output, run_id: str, may_change: Callable[[], None]) -> d
     """
     removed = {}
     for name in reversed(ORDER):
+        if name not in TABLES and open_table(output, name) is None:
+            continue
         try:
             removed[name] = _remove(output, name, run_id, may_change)
         except (DeltaError, OSError, pa.ArrowException) as error:

@@ -17,7 +17,7 @@ from m2f_core.config.fields import excerpt
 from pipeline.errors import RunError
 from pipeline.layout import Output, parts_folder
 from pipeline.look_ahead import look_ahead
-from pipeline.schema import ADDED_COLUMNS, TABLES
+from pipeline.schema import ADDED_COLUMNS, ALL_TABLES
 from pipeline.store.filesystem import STORE_ERRORS, one_line
 from pipeline.store.objects import read_once
 from pipeline.store.retries import TABLE_READ, last_error
@@ -133,7 +133,7 @@ def stream_files(
 
 def columns_of(table: str, columns: Sequence[str]) -> pa.Schema:
     """The schema of these columns of a table."""
-    return pa.schema([TABLES[table].field(name) for name in columns])
+    return pa.schema([ALL_TABLES[table].field(name) for name in columns])
 
 
 def check_table(output: Output, table: str, snapshot: DeltaTable) -> None:
@@ -150,7 +150,7 @@ def check_table(output: Output, table: str, snapshot: DeltaTable) -> None:
             f"{name} is divided by {excerpt(metadata.partition_columns)}, which this program does not support"
         )
     there = pa.schema(snapshot.schema())
-    for field in TABLES[table]:
+    for field in ALL_TABLES[table]:
         place = there.get_field_index(field.name)
         if place < 0 and field.name in ADDED_COLUMNS:
             continue  # the next publication adds the column

@@ -7,7 +7,7 @@ from itertools import groupby, islice
 from urllib.parse import unquote
 
 from pipeline.layout import Output, parts_folder
-from pipeline.schema import TABLES
+from pipeline.schema import ALL_TABLES
 from pipeline.store.listed import StoredObject, objects_below
 from pipeline.store.removal import remove_objects
 from pipeline.tables.publish import app_id
@@ -42,7 +42,7 @@ def old_files(
     """
     found: list[tuple[str, StoredObject]] = []
     with output.errors():
-        for name in TABLES:
+        for name in ALL_TABLES:
             kept = versions[name]
             needed = frozenset() if kept is None else kept.needed
             folders = tuple(f"{output.at(parts_folder(name, run_id))}/" for run_id in unpublished)

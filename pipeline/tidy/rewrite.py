@@ -50,7 +50,7 @@ def remove_rows(
     `may_change` raises if this driver must not commit. Raises BrokenRunError if the commit fails, or if another program
     has changed the table since; RunError if a file cannot be read.
     """
-    partly = [file for file in old.files if file.rows != file.leaving]
+    partly = [file for file in old.files if not file.is_whole]
     added = reading(output, kept.name, lambda: _write_others(database, output, kept, partly)) if partly else []
     reached("rows written anew")
     now = int(time.time() * 1000)

@@ -2,7 +2,7 @@
 
 A row of `images` leaves if the run of the next newer row of its image is old, or if it is the current row, says
 `removed` and is old itself. So a roll-back of a run that is not old finds the rows from before, and the current view
-stays as it is. A row of `segments` leaves if no row of `images` stays with its image_key and run_id.
+stays as it is. A row of `segments` or `logits` leaves if no row of `images` stays with its image_key and run_id.
 
 No row of an image leaves that has a row of an unfinished run: the next attempt at that run finds out from the tables
 which of its shards are published.
@@ -39,6 +39,11 @@ class FileWithOldRows:
     rows: int | None  # None: the log does not say
     leaving: int
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all rows leave."""
+        return self.rows == self.leaving
+
 
 @dataclass(frozen=True)
 class OldRows:
@@ -56,10 +61,9 @@ def find_old_rows(
     unfinished: Collection[str],
     cutoff: datetime,
 ) -> dict[str, OldRows]:
-    """The rows of both tables that leave. `unfinished`: ids of runs whose rows stay.
+    """The rows of all tables that leave. `unfinished`: ids of runs whose rows stay.
 
-    Makes the tables `all_images`, `dropped_images` and `dropped_segments` in `database`. RunError if a table cannot be
-    read.
+    Makes `all_images` and, for each table, `dropped_<name>` in `database`. RunError if a table cannot be read.
     """
     images, segments = versions["images"], versions["segments"]
     with out_of_room():
@@ -71,8 +75,12 @@ def find_old_rows(
         if segments is None or _all_join(database, segments):
             database.execute(f"CREATE OR REPLACE TABLE dropped_segments AS {_NONE}")
         else:
-            _load(database, output, "segments", segments, _KEYS, _ORPHANS)
-        return {**found, "segments": _old_rows(database, "segments", segments)}
+            _load(database, output, "segments", segments, _KEYS, _orphans("segments"))
+        _load(database, output, "logits", versions["logits"], _KEYS, _orphans("logits"))
+        # Rows of `logits` are too large to be written anew: a file leaves as a whole, or stays.
+        whole = [file.path for file in _old_rows(database, "logits", versions["logits"]).files if file.is_whole]
+        database.execute("DELETE FROM dropped_logits WHERE NOT list_contains(?::VARCHAR[], file)", [whole])
+        return {**found, **{name: _old_rows(database, name, versions[name]) for name in ("segments", "logits")}}
 
 
 def rows_left(database: duckdb.DuckDBPyConnection) -> dict[str, int]:
@@ -103,8 +111,11 @@ _RANK = f"""
     FROM whole WHERE all_leave GROUP BY ALL
 """
 
-_ORPHANS = f"""
-    CREATE OR REPLACE TABLE dropped_segments AS
+
+def _orphans(name: str) -> str:
+    """Rows of a table without a row of `images` that stays."""
+    return f"""
+    CREATE OR REPLACE TABLE dropped_{name} AS
     WITH kept AS (SELECT DISTINCT image_key, run_id FROM all_images ANTI JOIN dropped_images USING (image_key, run_id)),
     reasons AS (SELECT DISTINCT image_key, run_id, reason FROM dropped_images),
     orphans AS (

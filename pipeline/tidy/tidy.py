@@ -3,8 +3,8 @@
 1. A note in the folder of each old run: the run is not continued any more, and jobs/evaluate.py says why it cannot
    score the run. Only then may parts go that only the run's journal names.
 2. Files that no kept version of the tables has.
-3. Rows: `images` first, `segments` second, one transaction each, as in a roll-back. Rows of `segments` are found by
-   their lack of a row in `images`, so the second transaction is made up for whenever the first was the last step.
+3. Rows: `images` first, then `segments`, then `logits`, one transaction each, as in a roll-back. The others are found
+   by their lack of a row in `images`, so their transactions are made up for whenever the first was the last step.
 4. Plans and journals of old runs, then run.json and report.json of those that have no rows.
 5. Records of old nights, and indexes of tars that no current row comes from.
 6. Small files are merged.
@@ -28,11 +28,11 @@ from pipeline.layout import Output
 from pipeline.runs.places import check_format
 from pipeline.runs.prove import holding_lease, proven
 from pipeline.runs.settings import TidySettings
-from pipeline.schema import TABLES
+from pipeline.schema import ALL_TABLES, ORDER, TABLES
 from pipeline.store.filesystem import put_object
 from pipeline.store.listed import StoredObject, objects_below
 from pipeline.tables.current_view import open_table
-from pipeline.tables.publish import ORDER, TARGET_FILE_BYTES, compact
+from pipeline.tables.publish import TARGET_FILE_BYTES, compact
 from pipeline.tables.spill_database import ScratchDatabase
 from pipeline.tables.stream_table import plain
 from pipeline.tidy.files import OldFiles, old_files, remove_by_folder
@@ -89,7 +89,11 @@ def _find(output: Output, settings: TidySettings, cutoff: datetime, scratch: Scr
     last, since = settings.keep_versions, cutoff.timestamp()
     images = versions_to_keep(output, "images", last, since)
     needed = None if images is None else segments_needed_by(images)
-    versions = {"images": images, "segments": versions_to_keep(output, "segments", last, since, needed)}
+    versions = {
+        "images": images,
+        "segments": versions_to_keep(output, "segments", last, since, needed),
+        "logits": versions_to_keep(output, "logits", last, since),
+    }
     rows = find_old_rows(scratch.connection, output, versions, runs.protected, cutoff)
     left = rows_left(scratch.connection)
     return Tidied(
@@ -102,7 +106,7 @@ def _find(output: Output, settings: TidySettings, cutoff: datetime, scratch: Scr
         runs.without_use(left),
         find_old_nights(output, cutoff),
         find_old_indexes(scratch.connection, output, cutoff),
-        sum(map(_small_files, versions.values())) if settings.compact else 0,
+        sum(_small_files(versions[name]) for name in TABLES) if settings.compact else 0,
     )
 
 
@@ -139,7 +143,7 @@ def _remove(
         may_change()
         compact(output)
     reached("files merged")
-    for name in TABLES:
+    for name in ALL_TABLES:
         _tidy_log(output, name, found.versions[name], may_change)
 
 

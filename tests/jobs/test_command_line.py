@@ -68,6 +68,7 @@ FLAGS = (
     "--input",
     "--input-format",
     "--keep-columns",
+    "--keep-logits",
     "--key-column",
     "--label-ids-to-fuse",
     "--lease-seconds",

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs import drill, evaluate, finetune, make_scenes, nights, plan_bucket, roll_back, segment_bucket, selfcheck, tidy
+from jobs.common import night_job
 from jobs.common.ends import run_job
 from pipeline.config import Settings
 from pipeline.errors import BrokenRunError, RunError, StoreUnavailableError
@@ -168,6 +169,7 @@ def test_every_job_ends_here(job, monkeypatch, capsys):
     works &= set(vars(job))
     for work in works:
         monkeypatch.setattr(job, work, lambda *_: raising(KeyboardInterrupt())())
+    monkeypatch.setattr(night_job, "set_ray_environment", raising(KeyboardInterrupt()))
     monkeypatch.setattr(sys, "argv", [job.PROG])
     monkeypatch.setattr(job, "parse", lambda *args, **kwargs: Settings("in", "out"))
     assert job.main() == 130

@@ -12,6 +12,7 @@ from pipeline.evaluate.settings import EvaluationSettings
 from pipeline.export.settings import ExportSettings
 from pipeline.nights.settings import NightsSettings
 from pipeline.page.settings import ReportSettings
+from pipeline.recut.settings import RecutSettings
 from pipeline.runs.settings import PublishSettings, RollBackSettings, TidySettings
 from pipeline.scenes.settings import ScenesSettings
 from pipeline.setting_fields import Section, bounds_in_words, help_texts, marker, plain_type
@@ -58,6 +59,7 @@ JOBS = {
     "roll_back.py": RollBackSettings,
     "tidy.py": TidySettings,
     "verify.py": VerifySettings,
+    "recut.py": RecutSettings,
     "publish.py": PublishSettings,
     "make_scenes.py": ScenesSettings,
     "export.py": ExportSettings,

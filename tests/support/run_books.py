@@ -127,8 +127,12 @@ def write_run(
     postprocess: str = "reference",
     finished: bool = True,
     published: bool = True,
+    record: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the run: parts and receipts as the shards come, then plan, run.json, tables and report.json."""
+    """Write the run: parts and receipts as the shards come, then plan, run.json, tables and report.json.
+
+    `record`: fields of run.json.
+    """
     output, created = Output.open(uri), created or created_at()
     folder, writer = output.run(run_id), ShardWriter(Output.open(uri), run_id)
     planned, receipts = [], []
@@ -136,15 +140,13 @@ def write_run(
         planned.append(shard.planned)
         receipts.append(replace(writer.write(number, dict(shard.tables), started=1.0), finished=2.0))
     plan = write_plan(planned, output.filesystem, folder.plan)
-    record = json.loads(
-        run_json(
-            run_id,
-            categories=CATEGORIES,
-            created=created.isoformat(timespec="microseconds"),
-            results={"task": task, "postprocess": postprocess, "embeddings": task != "semantic"},
-            counts={"new": plan.num_images},
-        )
-    )
+    usual = {
+        "categories": CATEGORIES,
+        "created": created.isoformat(timespec="microseconds"),
+        "results": {"task": task, "postprocess": postprocess, "embeddings": task != "semantic"},
+        "counts": {"new": plan.num_images},
+    }
+    record = json.loads(run_json(run_id, **{**usual, **(record or {})}))
     files = [{"path": f.path, "first_shard": f.first_shard, "num_shards": f.num_shards} for f in plan.files]
     record["plan"] = {**vars(plan), "files": files}
     put_object(output.filesystem, output.format_json, json.dumps({"schema_version": SCHEMA_VERSION}).encode())
@@ -152,7 +154,8 @@ def write_run(
     journal = Journal.start_attempt(folder)
     journal.append(receipts)
     if published:
-        Publisher(output, run_id, lambda: plan.num_shards, journal).publish()
+        tables = {name for receipt in receipts for name in receipt.parts}
+        Publisher(output, run_id, lambda: plan.num_shards, journal, tables=lambda: tables).publish()
     if finished:
         write_report(uri, run_id)
 

@@ -62,6 +62,7 @@ NO_RESULTS = {
     "step_timeout": 5.0,
     "publish_every": 1.0,
     "compact": True,
+    "keep_logits": 0.05,
     "page": False,
     "gate": "gate.yaml",
     "lease_seconds": 5.0,

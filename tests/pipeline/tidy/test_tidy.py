@@ -59,6 +59,7 @@ def test_old_rows_leave_and_the_current_view_stays(output):
     assert {name: old.by_reason for name, old in found.rows.items()} == {
         "images": {"replaced by a newer row": 1, "of images that are gone from the input": 2},
         "segments": {"replaced by a newer row": 1, "of images that are gone from the input": 1},
+        "logits": {},
     }
     again = tidied(output)
     assert not any(old.by_reason for old in again.rows.values())
