@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: check-cluster demo test test-all test-roundtrip test-short test-other-pythons test-slow monitoring-tools lint bench fuzz overfit \
-	drill-kills drill-faults release audit clean
+	gpu-check drill-kills drill-faults release audit clean
 
 demo: $(VENV)/.ready-demo  ## set up, segment held-out scenes with the checkpoint of the package
 	$(BIN)/python jobs/demo.py
@@ -96,6 +96,9 @@ bench: $(VENV)/.ready-test  ## speed against transformers + pycocotools, as rati
 	$(BIN)/python tests/benchmarks/bench_graph.py
 	$(BIN)/python tests/benchmarks/bench_export.py
 
+gpu-check: $(VENV)/.ready-test  ## eight minutes on a machine with a GPU: what works there, how fast; OUTPUT=gpu-check
+	$(BIN)/python -m tests.gpu.check --output $(or $(OUTPUT),gpu-check)
+
 fuzz: $(VENV)/.ready-fuzz  ## readers of untrusted bytes; TARGETS="rle image" EXECUTIONS=20000 SEED=1
 	$(BIN)/python -m tests.fuzz.drive $(TARGETS) --executions $(or $(EXECUTIONS),20000) --seed $(or $(SEED),1)
 
@@ -118,7 +121,7 @@ audit: $(VENV)/.ready-release $(VENV)-release/.ready  ## withdrawn versions and 
 	@tools/audit.sh $(BIN) $(VENV)-release/bin/python
 
 clean:
-	rm -rf $(VENV) $(VENV)-3.* $(VENV)-release $(VENV)-check $(VENV)-roundtrip .demo .overfit .tools dist
+	rm -rf $(VENV) $(VENV)-3.* $(VENV)-release $(VENV)-check $(VENV)-roundtrip .demo .overfit .tools gpu-check dist
 
 # An environment with the wheel, or without one with this checkout, and what it needs.
 WHEEL ?= .
