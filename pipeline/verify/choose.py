@@ -22,18 +22,18 @@ class Chosen:
 
     together: numbers of the files whose rows are compared with other files. In a sample these are whole shards.
     whole_shards: shards whose parts are in the tables, and are chosen.
-    num_items: shards and merged files that there are, and num_chosen of them.
+    items: numbers of the files of each shard and of each merged file that is chosen, of the `num_items` that there are.
     """
 
     files: tuple[TableFile, ...]
     together: frozenset[int]
     whole_shards: frozenset[Shard]
+    items: tuple[tuple[int, ...], ...]
     num_items: int
-    num_chosen: int
 
     @property
     def is_sample(self) -> bool:
-        return self.num_chosen < self.num_items
+        return len(self.items) < self.num_items
 
 
 def choose_files(
@@ -60,8 +60,8 @@ def choose_files(
         tuple(replace(one, number=numbers[one.table, one.path]) for one in order),
         frozenset(numbers[one.table, one.path] for item in together for one in item),
         frozenset(_shard(item[0]) for item in chosen if len(item) == len(TABLES)),
+        tuple(tuple(numbers[one.table, one.path] for one in item) for item in chosen),
         len(items),
-        len(chosen),
     )
 
 

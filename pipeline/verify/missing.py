@@ -17,7 +17,7 @@ from pipeline.verify.books import Library
 from pipeline.verify.choose import Chosen
 from pipeline.verify.compare import Comparison
 from pipeline.verify.facts import TableFile
-from pipeline.verify.file.read import read_rows
+from pipeline.verify.file.read import FileRows
 from pipeline.verify.findings import Findings, Kind
 
 _NEWEST = pa.schema([IMAGES.field(name) for name in ("image_key", "run_created")])
@@ -85,5 +85,6 @@ def _all_rows(output: Output, images: DeltaTable) -> Iterator[pa.RecordBatch]:
     files = check_files(output, "images", images)
     for path, size in zip(files["path"].to_pylist(), files["size_bytes"].to_pylist(), strict=True):
         file = TableFile(0, "images", f"images/{path}", size, None)
-        for batch in read_rows(output, file, Findings()):
-            yield from batch.select(_NEWEST.names).cast(_NEWEST).combine_chunks().to_batches()
+        for batch in FileRows(output, file, Findings()):
+            rows = batch.select(_NEWEST.names).drop_null()  # a row without them has been found, too
+            yield from rows.cast(_NEWEST).combine_chunks().to_batches()

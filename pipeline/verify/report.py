@@ -13,5 +13,9 @@ def print_verdict(verdict: Verdict) -> None:
     images, segments = (verdict.num_rows[name] for name in ("images", "segments"))
     share = verdict.num_checked / verdict.num_items if verdict.num_items else 1.0
     what = f"{verdict.num_checked:,} of {verdict.num_items:,} shards and merged files ({share:.1%})"
+    if verdict.num_unread:
+        what += f"; {verdict.num_unread:,} could not be read"
     found = "nothing wrong" if verdict.is_good else f"{len(verdict.findings)} kinds of faults"
-    say(f"{found}: {images:,} images and {segments:,} segments of {len(verdict.runs)} runs checked, {what}")
+    seen, all_runs = len(verdict.runs_seen), len(verdict.runs)
+    runs = f"{all_runs} runs" if seen == all_runs else f"{seen} of {all_runs} runs"
+    say(f"{found}: {images:,} images and {segments:,} segments of {runs} checked, {what}")

@@ -44,7 +44,9 @@ class Verdict:
     runs: list[str]
     findings: Findings
     num_items: int = 0  # shards and merged files that there are
-    num_checked: int = 0
+    num_checked: int = 0  # of these, those of which every row was read
+    num_unread: int = 0  # of these, those that were chosen, but could not be read as a whole
+    runs_seen: set[str] = field(default_factory=set)  # the runs of which rows were checked
     num_rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TABLES, 0))
     notes: list[str] = field(default_factory=list)  # what could not be checked, and why
 
@@ -59,6 +61,8 @@ class Verdict:
             "is_good": self.is_good,
             "shards_and_merged_files": self.num_items,
             "checked": self.num_checked,
+            "not_read": self.num_unread,
+            "runs_with_rows": sorted(self.runs_seen),
             "rows": self.num_rows,
             "findings": [finding.to_dict() for finding in self.findings],
             "notes": self.notes,
@@ -81,7 +85,7 @@ def verify(settings: VerifySettings) -> Verdict:
         library.others[run_id] = "its rows have left the tables meanwhile"
     verdict = Verdict(settings.tables, sorted(library.books), findings)
     chosen = choose_files(output, tables, library, settings.sample, findings)
-    verdict.num_items, verdict.num_checked = chosen.num_items, chosen.num_chosen
+    verdict.num_items = chosen.num_items
     context = library.context(settings.tables)
     with closing(ScratchDatabase()) as scratch, out_of_room():
         comparison = Comparison(scratch.connection, library, chosen.files, findings)
@@ -120,10 +124,13 @@ def _fill(
     comparison: Comparison,
 ) -> None:
     """Make the tables `images`, `groups` and `plan`."""
+    unread: set[int] = set()  # numbers of files
     with checker(context, min(workers, len(chosen.files))) as check:
         for table, name, schema in (("images", "images", FOUND_IMAGES), ("segments", "groups", GROUPS)):
             checked = check([file for file in chosen.files if file.table == table], f"checking {table}")
-            _load(scratch, name, schema, _rows(checked, chosen, verdict))
+            _load(scratch, name, schema, _rows(checked, chosen, verdict, unread))
+    verdict.num_unread = sum(not unread.isdisjoint(item) for item in chosen.items)
+    verdict.num_checked = len(chosen.items) - verdict.num_unread
     planned = [books for books in library.books.values() if not books.is_tidied]
 
     def is_wanted(run_id: str, shard: int) -> bool:
@@ -138,10 +145,13 @@ def _load(scratch: ScratchDatabase, name: str, schema: pa.Schema, batches: Itera
         scratch.connection.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM streamed")
 
 
-def _rows(checked: Iterator[Checked], chosen: Chosen, verdict: Verdict) -> Iterator[pa.RecordBatch]:
+def _rows(checked: Iterator[Checked], chosen: Chosen, verdict: Verdict, unread: set[int]) -> Iterator[pa.RecordBatch]:
     for one in checked:
         verdict.findings.include(one.findings)
-        verdict.num_rows[one.file.table] += one.num_rows
+        verdict.num_rows[one.file.table] += sum(one.num_rows.values())
+        verdict.runs_seen |= one.num_rows.keys()
+        if not one.is_whole:
+            unread.add(one.file.number)
         if one.file.number in chosen.together:
             yield from one.rows.to_batches()
 

@@ -1,5 +1,6 @@
 """Check one file of a table. Runs in processes of its own, which know the `Context`."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from m2f_core.masks import measure
 from pipeline.layout import Output
 from pipeline.verify.facts import Context, TableFile
 from pipeline.verify.file.images import FOUND_IMAGES, check_images
-from pipeline.verify.file.read import read_rows
+from pipeline.verify.file.read import FileRows
 from pipeline.verify.file.rows import Rows, by_run
 from pipeline.verify.file.segments import GROUPS, check_segments
 from pipeline.verify.findings import Finding, Findings
@@ -28,7 +29,8 @@ class Checked:
     file: TableFile
     findings: list[Finding]
     rows: pa.Table
-    num_rows: int
+    num_rows: dict[str, int]  # by run, of the runs that are checked
+    is_whole: bool  # all rows of the file have been read
 
 
 class Checker:
@@ -40,13 +42,14 @@ class Checker:
         measure.warm_up()
 
     def check(self, file: TableFile) -> Checked:
-        findings, num_rows = Findings(), 0
+        findings, num_rows = Findings(), Counter[str]()
         check, schema = _CHECKS[file.table]
-        found = [schema.empty_table()]
-        for batch in whole_images(read_rows(self.output, file, findings)):
-            num_rows += batch.num_rows
-            found += [check(rows) for rows in by_run(batch, self.context, file, findings)]
-        return Checked(file, list(findings), pa.concat_tables(found), num_rows)
+        found, read = [schema.empty_table()], FileRows(self.output, file, findings)
+        for batch in whole_images(iter(read)):
+            for rows in by_run(batch, self.context, file, findings):
+                num_rows[rows.run.run_id] += len(rows)
+                found.append(check(rows.with_values()))
+        return Checked(file, list(findings), pa.concat_tables(found), dict(num_rows), read.are_all)
 
 
 def whole_images(batches: Iterator[pa.Table]) -> Iterator[pa.Table]:

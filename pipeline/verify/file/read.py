@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import StoreUnavailableError
 from pipeline.layout import Output
 from pipeline.schema import ADDED_COLUMNS, SCHEMA_VERSION, TABLES
-from pipeline.store.filesystem import STORE_ERRORS, one_line
+from pipeline.store.filesystem import STORE_ERRORS, one_line, store_errors_as
 from pipeline.store.objects import TooManyBytesError, read_object
 from pipeline.tables.stream_table import can_hold
 from pipeline.verify.facts import TableFile
@@ -22,20 +23,28 @@ _MORE_BYTES = 2**20  # a file may be larger than it should be, and still say wha
 _REPEATED: dict[str, list[str]] = {"images": [], "segments": ["image_key", "category_name", "run_id"]}
 
 
-def read_rows(output: Output, file: TableFile, findings: Findings) -> Iterator[pa.Table]:
+class FileRows:
     """Batches with all columns of the table, in the order of the rows; texts that repeat as dictionaries.
 
-    RunError if the store does not answer.
+    `are_all` says afterwards whether these were all rows of the file. RunError if the store does not answer.
     """
-    source = _open(output, file, findings)
-    if source is None:
-        return
-    try:
-        opened = pq.ParquetFile(source)
-        if _has_columns(opened, file, findings):
-            yield from _batches(source, opened, file, findings)
-    except (pa.ArrowException, OSError, ValueError) as error:  # OSError: the checksum of a page
-        _add(findings, Kind.UNREADABLE, "file", one_line(error), file)
+
+    def __init__(self, output: Output, file: TableFile, findings: Findings):
+        self.output, self.file, self.findings = output, file, findings
+        self.are_all = False
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        source = _open(self.output, self.file, self.findings)
+        if source is None:
+            self.are_all = self.file.may_lack
+            return
+        try:
+            opened = pq.ParquetFile(source)
+            if _has_columns(opened, self.file, self.findings):
+                yield from _batches(source, opened, self.file, self.findings)
+                self.are_all = True
+        except (pa.ArrowException, OSError, ValueError) as error:  # OSError: the checksum of a page
+            _add(self.findings, Kind.UNREADABLE, "file", one_line(error), self.file)
 
 
 def _batches(source: pa.NativeFile, opened: pq.ParquetFile, file: TableFile, findings: Findings) -> Iterator[pa.Table]:
@@ -74,7 +83,7 @@ def _open(output: Output, file: TableFile, findings: Findings) -> pa.NativeFile 
     try:
         if file.size_bytes > _WHOLE_BYTES:
             opened = output.filesystem.open(place, "rb")
-            size, source = opened.size, pa.PythonFile(opened, "r")
+            size, source = opened.size, pa.PythonFile(_StoreFile(opened, f"{output.name}: {file.path}"), "r")
         else:
             data = read_object(output.filesystem, place, 2 * file.size_bytes + _MORE_BYTES)
             size, source = len(data), pa.BufferReader(data)
@@ -92,6 +101,27 @@ def _open(output: Output, file: TableFile, findings: Findings) -> pa.NativeFile 
     if file.proof is not None and _sha256(source) != file.proof.sha256:
         _add(findings, Kind.BYTES, "sha256", "its SHA-256 is not the one in its receipt", file)
     return source
+
+
+class _StoreFile:
+    """A file that is open in a store. A failure of the store is no fault of the file, so it is another error."""
+
+    def __init__(self, file: Any, name: str):
+        self.file, self.name = file, name
+        self.tell, self.close = file.tell, file.close
+
+    @property
+    def closed(self) -> bool:
+        return bool(self.file.closed)
+
+    def read(self, size: int = -1) -> bytes:
+        with store_errors_as(StoreUnavailableError, f"{self.name} cannot be read"):
+            data: bytes = self.file.read(size)
+            return data
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        with store_errors_as(StoreUnavailableError, f"{self.name} cannot be read"):
+            return int(self.file.seek(place, whence))
 
 
 def _sha256(source: pa.NativeFile) -> str:

@@ -33,19 +33,33 @@ class Rows:
     def check(self, bad: Any, kind: Kind, field: str, found: Callable[[int], object] | None = None) -> None:
         """Count the rows that are `bad` (an array of numpy or Arrow).
 
-        `found` describes a row, by its place; default: the value of the field.
+        `found` describes a row, by its place; default: the segment, if the row is one, and the value of the field.
         """
         is_bad = bad if isinstance(bad, np.ndarray) else pc.fill_null(bad, False).to_numpy(zero_copy_only=False)
         places = np.flatnonzero(is_bad)
         if places.size:
             first = int(places[0])
-            said = excerpt(self[field][first].as_py()) if found is None else found(first)
+            said = self._value(field, first) if found is None else found(first)
             self.add(kind, field, said, self["image_key"][first].as_py(), places.size)
 
     def add(self, kind: Kind, field: str, found: object, key: str | None, count: int = 1) -> None:
         self.findings.add(
             kind, field, found, run_id=self.run.run_id, file=self.file.path, key=excerpt(key)[1:-1], count=count
         )
+
+    def _value(self, field: str, row: int) -> str:
+        said = excerpt(self[field][row].as_py())
+        return said if self.file.table == "images" else f"segment {self['segment_id'][row].as_py()}: {said}"
+
+    def with_values(self) -> "Rows":
+        """The rows that have a value in each column that every row has; rows without one are added to the findings."""
+        lacking = np.zeros(len(self), bool)
+        for field in TABLES[self.file.table]:
+            if not field.nullable and self[field.name].null_count:
+                is_null = self[field.name].is_null()
+                self.check(is_null, Kind.NO_VALUE, field.name)
+                lacking |= is_null.to_numpy(zero_copy_only=False)
+        return self.without(lacking)
 
     def without(self, bad: NDArray[np.bool_]) -> "Rows":
         """The rows that are not `bad`."""
@@ -65,28 +79,19 @@ class Rows:
 
 
 def by_run(batch: pa.Table, context: Context, file: TableFile, findings: Findings) -> Iterator[Rows]:
-    """The rows of each run that is checked, without rows that lack a value which every row has."""
+    """The rows of each run that is checked."""
     names = pc.unique(batch["run_id"]).to_pylist()
     for name in names:
-        of_run = batch if len(names) == 1 else batch.filter(pc.equal(batch["run_id"], name))
         proof = file.proof
         if name is None:
-            findings.add(Kind.NO_VALUE, "run_id", "null", file=file.path, count=of_run.num_rows or batch.num_rows)
-        elif (name not in context.runs and name not in context.other_runs) or (proof and proof.run_id != name):
+            findings.add(Kind.NO_VALUE, "run_id", "null", file=file.path, count=batch["run_id"].null_count)
+            continue
+        of_run = batch if len(names) == 1 else batch.filter(pc.equal(batch["run_id"], name))
+        if (name not in context.runs and name not in context.other_runs) or (proof and proof.run_id != name):
             key = excerpt(of_run["image_key"][0].as_py())[1:-1]
             findings.add(Kind.UNKNOWN_RUN, "run_id", excerpt(name), file=file.path, key=key, count=of_run.num_rows)
         elif name in context.runs:
-            yield _with_values(Rows(_one_piece(of_run), context.runs[name], file, findings))
-
-
-def _with_values(rows: Rows) -> Rows:
-    lacking = np.zeros(len(rows), bool)
-    for field in TABLES[rows.file.table]:
-        if not field.nullable and rows[field.name].null_count:
-            is_null = rows[field.name].is_null()
-            rows.check(is_null, Kind.NO_VALUE, field.name)
-            lacking |= is_null.to_numpy(zero_copy_only=False)
-    return rows.without(lacking)
+            yield Rows(_one_piece(of_run), context.runs[name], file, findings)
 
 
 def _one_piece(table: pa.Table) -> pa.Table:

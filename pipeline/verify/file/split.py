@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 
 from pipeline.layout import Output
 from pipeline.verify.facts import Context, TableFile
-from pipeline.verify.file.read import read_rows
+from pipeline.verify.file.read import FileRows
 from pipeline.verify.file.rows import by_run
 from pipeline.verify.file.segments import check_segments
 from pipeline.verify.findings import Findings, Kind
@@ -29,7 +29,7 @@ def check_split_images(
     wanted = pa.array(sorted({key for keys in places.values() for key in keys}))
     found: list[pa.Table] = []
     for file in files:
-        for batch in read_rows(output, file, read):
+        for batch in FileRows(output, file, read):
             plain = pa.table({name: _plain(batch[name]) for name in batch.column_names})
             found.append(plain.filter(pc.is_in(plain["image_key"], wanted)))
     if not found:
@@ -40,7 +40,7 @@ def check_split_images(
         together = together.set_column(place, name, together[name].combine_chunks().dictionary_encode())
     nowhere = TableFile(0, "segments", "several files", 0, None)
     for rows in by_run(together, context, nowhere, again):
-        check_segments(rows)
+        check_segments(rows.with_values())
     findings.include(one for one in again if one.kind in _TOGETHER)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
+from deltalake.transaction import AddAction, RemoveAction
 
 from pipeline.commit.journal import Journal
 from pipeline.layout import Output
@@ -20,6 +22,7 @@ from pipeline.verify.file.check import Checker
 from pipeline.verify.findings import Findings, Kind
 from pipeline.verify.settings import VerifySettings
 from pipeline.verify.verify import Verdict, verify
+from tests.pipeline.verify.conftest import write_night
 from tests.support.run_books import (
     QUALITY,
     change_in_place,
@@ -374,3 +377,117 @@ def test_what_changes_in_parts_and_records_is_found(output, change, expected):
     assert expected in {one.kind for one in verdict.findings}
     lines = [str(one) for one in verdict.findings]
     assert all(len(line.splitlines()) == 1 and len(line) < 1000 for line in lines)
+
+
+# --- rows that lie elsewhere, and no values ---------------------------------------------------------------------------
+
+
+def as_merged(output, table: str, change: Callable[[pa.Table], pa.Table]) -> None:
+    """All rows of the table in one file that another writer has merged, changed."""
+    delta = DeltaTable(str(output / table))
+    rows = change(delta.to_pyarrow_table().sort_by([("shard", "ascending"), ("image_key", "ascending")]))
+    pq.write_table(rows, output / table / "merged.parquet")
+    size = (output / table / "merged.parquet").stat().st_size
+    removed = [RemoveAction(one, True, 0, 0) for one in delta.get_add_actions(flatten=True)["path"].to_pylist()]
+    added = [AddAction("merged.parquet", size, {}, 0, True, "{}")]
+    delta.create_write_transaction([*removed, *added], mode="append", schema=delta.schema())
+
+
+REQUIRED = [(table, field.name) for table, schema in TABLES.items() for field in schema if not field.nullable]
+
+
+@pytest.mark.parametrize(("table", "field"), REQUIRED)
+def test_null_in_any_column_that_has_a_value_is_found(output, table, field):
+    def without_one(rows: pa.Table) -> pa.Table:
+        values = [{**row, field: None} if n == 1 else row for n, row in enumerate(rows.to_pylist())]
+        return pa.Table.from_pylist(values, schema=pa.schema([one.with_nullable(True) for one in rows.schema]))
+
+    as_merged(output, table, without_one)
+    verdict = check(output)
+    [found] = [one for one in verdict.findings if one.kind is Kind.NO_VALUE]
+    assert (found.field, found.count, found.file) == (field, 1, f"{table}/merged.parquet")
+    assert verdict.num_checked == verdict.num_items
+
+
+def swap_rows(output, table: str) -> None:
+    """The first row of each of the two parts comes into the other; receipts and log agree."""
+    first, second = (pq.read_table(part_of(output, table, n), partitioning=None) for n in (0, 1))
+    forge(output, table, lambda rows: pa.concat_tables([second.slice(0, 1), rows.slice(1)]), shard=0)
+    forge(output, table, lambda rows: pa.concat_tables([first.slice(0, 1), rows.slice(1)]), shard=1)
+
+
+def swap_rows_and_say_so(output, table: str) -> None:
+    """Likewise, and each row says that it is of the part where it lies now."""
+    swap_rows(output, table)
+    for shard in (0, 1):
+        forge(output, table, with_value("shard", 0, shard), shard=shard)
+
+
+def name_a_part_twice(output, table: str) -> None:
+    path = part_of(output, table)
+    copy = path.with_name("copy.parquet")
+    copy.write_bytes(path.read_bytes())
+    name = f"{path.parent.name}/{copy.name}"
+    delta = DeltaTable(str(output / table))
+    delta.create_write_transaction(
+        [AddAction(name, copy.stat().st_size, {}, 0, True, "{}")], mode="append", schema=delta.schema()
+    )
+
+
+def merge_a_copy(output, table: str) -> None:
+    """The rows of a part come a second time in a file of another name, as after a broken merge."""
+    copy = output / table / "copy.parquet"
+    copy.write_bytes(part_of(output, table).read_bytes())
+    delta = DeltaTable(str(output / table))
+    delta.create_write_transaction(
+        [AddAction(copy.name, copy.stat().st_size, {}, 0, True, "{}")], mode="append", schema=delta.schema()
+    )
+
+
+def part_of_another_run(output, table: str) -> None:
+    """A part has the rows of the same shard of another run."""
+    write_night(str(output), "other")
+    rows = pq.read_table(part_of(output, table, run_id="other"), partitioning=None)
+    change_in_place(part_of(output, table), lambda _: rows)
+
+
+def part_of_another_run_that_all_books_name(output, table: str) -> None:
+    write_night(str(output), "other")
+    rows = pq.read_table(part_of(output, table, run_id="other"), partitioning=None)
+    forge(output, table, lambda _: rows)
+
+
+def too_many_rows(output, table: str) -> None:
+    def change(receipt: dict[str, Any]) -> dict[str, Any]:
+        part = receipt["parts"][table]
+        more = {**receipt["parts"], table: {**part, "num_rows": part["num_rows"] + 1}}
+        return {**receipt, "num_images": more["images"]["num_rows"], "parts": more}
+
+    change_receipts(output, change)
+
+
+@pytest.mark.parametrize("table", list(TABLES))
+@pytest.mark.parametrize(
+    ("change", "of_images", "of_segments"),
+    [
+        (swap_rows, Kind.OF_RUN, Kind.OF_RUN),
+        (swap_rows_and_say_so, Kind.NOT_AS_PLANNED, Kind.OF_RUN),
+        (name_a_part_twice, Kind.NO_PART, Kind.NO_PART),
+        (merge_a_copy, Kind.SEVERAL_ROWS, Kind.NUM_SEGMENTS),
+        (part_of_another_run, Kind.BYTES, Kind.BYTES),
+        (part_of_another_run_that_all_books_name, Kind.UNKNOWN_RUN, Kind.UNKNOWN_RUN),
+        (too_many_rows, Kind.NUM_ROWS, Kind.NUM_ROWS),
+    ],
+)
+def test_rows_and_parts_in_a_wrong_place_are_found(output, table, change, of_images, of_segments):
+    change(output, table)
+    found = list(check(output).findings)
+    assert (of_images if table == "images" else of_segments) in {one.kind for one in found}
+    assert all(one.run_id in ("night", "") or one.run_id == "other" for one in found)
+
+
+def test_a_finding_of_a_row_names_table_part_image_and_segment(output):
+    forge(output, "segments", with_value("score", 1, 1.5))
+    [found] = [str(one) for one in check(output).findings]
+    name = part_of(output, "segments").name
+    assert found.endswith(f"run night, file segments/run=night/{name}, image s3://b/a.jpg: segment 2: 1.5")

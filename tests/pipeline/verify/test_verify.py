@@ -282,7 +282,8 @@ def test_a_row_without_a_value_is_found_in_a_merged_file(output):
     batch = pa.Table.from_pylist(values, schema=nullable)
     findings = Findings()
     context = type("", (), {"runs": {"night": facts("panoptic")}, "other_runs": frozenset()})()
-    [left] = by_run(batch, context, TableFile(0, "segments", "x", 1, None), findings)
+    [rows_of_run] = by_run(batch, context, TableFile(0, "segments", "x", 1, None), findings)
+    left = rows_of_run.with_values()
     assert [(one.kind, one.field, one.count) for one in findings] == [(Kind.NO_VALUE, "score", 1)]
     assert len(left) == rows.num_rows - 1
 
