@@ -79,9 +79,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def no_pages():
     """Jobs that tests run write no report page. Tests of the page call its writer."""
-    from jobs import segment_bucket
+    from jobs import publish, segment_bucket
 
-    with without_pages(segment_bucket):
+    with without_pages(segment_bucket), without_pages(publish):
         yield
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.commit.receipt import Receipt
 from pipeline.commit.write import part_bytes
 from pipeline.layout import Output
 from pipeline.schema import ALL_TABLES, TABLES
+from pipeline.tables.finished_run import part_rows
 
 _MOST_IMAGES = 512  # are read back
 
@@ -43,4 +43,4 @@ def _difference(table: str, rows: list[pa.Table], half: int) -> int:
 
 
 def _rows(output: Output, table: str, receipt: Receipt) -> pa.Table:
-    return pq.read_table(pa.BufferReader(output.read(output.at(receipt.parts[table].path))))
+    return part_rows(output, table, receipt.parts[table], TABLES[table].names)

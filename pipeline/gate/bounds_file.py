@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Interval
 
@@ -27,6 +27,8 @@ class GateBounds:
     """The same for the mean number of segments of an image."""
     score: Annotated[float, Interval(ge=0.0, le=1.0)] = 0.01
     """The same for the mean score."""
+    failed: Annotated[float, Interval(ge=0.0, le=1.0)] = 0.05
+    """Let the share of failed images grow by this much, whatever the spread."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -38,15 +40,18 @@ def read_gate(path: str) -> GateBounds:
         given = read_plain_yaml(Path(path))
     except ValueError as error:
         raise RunError(f"--gate {path}: {error}") from None
-    known = {field.name: plain_type(field) for field in fields(GateBounds)}
+    known = {field.name: kind if (kind := plain_type(field)) in (int, float) else str for field in fields(GateBounds)}
     if unknown := sorted(map(str, given.keys() - known.keys())):
         raise RunError(f"--gate {path}: unknown names {', '.join(unknown)}; known names are {', '.join(known)}")
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in given.items():
         try:
+            if not isinstance(value, str):  # as all plain values of the file are, but null, true and false
+                raise ValueError
             values[name] = known[name](value)
-        except (TypeError, ValueError):
-            raise RunError(f"--gate {path}: {name} is {value!r:.60}; write a number") from None
+        except ValueError:
+            wanted = "text" if known[name] is str else "number"
+            raise RunError(f"--gate {path}: {name} is {value!r:.60}; write a {wanted}") from None
     try:
         return GateBounds(**values)
     except RunError as error:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pipeline.commit.journal import Journal
 from pipeline.commit.run_record import read_run_record
 from pipeline.commit.run_report import Report, read_reports
-from pipeline.errors import HeldByGateError, RunError
+from pipeline.errors import BrokenRunError, HeldByGateError, RunError, StoreUnavailableError
 from pipeline.gate.bounds_file import GateBounds
 from pipeline.gate.drift import violations
 from pipeline.gate.figures import Figures, figures_of
@@ -19,12 +19,16 @@ logger = logging.getLogger(__name__)
 def pass_gate(bounds: GateBounds, journal: Journal, report: Report, task: str) -> None:
     """Compare a run whose shards are all done with earlier runs, and leave gate.json in its folder.
 
-    `report` is the report that the run gets when it is published. HeldByGateError if a figure is out of its bounds.
+    `report` is the report that the run gets when it is published. HeldByGateError if a figure is out of its bounds,
+    BrokenRunError if a part of the run cannot be read.
     """
     folder = journal.folder
     output = folder.output
-    figures = figures_of(output, list(journal.read()), bounds.images) or Figures([], [], {})
-    earlier = list(_earlier(output, folder.run_id, task, bounds))
+    try:
+        figures = figures_of(output, list(journal.read()), bounds.images)
+        earlier = list(_earlier(output, folder.run_id, task, bounds))
+    except RunError as error:
+        raise BrokenRunError(f"run {folder.run_id} is not published, because --gate cannot see it: {error}") from None
     if len(earlier) < bounds.least_runs:
         logger.warning(
             "--gate has %d earlier runs to compare with, fewer than least_runs %d; the run is published unseen",
@@ -45,7 +49,10 @@ def pass_gate(bounds: GateBounds, journal: Journal, report: Report, task: str) -
 
 
 def _earlier(output: Output, run_id: str, task: str, bounds: GateBounds) -> Iterator[Figures]:
-    """The figures of the last published runs of this task, the newest first. Runs without figures are passed over."""
+    """The figures of the last published runs of this task, the newest first.
+
+    Passed over are runs of which nothing says the figures any more, and runs in which no image was ok.
+    """
     with output.errors():
         folders = [folder for folder in output.list_runs() if folder.run_id != run_id]
         reports = read_reports(output, folders)
@@ -55,7 +62,7 @@ def _earlier(output: Output, run_id: str, task: str, bounds: GateBounds) -> Iter
         if not left:
             return
         figures = _figures(output, folder, task, bounds.images)
-        if figures is not None:
+        if figures is not None and figures.num_ok:
             left -= 1
             yield figures
 
@@ -73,8 +80,11 @@ def _figures(output: Output, folder: RunFolder, task: str, most_images: int) -> 
         seen = read_gate_record(output, folder)
         if seen is not None:
             return seen.figures
-        receipts = [] if is_tidied else list(Journal(folder).read(record.plan.num_shards))
-        return figures_of(output, receipts, most_images) if receipts else None
+        return (
+            None if is_tidied else figures_of(output, list(Journal(folder).read(record.plan.num_shards)), most_images)
+        )
+    except StoreUnavailableError:
+        raise
     except RunError as error:
         logger.warning("run %s is left out of the comparison of --gate: %s", folder.run_id, error)
         return None

@@ -13,12 +13,13 @@ from pipeline.telemetry.console import output_console, say
 from pipeline.telemetry.costs import ON_DEVICE
 
 
-def print_summary(report: Report, output: str, max_failure_rate: float) -> None:
-    """Print the counts of the run as a table, then the places of the tables."""
+def print_summary(report: Report, output: str, max_failure_rate: float | None = None) -> None:
+    """Print the counts of the run as a table, then the places of the tables. `max_failure_rate`: if it judges them."""
     table = Table(title=f"run {report.run_id}", show_header=False)
     table.add_row("images", f"{report.num_images:,} ({describe(report.counts)})")
     table.add_row("ok", f"{report.num_ok:,}")
-    table.add_row("failed", f"{report.num_failed:,} (budget {max_failure_rate:.2%})")
+    budget = "" if max_failure_rate is None else f" (budget {max_failure_rate:.2%})"
+    table.add_row("failed", f"{report.num_failed:,}{budget}")
     for code, count in report.failed_by_code.items():
         table.add_row(f"  {code}", f"{count:,}")
     if report.num_removed:

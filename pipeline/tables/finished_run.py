@@ -63,21 +63,27 @@ def find_records(tables: str, run_id: str | None) -> tuple[RunFolder, RunRecord,
 
 
 def read_part(tables: str, table: str, part: PartRecord, columns: list[str]) -> pa.Table:
+    """`part_rows` of the output `tables`."""
+    return part_rows(Output.open(tables, _FLAG), table, part, columns)
+
+
+def part_rows(output: Output, table: str, part: PartRecord, columns: list[str]) -> pa.Table:
     """Some columns of a part of `table`. RunError if it is gone, damaged or not the part that the journal names."""
-    output = Output.open(tables, _FLAG)
     data = output.read_or_none(output.at(part.path), part.size_bytes)
     if data is None:
         raise RunError(
-            f"{_FLAG}: the part {part.path} does not exist; if its rows were merged or replaced since, jobs/tidy.py or "
-            "VACUUM has removed it: give a run that finished later"
+            f"{output.flag}: the part {part.path} does not exist; if its rows were merged or replaced since, "
+            "jobs/tidy.py or VACUUM has removed it: give a run that finished later"
         )
     if hashlib.sha256(data).hexdigest() != part.sha256:
-        raise RunError(f"{_FLAG}: the part {part.path} is damaged: its sha256 is not the one in the journal")
+        raise RunError(f"{output.flag}: the part {part.path} is damaged: its sha256 is not the one in the journal")
     try:
         schema = pa.schema([TABLES[table].field(name) for name in columns])
         return pq.read_table(pa.BufferReader(data), columns=columns).select(columns).cast(schema)
     except (pa.ArrowException, KeyError, ValueError) as error:
-        raise RunError(f"{_FLAG}: the part {part.path} is not a part of this program: {one_line(error)}") from None
+        raise RunError(
+            f"{output.flag}: the part {part.path} is not a part of this program: {one_line(error)}"
+        ) from None
 
 
 def _last_finished(output: Output) -> RunFolder:

@@ -6,17 +6,17 @@ from types import ModuleType
 
 
 @contextmanager
-def without_pages(segment_bucket: ModuleType) -> Iterator[list[tuple[str, str, str]]]:
-    """The module of the main job writes no page meanwhile. The pages that it would write: (output, run_id, images)."""
+def without_pages(job: ModuleType) -> Iterator[list[tuple[str, str, str]]]:
+    """The module of a job writes no page of a run meanwhile. The pages that it would write: (output, run_id, images)."""
     asked: list[tuple[str, str, str]] = []
 
     def note(output: str, run_id: str, images: str) -> bool:
         asked.append((output, run_id, images))
         return True
 
-    before = vars(segment_bucket)["write_run_page"]
-    vars(segment_bucket)["write_run_page"] = note
+    before = vars(job)["write_run_page"]
+    vars(job)["write_run_page"] = note
     try:
         yield asked
     finally:
-        vars(segment_bucket)["write_run_page"] = before
+        vars(job)["write_run_page"] = before

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from jobs import publish
 from jobs.publish import main
 from m2f_core.checkpoints.checkpoint import Checkpoint
 from m2f_core.config.labels import LabelMap
@@ -28,7 +29,8 @@ from pipeline.gate.publish_held import publish_held
 from pipeline.gate.record import GateRecord, read_gate_record
 from pipeline.layout import Output
 from pipeline.plan.shards import PLANNED_IMAGES
-from pipeline.runs.settings import PublishSettings
+from pipeline.runs.roll_back import roll_back
+from pipeline.runs.settings import PublishSettings, RollBackSettings
 from pipeline.scenes.draw import draw_scene
 from pipeline.schema import FETCHED
 from pipeline.segment.actor import segmented_table
@@ -38,6 +40,7 @@ from pipeline.tables.current_view import current_images, published_files
 from pipeline.tables.publish import Publisher
 from tests.support.run_books import FINGERPRINT, Found, Shard, created_at, encoded, spec_of, write_report, write_run
 from tests.support.segmenting import small_spec
+from tests.support.without_pages import without_pages
 
 BOUNDS = GateBounds(least_runs=3, images=200)
 
@@ -123,6 +126,55 @@ def test_runs_of_another_task_rolled_back_runs_and_runs_without_parts_are_not_co
     assert any("0 earlier runs to compare with" in line for line in caplog.messages)
 
 
+def test_runs_in_which_no_image_was_ok_are_not_compared_with(output):
+    """They would blind the gate: each uses up one of the last runs."""
+    failed = [Found(f"s3://b/{n}.jpg", failed="access_denied") for n in range(2000, 2010)]
+    for number in range(3):
+        run(str(output), f"failed-{number}", failed, 5 - number)
+    run(str(output), "tonight", images(900, classes=(3, 1, 2)), 1, finished=False)
+    with pytest.raises(HeldByGateError):
+        gate(str(output), "tonight", replace(BOUNDS, last_runs=3))
+
+
+def test_a_run_in_which_most_images_failed_is_held(output):
+    found = [*images(900, 8), *(Found(f"s3://b/{n}.jpg", failed="decode_failed") for n in range(2000, 2012))]
+    run(str(output), "tonight", found, 1, finished=False)
+    with pytest.raises(HeldByGateError):
+        gate(str(output), "tonight")
+    record = seen(str(output), "tonight")
+    assert record.figures.num_images == 20 and record.figures.num_ok == 8
+    assert any(line.startswith("failed images: share is 60.00%; the last 3 runs") for line in record.violations)
+
+
+def lose(path: Path) -> None:
+    path.unlink()
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("harm", "said"), [(lose, "does not exist"), (flip, "is damaged: its sha256")])
+@pytest.mark.parametrize("table", ["images", "segments"])
+def test_a_run_whose_own_parts_cannot_be_read_does_not_pass(output, table, harm, said):
+    run(str(output), "tonight", images(900), 1, finished=False)
+    harm(next((output / table / "run=tonight").iterdir()))
+    with pytest.raises(BrokenRunError) as broke:
+        gate(str(output), "tonight")
+    message = str(broke.value)
+    assert "run tonight is not published" in message and said in message and len(message.splitlines()) == 1
+    assert not (output / "_runs/tonight/gate.json").exists()
+
+
+def test_an_earlier_run_with_a_damaged_part_is_left_out_with_a_warning(output, caplog):
+    flip(next((output / "segments/run=night-1").iterdir()))
+    run(str(output), "tonight", images(900), 1, finished=False)
+    gate(str(output), "tonight", replace(BOUNDS, least_runs=2))
+    assert any("run night-1 is left out of the comparison" in line for line in caplog.messages)
+
+
 # --- after a look -----------------------------------------------------------------------------------------------------
 
 
@@ -137,8 +189,11 @@ def keys(output: Path) -> list[str]:
 def test_a_held_run_is_published_once(output, capsys):
     hold(output)
     before = keys(output)
-    assert main(["--tables", str(output), "--run-id", "tonight"]) == 0
-    assert "run tonight" in capsys.readouterr().out
+    with without_pages(publish) as pages:
+        assert main(["--tables", str(output), "--run-id", "tonight"]) == 0
+    assert pages == [(str(output), "tonight", "embed")], "as at the end of a run"
+    said = capsys.readouterr().out
+    assert "run tonight" in said and "budget" not in said, "no rate judges the failures of a run that somebody has seen"
     assert keys(output) == sorted([*before, *(image.key for image in images(900))])
     report = json.loads((output / "_runs/tonight/report.json").read_text())
     assert report["num_images"] == 20 and report["table_versions"] == {"images": 4, "segments": 4}
@@ -173,12 +228,37 @@ def test_what_is_not_held_is_refused(output):
         publish_held(settings(output, "other"))
     with pytest.raises(RunError, match="run night-0 is published already"):
         publish_held(settings(output, "night-0"))
+    roll_back(RollBackSettings(str(output), "night-0", yes=True, allow_unsafe_store=True))
+    with pytest.raises(RunError, match="run night-0 is rolled back, and is not published again"):
+        publish_held(settings(output, "night-0"))
     run(str(output), "tonight", images(900), 1, finished=False)
     with pytest.raises(RunError, match="no --gate holds run tonight back"):
         publish_held(settings(output))
     gate(str(output), "tonight")
     with pytest.raises(RunError, match="no --gate holds run tonight back"):
         publish_held(settings(output))
+
+
+def with_setting(output: Path, **changes: object) -> None:
+    record = output / "_runs/tonight/run.json"
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps({**content, "settings": {**content["settings"], **changes}}))
+
+
+def test_the_settings_of_the_held_run_say_whether_it_gets_a_page_and_small_files_are_merged(output):
+    hold(output)
+    with_setting(output, page=False, compact=True)
+    with without_pages(publish) as pages:
+        assert main(["--tables", str(output), "--run-id", "tonight"]) == 0
+    assert pages == [] and len(published_files(Output.open(str(output)), "images")) == 1
+
+
+def test_a_run_without_pixels_on_its_page_gets_none_when_it_is_published(output):
+    hold(output)
+    with_setting(output, page_images="none")
+    with without_pages(publish) as pages:
+        assert main(["--tables", str(output), "--run-id", "tonight"]) == 0
+    assert pages == [(str(output), "tonight", "none")]
 
 
 def test_a_held_run_that_has_lost_receipts_is_not_published(output):
