@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from pipeline.errors import RunError
 from pipeline.layout import Output
 from pipeline.schema import IMAGES, SEGMENTS
-from pipeline.tables import rows_by_image, spilled_masks
+from pipeline.tables import rows_by_image
 from pipeline.tables.current_view import current_images, current_segments
+from pipeline.tables.in_order import spilled_masks
 from pipeline.tables.in_order.spilled_masks import Ranked, in_order
 from pipeline.tables.rows_by_image import RowsByImage, Wanted
 from tests.support.published_tables import image_row, publish, publish_run, segment_row
