@@ -84,6 +84,18 @@ def pack_pointwise_convolutions(model: nn.Module, dtype: torch.dtype = torch.flo
     return model
 
 
+def convert_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert, in place, the weights that autocast would convert to `dtype` in every forward pass: the same results.
+
+    Autocast keeps converted weights for the next pass only in training.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and not isinstance(module, Float32Linear):
+            for name, weight in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(weight.detach().to(dtype), requires_grad=False))
+    return model
+
+
 def _children(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
     """(module, name, child) of everything below `model`; empty if torch cannot pack layers."""
     if not torch.backends.mkldnn.is_available():

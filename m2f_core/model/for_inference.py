@@ -3,12 +3,12 @@
 import torch
 
 from m2f_core.layers.cpu_instructions import bf16_refusal
-from m2f_core.layers.linear import pack_linear_layers, pack_pointwise_convolutions
+from m2f_core.layers.linear import convert_weights, pack_linear_layers, pack_pointwise_convolutions
 from m2f_core.model.mask2former import Mask2Former
 
 
 def prepare_for_inference(model: Mask2Former, device: torch.device, precision: str) -> Mask2Former:
-    """Move `model` to `device` in place, and on a CPU lay out its weights for that CPU. `precision`: "fp32" or "bf16".
+    """Move `model` to `device` in place, and lay out its weights for the device. `precision`: "fp32" or "bf16".
 
     For "bf16", call the model within `torch.autocast(device.type, torch.bfloat16)`, as on any device. ValueError for
     "bf16" on a CPU where bfloat16 is slower than float32.
@@ -22,4 +22,6 @@ def prepare_for_inference(model: Mask2Former, device: torch.device, precision: s
         # Not a ResNet's: its maps have their rows last in memory, and oneDNN's own convolution is as fast for them.
         pack_pointwise_convolutions(model.pixel_decoder, dtype)
         pack_pointwise_convolutions(model.transformer_decoder, dtype)
+    elif precision == "bf16":
+        convert_weights(model, torch.bfloat16)
     return model

@@ -90,10 +90,10 @@ class WindowAttention(nn.Module):
         q_XMND, k_XMND, v_XMND = qkv.permute(2, 0, 3, 1, 4).unbind(0)
 
         bias = self.relative_position_bias_table[self.bias_index].permute(2, 0, 1).unsqueeze(0)  # [1, M, N, N]
+        bias = (bias if mask_V1NN is None else bias + mask_V1NN).to(q_XMND.dtype)
         if mask_V1NN is not None:
-            bias = bias + mask_V1NN
             bias = bias.repeat(num_windows // mask_V1NN.shape[0], 1, 1, 1)  # the same for every image of the batch
-        out_XMND = F.scaled_dot_product_attention(q_XMND, k_XMND, v_XMND, attn_mask=bias.to(q_XMND.dtype))
+        out_XMND = F.scaled_dot_product_attention(q_XMND, k_XMND, v_XMND, attn_mask=bias)
         return self.out_proj(out_XMND.transpose(1, 2).reshape(num_windows, cells, channels))
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.layers.cpu_instructions import bf16_refusal, cpu_instructions
-from m2f_core.layers.linear import Float32Linear, PackedLinear
+from m2f_core.layers.linear import Float32Linear, PackedLinear, convert_weights
 from m2f_core.model.for_inference import prepare_for_inference
 from tests.support.seeded_model import seeded_model
 
@@ -63,6 +63,21 @@ def test_a_prepared_model_answers_as_before(size):
     output = model(pixels)
     torch.testing.assert_close(output.class_queries_logits, expected.class_queries_logits, rtol=0, atol=2e-4)
     torch.testing.assert_close(output.masks_queries_logits, expected.masks_queries_logits, rtol=0, atol=2e-4)
+
+
+def test_weights_that_are_converted_once_give_what_autocast_gives():
+    """As on a GPU, where autocast would convert them in every pass; the layers in float32 stay."""
+    pixels = torch.randn(1, 3, 70, 90, generator=torch.Generator().manual_seed(1))
+    outputs = []
+    for convert in (lambda model: model, lambda model: convert_weights(model, torch.bfloat16)):
+        model = convert(seeded_model(Mask2FormerConfig.tiny(), seed=0))
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs.append(model(pixels))
+    assert torch.equal(outputs[0].masks_queries_logits, outputs[1].masks_queries_logits)
+    assert torch.equal(outputs[0].class_queries_logits, outputs[1].class_queries_logits)
+    kept = [module for module in model.modules() if isinstance(module, Float32Linear)]
+    assert kept and all(module.weight.dtype == torch.float32 for module in kept)
+    assert model.class_predictor.weight.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
