@@ -19,6 +19,7 @@ Tuples `*_hw` are (height, width) in pixels.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -29,8 +30,9 @@ from m2f_core.config.fields import MAX_NUMBER, excerpt
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.images.hf_values import hf_values
 from m2f_core.images.image_size import MAX_PIXELS_A_SIDE, PAPER_EDGES, PAPER_SIZE, ImageSize
-from m2f_core.images.pixel_table import look_up
+from m2f_core.images.pixel_table import look_up, look_up_by_torch
 from m2f_core.images.resize import RESAMPLES, resize_by_kernel, resize_by_torch
+from m2f_core.to_device import to_device
 
 MODES = ("reference", "hf")
 NETWORK_STRIDE = 32  # of the coarsest feature map; the authors pad to multiples of it
@@ -206,14 +208,32 @@ class ImageProcessor:
 
     @property
     def resizes_anywhere(self) -> bool:
-        """Whether `resize_on` supports the filter; Pillow has more filters."""
+        """Whether `batch_by_torch` supports the filter; Pillow has more filters."""
         return self.resample in RESAMPLES
 
-    def resize_on(self, device: torch.device, image_hw3: torch.Tensor, resized_hw: tuple[int, int]) -> torch.Tensor:
-        """Like `resize`, for a uint8 image [h, w, 3] on a device; an image that already has the size is not changed."""
-        if image_hw3.shape[:2] == resized_hw:
-            return image_hw3
-        return resize_by_torch(image_hw3.to(device, non_blocking=True), resized_hw, self.resample)
+    def batch_by_torch(
+        self, images_hw3: Sequence[torch.Tensor], resized_hws: Sequence[tuple[int, int]], padded_hw: tuple[int, int]
+    ) -> torch.Tensor:
+        """`resize` and `to_batch` of uint8 images [h, w, 3], with PyTorch's operations on the device of the images.
+
+        Images of one size are resized together.
+        """
+        device = images_hw3[0].device
+        groups: dict[tuple[torch.Size, tuple[int, int]], list[int]] = {}
+        for place, (image_hw3, resized_hw) in enumerate(zip(images_hw3, resized_hws, strict=True)):
+            groups.setdefault((image_hw3.shape, resized_hw), []).append(place)
+        batch_B3HW = torch.zeros((len(images_hw3), 3, *padded_hw), dtype=torch.float32, device=device)
+        for (_, (height, width)), places in groups.items():
+            stored = torch.stack([images_hw3[place] for place in places])
+            resized = resize_by_torch(stored, (height, width), self.resample)
+            values = look_up_by_torch(resized, *_table_on(self, device))
+            within_B3hw = batch_B3HW[:, :, :height, :width]
+            if len(groups) == 1:
+                within_B3hw.copy_(values)
+            else:
+                for place, values_3hw in zip(places, values, strict=True):
+                    within_B3hw[place].copy_(values_3hw)
+        return batch_B3HW
 
     def to_batch(
         self,
@@ -231,7 +251,10 @@ class ImageProcessor:
         for image_hw3 in tensors_hw3:
             assert image_hw3.dtype == torch.uint8 and image_hw3.ndim == 3 and image_hw3.shape[2] == 3
             assert image_hw3.shape[0] <= padded_hw[0] and image_hw3.shape[1] <= padded_hw[1]
-        return look_up(tensors_hw3, torch.from_numpy(self._normalized_values()).to(device), padded_hw)
+        if torch.device(device).type == "cpu":
+            return look_up(tensors_hw3, self._normalized_values(), padded_hw)
+        there = [image_hw3.to(device, non_blocking=True) for image_hw3 in tensors_hw3]
+        return self.batch_by_torch(there, [(image.shape[0], image.shape[1]) for image in there], padded_hw)
 
     def warm_up(self) -> None:
         """Compile now what the methods above would compile on their first call, so that no image waits for it."""
@@ -245,6 +268,14 @@ class ImageProcessor:
         # detectron2 subtracts and divides in float32 on the scale of the pixels (123.675 = 0.485 * 255, ...)
         mean_C1, std_C1 = (np.array(x)[:, None] / self.rescale_factor for x in (self.mean, self.std))
         return (values_V - mean_C1.astype(np.float32)) / std_C1.astype(np.float32)
+
+
+@lru_cache(maxsize=16)
+def _table_on(processor: ImageProcessor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The table of normalised values [C, V], and where each channel begins in it."""
+    table_CV = processor._normalized_values()
+    first_of_channel_C = np.arange(3, dtype=np.int32) * table_CV.shape[1]
+    return to_device(table_CV, device), to_device(first_of_channel_C, device)
 
 
 def _rounded_edges(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:

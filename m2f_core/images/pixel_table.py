@@ -7,22 +7,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from m2f_core.jit import compiled
 
 
-def look_up(images_hw3: Sequence[Tensor], table_CV: Tensor, padded_hw: tuple[int, int]) -> Tensor:
-    """float32 [B, C, H, W] on the device of the table: `table[c, pixel]`, and 0 in the padding at the right and bottom.
-
-    Each uint8 image is copied to that device unchanged, and asynchronously if it is in pinned memory.
-    """
-    batch_BCHW = torch.empty((len(images_hw3), 3, *padded_hw), dtype=torch.float32, device=table_CV.device)
+def look_up(images_hw3: Sequence[Tensor], table_CV: NDArray[np.float32], padded_hw: tuple[int, int]) -> Tensor:
+    """float32 [B, C, H, W] on a CPU: `table[c, pixel]`, and 0 in the padding at the right and bottom."""
+    batch_BCHW = torch.empty((len(images_hw3), 3, *padded_hw), dtype=torch.float32)
     for image_hw3, out_CHW in zip(images_hw3, batch_BCHW, strict=True):
-        if table_CV.device.type == "cpu":
-            _look_up(image_hw3.numpy(), table_CV.numpy(), out_CHW.numpy())
-        else:
-            _look_up_by_torch(image_hw3.to(table_CV.device, non_blocking=True), table_CV, out_CHW)
+        _look_up(image_hw3.numpy(), table_CV, out_CHW.numpy())
     return batch_BCHW
 
 
@@ -40,9 +35,8 @@ def _look_up(image, table, out):  # type: ignore[no-untyped-def]
     out[:, height:] = np.float32(0.0)
 
 
-def _look_up_by_torch(image_hw3: Tensor, table_CV: Tensor, out_CHW: Tensor) -> None:
-    height, width, _ = image_hw3.shape
-    for channel in range(3):  # one channel at a time: the int64 indices are eight times as large as the pixels
-        out_CHW[channel, :height, :width] = torch.take(table_CV[channel], image_hw3[..., channel].long())
-    out_CHW[:, height:] = 0
-    out_CHW[:, :, width:] = 0
+def look_up_by_torch(images_Bhw3: Tensor, table_CV: Tensor, first_of_channel_C: Tensor) -> Tensor:
+    """[B, C, h, w] of images of one size, on their device; channel c of the table begins at `first_of_channel[c]`."""
+    places_Bhw3 = images_Bhw3 + first_of_channel_C  # int32
+    values = table_CV.flatten().index_select(0, places_Bhw3.flatten()).view(places_Bhw3.shape)
+    return values.permute(0, 3, 1, 2)

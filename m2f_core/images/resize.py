@@ -9,7 +9,8 @@ The order of the two passes changes last bits, and Pillow 13 changed the order: 
 many rows as columns, the columns are filtered first (pull request 9549). This module uses the order of the installed
 Pillow, so that it always equals `Image.resize`.
 
-Legend: h w image as decoded, H W resized, n outputs along an axis, T taps: input pixels that an output pixel reads.
+Legend: B images of one size, h w image as decoded, H W resized, n outputs along an axis, T taps: input pixels that an
+output pixel reads.
 """
 
 import math
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from m2f_core.jit import compiled
+from m2f_core.to_device import to_device
 
 _PRECISION_BITS = 32 - 8 - 2  # bits of a weight: a sum of 8-bit pixels must fit into 32 bits, and filters may overshoot
 _HALF = np.int32(1 << (_PRECISION_BITS - 1))
@@ -183,22 +185,27 @@ def _along_columns(image, first, weights):  # type: ignore[no-untyped-def]
 # ------------------------------------------------------------------------------------------------------ on any device
 
 
-def resize_by_torch(image_hw3: torch.Tensor, size_hw: tuple[int, int], resample: int) -> torch.Tensor:
-    """Like `resize_by_kernel`, with PyTorch's operations on the device of the image."""
-    axes = (0, 1) if _columns_first((image_hw3.shape[0], image_hw3.shape[1]), size_hw) else (1, 0)
-    for axis in axes:
-        if size_hw[axis] != image_hw3.shape[axis]:
-            image_hw3 = _along(axis, image_hw3, pillow_taps(image_hw3.shape[axis], size_hw[axis], resample))
-    return image_hw3
+def resize_by_torch(images_Bhw3: torch.Tensor, size_hw: tuple[int, int], resample: int) -> torch.Tensor:
+    """Like `resize_by_kernel`, for images of one size, with PyTorch's operations on their device."""
+    image_hw = images_Bhw3.shape[1], images_Bhw3.shape[2]
+    for axis in (0, 1) if _columns_first(image_hw, size_hw) else (1, 0):
+        if size_hw[axis] != image_hw[axis]:
+            images_Bhw3 = _along(1 + axis, images_Bhw3, size_hw[axis], resample)
+    return images_Bhw3
 
 
-def _along(axis: int, image_hw3: torch.Tensor, taps: Taps) -> torch.Tensor:
-    first_n = torch.from_numpy(taps.first).to(image_hw3.device)
-    weights_nT = torch.from_numpy(taps.weights).to(image_hw3.device)
-    one_for_each_n = (-1, 1, 1) if axis == 0 else (1, -1, 1)
-    sums: torch.Tensor | int = int(_HALF)
-    for t in range(weights_nT.shape[1]):
-        pixels = image_hw3.index_select(axis, first_n + t).int()
-        sums = pixels.mul_(weights_nT[:, t].view(one_for_each_n)).add_(sums)
-    assert isinstance(sums, torch.Tensor)
+def _along(axis: int, images_Bhw3: torch.Tensor, num_out: int, resample: int) -> torch.Tensor:
+    read_nT, weights_nT1 = _taps_on(images_Bhw3.device, images_Bhw3.shape[axis], num_out, resample)
+    pixels = images_Bhw3.index_select(axis, read_nT.flatten()).int().unflatten(axis, read_nT.shape)
+    # Of a row, neighbours are 3 numbers apart, of a column whole rows: the taps are the axis before both.
+    weights = weights_nT1.view(*read_nT.shape, *(1,) * (pixels.ndim - axis - 2))
+    sums = pixels.mul_(weights).sum(axis + 1, dtype=torch.int32).add_(int(_HALF))
     return sums.bitwise_right_shift_(_PRECISION_BITS).clamp_(0, 255).byte()
+
+
+@lru_cache(maxsize=256)  # in a run of photographs of a few sizes nothing is copied after the first of each
+def _taps_on(device: torch.device, num_in: int, num_out: int, resample: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pixels that each output reads [n, T], and their weights."""
+    taps = pillow_taps(num_in, num_out, resample)
+    read_nT = taps.first[:, None] + np.arange(taps.weights.shape[1])
+    return to_device(read_nT, device), to_device(taps.weights, device)

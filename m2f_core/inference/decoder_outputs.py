@@ -1,10 +1,20 @@
 """Steps that the inference of every task shares: class scores, checks for finite masks, and enlarged masks.
 
-Legend: Q queries; C classes; h, w mask logits. Suffix 1 is "plus the no-object class", which is the last column.
+Legend: B batch; Q queries; N queries of all images of a batch; C classes; h, w mask logits. Suffix 1 is "plus the
+no-object class", which is the last column.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from m2f_core.masks.on_device import Arrays, Fetch, Parcel
+from m2f_core.to_device import to_device
 
 HF_GRID_HW = (384, 384)  # transformers enlarges every mask to this size, whatever the size of the input
 
@@ -42,6 +52,49 @@ def finite_masks(masks_Khw: torch.Tensor) -> torch.Tensor:
     if not masks_Khw.sum().isfinite() and not masks_Khw.isfinite().all():
         raise ValueError("mask logits are not finite")
     return masks_Khw
+
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Started(Generic[Result]):
+    """A batch whose reduction is under way on its device.
+
+    `queries`: for each image, those that may give a segment. `finish` takes the arrays of the batch's parcel and gives
+    the result of each image; ValueError if logits are not finite.
+    """
+
+    queries: list[list[int]]
+    finish: Callable[[Arrays], list[Result]]
+
+
+def read_table(fetch: Fetch, rows: Sequence[torch.Tensor]) -> list[NDArray[Any]]:
+    """Small tensors, in one copy. The host waits, because the next steps depend on them."""
+    parcel = Parcel()
+    for row in rows:
+        parcel.add(row)
+    return parcel.send(fetch)()
+
+
+def extremes(masks_BQhw: torch.Tensor) -> list[torch.Tensor]:
+    """The lowest and the highest logit of each mask, [B, Q] each; one of them is not finite if any logit is not."""
+    low_BQ, high_BQ = masks_BQhw.flatten(2).aminmax(dim=2)
+    return [low_BQ, high_BQ]
+
+
+def check_finite(scores: NDArray[np.float32], lows: NDArray[np.float32], highs: NDArray[np.float32]) -> None:
+    """ValueError unless the scores and the extremes of the masks in use are finite."""
+    if not np.isfinite(scores).all():
+        raise ValueError("class logits are not finite")
+    if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
+        raise ValueError("mask logits are not finite")
+
+
+def places_of(queries: Sequence[Sequence[int]], num_queries: int, device: torch.device) -> torch.Tensor:
+    """The places [N] of these queries of each image in the queries [B * Q] of the batch."""
+    places = [image * num_queries + query for image, of_image in enumerate(queries) for query in of_image]
+    return to_device(np.array(places, np.int64), device)
 
 
 def bilinear(planes_BChw: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:

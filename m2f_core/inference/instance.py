@@ -10,29 +10,47 @@ chooses the next steps:
 - "hf": as in transformers, with equal masks in the same order. Mask and score are computed at 384 x 384 with the
   padding, and the mask is enlarged by nearest neighbour.
 
-Masks are processed one at a time and returned as RLE, so memory is a few planes [H, W] whatever the number of queries
-(on the CPU in reference mode, less than one plane).
+On the CPU masks are processed one at a time and returned as RLE, so memory is a few planes [H, W] whatever the number
+of queries (in reference mode, less than one plane). A GPU enlarges as many as fit into 256 MiB at a time, and keeps a
+byte for each pixel of each mask until the runs are found.
 
 Legend: Q queries; C classes; K candidates (pairs of query and class); N instances; h, w mask logits; H, W original
 image. Suffix 1 is "plus the no-object class".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from m2f_core.images.geometry import ImageGeometry
-from m2f_core.inference.decoder_outputs import HF_GRID_HW, bilinear, class_scores, finite_masks
+from m2f_core.inference.decoder_outputs import (
+    HF_GRID_HW,
+    Started,
+    bilinear,
+    check_finite,
+    class_scores,
+    extremes,
+    finite_masks,
+    places_of,
+    read_table,
+)
 from m2f_core.inference.instance_kernel import find_mask
 from m2f_core.inference.resize_taps import axis_taps
 from m2f_core.masks import rle
+from m2f_core.masks.on_device import Arrays, Fetch, Parcel, fetch_at_once, start_runs
 
 InstanceMode = Literal["reference", "hf"]
+Pair = tuple[float, int, int]  # class score, query, class
+Found = tuple[rle.Rle | None, np.float32]  # the mask of a query, if it has a pixel, and its mean probability
 
+_FLOATS_AT_ONCE = 2**26  # of masks that a device enlarges together: 256 MiB
+_RUNS_PER_COLUMN = 2  # of a mask: two in each column of the object, and none beside it
 _EPSILON = 1e-6  # both sources add this to the number of a mask's pixels before the division
 
 
@@ -89,15 +107,81 @@ def instance_segments(
 
     ValueError if the outputs disagree, or if class logits or a mask in use are not finite.
     """
-    candidates = _best_pairs(class_scores(pred_logits_QC1, pred_masks_Qhw), settings)
+    if pred_masks_Qhw.device.type != "cpu":
+        parcel = Parcel()
+        started = start_instances(pred_logits_QC1[None], pred_masks_Qhw[None], [geometry], settings, parcel)
+        [result] = started.finish(parcel.send(fetch_at_once)())
+        return result
+    scores_QC = class_scores(pred_logits_QC1, pred_masks_Qhw)
+    values, places = (ranked.numpy() for ranked in _best_pairs(scores_QC.flatten(), len(scores_QC), settings))
     find = _mask_finder(pred_masks_Qhw, geometry, settings)
-    masks: dict[int, tuple[rle.Rle | None, np.float32]] = {}
+
+    @cache
+    def mask_of(query: int) -> Found:
+        runs, mask_score = find(finite_masks(pred_masks_Qhw[query]))
+        return next(iter(rle.encode_runs(runs, *geometry.original_hw)), None), mask_score
+
+    return _result(_wanted(values, places, scores_QC.shape[1], settings), mask_of, geometry, settings)
+
+
+def start_instances(
+    logits_BQC1: torch.Tensor,
+    masks_BQhw: torch.Tensor,
+    geometries: Sequence[ImageGeometry],
+    settings: InstanceSettings,
+    parcel: Parcel,
+    fetch: Fetch = fetch_at_once,
+) -> Started[InstanceResult]:
+    """`instance_segments` of a whole batch on its device: the host waits once for small tables, and for the parcel.
+
+    ValueError if class logits, or the masks of candidates, are not finite.
+    """
+    num_queries, num_classes = masks_BQhw.shape[1], logits_BQC1.shape[2] - 1
+    scores_BQC = logits_BQC1.float().softmax(-1)[..., :-1]
+    masks_BQhw = masks_BQhw.float()
+    ranked = _best_pairs(scores_BQC.flatten(1), num_queries, settings)
+    values, places, lows, highs = read_table(fetch, [*ranked, *extremes(masks_BQhw)])
+    wanted = [_wanted(*pair, num_classes, settings) for pair in zip(values, places, strict=True)]
+    queries = [list(dict.fromkeys(query for _, query, _ in of_image)) for of_image in wanted]
+    is_used_BQ = np.zeros_like(lows, dtype=bool)
+    for image, of_image in enumerate(queries):
+        is_used_BQ[image, of_image] = True
+    check_finite(values, lows[is_used_BQ], highs[is_used_BQ])
+
+    masks_Nhw = masks_BQhw.flatten(0, 1).index_select(0, places_of(queries, num_queries, masks_BQhw.device))
+    planes_WH: list[torch.Tensor] = []
+    score_places = []
+    for masks_Khw, geometry in zip(masks_Nhw.split([len(q) for q in queries]), geometries, strict=True):
+        for masks_khw in masks_Khw.split(_masks_at_once(geometry, settings)) if len(masks_Khw) else ():
+            if settings.mode == "hf":
+                masks_kWH, mask_scores_k = find_masks_hf(masks_khw, geometry, num_queries)
+            else:
+                masks_kWH, mask_scores_k = find_masks_torch(masks_khw, geometry)
+            planes_WH += masks_kWH.unbind()
+            score_places.append(parcel.add(mask_scores_k))
+    runs = start_runs(planes_WH, parcel, fetch, _RUNS_PER_COLUMN)
+
+    def finish(arrays: Arrays) -> list[InstanceResult]:
+        scores = (score for place in score_places for score in arrays[place])
+        found = zip(runs(arrays), scores, strict=True)
+        results = []
+        for geometry, of_image, pairs in zip(geometries, queries, wanted, strict=True):
+            masks: dict[int, Found] = {}
+            for query in of_image:
+                one, mask_score = next(found)
+                masks[query] = next(iter(rle.encode_runs(one.runs, *geometry.original_hw)), None), mask_score
+            results.append(_result(pairs, masks.__getitem__, geometry, settings))
+        return results
+
+    return Started(queries, finish)
+
+
+def _result(
+    wanted: Sequence[Pair], mask_of: Callable[[int], Found], geometry: ImageGeometry, settings: InstanceSettings
+) -> InstanceResult:
     instances = []
-    for class_score, query, class_id in candidates:
-        if query not in masks:
-            runs, mask_score = find(finite_masks(pred_masks_Qhw[query]))
-            masks[query] = next(iter(rle.encode_runs(runs, *geometry.original_hw)), None), mask_score
-        mask, mask_score = masks[query]
+    for class_score, query, class_id in wanted:
+        mask, mask_score = mask_of(query)
         score = float(np.float32(class_score) * mask_score)
         if mask is not None and score >= settings.score_threshold:
             instances.append(Instance(class_id, score, query, mask))
@@ -135,26 +219,32 @@ def to_hf(result: InstanceResult, return_binary_maps: bool = False) -> dict[str,
     return {"segmentation": segmentation, "segments_info": rows}
 
 
-def _best_pairs(scores_QC: torch.Tensor, settings: InstanceSettings) -> list[tuple[float, int, int]]:
-    """Class score, query and class of the candidates: the best pairs, without unwanted classes and scores.
+def _best_pairs(
+    scores: torch.Tensor, num_queries: int, settings: InstanceSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and places of the best pairs, of an image or of each image of a batch; the last axis of `scores` is pairs.
 
     Among equal scores, the lower query comes first, then the lower class. The original leaves this order to torch.topk;
     so does hf mode, to get transformers' order.
     """
-    num_queries, num_classes = scores_QC.shape
-    num_pairs = min(settings.top_k or num_queries, scores_QC.numel())
+    num_pairs = min(settings.top_k or num_queries, scores.shape[-1])
     if settings.mode == "hf":
-        values, indices = scores_QC.flatten().topk(num_pairs, sorted=False)
-    else:
-        values, indices = scores_QC.flatten().sort(descending=True, stable=True)
-    pairs = zip(values[:num_pairs].tolist(), indices[:num_pairs].tolist(), strict=True)
+        return scores.topk(num_pairs, sorted=False)
+    values, places = scores.sort(dim=-1, descending=True, stable=True)
+    return values[..., :num_pairs], places[..., :num_pairs]
+
+
+def _wanted(
+    values: NDArray[np.float32], places: NDArray[np.int64], num_classes: int, settings: InstanceSettings
+) -> list[Pair]:
+    """The pairs of an image without unwanted classes and scores."""
     # A mean probability is at most 1 (plus rounding), so the dropped pairs could not reach the threshold.
     least = settings.score_threshold * (1 - 1e-4)
     things = settings.thing_class_ids
     return [
-        (score, index // num_classes, index % num_classes)
-        for score, index in pairs
-        if score >= least and (things is None or index % num_classes in things)
+        (score, place // num_classes, place % num_classes)
+        for score, place in zip(values.tolist(), places.tolist(), strict=True)
+        if score >= least and (things is None or place % num_classes in things)
     ]
 
 
@@ -167,8 +257,6 @@ def _mask_finder(masks_Qhw: torch.Tensor, geometry: ImageGeometry, settings: Ins
     """A function that gives runs and mean probability of one mask; values shared by all masks are computed here."""
     if settings.mode == "hf":
         return _hf_finder(masks_Qhw, geometry)
-    if masks_Qhw.device.type != "cpu":
-        return lambda mask_hw: find_mask_torch(mask_hw, geometry)
     _, h, w = masks_Qhw.shape
     rows = axis_taps(h, geometry.padded_hw[0], geometry.resized_hw[0], geometry.original_hw[0])
     cols = axis_taps(w, geometry.padded_hw[1], geometry.resized_hw[1], geometry.original_hw[1])
@@ -181,44 +269,56 @@ def _mask_finder(masks_Qhw: torch.Tensor, geometry: ImageGeometry, settings: Ins
     return find
 
 
-def find_mask_torch(mask_hw: torch.Tensor, geometry: ImageGeometry) -> tuple[rle.LabelRuns, np.float32]:
-    """Runs and mean probability of one mask, on any device: resize logits to the padded size, cut, resize again.
+def _masks_at_once(geometry: ImageGeometry, settings: InstanceSettings) -> int:
+    """How many masks of an image a device enlarges together."""
+    enlarged_hw = HF_GRID_HW if settings.mode == "hf" else geometry.padded_hw
+    return max(1, _FLOATS_AT_ONCE // max(height * width for height, width in (enlarged_hw, geometry.original_hw)))
+
+
+def find_masks_torch(masks_khw: torch.Tensor, geometry: ImageGeometry) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks, uint8 [k, W, H], and their mean probabilities [k], on any device: resize logits to the padded size, cut,
+    resize again.
 
     This is the plain version of `instance_kernel.find_mask`, which is faster on the CPU.
     """
     height, width = geometry.resized_hw
-    padded = bilinear(mask_hw[None, None], geometry.padded_hw)
-    logits_HW = bilinear(padded[:, :, :height, :width], geometry.original_hw)[0, 0]
-    mask_HW = logits_HW > 0
-    mask_score = (logits_HW.sigmoid() * mask_HW).sum() / (mask_HW.sum() + _EPSILON)
-    return _runs_of(mask_HW.T), np.float32(mask_score.item())
+    padded = bilinear(masks_khw[None], geometry.padded_hw)
+    logits_kHW = bilinear(padded[:, :, :height, :width], geometry.original_hw)[0]
+    masks_kHW = logits_kHW > 0
+    mask_scores_k = (logits_kHW.sigmoid() * masks_kHW).sum((1, 2)) / (masks_kHW.sum((1, 2)) + _EPSILON)
+    return masks_kHW.transpose(1, 2).to(torch.uint8, memory_format=torch.contiguous_format), mask_scores_k
+
+
+def find_masks_hf(
+    masks_khw: torch.Tensor, geometry: ImageGeometry, num_queries: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same as in transformers: mask and score on its own grid with the padding, then the mask enlarged by nearest
+    neighbour.
+    """
+    rows_H, cols_W = (
+        _nearest(num_grid, num_pixels, masks_khw.device)
+        for num_grid, num_pixels in zip(HF_GRID_HW, geometry.original_hw, strict=True)
+    )
+    logits = bilinear(masks_khw[None], HF_GRID_HW)[0]
+    masks = logits > 0
+    inside = (logits.sigmoid() * masks).flatten(1)
+    if len(inside) == 1:
+        # With several threads, torch adds up a single row in another order than one of many rows, as in transformers.
+        inside = inside.expand(min(2, num_queries), -1)
+    mask_scores_k = inside.sum(1)[: len(masks)] / (masks.sum((1, 2)).float() + _EPSILON)
+    return masks.to(torch.uint8).transpose(1, 2).index_select(1, cols_W).index_select(2, rows_H), mask_scores_k
 
 
 def _hf_finder(masks_Qhw: torch.Tensor, geometry: ImageGeometry) -> MaskFinder:
-    """As in transformers: mask and score on its own grid with the padding, then the mask by nearest neighbour."""
-    rows_H, cols_W = (
-        _nearest(num_grid, num_pixels, masks_Qhw.device)
-        for num_grid, num_pixels in zip(HF_GRID_HW, geometry.original_hw, strict=True)
-    )
-    # With several threads, torch adds up a single row in another order than a row of many.
-    num_rows = min(2, masks_Qhw.shape[0])
-
     def find(mask_hw: torch.Tensor) -> tuple[rle.LabelRuns, np.float32]:
-        logits = bilinear(mask_hw[None, None], HF_GRID_HW)[0, 0]
-        mask = logits > 0
-        inside = (logits.sigmoid() * mask).flatten().expand(num_rows, -1).sum(1)[0]
-        mask_score = inside / (mask.sum().float() + _EPSILON)
-        return _runs_of(mask.T.index_select(0, cols_W).index_select(1, rows_H)), np.float32(mask_score.item())
+        masks_kWH, mask_scores_k = find_masks_hf(mask_hw[None], geometry, len(masks_Qhw))
+        return rle.label_runs(masks_kWH[0].numpy().T), np.float32(mask_scores_k[0].item())
 
     return find
 
 
+@lru_cache(maxsize=256)
 def _nearest(num_in: int, num_out: int, device: torch.device) -> torch.Tensor:
     """Index [num_out] of the input that PyTorch's nearest-neighbour interpolation takes for each output."""
     indices = torch.arange(num_in, dtype=torch.float32, device=device)[None, None]
     return F.interpolate(indices, size=num_out, mode="nearest")[0, 0].long()
-
-
-def _runs_of(mask_WH: torch.Tensor) -> rle.LabelRuns:
-    """Copy one small plane from the device, in the order of RLE."""
-    return rle.label_runs(mask_WH.to(torch.uint8).contiguous().cpu().numpy().T)

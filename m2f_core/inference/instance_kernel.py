@@ -1,6 +1,6 @@
 """The binary mask of one query in the original image, as column-major runs, on the CPU.
 
-The plain version (`instance.find_mask_torch`) enlarges the mask twice. Here, as in `panoptic_kernel`, both steps are
+The plain version (`instance.find_masks_torch`) enlarges the mask twice. Here, as in `panoptic_kernel`, both steps are
 one weighted sum with non-negative weights, so inside a tile of the output a query stays within the range of the logits
 that the tile reads. If the top of that range is at most 0, the mask is off in the whole tile; if the bottom is above
 0, the mask is on. Only tiles in which the mask is on somewhere are interpolated, and only one column of tiles of the

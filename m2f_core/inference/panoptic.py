@@ -10,13 +10,13 @@
   to a query, and may give one id to several classes (transformers issue 23461).
 
 In both modes, queries are filtered by class score BEFORE any mask is enlarged, and masks are processed one at a time,
-so memory is a few planes [H, W] whatever the number of queries.
+so memory is a few planes [H, W] whatever the number of queries (on a GPU, as many as fit into 256 MiB at a time).
 
 Legend: Q queries, K kept queries; h, w mask logits (stride 4 of the padded input); H, W original image; suffix 1 is
 "plus the no-object class", so pred_logits_QC1 has C + 1 columns, the last of which is "no object".
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -26,11 +26,26 @@ from numpy.typing import NDArray
 
 from m2f_core.config.labels import LabelMap
 from m2f_core.images.geometry import ImageGeometry
-from m2f_core.inference.decoder_outputs import HF_GRID_HW, all_scores, bilinear, finite_masks
+from m2f_core.inference.decoder_outputs import (
+    HF_GRID_HW,
+    Started,
+    all_scores,
+    bilinear,
+    check_finite,
+    extremes,
+    finite_masks,
+    places_of,
+    read_table,
+)
 from m2f_core.inference.panoptic_kernel import Winners, find_winners
+from m2f_core.masks.on_device import Arrays, Fetch, Parcel, fetch_at_once, start_runs
+from m2f_core.masks.rle import LabelRuns, label_runs
 from m2f_core.masks.run_map import RunMap
 
 PanopticMode = Literal["reference", "hf"]
+
+_FLOATS_AT_ONCE = 2**26  # of masks that a device enlarges together: 256 MiB
+_RUNS_PER_COLUMN = 24  # of a map, with room for more than 15 to 28 segments have: 8 to 10
 
 
 @dataclass(frozen=True)
@@ -104,20 +119,85 @@ def panoptic_segments(
 
     ValueError if the outputs are not finite: half precision can break a decoder, and thresholds would hide this.
     """
+    if pred_masks_Qhw.device.type != "cpu":
+        parcel = Parcel()
+        started = start_panoptic(pred_logits_QC1[None], pred_masks_Qhw[None], [geometry], settings, parcel)
+        [result] = started.finish(parcel.send(fetch_at_once)())
+        return result
     scores_Q, classes_Q = all_scores(pred_logits_QC1, pred_masks_Qhw).max(-1)
     no_object = pred_logits_QC1.shape[-1] - 1
     queries_K = ((classes_Q != no_object) & (scores_Q > settings.score_threshold)).nonzero()[:, 0]
     if queries_K.numel() == 0:
-        return PanopticResult(RunMap.from_transposed(np.zeros(geometry.original_hw[::-1], np.uint8), 0), (), 0)
+        return _nothing_kept(geometry)
 
     scores_K, classes_K = scores_Q[queries_K], classes_Q[queries_K]
     masks_Khw = finite_masks(pred_masks_Qhw[queries_K])
-    if settings.mode == "reference" and masks_Khw.device.type == "cpu":
+    if settings.mode == "reference":
         found = find_winners(masks_Khw.numpy(), scores_K.numpy(), geometry, settings.mask_threshold)
     else:
         found = find_winners_torch(masks_Khw, scores_K, geometry, settings)
-    ids, infos = _number_segments(found, scores_K.tolist(), classes_K.tolist(), queries_K.tolist(), settings)
-    return PanopticResult(found.winners.relabelled(ids), infos, int(queries_K.numel()))
+    return _result(found, scores_K.tolist(), classes_K.tolist(), queries_K.tolist(), settings)
+
+
+def start_panoptic(
+    logits_BQC1: torch.Tensor,
+    masks_BQhw: torch.Tensor,
+    geometries: Sequence[ImageGeometry],
+    settings: PanopticSettings,
+    parcel: Parcel,
+    fetch: Fetch = fetch_at_once,
+) -> Started[PanopticResult]:
+    """`panoptic_segments` of a whole batch on its device: the host waits once for small tables, and for the parcel.
+
+    ValueError if class logits, or the masks of kept queries, are not finite.
+    """
+    num_queries = masks_BQhw.shape[1]
+    scores_BQ, classes_BQ = logits_BQC1.float().softmax(-1).max(-1)
+    masks_BQhw = masks_BQhw.float()
+    scores, classes, lows, highs = read_table(fetch, [scores_BQ, classes_BQ, *extremes(masks_BQhw)])
+    is_kept_BQ = (classes != logits_BQC1.shape[-1] - 1) & (scores > settings.score_threshold)
+    check_finite(scores, lows[is_kept_BQ], highs[is_kept_BQ])
+    queries = [np.flatnonzero(is_kept_Q).tolist() for is_kept_Q in is_kept_BQ]
+
+    places_N = places_of(queries, num_queries, masks_BQhw.device)
+    masks_Nhw = masks_BQhw.flatten(0, 1).index_select(0, places_N)
+    scores_N = scores_BQ.flatten().index_select(0, places_N)
+    counts = [len(of_image) for of_image in queries]
+    type_of_codes = _type_of_codes(max(counts))
+    planes_WH, areas = [], []
+    for masks_Khw, scores_K, geometry in zip(masks_Nhw.split(counts), scores_N.split(counts), geometries, strict=True):
+        if len(masks_Khw):
+            at_once = _masks_at_once(geometry)
+            codes_HW, areas_K = _find_codes(masks_Khw, scores_K, geometry, settings, at_once, type_of_codes)
+            planes_WH.append(codes_HW.T.contiguous())
+            areas.append(parcel.add(areas_K))
+    runs = start_runs(planes_WH, parcel, fetch, _RUNS_PER_COLUMN)
+
+    def finish(arrays: Arrays) -> list[PanopticResult]:
+        of_images = iter(zip(runs(arrays), areas, strict=True))
+        results = []
+        for image, (geometry, kept) in enumerate(zip(geometries, queries, strict=True)):
+            if not kept:
+                results.append(_nothing_kept(geometry))
+                continue
+            found, at = next(of_images)
+            winners = _winners(found.runs, arrays[at], geometry.original_hw)
+            kept_classes = classes[image, kept].tolist()
+            results.append(_result(winners, scores[image, kept].tolist(), kept_classes, kept, settings))
+        return results
+
+    return Started(queries, finish)
+
+
+def _nothing_kept(geometry: ImageGeometry) -> PanopticResult:
+    return PanopticResult(RunMap.from_transposed(np.zeros(geometry.original_hw[::-1], np.uint8), 0), (), 0)
+
+
+def _result(
+    found: Winners, scores: list[float], classes: list[int], queries: list[int], settings: PanopticSettings
+) -> PanopticResult:
+    ids, infos = _number_segments(found, scores, classes, queries, settings)
+    return PanopticResult(found.winners.relabelled(ids), infos, len(queries))
 
 
 def warm_up(settings: PanopticSettings) -> None:
@@ -149,49 +229,86 @@ def to_hf(result: PanopticResult, settings: PanopticSettings) -> dict[str, Any]:
 def find_winners_torch(
     masks_Khw: torch.Tensor, scores_K: torch.Tensor, geometry: ImageGeometry, settings: PanopticSettings
 ) -> Winners:
-    """The winner of each pixel, one mask at a time, on any device and in either mode.
+    """The winner of each pixel, one mask at a time, in host memory and in either mode.
 
-    This is the plain version of `panoptic_kernel.find_winners`, which is faster for reference mode on the CPU.
+    This is the plain version of `panoptic_kernel.find_winners`, which is faster for reference mode.
+    """
+    codes_HW, areas_K = _find_codes(masks_Khw, scores_K, geometry, settings, 1, _type_of_codes(len(masks_Khw)))
+    return _winners(label_runs(codes_HW.numpy()), areas_K.numpy(), geometry.original_hw)
+
+
+def _find_codes(
+    masks_Khw: torch.Tensor,
+    scores_K: torch.Tensor,
+    geometry: ImageGeometry,
+    settings: PanopticSettings,
+    at_once: int,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The code of each pixel [H, W], and how many pixels each mask has [K], on the device of the masks.
+
+    The code of a pixel that query k wins is 2 * (k + 1), plus 1 where the pixel is inside of the mask of query k. The
+    host computes all other areas from the runs of the codes. `at_once` masks are enlarged together.
     """
     hf = settings.mode == "hf"
-    resize: Callable[[torch.Tensor, ImageGeometry], torch.Tensor] = (
-        _hf_probabilities if hf else _reference_probabilities
-    )
-    num_kept = masks_Khw.shape[0]
-    best_HW = masks_Khw.new_full(geometry.original_hw, -1.0)
-    winner_HW = best_HW.new_zeros(best_HW.shape, dtype=torch.uint8 if num_kept < 256 else torch.int16)  # 1 + index
-    inside_HW = best_HW.new_zeros(best_HW.shape, dtype=torch.bool)
-    original_areas = []
-    for k, mask_hw in enumerate(masks_Khw):
-        prob_HW = resize(mask_hw, geometry)
-        mine_HW = prob_HW >= settings.mask_threshold
-        weighted_HW = prob_HW.mul_(scores_K[k])
+    resize = _hf_probabilities if hf else _reference_probabilities
+    best_HW, codes_HW, areas = None, None, []
+    for first in range(0, len(masks_Khw), at_once):
+        probs_kHW = resize(masks_Khw[first : first + at_once], geometry)
+        inside_kHW = probs_kHW >= settings.mask_threshold
+        weighted_kHW = probs_kHW.mul_(scores_K[first : first + at_once, None, None])
         if hf:  # transformers weights the probabilities in place before it compares them with the threshold
-            mine_HW = weighted_HW >= settings.mask_threshold
-        original_areas.append(mine_HW.count_nonzero())
-        better_HW = weighted_HW > best_HW  # strictly: among equals the first query wins, as with argmax
-        torch.maximum(best_HW, weighted_HW, out=best_HW)
-        # A later query has a higher number, so the maximum overwrites; torch.where is ten times slower on a CPU.
-        torch.maximum(winner_HW, better_HW.to(winner_HW.dtype) * (k + 1), out=winner_HW)
-        inside_HW = (better_HW & mine_HW) | (inside_HW & ~better_HW)
-    mask_areas = winner_HW.flatten().bincount(minlength=num_kept + 1)[1:]
-    if not hf:  # transformers gives every pixel to its winner, even outside the mask
-        winner_HW *= inside_HW
-    final_areas = winner_HW.flatten().bincount(minlength=num_kept + 1)[1:]
-    areas_3K = torch.stack((mask_areas, torch.stack(original_areas), final_areas)).cpu().numpy()
-    return Winners(RunMap.from_transposed(winner_HW.T.contiguous(), num_kept), *areas_3K)
+            inside_kHW = weighted_kHW >= settings.mask_threshold
+        areas.append(inside_kHW.sum((1, 2)))
+        if len(weighted_kHW) == 1:
+            top_HW, codes_of_top_HW = weighted_kHW[0], inside_kHW[0].to(dtype).add_(2 * (first + 1))
+        else:
+            top_HW, index_HW = weighted_kHW.max(0)  # among equals the first
+            inside_HW = inside_kHW.gather(0, index_HW[None])[0]
+            codes_of_top_HW = index_HW.add_(first + 1).mul_(2).to(dtype).add_(inside_HW)
+        if hf:  # transformers gives every pixel to its winner, even outside of the mask
+            codes_of_top_HW = codes_of_top_HW.bitwise_or_(1)
+        if best_HW is None or codes_HW is None:
+            best_HW, codes_HW = top_HW, codes_of_top_HW
+            continue
+        better_HW = top_HW > best_HW  # strictly: among equals the first query wins, as with argmax
+        torch.maximum(best_HW, top_HW, out=best_HW)
+        # A later query has a higher code, so the maximum overwrites; torch.where is ten times slower on a CPU.
+        torch.maximum(codes_HW, codes_of_top_HW.mul_(better_HW), out=codes_HW)
+    assert codes_HW is not None, "there is a mask"
+    return codes_HW, torch.cat(areas)
 
 
-def _reference_probabilities(mask_hw: torch.Tensor, geometry: ImageGeometry) -> torch.Tensor:
-    """Probabilities [H, W]: resize logits to the padded size, cut off padding, resize to the image, sigmoid."""
+def _type_of_codes(num_kept: int) -> torch.dtype:
+    return torch.uint8 if 2 * num_kept + 1 < 256 else torch.int16
+
+
+def _masks_at_once(geometry: ImageGeometry) -> int:
+    """How many masks of an image a device enlarges together."""
+    pixels = max(height * width for height, width in (geometry.padded_hw, geometry.original_hw))
+    return max(1, _FLOATS_AT_ONCE // pixels)
+
+
+def _winners(codes: LabelRuns, original_areas_K: NDArray[np.int64], size_hw: tuple[int, int]) -> Winners:
+    """The winners of the codes' runs."""
+    num_kept = len(original_areas_K)
+    every_code = np.arange(2 * (num_kept + 1))
+    winner, is_inside = every_code >> 1, every_code & 1
+    areas = np.bincount(codes.values, weights=codes.lengths, minlength=len(every_code)).astype(np.int64).reshape(-1, 2)
+    winners = RunMap(codes, size_hw, num_kept).relabelled(winner * is_inside)
+    return Winners(winners, areas.sum(1)[1:], original_areas_K, areas[1:, 1])
+
+
+def _reference_probabilities(masks_khw: torch.Tensor, geometry: ImageGeometry) -> torch.Tensor:
+    """Probabilities [k, H, W]: resize logits to the padded size, cut off padding, resize to the image, sigmoid."""
     height, width = geometry.resized_hw
-    padded = bilinear(mask_hw[None, None], geometry.padded_hw)
-    return bilinear(padded[:, :, :height, :width], geometry.original_hw)[0, 0].sigmoid()
+    padded = bilinear(masks_khw[None], geometry.padded_hw)
+    return bilinear(padded[:, :, :height, :width], geometry.original_hw)[0].sigmoid()
 
 
-def _hf_probabilities(mask_hw: torch.Tensor, geometry: ImageGeometry) -> torch.Tensor:
-    """Probabilities [H, W] as transformers computes them: sigmoid on its own grid, then resized with the padding."""
-    return bilinear(bilinear(mask_hw[None, None], HF_GRID_HW).sigmoid(), geometry.original_hw)[0, 0]
+def _hf_probabilities(masks_khw: torch.Tensor, geometry: ImageGeometry) -> torch.Tensor:
+    """Probabilities [k, H, W] as transformers computes them: sigmoid on its own grid, then resized with the padding."""
+    return bilinear(bilinear(masks_khw[None], HF_GRID_HW).sigmoid(), geometry.original_hw)[0]
 
 
 # ------------------------------------------------------------------------------------------------------- segment rows

@@ -4,6 +4,7 @@ Legend: n outputs along one axis; T = 4 taps.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ class Taps:
     weights: NDArray[np.float32]  # [n, T]
 
 
+@lru_cache(maxsize=128)  # some 50 KB each; a bucket has few sizes
 def axis_taps(num_low: int, num_padded: int, num_resized: int, num_original: int) -> Taps:
     """Taps of these steps: bilinear `num_low` -> `num_padded`, cut to `num_resized`, bilinear -> `num_original`."""
     if not 1 <= num_resized <= num_padded:

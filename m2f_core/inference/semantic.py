@@ -15,6 +15,8 @@ Legend: Q queries; C classes; h, w mask logits; H, W original image; n rows of a
 a strip depends on, u, v its height and width. Suffix 1 is "plus the no-object class". `_WH` is column-major.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,16 +25,29 @@ import torch
 from numpy.typing import NDArray
 
 from m2f_core.images.geometry import ImageGeometry
-from m2f_core.inference.decoder_outputs import HF_GRID_HW, bilinear, class_scores, finite_masks
+from m2f_core.inference.decoder_outputs import (
+    HF_GRID_HW,
+    Started,
+    bilinear,
+    check_finite,
+    class_scores,
+    extremes,
+    finite_masks,
+)
 from m2f_core.inference.panoptic import SegmentInfo
 from m2f_core.inference.resize_taps import Taps, axis_taps
 from m2f_core.inference.semantic_kernel import ClassMap, find_classes
+from m2f_core.masks.on_device import Arrays, Fetch, Parcel, fetch_at_once, start_runs
 from m2f_core.masks.run_map import RunMap
+from m2f_core.to_device import to_device
 
 SemanticMode = Literal["reference", "hf"]
 SemanticResize = Literal["masks", "scores"]
 
 _STRIP_FLOATS = 2**23  # scores and probabilities in one strip of the plain version: 32 MiB
+_STRIP_FLOATS_ON_DEVICE = 2**27
+_RUNS_PER_COLUMN = 24  # as for panoptic segments
+_PARTS = 2**32  # of a score of 1, in which a device adds up scores
 
 
 @dataclass(frozen=True)
@@ -81,15 +96,62 @@ def semantic_segments(
 
     ValueError if the outputs disagree or are not finite.
     """
+    if pred_masks_Qhw.device.type != "cpu":
+        parcel = Parcel()
+        started = start_semantic(pred_logits_QC1[None], pred_masks_Qhw[None], [geometry], settings, parcel)
+        [result] = started.finish(parcel.send(fetch_at_once)())
+        return result
     scores_QC = class_scores(pred_logits_QC1, pred_masks_Qhw)
     masks_Qhw = finite_masks(pred_masks_Qhw)
     if settings.mode == "hf":
-        found = find_classes_hf(masks_Qhw, scores_QC, geometry)
-    elif masks_Qhw.device.type == "cpu":
+        found = _class_map(*find_classes_hf(masks_Qhw, scores_QC, geometry), scores_QC.shape[1])
+    else:
         scores = np.ascontiguousarray(scores_QC.numpy())
         found = find_classes(masks_Qhw.numpy(), scores, geometry, settings.resize == "scores")
-    else:
-        found = find_classes_torch(masks_Qhw, scores_QC, geometry, settings.resize == "scores")
+    return _result(found)
+
+
+def start_semantic(
+    logits_BQC1: torch.Tensor,
+    masks_BQhw: torch.Tensor,
+    geometries: Sequence[ImageGeometry],
+    settings: SemanticSettings,
+    parcel: Parcel,
+    fetch: Fetch = fetch_at_once,
+) -> Started[SemanticResult]:
+    """`semantic_segments` of a whole batch on its device: the host waits once, for the parcel."""
+    scores_BQC = logits_BQC1.float().softmax(-1)[..., :-1]
+    masks_BQhw = masks_BQhw.float()
+    at_checks = [parcel.add(x) for x in (scores_BQC.amax(-1), *extremes(masks_BQhw))]
+    planes_WH, weights_WH = [], []
+    for masks_Qhw, scores_QC, geometry in zip(masks_BQhw, scores_BQC, geometries, strict=True):
+        if settings.mode == "hf":
+            labels_HW, best_HW = find_classes_hf_together(masks_Qhw, scores_QC, geometry)
+        else:
+            by_scores = settings.resize == "scores"
+            labels_HW, best_HW = find_classes_torch(masks_Qhw, scores_QC, geometry, by_scores, _STRIP_FLOATS_ON_DEVICE)
+        planes_WH.append(labels_HW.T.contiguous())
+        # Whole numbers add up to the same sum in any order.
+        weights_WH.append(best_HW.clamp_(max=1).T.double().mul(_PARTS).round_().long().contiguous())
+    runs = start_runs(planes_WH, parcel, fetch, _RUNS_PER_COLUMN, weights_WH)
+
+    def finish(arrays: Arrays) -> list[SemanticResult]:
+        check_finite(*(arrays[at] for at in at_checks))
+        num_classes = scores_BQC.shape[2]
+        results = []
+        for found, geometry in zip(runs(arrays), geometries, strict=True):
+            assert found.sums is not None
+            labels = found.runs.values
+            areas = np.bincount(labels, found.runs.lengths, num_classes + 1).astype(np.int64)
+            sums = np.bincount(labels, found.sums / _PARTS, num_classes + 1).astype(np.float64)
+            label_map = RunMap(found.runs, geometry.original_hw, num_classes)
+            results.append(_result(ClassMap(label_map, areas[1:], sums[1:])))
+        return results
+
+    return Started([[] for _ in geometries], finish)
+
+
+def _result(found: ClassMap) -> SemanticResult:
     infos = tuple(
         SegmentInfo(int(c) + 1, int(c), float(found.score_sums_C[c] / found.areas_C[c]))
         for c in np.flatnonzero(found.areas_C)
@@ -112,9 +174,14 @@ def to_hf(result: SemanticResult) -> torch.Tensor:
 
 
 def find_classes_torch(
-    masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, geometry: ImageGeometry, resize_scores: bool
-) -> ClassMap:
-    """The best class of each pixel, on any device, in strips of rows: resize masks, compute and resize scores.
+    masks_Qhw: torch.Tensor,
+    scores_QC: torch.Tensor,
+    geometry: ImageGeometry,
+    resize_scores: bool,
+    strip_floats: int = _STRIP_FLOATS,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 + the best class of each pixel and its score, [H, W] each, on any device, in strips of rows: resize masks,
+    compute and resize scores.
 
     This is the plain version of `semantic_kernel.find_classes`, which is faster on the CPU.
     """
@@ -124,7 +191,7 @@ def find_classes_torch(
     height, width = geometry.original_hw
     # Rows of scores per strip row; a few more are needed if the image was enlarged for the network.
     widest = max(width, geometry.resized_hw[1]) * -(-len(first_rows.indices) // height)
-    num_rows = max(1, _STRIP_FLOATS // ((num_queries + num_classes) * widest))
+    num_rows = max(1, strip_floats // ((num_queries + num_classes) * widest))
     best_HW = masks_Qhw.new_empty(geometry.original_hw)
     labels_HW = best_HW.new_empty(geometry.original_hw, dtype=_label_type(num_classes))
     for y0 in range(0, height, num_rows):
@@ -137,7 +204,7 @@ def find_classes_torch(
         scores_CnW = _resize(_resize(scores_Cmv, Taps(last.indices - r0, last.weights), 1), last_cols, 2)
         best_HW[y0:y1], classes_nW = scores_CnW.max(0)  # the first among equals
         labels_HW[y0:y1] = classes_nW + 1
-    return _class_map(labels_HW, best_HW, num_classes)
+    return labels_HW, best_HW
 
 
 def _two_steps(num_low: int, axis: int, geometry: ImageGeometry, resize_scores: bool) -> tuple[Taps, Taps]:
@@ -155,7 +222,7 @@ def _resize(planes_Cnm: torch.Tensor, taps: Taps, axis: int) -> torch.Tensor:
     for indices, weights in zip(taps.indices.T.copy(), taps.weights.T.copy(), strict=True):
         if not weights.any():
             continue
-        indices_n, weights_n = (torch.from_numpy(a).to(planes_Cnm.device) for a in (indices, weights))
+        indices_n, weights_n = (to_device(a, planes_Cnm.device) for a in (indices, weights))
         part = planes_Cnm.index_select(axis, indices_n).mul_(weights_n.view(shape))
         total = part if total is None else total.add_(part)
     assert total is not None, "weights add up to 1"
@@ -165,8 +232,10 @@ def _resize(planes_Cnm: torch.Tensor, taps: Taps, axis: int) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------------------------ hf
 
 
-def find_classes_hf(masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, geometry: ImageGeometry) -> ClassMap:
-    """The best class of each pixel as in transformers, but enlarging the scores of one class at a time."""
+def find_classes_hf(
+    masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, geometry: ImageGeometry
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 + the best class of each pixel and its score, as in transformers, but enlarging one class at a time."""
     num_classes = scores_QC.shape[1]
     scores = _hf_grid_scores(masks_Qhw, scores_QC)
     best_HW = masks_Qhw.new_full(geometry.original_hw, -1.0)
@@ -177,7 +246,28 @@ def find_classes_hf(masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, geometry: 
         torch.maximum(best_HW, scores_HW, out=best_HW)
         # A later class has a higher number, so the maximum overwrites; torch.where is ten times slower on a CPU.
         torch.maximum(labels_HW, better_HW.to(labels_HW.dtype) * (c + 1), out=labels_HW)
-    return _class_map(labels_HW, best_HW, num_classes)
+    return labels_HW, best_HW
+
+
+def find_classes_hf_together(
+    masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, geometry: ImageGeometry
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`find_classes_hf` for a device: many classes at a time, and no look at the scores, for which it would wait."""
+    scores = _hf_grid_scores(masks_Qhw, scores_QC)
+    dtype = _label_type(scores_QC.shape[1])
+    at_once = max(1, _STRIP_FLOATS_ON_DEVICE // math.prod(geometry.original_hw))
+    best_HW, labels_HW = None, None
+    for first in range(0, scores.shape[1], at_once):
+        top_HW, index_HW = bilinear(scores[:, first : first + at_once], geometry.original_hw)[0].max(0)
+        labels_of_top_HW = index_HW.add_(first + 1).to(dtype)
+        if best_HW is None or labels_HW is None:
+            best_HW, labels_HW = top_HW, labels_of_top_HW
+            continue
+        labels_of_top_HW.mul_(top_HW > best_HW)
+        torch.maximum(best_HW, top_HW, out=best_HW)
+        torch.maximum(labels_HW, labels_of_top_HW, out=labels_HW)
+    assert best_HW is not None and labels_HW is not None, "there is a class"
+    return labels_HW, best_HW
 
 
 def hf_scores(pred_logits_QC1: torch.Tensor, pred_masks_Qhw: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
@@ -212,10 +302,8 @@ def _label_type(num_classes: int) -> torch.dtype:
 
 
 def _class_map(labels_HW: torch.Tensor, best_HW: torch.Tensor, num_classes: int) -> ClassMap:
-    """Areas and score sums of the labels (1 + class)."""
+    """Areas and score sums of labels (1 + class) in host memory."""
     labels = labels_HW.flatten()
     areas = labels.bincount(minlength=num_classes + 1)[1:]
     sums = labels.bincount(weights=best_HW.clamp_(max=1).flatten().double(), minlength=num_classes + 1)[1:]
-    return ClassMap(
-        RunMap.from_transposed(labels_HW.T.contiguous(), num_classes), areas.cpu().numpy(), sums.cpu().numpy()
-    )
+    return ClassMap(RunMap.from_transposed(labels_HW.T.numpy(), num_classes), areas.numpy(), sums.numpy())

@@ -2,13 +2,14 @@
 
 import contextlib
 import os
-import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from m2f_core.checkpoints.checkpoint import Checkpoint
@@ -16,15 +17,17 @@ from m2f_core.images.geometry import ImageGeometry
 from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.images.image_size import ImageSize
 from m2f_core.images.quality import Quality
+from m2f_core.inference.decoder_outputs import places_of
+from m2f_core.masks.on_device import Parcel
 from m2f_core.model.cuda_graphs import GraphedForward
 from m2f_core.model.for_inference import prepare_for_inference
 from m2f_core.model.mask2former import Mask2FormerOutput
-from pipeline.errors import RunError
+from pipeline.cuda import Cuda
 from pipeline.guard.watchdog import watch
 from pipeline.precision import check_precision
 from pipeline.segment.inference_settings import InferenceSettings
-from pipeline.segment.kept_logits import keep_logits
-from pipeline.segment.postprocess import InferenceResult, Inferred, infer, queries_of, warm_up
+from pipeline.segment.kept_logits import KeptLogits, keep_logits, start_keeping
+from pipeline.segment.postprocess import InferenceResult, Inferred, infer, queries_of, start, warm_up
 from pipeline.telemetry.costs import Costs
 
 # The GPU resizes an image if that costs little memory. Images wait in decoded form for the GPU, and a photograph of 64
@@ -78,36 +81,31 @@ class Network:
         self.keep_logits = keep_logits
         # True fp32: by default PyTorch lets convolutions use TF32, with 10 bits of mantissa.
         torch.backends.cudnn.allow_tf32 = precision != "fp32"
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise RunError(
-                f"Ray gave this actor a GPU, but PyTorch on {socket.gethostname()} sees no GPU; "
-                "install a CUDA build of PyTorch on that machine, or use --device cpu"
-            )
-        if self.device.type == "cuda" and gpu_share < 1:
-            # Beyond its part, this process is out of memory and takes smaller batches, before its neighbours are.
-            torch.cuda.set_per_process_memory_fraction(gpu_share)
+        torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+        self.cuda = Cuda(self.device, gpu_share) if self.device.type == "cuda" else None
         self.model = prepare_for_inference(checkpoint.load(), self.device, precision)
         self.processor = ImageProcessor.from_preprocessor_config(checkpoint.preprocessor_config, preprocess, image_size)
-        self.forward = GraphedForward(self._forward) if self.device.type == "cuda" else self._forward
+        self.forward = self._forward if self.cuda is None else GraphedForward(self._forward)
         warm_up(inference)
         self.processor.warm_up()
         # Ray may call this from several threads at once, so that one shard is decoded while another is on the device.
         self.lock = threading.Lock()
+        # On a GPU, while another thread gives the device its next images, none records a graph.
+        self.recording = threading.Lock()
 
     def prepare(self, image: Image.Image, geometry: ImageGeometry, name: str) -> PreparedImage:
         """Resize an RGB image, or leave the resize to the device; the network sees the same pixels in both cases.
 
         `geometry` describes the stored image; `image` may have been decoded smaller.
         """
-        if self.device.type == "cpu":
+        if self.cuda is None:
             return PreparedImage(torch.from_numpy(self.processor.resize(image, geometry.resized_hw)), geometry, name)
         decoded, resized = image.height * image.width, geometry.resized_hw[0] * geometry.resized_hw[1]
         on_device = self.processor.resizes_anywhere and decoded <= _MOST_DECODED_TO_RESIZED * resized
         pixels_hw3 = torch.from_numpy(
             np.array(image) if on_device else self.processor.resize(image, geometry.resized_hw)
         )
-        # Pinned memory can be copied while the device computes.
-        return PreparedImage(pixels_hw3.pin_memory(), geometry, name)
+        return PreparedImage(self.cuda.pin(pixels_hw3), geometry, name)
 
     def run(self, images: Sequence[PreparedImage], costs: Costs) -> list[Inferred]:
         """The inference result of each image. All images have one padded size; results do not depend on the others.
@@ -115,36 +113,66 @@ class Network:
         Raises PyTorch's exceptions, among them the one for too little memory on the device.
         """
         what = images[0].name if len(images) == 1 else f"{len(images)} images from {images[0].name} on"
+        if self.cuda is not None:
+            return self._run_on(self.cuda, images, what, costs)
         with self.lock, watch("segmenting", what), torch.inference_mode():
             with costs.passing("model"):
-                logits_BQK1, masks_BQhw, queries_BQD = self._decoder_outputs(images)
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)  # otherwise the model's time would count as the reduction's
+                logits_BQK1, masks_BQhw, queries_BQD = _float32(self.forward(self._batch(images)))
             with costs.passing("reduce"):
                 results = [
                     infer(logits_QK1, masks_Qhw, image.geometry, self.inference)
                     for image, logits_QK1, masks_Qhw in zip(images, logits_BQK1, masks_BQhw, strict=True)
                 ]
-                inferred = _inferred(results, queries_BQD)
-                if self.keep_logits is None:
-                    return inferred
-                kept = keep_logits(logits_BQK1, masks_BQhw, self.keep_logits)
-                return [one._replace(kept=of_one) for one, of_one in zip(inferred, kept, strict=True)]
+                queries = [] if queries_BQD is None else [queries_of(result) for result in results]
+                halves_ND = None if queries_BQD is None else _halves(queries_BQD, queries).numpy()
+                kept = None if self.keep_logits is None else keep_logits(logits_BQK1, masks_BQhw, self.keep_logits)
+                return _inferred(results, queries, halves_ND, kept)
+
+    def _run_on(self, cuda: Cuda, images: Sequence[PreparedImage], what: str, costs: Costs) -> list[Inferred]:
+        """As `run`, on a GPU: the host waits twice, for a small table and for the results; to keep logits, once more.
+
+        The lock is free again once the device has all of its work, so another thread gives it the next batch while this
+        thread waits for the results and reads them. `reduce` may include the preparation of that batch.
+        """
+        began, parcel = time.time(), Parcel()
+        with torch.inference_mode(), self.recording:
+            pixels_B3HW = self._batch(images)
+        with self.lock, watch("segmenting", what), torch.inference_mode():
+            with self.recording:
+                started = cuda.mark()
+                logits_BQK1, masks_BQhw, queries_BQD = _float32(self.forward(pixels_B3HW))
+                modelled = cuda.mark()
+            geometries = [image.geometry for image in images]
+            reduction = start(logits_BQK1, masks_BQhw, geometries, self.inference, parcel, cuda.fetch)
+            at_halves = None if queries_BQD is None else parcel.add(_halves(queries_BQD, reduction.queries))
+            keep = None
+            if self.keep_logits is not None:
+                keep = start_keeping(logits_BQK1, masks_BQhw, self.keep_logits, parcel, cuda.fetch)
+            reduced = cuda.mark()
+            results_arrive = parcel.send(cuda.fetch)
+        with watch("segmenting", what):
+            arrays = results_arrive()
+            costs.add("model", cuda.seconds(started, modelled), began)
+            costs.add("reduce", cuda.seconds(modelled, reduced), began)
+            results = reduction.finish(arrays)
+        halves_ND = None if at_halves is None else arrays[at_halves]
+        return _inferred(results, reduction.queries, halves_ND, None if keep is None else keep(arrays))
 
     def decoder_outputs(self, images: Sequence[PreparedImage]) -> tuple[torch.Tensor, torch.Tensor]:
         """Class logits [B, Q, K+1] and mask logits [B, Q, h, w], before `run` reduces them: float32, in host memory."""
         with self.lock, watch("segmenting", images[0].name), torch.inference_mode():
-            logits_BQK1, masks_BQhw, _ = self._decoder_outputs(images)
+            logits_BQK1, masks_BQhw, _ = _float32(self.forward(self._batch(images)))
             return logits_BQK1.cpu(), masks_BQhw.cpu()
 
-    def _decoder_outputs(
-        self, images: Sequence[PreparedImage]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def _batch(self, images: Sequence[PreparedImage]) -> torch.Tensor:
+        """The network's input [B, 3, H, W] on the device."""
         padded_hw = images[0].geometry.padded_hw
         assert all(image.geometry.padded_hw == padded_hw for image in images), "a batch has one padded size"
-        resized = [self.processor.resize_on(self.device, i.pixels_hw3, i.geometry.resized_hw) for i in images]
-        output = self.forward(self.processor.to_batch(resized, padded_hw, self.device))
-        return output.class_queries_logits.float(), output.masks_queries_logits.float(), output.queries
+        pixels = [image.pixels_hw3 for image in images]
+        if self.cuda is None:
+            return self.processor.to_batch(pixels, padded_hw)
+        resized_hws = [image.geometry.resized_hw for image in images]
+        return self.processor.batch_by_torch(self.cuda.upload(pixels), resized_hws, padded_hw)
 
     def _forward(self, pixels_B3HW: torch.Tensor) -> Mask2FormerOutput:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -172,34 +200,45 @@ class Network:
     def _free(self) -> None:
         if isinstance(self.forward, GraphedForward):
             self.forward.forget()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if self.cuda is not None:
+            self.cuda.free_cache()
 
     def exit_if_lost(self) -> None:
         """End the process if an illegal access or a bus error has broken CUDA: every later image would fail at once.
 
         Ray then gives the shard to a fresh process.
         """
-        if self.device.type == "cuda":
-            try:
-                torch.zeros(1, device=self.device).add_(1).cpu()
-            except torch.OutOfMemoryError:
-                pass
-            except RuntimeError:
-                os._exit(1)
+        if self.cuda is not None and self.cuda.is_lost():
+            os._exit(1)
 
 
-def _inferred(results: Sequence[InferenceResult], queries_BQD: torch.Tensor | None) -> list[Inferred]:
-    """The results of a batch, with the queries of all their segments, which are one copy from the device."""
-    if queries_BQD is None:
-        return [Inferred(result) for result in results]
-    of_images = [queries_of(result) for result in results]
-    places = [(image, query) for image, queries in enumerate(of_images) for query in queries]
-    images_N, queries_N = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).unbind(1)
-    # Half floats as bytes, whatever the machine: the first byte of a number is its lowest.
-    halves_ND = queries_BQD[images_N, queries_N].half().cpu().numpy().astype("<f2")
-    rows = iter(halves_ND)
+def _float32(output: Mask2FormerOutput) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Class logits, mask logits, and the queries if they were asked for."""
+    return output.class_queries_logits.float(), output.masks_queries_logits.float(), output.queries
+
+
+def _halves(queries_BQD: torch.Tensor, queries: Sequence[Sequence[int]]) -> torch.Tensor:
+    """The states [N, D] of these queries of each image, as half floats, on their device."""
+    places_N = places_of(queries, queries_BQD.shape[1], queries_BQD.device)
+    return queries_BQD.flatten(0, 1).index_select(0, places_N).half()
+
+
+def _inferred(
+    results: Sequence[InferenceResult],
+    queries: Sequence[Sequence[int]],
+    halves_ND: NDArray[np.float16] | None,
+    kept: Sequence[KeptLogits] | None,
+) -> list[Inferred]:
+    """The results of a batch, with the states of the queries of their segments, which are among `queries`, and with
+    kept logits.
+    """
+    embeddings: list[tuple[bytes, ...] | None] = [None] * len(results)
+    if halves_ND is not None:
+        rows = iter(halves_ND.astype("<f2"))  # as bytes, whatever the machine: a number's first byte is its lowest
+        for image, result in enumerate(results):
+            states = {query: next(rows).tobytes() for query in queries[image]}
+            embeddings[image] = tuple(states[query] for query in queries_of(result))
     return [
-        Inferred(result, tuple(next(rows).tobytes() for _ in queries))
-        for result, queries in zip(results, of_images, strict=True)
+        Inferred(result, embeddings[image], None if kept is None else kept[image])
+        for image, result in enumerate(results)
     ]

@@ -8,7 +8,7 @@ Legend: B images of a batch; Q queries of the model; C classes; K kept queries o
 h, w mask logits. Suffix 1 is "plus the no-object class".
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,7 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from m2f_core.images.geometry import ImageGeometry
+from m2f_core.inference.decoder_outputs import places_of, read_table
 from m2f_core.inference.kept_masks import dequantise, pack_codes, quantise, unpack_codes
+from m2f_core.masks.on_device import Arrays, Fetch, Parcel, fetch_at_once
 
 _CODEC = "zstd"
 _MOST_SIDE = 2**15  # of masks and images in pixels; a row beyond is damaged
@@ -99,17 +101,29 @@ class KeptInput:
 
 
 def keep_logits(logits_BQC1: torch.Tensor, masks_BQhw: torch.Tensor, floor: float) -> list[KeptLogits]:
-    """The kept queries of each image of a batch. Copies from the device are for the whole batch, not by image."""
-    _, num_queries, _ = logits_BQC1.shape
-    best_BQ = logits_BQC1.softmax(-1)[:, :, :-1].amax(-1)
-    least_B1 = best_BQ.amax(1, keepdim=True).clamp_max(floor)
-    images_N, queries_N = (best_BQ >= least_B1).nonzero(as_tuple=True)
-    codes_Nhw = quantise(masks_BQhw[images_N, queries_N])
-    logits_NC1 = logits_BQC1[images_N, queries_N]
-    places = torch.stack([images_N, queries_N]).cpu().numpy()
-    codes, logits = codes_Nhw.cpu().numpy(), logits_NC1.cpu().numpy()
-    ends = np.searchsorted(places[0], np.arange(len(logits_BQC1) + 1))
-    return [
-        KeptLogits(num_queries, places[1, start:stop].astype(np.int32), logits[start:stop], codes[start:stop])
-        for start, stop in pairwise(ends.tolist())
-    ]
+    """The kept queries of each image of a batch."""
+    parcel = Parcel()
+    return start_keeping(logits_BQC1, masks_BQhw, floor, parcel, fetch_at_once)(parcel.send(fetch_at_once)())
+
+
+def start_keeping(
+    logits_BQC1: torch.Tensor, masks_BQhw: torch.Tensor, floor: float, parcel: Parcel, fetch: Fetch
+) -> Callable[[Arrays], list[KeptLogits]]:
+    """`keep_logits` of a batch on its device: the host waits once for a small table, and for the parcel."""
+    num_queries = logits_BQC1.shape[1]
+    [best_BQ] = read_table(fetch, [logits_BQC1.softmax(-1)[:, :, :-1].amax(-1)])
+    least_B1 = np.minimum(best_BQ.max(1, keepdims=True), np.float32(floor))
+    queries = [np.flatnonzero(is_kept_Q).tolist() for is_kept_Q in best_BQ >= least_B1]
+    places_N = places_of(queries, num_queries, logits_BQC1.device)
+    at_codes = parcel.add(quantise(masks_BQhw.flatten(0, 1).index_select(0, places_N)))
+    at_logits = parcel.add(logits_BQC1.flatten(0, 1).index_select(0, places_N))
+    borders = np.cumsum([0, *(len(of_image) for of_image in queries)]).tolist()
+
+    def finish(arrays: Arrays) -> list[KeptLogits]:
+        codes, logits = arrays[at_codes], arrays[at_logits]
+        return [
+            KeptLogits(num_queries, np.array(of_image, np.int32), logits[start:stop], codes[start:stop])
+            for of_image, (start, stop) in zip(queries, pairwise(borders), strict=True)
+        ]
+
+    return finish

@@ -5,16 +5,18 @@ There are two steps, because the first needs the device and the second does not.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference import instance, panoptic, semantic
+from m2f_core.inference.decoder_outputs import Started
 from m2f_core.inference.merge_tiles import MergeRule, TileSegment, merge_tiles
 from m2f_core.inference.tiling import Tile
 from m2f_core.masks import intervals
+from m2f_core.masks.on_device import Fetch, Parcel
 from m2f_core.masks.rle import Rle, encode_runs, label_runs
 from pipeline.errors import InvalidResultError
 from pipeline.segment.inference_settings import InferenceSettings
@@ -57,6 +59,22 @@ def infer(
     if isinstance(settings, instance.InstanceSettings):
         return instance.instance_segments(logits_QC1, masks_Qhw, geometry, settings)
     return semantic.semantic_segments(logits_QC1, masks_Qhw, geometry, settings)
+
+
+def start(
+    logits_BQC1: torch.Tensor,
+    masks_BQhw: torch.Tensor,
+    geometries: Sequence[ImageGeometry],
+    settings: InferenceSettings,
+    parcel: Parcel,
+    fetch: Fetch,
+) -> Started[Any]:
+    """Start the core's inference for a whole batch on its device; see `m2f_core.inference`."""
+    if isinstance(settings, panoptic.PanopticSettings):
+        return panoptic.start_panoptic(logits_BQC1, masks_BQhw, geometries, settings, parcel, fetch)
+    if isinstance(settings, instance.InstanceSettings):
+        return instance.start_instances(logits_BQC1, masks_BQhw, geometries, settings, parcel, fetch)
+    return semantic.start_semantic(logits_BQC1, masks_BQhw, geometries, settings, parcel, fetch)
 
 
 def found_segments(result: InferenceResult, embeddings: Sequence[bytes] | None = None) -> tuple[FoundSegment, ...]:

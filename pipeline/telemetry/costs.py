@@ -42,13 +42,19 @@ class Costs:
         with self._measured(step, time.perf_counter):
             yield
 
+    def add(self, step: str, seconds: float, began: float) -> None:
+        """Seconds that were measured elsewhere, of a piece that began at `began` (since the epoch) and ends now."""
+        self._add(step, seconds, began, time.time())
+
     @contextmanager
     def _measured(self, step: str, clock: Callable[[], float]) -> Iterator[None]:
         began, started = time.time(), clock()
         try:
             yield
         finally:
-            taken, ended = clock() - started, time.time()
-            with self._lock:
-                self.seconds[step] = self.seconds.get(step, 0.0) + taken
-                self.spans[step] = (min(began, self.spans.get(step, (began, 0.0))[0]), ended)
+            self._add(step, clock() - started, began, time.time())
+
+    def _add(self, step: str, seconds: float, began: float, ended: float) -> None:
+        with self._lock:
+            self.seconds[step] = self.seconds.get(step, 0.0) + seconds
+            self.spans[step] = (min(began, self.spans.get(step, (began, 0.0))[0]), ended)

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._C import DispatchKey
+from torch._C import _dispatch_has_kernel_for_dispatch_key as has_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
@@ -102,17 +104,18 @@ class DeviceCounts(TorchDispatchMode):
         name = function.__name__.split(".")[0]
         if function.namespace == "prim":  # asks a tensor for its device and the like
             return function(*args, **kwargs)
-        if name not in _WHOLE:
+        # An operation that consists of others, by PyTorch's C++ code. Its Python code is for devices without kernels.
+        if name not in _WHOLE and has_kernel(function.name(), "CompositeImplicitAutograd"):
             with self:
-                parts = function.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
+                return function._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+        read = _tensors((args, kwargs))
+        if any(x.device.type == self.device_type for x in read):
+            self._wait_for(name, args)
         out = function(*args, **kwargs)
-        read, written = _tensors((args, kwargs)), _tensors(out)
+        written = _tensors(out)
         if self._is_copy(name, read, written):
             self._copied(name, read, written, kwargs, args)
         elif any(x.device.type == self.device_type for x in (*read, *written)) and not self._is_free(function, name):
-            self._wait_for(name, args)
             self._add(name, _KERNELS.get(name, 1), _flops(function, name, args, kwargs, out), read, written)
         self._see_storages(written)
         return out
@@ -161,7 +164,7 @@ class DeviceCounts(TorchDispatchMode):
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
+    return [x for x in tree_leaves(tree) if isinstance(x, Tensor) and not x.is_mkldnn]  # weights laid out for a CPU
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

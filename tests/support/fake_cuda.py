@@ -1,24 +1,31 @@
 """`cuda` tensors on a machine without a GPU: shapes, types and devices are PyTorch's own, values do not exist.
 
 FakeTensorMode computes what each operation gives, and raises where devices are mixed or where the program would have to
-read a value. A PyTorch that was built for CPUs lacks three things that its Python functions ask for; they are put in
-place here, and only here: a guard for the current device, the permission for autocast, and pinned memory.
+read a value. A PyTorch that was built for CPUs lacks what its Python functions ask for: a guard for the current device,
+the permission for autocast, streams, events and pinned memory. They are put in place here, and only here.
 """
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
 
+from m2f_core.images.image_processor import _table_on
+from m2f_core.images.resize import _taps_on
+from m2f_core.inference import resize_taps
+from m2f_core.inference.instance import _nearest
 from m2f_core.layers import deformable_attention, deformable_attention_triton
 from tests.support.device_counts import DeviceCounts
 
 # With a number: asked for the current device, the guard below answers for another type.
 CUDA = torch.device("cuda", 0)
+_CACHES = (deformable_attention_triton._level_table, _nearest, _taps_on, _table_on)
 # c10/core/DeviceType.h
 _TYPES, _CUDA, _META = 25, 1, 14
 
@@ -33,9 +40,16 @@ def fake_cuda() -> Iterator[None]:
         _device_guard(),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
         mock.patch("torch.cuda.is_bf16_supported", return_value=True),
+        mock.patch.object(torch.cuda, "is_available", return_value=True),
+        mock.patch.object(torch.cuda, "Stream"),
+        mock.patch.object(torch.cuda, "Event"),
+        mock.patch.object(torch.cuda, "current_stream"),
+        mock.patch.object(torch.cuda, "stream", lambda stream: contextlib.nullcontext()),
+        mock.patch.object(torch.Tensor, "record_stream", lambda tensor, stream: None),
         mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor),
         mock.patch.object(deformable_attention, "_triton_way", _triton_way),
         mock.patch.object(deformable_attention_triton, "_attend", _Kernel()),
+        mock.patch.object(resize_taps, "_bilinear_weights", _with_values(resize_taps._bilinear_weights)),
         FakeTensorMode(allow_non_fake_inputs=True),
     ):
         forget_fakes()
@@ -47,7 +61,8 @@ def fake_cuda() -> Iterator[None]:
 
 def forget_fakes() -> None:
     """Empty the caches of tensors on a device."""
-    deformable_attention_triton._level_table.cache_clear()
+    for cached in _CACHES:
+        cached.cache_clear()
 
 
 @contextlib.contextmanager
@@ -66,6 +81,16 @@ def _device_guard() -> Iterator[None]:
         yield
     finally:
         guards[_CUDA] = before
+
+
+def _with_values(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of the host that computes with tensors and reads them."""
+
+    def call(*args: Any) -> Any:
+        with _disable_current_modes():
+            return function(*args)
+
+    return call
 
 
 def _triton_way(device: torch.device):

@@ -17,7 +17,7 @@ from PIL import Image
 from m2f_core.images import pixel_table, resize
 from m2f_core.images.image_processor import MODES, ImageProcessor
 from m2f_core.images.image_size import ImageSize
-from m2f_core.images.pixel_table import _look_up_by_torch, look_up
+from m2f_core.images.pixel_table import look_up, look_up_by_torch
 from tests.support.places import ROOT
 
 torch.set_num_threads(1)
@@ -98,19 +98,28 @@ def test_the_device_does_not_change_a_bit(mode: str) -> None:
 
 def test_ways_to_look_pixels_up_give_the_same() -> None:
     image_hw3 = torch.from_numpy(np.array(noise_image(30, 50)))
-    table_CV = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 256)).astype(np.float32))
-    out_CHW = torch.full((3, 32, 64), torch.nan)
-    _look_up_by_torch(image_hw3, table_CV, out_CHW)
-    assert torch.equal(look_up([image_hw3], table_CV, (32, 64))[0], out_CHW)
+    table_CV = np.random.default_rng(0).normal(size=(3, 256)).astype(np.float32)
+    firsts_C = torch.arange(3, dtype=torch.int32) * 256
+    values = look_up_by_torch(image_hw3[None], torch.from_numpy(table_CV), firsts_C)
+    assert torch.equal(look_up([image_hw3], table_CV, (30, 50)), values)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_device_that_resizes_gives_the_same_network_input(mode: str) -> None:
-    processor, image = ImageProcessor(mode, ImageSize(edges=(64, 100))), noise_image(50, 70)
-    geometry = processor.geometry(image.height, image.width)
-    resized = processor.resize_on(torch.device("cpu"), torch.from_numpy(np.array(image)), geometry.resized_hw)
-    assert torch.equal(processor.to_batch([resized], geometry.padded_hw)[0], process(processor, image))
-    assert processor.resize_on(torch.device("cpu"), resized, geometry.resized_hw) is resized
+@pytest.mark.parametrize("sizes", [[(50, 70)], [(50, 70)] * 3, [(50, 70), (51, 70), (50, 70), (64, 90)]])
+def test_a_device_that_resizes_gives_the_same_network_input(mode: str, sizes: list[tuple[int, int]]) -> None:
+    """Images of one size at once, others one by one; one that has its size already is not resized."""
+    processor = ImageProcessor(mode, ImageSize(edges=(64, 100)))
+    images = [noise_image(*size) for size in sizes]
+    geometries = [processor.geometry(image.height, image.width) for image in images]
+    [padded_hw] = {geometry.padded_hw for geometry in geometries}
+    stored = [torch.from_numpy(np.array(image)) for image in images]
+    stored[-1] = torch.from_numpy(processor.resize(images[-1], geometries[-1].resized_hw))
+    batch = processor.batch_by_torch(stored, [geometry.resized_hw for geometry in geometries], padded_hw)
+    expected = [
+        processor.to_batch([processor.resize(image, geometry.resized_hw)], padded_hw)[0]
+        for image, geometry in zip(images, geometries, strict=True)
+    ]
+    assert torch.equal(batch, torch.stack(expected))
 
 
 def test_the_two_modes_differ_in_the_last_bits_only() -> None:

@@ -24,7 +24,7 @@ def test_every_way_gives_what_pillow_gives(height, width, new_height, new_width,
     size_hw = (new_height, new_width)
     expected = np.asarray(Image.fromarray(image_hw3).resize(size_hw[::-1], Image.Resampling(resample)))
     assert np.array_equal(resize_by_kernel(image_hw3, size_hw, resample), expected)
-    assert np.array_equal(resize_by_torch(torch.from_numpy(image_hw3), size_hw, resample).numpy(), expected)
+    assert np.array_equal(resize_by_torch(torch.from_numpy(image_hw3)[None], size_hw, resample)[0].numpy(), expected)
 
 
 @pytest.mark.parametrize("size_hw", [(800, 1067), (512, 683), (375, 500), (120, 160), (480, 640)])
@@ -41,5 +41,5 @@ def test_both_orders_of_the_passes_are_the_same_in_both_ways(monkeypatch) -> Non
     for may_be_first in (True, False):
         monkeypatch.setattr(resize, "_COLUMNS_MAY_BE_FIRST", may_be_first)
         results.append(resize_by_kernel(image_hw3, (20, 35), 2))
-        assert np.array_equal(resize_by_torch(torch.from_numpy(image_hw3), (20, 35), 2).numpy(), results[-1])
+        assert np.array_equal(resize_by_torch(torch.from_numpy(image_hw3)[None], (20, 35), 2)[0].numpy(), results[-1])
     assert not np.array_equal(*results)

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference import instance
-from m2f_core.inference.instance import InstanceResult, InstanceSettings, find_mask_torch, instance_segments
+from m2f_core.inference.instance import InstanceResult, InstanceSettings, instance_segments
 from m2f_core.inference.instance_kernel import find_mask
 from m2f_core.inference.resize_taps import axis_taps
 from m2f_core.masks import rle
 from tests.support.decoder_scenes import NUM_CLASSES, STUFF_CLASS_IDS, decoder_outputs
+from tests.support.device_reduction import reduce_as_on_device
 from tests.support.geometries import FULL_SIZE, GEOMETRIES, SMALL
 
 torch.set_num_threads(1)
@@ -57,11 +58,9 @@ def oracle(
 def both_ways(
     scene: tuple[torch.Tensor, torch.Tensor], geometry: ImageGeometry, chosen: InstanceSettings
 ) -> tuple[InstanceResult, InstanceResult]:
-    """The result by the numba kernel, and by the plain torch way that other devices take."""
-    by_kernel = instance_segments(*scene, geometry, chosen)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(instance, "_mask_finder", lambda *_: lambda mask_hw: find_mask_torch(mask_hw, geometry))
-        return by_kernel, instance_segments(*scene, geometry, chosen)
+    """The result by the numba kernel, and by the torch way that other devices take."""
+    [plain] = reduce_as_on_device([scene], [geometry], chosen)
+    return instance_segments(*scene, geometry, chosen), plain
 
 
 def assert_equals_oracle(

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from m2f_core.config.labels import LabelMap
 from m2f_core.images.geometry import ImageGeometry
-from m2f_core.inference import panoptic, panoptic_kernel
+from m2f_core.inference import panoptic_kernel
 from m2f_core.inference.panoptic import PanopticResult, PanopticSettings, SegmentInfo, panoptic_segments
 from m2f_core.inference.resize_taps import axis_taps
 from m2f_core.masks import rle
 from tests.support.decoder_scenes import NUM_CLASSES, STUFF_CLASS_IDS, decoder_outputs
+from tests.support.device_reduction import reduce_as_on_device
 from tests.support.geometries import FULL_SIZE
 from tests.support.geometries import GEOMETRIES as SHARED_GEOMETRIES
 
@@ -86,17 +87,9 @@ def both_ways(
     geometry: ImageGeometry,
     chosen: PanopticSettings,
 ) -> tuple[PanopticResult, PanopticResult]:
-    """The result by the numba kernel, and by the plain torch way that other devices take."""
-    by_kernel = panoptic_segments(logits, masks, geometry, chosen)
-    with monkeypatch.context() as patch:
-
-        def plain(masks_Khw: np.ndarray, scores_K: np.ndarray, *_: object) -> panoptic_kernel.Winners:
-            return panoptic.find_winners_torch(
-                torch.from_numpy(masks_Khw), torch.from_numpy(scores_K), geometry, chosen
-            )
-
-        patch.setattr(panoptic, "find_winners", plain)
-        return by_kernel, panoptic_segments(logits, masks, geometry, chosen)
+    """The result by the numba kernel, and by the torch way that other devices take."""
+    [plain] = reduce_as_on_device([(logits, masks)], [geometry], chosen)
+    return panoptic_segments(logits, masks, geometry, chosen), plain
 
 
 def same_rows(ours: tuple[SegmentInfo, ...], expected: list[SegmentInfo]) -> bool:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference import semantic
-from m2f_core.inference.semantic import SemanticResult, SemanticSettings, find_classes_torch, semantic_segments
+from m2f_core.inference.semantic import SemanticResult, SemanticSettings, semantic_segments
 from tests.support.decoder_scenes import decoder_outputs
+from tests.support.device_reduction import reduce_as_on_device
 from tests.support.geometries import FULL_SIZE, GEOMETRIES, SMALL
 
 torch.set_num_threads(1)
@@ -47,16 +48,10 @@ def oracle(logits_QC1: torch.Tensor, masks_Qhw: torch.Tensor, geometry: ImageGeo
 def both_ways(
     scene: tuple[torch.Tensor, torch.Tensor], geometry: ImageGeometry, resize: str
 ) -> tuple[SemanticResult, SemanticResult]:
-    """The result by the numba kernel, and by the plain torch way that other devices take."""
-
-    def plain(masks_Qhw: np.ndarray, scores_QC: np.ndarray, *others: object) -> object:
-        return find_classes_torch(torch.from_numpy(masks_Qhw), torch.from_numpy(scores_QC), *others)
-
+    """The result by the numba kernel, and by the torch way that other devices take."""
     chosen = SemanticSettings.defaults("reference", resize)
-    by_kernel = semantic_segments(*scene, geometry, chosen)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(semantic, "find_classes", plain)
-        return by_kernel, semantic_segments(*scene, geometry, chosen)
+    [plain] = reduce_as_on_device([scene], [geometry], chosen)
+    return semantic_segments(*scene, geometry, chosen), plain
 
 
 def assert_equals_oracle(

@@ -1,62 +1,179 @@
 """The path of a batch over a CUDA device, without one: `cuda` tensors without values, every operation counted."""
 
+import functools
+import io
+import threading
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from m2f_core.config.mask2former import Mask2FormerConfig
-from m2f_core.images.image_processor import ImageProcessor
+from m2f_core.images.image_size import ImageSize
+from m2f_core.inference.instance import InstanceSettings
 from m2f_core.inference.panoptic import PanopticSettings
-from m2f_core.model.mask2former import build_model
-from pipeline.segment import device_model
+from m2f_core.inference.semantic import SemanticSettings
 from pipeline.segment.device_model import Network
-from tests.support.device_counts import DeviceCounts
+from pipeline.segment.segmenter import Segmenter
+from pipeline.telemetry.costs import Costs
+from tests.core.model.test_cuda_graphs import small_config
+from tests.support.device_counts import Counted, DeviceCounts
 from tests.support.fake_cuda import CUDA, fake_cuda
+from tests.support.fake_network import ResultsAwaitedError, fake_network, images_of, table_of
+from tests.support.host_as_device import HostAsDevice
+from tests.support.segmenting import encoded, small_spec
+
+STUFF = frozenset(range(80, 133))
+TASKS = {
+    "panoptic": PanopticSettings.defaults("reference", STUFF),
+    "panoptic hf": PanopticSettings.defaults("hf", STUFF),
+    "instance": InstanceSettings.defaults("reference"),
+    "instance hf": InstanceSettings.defaults("hf"),
+    "semantic, masks": SemanticSettings.defaults("reference", "masks"),
+    "semantic, scores": SemanticSettings.defaults("reference", "scores"),
+    "semantic hf": SemanticSettings.defaults("hf"),
+}
+KEPT = 12  # of 20 queries
+ONE_SIZE, SIZES = [(480, 640)] * 3, [(480, 640), (470, 640), (1080, 1440)]
 
 
-class FakeCheckpoint:
-    """A model of fake tensors on the device, with no values."""
-
-    preprocessor_config = None
-
-    def load(self) -> torch.nn.Module:
-        with torch.device(CUDA):
-            model = build_model(Mask2FormerConfig.tiny(id2label={n: f"class {n}" for n in range(8)}))
-        model.to = lambda device: model  # it is there already; PyTorch cannot move parameters that are fakes
-        return model
-
-
-def network(monkeypatch: pytest.MonkeyPatch, precision: str) -> Network:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    # They compile kernels for the CPU, with values.
-    monkeypatch.setattr(device_model, "warm_up", lambda settings: None)
-    monkeypatch.setattr(ImageProcessor, "warm_up", lambda self: None)
-    return Network(
-        FakeCheckpoint(),
-        device="cuda:0",
-        precision=precision,
-        preprocess="reference",
-        image_size=None,
-        inference=PanopticSettings.defaults("reference"),
-    )
+def run(network: Network, task: str, sizes: list[tuple[int, int]] = ONE_SIZE) -> tuple[Counted, int]:
+    """What a batch asks of the device, and how often the host waits for it."""
+    network.inference, config = TASKS[task], network.model.config
+    images = images_of(network, *sizes)
+    network.cuda.tables = table_of(network.inference, len(images), config.num_queries, config.num_labels, KEPT)
+    network.cuda.waits = 0
+    with DeviceCounts() as counts, pytest.raises(ResultsAwaitedError):
+        network.run(images, Costs())
+    return counts.counted, network.cuda.waits
 
 
+@functools.cache
+def counted(
+    precision: str = "bf16", backbone: str = "swin", image_size: str = "256:427", embeddings: bool = False
+) -> dict[str, tuple[Counted, int]]:
+    """Of batches after the first: by task; of one image; of images of other sizes."""
+    size = ImageSize.parse(image_size)
+    with fake_network(small_config(backbone), precision, TASKS["panoptic"], size, embeddings=embeddings) as network:
+        run(network, "panoptic")
+        found = {"one": run(network, "panoptic", ONE_SIZE[:1]), "panoptic": run(network, "panoptic")}
+        if embeddings or image_size != "256:427":
+            return found | {"instance hf": run(network, "instance hf")}
+        return found | {task: run(network, task) for task in TASKS} | {"sizes": run(network, "instance", SIZES)}
+
+
+@pytest.mark.parametrize("backbone", ["swin", "resnet"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_network_runs_on_the_device_and_waits_for_nothing(precision, monkeypatch):
-    with fake_cuda():
-        one = network(monkeypatch, precision)
-        pixels = Image.fromarray(np.zeros((480, 640, 3), np.uint8))
-        images = [one.prepare(pixels, one.processor.geometry(480, 640), "image") for _ in range(2)]
-        with torch.inference_mode():
-            one._decoder_outputs(images)  # what is made once for a size is there now
-        with torch.inference_mode(), DeviceCounts() as counts:
-            logits, masks, _ = one._decoder_outputs(images)
-    assert logits.device == masks.device == CUDA
-    assert masks.shape == (2, 20, 200, 272) and masks.dtype == torch.float32
-    counted = counts.counted
-    assert not counted.to_host
-    by_type = {operation.dtype for operation in counted.operations if operation.flops}
-    assert (torch.bfloat16 in by_type) == (precision == "bf16")
-    assert set(counted.waits) <= {"_to_copy to the device"}, "nothing is read back"
-    assert counted.launches > 100 and counted.num_bytes > counted.peak_bytes > masks.numel() * 4
+@pytest.mark.parametrize("task", TASKS)
+def test_a_batch_waits_twice_and_brings_little_back(task, precision, backbone):
+    batch, waits = counted(precision, backbone)[task]
+    assert waits == (1 if task.startswith("semantic") else 2)
+    assert not batch.waits, "nothing else waits: no value is read, no copy blocks"
+    logits = 3 * 20 * 64 * 108 * 4
+    assert len(batch.to_host) == waits and sum(copy.num_bytes for copy in batch.to_host) < logits / 2
+    images = [copy.num_bytes for copy in batch.to_device if copy.num_bytes > 100_000]
+    assert images == [480 * 640 * 3] * 3, "as they were decoded, and nothing else that is large"
+    products = {operation.dtype for operation in batch.operations if operation.name in ("addmm", "convolution")}
+    assert products == ({torch.float32} if precision == "fp32" else {torch.bfloat16, torch.float32})
+
+
+def test_images_of_other_sizes_share_a_batch():
+    batch, waits = counted()["sizes"]
+    assert waits == 2 and not batch.waits
+
+
+@pytest.mark.parametrize("image_size", ["384x384", "800:1333"])
+def test_other_sizes_of_the_network(image_size):
+    for batch, waits in counted(image_size=image_size).values():
+        assert waits <= 2 and not batch.waits
+
+
+def test_embeddings_come_with_the_results():
+    for task in ("panoptic", "instance hf"):
+        plain, (rich, waits) = counted()[task][0], counted(embeddings=True)[task]
+        assert waits == 2 and not rich.waits
+        more = rich.to_host[-1].num_bytes - plain.to_host[-1].num_bytes
+        assert more == 3 * KEPT * 64 * 2, "a half float for each number of each query that may be a segment"
+
+
+def test_launches_do_not_grow_with_masks_and_hardly_with_images():
+    """Or starting kernels would take longer than the kernels."""
+    one, three = (counted()[name][0] for name in ("one", "panoptic"))
+    assert three.launches - one.launches <= 2 * 15 < KEPT * 3
+    assert [operation.name for operation in one.operations].count("triton.attend") == 2, "one launch for each layer"
+
+
+def test_weights_are_converted_once_not_in_every_pass():
+    fp32, bf16 = (counted(precision)["panoptic"][0] for precision in ("fp32", "bf16"))
+    assert bf16.launches - fp32.launches < 120, "conversions of activations remain"
+
+
+def test_a_value_that_is_read_or_a_tensor_of_another_device_is_seen():
+    from torch._subclasses.fake_tensor import DataDependentOutputException
+
+    with fake_cuda(), DeviceCounts() as counts:
+        there = torch.zeros(4, device=CUDA)
+        with pytest.raises(DataDependentOutputException):
+            bool(there.sum() > 0)
+        with pytest.raises(RuntimeError, match="device"):
+            there + torch.zeros(4)
+        there.to("cpu")
+        torch.zeros(4).to(CUDA)
+    assert counts.counted.waits == {"_local_scalar_dense": 1, "_to_copy to the host": 1, "_to_copy to the device": 1}
+
+
+# ---------------------------------------------------------------- the same path with values, on the CPU as the device
+
+
+def as_device(checkpoint, inference, arrives=lambda number: None, **changes) -> Segmenter:
+    segmenter = Segmenter(small_spec(checkpoint, inference=inference, batch_size=4, **changes))
+    segmenter.network.cuda = HostAsDevice(arrives)
+    return segmenter
+
+
+UNSURE = {
+    "panoptic": PanopticSettings("reference", 0.0, 0.0, 0.5),
+    "panoptic hf": PanopticSettings("hf", 0.3, 0.0, 0.5),
+    **{name: settings for name, settings in TASKS.items() if not name.startswith("panoptic")},
+}
+PHOTOGRAPHS = [encoded(60, 80, 1), encoded(64, 85, 2), encoded(60, 80, 3), encoded(300, 400, 4)]
+
+
+@pytest.mark.parametrize("task", UNSURE)
+def test_with_values_it_gives_what_the_cpu_gives_and_reads_nothing_beside_its_copies(task, tiny_checkpoint):
+    embeddings = not task.startswith("semantic")
+    expected = Segmenter(small_spec(tiny_checkpoint, inference=UNSURE[task], batch_size=4, embeddings=embeddings))
+    one = as_device(tiny_checkpoint, UNSURE[task], embeddings=embeddings)
+    with DeviceCounts("cpu") as counts:
+        images = prepared(one.network, PHOTOGRAPHS)
+        found = one.network.run(images, Costs())
+    assert not counts.counted.waits
+    # The scattered masks of these images may have more runs than there is room for.
+    assert len(one.network.cuda.fetched) <= (2 if task.startswith("semantic") else 3)
+    for ours, theirs in zip(one.segment(PHOTOGRAPHS), expected.segment(PHOTOGRAPHS), strict=True):
+        assert len(ours.segments) == len(theirs.segments) > 0
+        for a, b in zip(ours.segments, theirs.segments, strict=True):
+            assert (a.segment_id, a.class_id) == (b.segment_id, b.class_id)
+            assert a.score == pytest.approx(b.score, abs=1e-3) and a.embedding == b.embedding
+            assert a.mask.area == pytest.approx(b.mask.area, rel=0.02, abs=5)
+    assert len(found) == 4
+
+
+def prepared(network, photographs):
+    images = [Image.open(io.BytesIO(data)).convert("RGB") for data in photographs]
+    return [network.prepare(i, network.processor.geometry(i.height, i.width), "x") for i in images]
+
+
+def test_while_results_are_awaited_the_next_batch_runs(tiny_checkpoint):
+    """Of the two shards in an actor, one has the device while the other one reads its results."""
+    both_started = threading.Barrier(2, timeout=60)
+    one = as_device(tiny_checkpoint, TASKS["semantic, masks"], lambda number: both_started.wait())
+    images = prepared(one.network, PHOTOGRAPHS)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(one.network.run(images, Costs()))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2, "each waited for its results until both batches had been given to the device"
+    assert np.array_equal(*[results[0].result.label_map_HW for results in found])

@@ -22,6 +22,7 @@ from pipeline.segment import preparation
 from pipeline.segment.batches import plan_batches
 from pipeline.segment.segmenter import Segmenter
 from pipeline.segment.spec import SegmentedImage
+from tests.support.host_as_device import HostAsDevice
 from tests.support.segmenting import encoded, small_spec
 
 SIZES = st.lists(st.one_of(st.none(), st.sampled_from([(32, 32), (32, 64), (64, 32)])), max_size=40)
@@ -201,15 +202,14 @@ def test_where_the_host_is_short_of_memory_batches_are_halved_and_nothing_waits(
 def test_a_gpu_gets_decoded_pixels_unless_they_are_many(tiny_checkpoint, monkeypatch):
     """And resizes them to what the CPU would have made of them."""
     network = Segmenter(small_spec(tiny_checkpoint)).network
-    pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
-    network.device = LostCuda()
+    network.cuda = HostAsDevice()
     for size_hw, waits_as in (((60, 80), (60, 80)), ((600, 800), (64, 85))):
         image = Image.open(io.BytesIO(encoded(*size_hw)))
-        prepared = network.prepare(image, network.processor.geometry(image.height, image.width), "x")
-        assert prepared.pixels_hw3.shape == (*waits_as, 3) and pinned[-1] is prepared.pixels_hw3
-        resized = network.processor.resize_on(torch.device("cpu"), prepared.pixels_hw3, prepared.geometry.resized_hw)
-        assert np.array_equal(resized.numpy(), network.processor.resize(image))
+        geometry = network.processor.geometry(image.height, image.width)
+        prepared = network.prepare(image, geometry, "x")
+        assert prepared.pixels_hw3.shape == (*waits_as, 3) and network.cuda.pinned[-1] is prepared.pixels_hw3
+        resized = network.processor.resize(image)
+        assert torch.equal(network._batch([prepared]), network.processor.to_batch([resized], geometry.padded_hw))
 
 
 def test_memory_is_given_back_only_between_batches(tiny_checkpoint, monkeypatch):
@@ -225,20 +225,14 @@ def test_memory_is_given_back_only_between_batches(tiny_checkpoint, monkeypatch)
     assert freed.is_set()
 
 
-class LostCuda:
-    """A device that answers nothing any more, after an illegal access for example."""
-
-    type = "cuda"
-
-
 def test_a_device_that_is_lost_ends_the_process_and_one_that_is_full_does_not(tiny_checkpoint, monkeypatch):
     segmenter = Segmenter(small_spec(tiny_checkpoint))
     ends = []
     monkeypatch.setattr("pipeline.segment.device_model.os._exit", ends.append)
     segmenter.network.exit_if_lost()  # a CPU is never lost
-    segmenter.network.device = LostCuda()
+    segmenter.network.cuda = HostAsDevice()
     for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: an illegal memory access")):
-        monkeypatch.setattr("pipeline.segment.device_model.torch.zeros", raises(error))
+        monkeypatch.setattr("pipeline.cuda.torch.zeros", raises(error))
         segmenter.network.exit_if_lost()
     assert ends == [1]
 
