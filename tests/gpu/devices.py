@@ -11,6 +11,7 @@ from unittest import mock
 
 import torch
 
+from m2f_core.config.backbones import SwinConfig
 from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.images.image_size import ImageSize
 from m2f_core.model.cuda_graphs import CudaRecorder
@@ -39,7 +40,7 @@ class Gpu:
 
     def config(self) -> Mask2FormerConfig:
         """Swin-T with the classes of COCO."""
-        return Mask2FormerConfig(id2label={n: f"class {n}" for n in range(133)})
+        return Mask2FormerConfig(backbone_config=SwinConfig(), id2label={n: f"class {n}" for n in range(133)})
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

@@ -26,7 +26,7 @@ WAITING = {
 }  # fmt: skip
 _NO_KERNEL = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "_unsafe_view", "lift_fresh",
               "resize_", "set_", "is_same_size", "is_pinned", "device", "sym_size"}  # fmt: skip
-_KERNELS = {"native_group_norm": 3, "sort": 4, "topk": 3, "nonzero_static": 3, "cumsum": 2, "any": 1}
+_KERNELS = {"native_group_norm": 3, "sort": 4, "topk": 3, "nonzero_static": 4, "cumsum": 2, "any": 1}
 _WHOLE = {"scaled_dot_product_attention"}  # a fused kernel on CUDA, whatever its parts are elsewhere
 
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from m2f_core.config.backbones import SwinConfig
+from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.images.image_size import ImageSize
 from m2f_core.inference.instance import InstanceSettings
 from m2f_core.inference.panoptic import PanopticSettings
@@ -16,6 +18,7 @@ from m2f_core.inference.semantic import SemanticSettings
 from pipeline.segment.device_model import Network
 from pipeline.segment.segmenter import Segmenter
 from pipeline.telemetry.costs import Costs
+from tests.benchmarks import device_card
 from tests.core.model.test_cuda_graphs import small_config
 from tests.support.device_counts import Counted, DeviceCounts
 from tests.support.fake_cuda import CUDA, fake_cuda
@@ -106,6 +109,16 @@ def test_launches_do_not_grow_with_masks_and_hardly_with_images():
 def test_weights_are_converted_once_not_in_every_pass():
     fp32, bf16 = (counted(precision)["panoptic"][0] for precision in ("fp32", "bf16"))
     assert bf16.launches - fp32.launches < 120, "conversions of activations remain"
+
+
+def test_everything_but_the_model_is_little_beside_it():
+    """By the data sheet of an H100, for Swin-T at the size of the paper, kernel by kernel; a test of counts."""
+    config = Mask2FormerConfig(backbone_config=SwinConfig(), id2label={n: f"class {n}" for n in range(133)})
+    card = device_card.count(config, "bf16", "panoptic", (480, 640), ImageSize.parse("800:1333"), 1)
+    bounds = device_card.bounds_of(card, 1, "H100", device_card.GPUS["H100"])
+    assert 1.0 < bounds["all over model"] <= 1.15
+    # 420 GFLOP by PyTorch's count of transformers' model with the masks of the last layer alone
+    assert 400 < sum(operation.flops for operation in card.parts["model"].operations) / 1e9 < 440
 
 
 def test_a_value_that_is_read_or_a_tensor_of_another_device_is_seen():
