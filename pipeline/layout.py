@@ -21,6 +21,7 @@ _runs/
         journal/                  receipts of finished shards
         started/                  a start marker for each start of a shard; removed when the run is finished
         gate.json                 with --gate: what was compared with earlier runs, and why the run is held back
+        golden/                   an output of its own: the golden images of --gate, while they are segmented and scored
         report.json               the counts of the run; a run that has this object is finished and published
         page/                     report.html, the page of the run, and report.json, the figures on it
         rolled_back.json          a note that the rows of this finished run are being or have been taken out again
@@ -108,6 +109,10 @@ class RunFolder:
     @property
     def gate_json(self) -> str:
         return f"{self.path}/gate.json"
+
+    @property
+    def golden(self) -> str:
+        return f"{self.path}/golden"
 
     @property
     def rolled_back_json(self) -> str:
@@ -220,7 +225,15 @@ class Output:
         if not is_run_id(run_id):
             raise RunError(f"{self.name}: {excerpt(run_id)} cannot be the name of a run")
         folder = RunFolder(self, f"{self.runs}/{run_id}")
-        for path in (folder.path, folder.page, folder.plan, folder.attempts, folder.journal, folder.started):
+        for path in (
+            folder.path,
+            folder.golden,
+            folder.page,
+            folder.plan,
+            folder.attempts,
+            folder.journal,
+            folder.started,
+        ):
             self.inside(path)
         for table in ALL_TABLES:
             self.inside(self.at(parts_folder(table, run_id)))

@@ -42,6 +42,7 @@ from pipeline.forecast.limits import Limits, limits_of
 from pipeline.forecast.staff import Staff
 from pipeline.gate.bounds_file import read_gate
 from pipeline.gate.gate import pass_gate
+from pipeline.gate.golden import check_golden, pass_golden
 from pipeline.guard.kill_points import reached
 from pipeline.inputs.fetch import FetchImages
 from pipeline.inputs.listing import refuse_empty
@@ -60,8 +61,9 @@ from pipeline.runs.begin import Run, take_up
 from pipeline.runs.check import Checked, check
 from pipeline.runs.cleanup import sweep
 from pipeline.runs.find import find_report, find_run
+from pipeline.runs.planning.plan_run import plan_run
 from pipeline.runs.planning.planner import Planner
-from pipeline.runs.preview import comparison_of
+from pipeline.runs.preview import changes_of, comparison_of
 from pipeline.runs.prove import holding_lease, proven
 from pipeline.runs.specs import segment_spec
 from pipeline.segment.actor import SegmentImages
@@ -116,7 +118,7 @@ def _segment_bucket(
     checked = checked_by()
     limits = limits_of(settings, checked.fingerprint)
     if settings.gate is not None:
-        read_gate(settings.gate)  # refused now, not after hours of work
+        check_golden(read_gate(settings.gate), settings.task)  # refused now, not after hours of work
     for warning in checked.model.warnings:
         logger.warning(warning)
     finished = find_report(checked)
@@ -190,9 +192,13 @@ def execute(run: Run, allotment: Allotment, lease: HeldLease, progress: Progress
     """Stream the shards that are not done yet, commit their receipts, check the counts and publish.
 
     LimitReachedError if `limits` ended the run before its last shard; what is done is published then, too, unless the
-    run has a gate. HeldByGateError if the gate does not let the run be published.
+    run has a gate. HeldByGateError if the gate does not let the run begin, or be published.
     """
     gate = None if run.settings.gate is None else read_gate(run.settings.gate)
+    if gate is not None and gate.golden is not None:
+        progress.phase("segmenting the golden images")
+        with _store_errors(run):
+            pass_golden(gate, run, lambda golden: _segment_golden(golden, allotment, lease))
     about_run(run.run_id)
     label_run(run.run_id)
     totals = Totals()
@@ -254,6 +260,19 @@ def execute(run: Run, allotment: Allotment, lease: HeldLease, progress: Progress
         reached("after report")
         trace.run_is_finished(run.created.timestamp(), report.num_images, report.num_failed)
     return report
+
+
+def _segment_golden(checked: Checked, allotment: Allotment, lease: HeldLease) -> str:
+    """Run all images of an input into an output below that of the run, whose lease is `lease`; returns the run id."""
+    settings = checked.settings
+    with changes_of(checked) as changes:
+        per_shard = images_per_shard(settings, allotment)
+        record = plan_run(checked, changes.images(), changes.counts, per_shard, allotment.computed_on, lease.check)
+    limits = limits_of(settings, checked.fingerprint)
+    limits.set_devices(allotment.device, allotment.device_names, allotment.device_units)
+    unseen = Progress(settings.progress_seconds, settings.log_format)  # the counts of the night are those of its run
+    execute(take_up(checked, record), allotment, lease, unseen, limits)
+    return record.run_id
 
 
 def _stopped(run: Run, totals: Totals, limits: Limits, staff: Staff) -> Exception:

@@ -29,6 +29,10 @@ class GateBounds:
     """The same for the mean score."""
     failed: Annotated[float, Interval(ge=0.0, le=1.0)] = 0.05
     """Let the share of failed images grow by this much, whatever the spread."""
+    golden: str | None = None
+    """Before a run begins, segment the golden images in this folder or below this URI, and score the result."""
+    golden_least: Annotated[float, Interval(ge=0.0, le=1.0)] = 0.9
+    """Hold the run back if they score less: PQ of a panoptic run, mIoU of a semantic one, AP of an instance one."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -25,6 +25,7 @@ def pass_gate(bounds: GateBounds, journal: Journal, report: Report, task: str) -
     folder = journal.folder
     output = folder.output
     try:
+        before = read_gate_record(output, folder)
         figures = figures_of(output, list(journal.read()), bounds.images)
         earlier = list(_earlier(output, folder.run_id, task, bounds))
     except RunError as error:
@@ -38,7 +39,7 @@ def pass_gate(bounds: GateBounds, journal: Journal, report: Report, task: str) -
         found = []
     else:
         found = [str(one) for one in violations(figures, earlier, bounds)]
-    GateRecord(found, figures, report).write(folder)
+    GateRecord(found, figures, report, None if before is None else before.golden).write(folder)
     for line in found:
         logger.warning("out of bounds: %s", line)
     if found:
@@ -78,7 +79,7 @@ def _figures(output: Output, folder: RunFolder, task: str, most_images: int) -> 
         if record is None or record.results["task"] != task:
             return None
         seen = read_gate_record(output, folder)
-        if seen is not None:
+        if seen is not None and seen.report is not None:
             return seen.figures
         return (
             None if is_tidied else figures_of(output, list(Journal(folder).read(record.plan.num_shards)), most_images)

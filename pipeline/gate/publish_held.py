@@ -97,4 +97,9 @@ def _held(output: Output, run_id: str) -> Held:
         raise RunError(f"run {run_id} cannot be published any more: jobs/tidy.py has removed its plan and its journal")
     if seen is None or not seen.violations:
         raise RunError(f"no --gate holds run {run_id} back; to finish the run, repeat the command that started it")
+    if seen.report is None:
+        raise RunError(
+            f"run {run_id} was held back before its first image, so there is nothing to publish: {seen.violations[0]}; "
+            "to segment its images, repeat the command that started it, with golden images that it passes"
+        )
     return Held(record, seen.report)

@@ -42,9 +42,10 @@ class ListedRun:
         return max(found.written_at for found in self.objects.values())
 
     def work(self) -> list[StoredObject]:
-        """Plan, journal, attempts and start markers."""
+        """Plan, journal, attempts, start markers, and what a driver that was killed has left of golden images."""
         folders = (self.folder.plan, self.folder.journal, self.folder.attempts, self.folder.started)
-        return [found for path, found in self.objects.items() if path.rpartition("/")[0] in folders]
+        left = f"{self.folder.golden}/"
+        return [o for path, o in self.objects.items() if path.rpartition("/")[0] in folders or path.startswith(left)]
 
     def records(self) -> list[StoredObject]:
         """And the page. run.json first, the note of this job last: a run that has lost either is never continued."""
