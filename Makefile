@@ -5,11 +5,14 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: check-cluster demo test test-all test-roundtrip test-short test-other-pythons test-slow monitoring-tools lint bench fuzz overfit \
-	gpu-check drill-kills drill-faults release audit clean
+.PHONY: check-cluster demo test test-all test-roundtrip test-short test-other-pythons test-slow monitoring-tools \
+	readme-pictures lint bench fuzz overfit gpu-check drill-kills drill-faults release audit clean
 
 demo: $(VENV)/.ready-demo  ## set up, segment held-out scenes with the checkpoint of the package
 	$(BIN)/python jobs/demo.py
+
+readme-pictures: $(VENV)/.ready-test  ## docs/pictures, from the result of `make demo`; needs Chromium
+	$(BIN)/python tools/readme_pictures.py
 
 # Tests start hundreds of Python processes. Where this variable is set, each would compile this checkout again.
 unexport PYTHONDONTWRITEBYTECODE
