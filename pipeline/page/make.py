@@ -83,9 +83,11 @@ def _page(
     figures["gallery"] = {
         "images": [{**one, **truth.of(one["image_key"])} for one in gallery.described()],
         "of_images": figures["totals"]["ok"],
+        "pictures": settings.images,
         "left_out_for_size": gallery.left_out,
     }
-    lines = [{"title": one["title"], "text": printable_lines(one["text"])} for one in queries(run)]
+    largest = figures["classes"][0]["name"] if figures["classes"] else "person"
+    lines = [{"title": one["title"], "text": printable_lines(one["text"])} for one in queries(run, largest)]
     failed = () if settings.images == "none" else figures["failures"]["examples"]
     small = {shown(key): uri for key, uri in thumbnails(run, failed).items()}
     page = Page({**_shown(figures, showing()), "queries": lines}, gallery, small)

@@ -65,7 +65,7 @@ function missing(place) {
 function views(place, beside) {
   const image = images[place];
   const found = beside && image.before ? [view(image, image.before, "before"), view(image, image.now, "now")] : [view(image, image.now)];
-  if (facts[place].missing) found[0].append(missing(place));
+  if (facts[place].missing && figures.gallery.pictures !== "none") found[0].append(missing(place));
   return found;
 }
 

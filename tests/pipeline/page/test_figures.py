@@ -148,6 +148,20 @@ def test_the_gallery_is_the_same_each_time_and_names_the_hardest_first(made_page
     assert described[lowest.index[0]]["min_score"] == pytest.approx(lowest.iloc[0])
 
 
+def test_each_query_runs_alone(made_page):
+    """That for Polars as it stands: it names a class that occurs. Those for DuckDB load what they need."""
+    queries = {one["title"]: one["text"] for one in made_page.figures["queries"]}
+    [polars] = [text for title, text in queries.items() if title.startswith("Polars")]
+    setting, _, query = polars.replace("10_000", "100").partition("segments.filter")
+    names: dict = {}
+    exec(setting, names)
+    found = eval(f"segments.filter{query}", names)
+    segments, largest = table(made_page, "segments"), made_page.figures["classes"][0]["category_id"]
+    assert len(found) == ((segments.category_id == largest) & (segments.area > 100)).sum() > 0
+    others = [text for title, text in queries.items() if title.startswith("DuckDB")]
+    assert len(others) == 3 and all(text.startswith("INSTALL delta; LOAD delta;\n") for text in others)
+
+
 def test_report_json_is_plain_json_without_pictures(made_page):
     text = (made_page.html.parent / "report.json").read_text()
     assert "data:image" not in text and json.loads(text)["run"]["run_id"] == "second"
