@@ -1,6 +1,8 @@
 """Write the page of a run to its place: report.html, report.json and, if they lie beside it, the pictures."""
 
 import json
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import fsspec
@@ -11,9 +13,10 @@ from pipeline.page.figures.runs import ShownRun
 from pipeline.page.html import write_html
 from pipeline.page.make import make_page
 from pipeline.page.settings import ReportSettings
-from pipeline.store.filesystem import open_filesystem, put_object, store_errors_as, uri_of
+from pipeline.store.filesystem import list_folder, open_filesystem, put_object, store_errors_as, uri_of
 
 HTML, JSON, IMAGES = "report.html", "report.json", "images"
+_PICTURE = re.compile(rf"{IMAGES}/\d{{4}}\.(webp|jpg)")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,17 @@ def publish_page(settings: ReportSettings) -> Published:
                 put_object(filesystem, f"{folder}/{name}", one.picture.data)
         put_object(filesystem, f"{folder}/{JSON}", json.dumps(page.figures, indent=1).encode())
         put_object(filesystem, f"{folder}/{HTML}", html)  # last: a page that is there is whole
+        if settings.to is None:  # elsewhere, files of others may have such names
+            _remove_others(filesystem, folder, names or ())
         return Published(uri_of(filesystem, f"{folder}/{HTML}").removeprefix("file://"), page.overlays)
+
+
+def _remove_others(filesystem: fsspec.AbstractFileSystem, folder: str, names: Collection[str]) -> None:
+    """Remove the pictures that an earlier page of the run has left beside it: whoever asks for none means it."""
+    for path in list_folder(filesystem, f"{folder}/{IMAGES}"):
+        name = f"{IMAGES}/{path.rstrip('/').rpartition('/')[2]}"
+        if name not in names and _PICTURE.fullmatch(name):
+            filesystem.rm_file(path)
 
 
 def _place(settings: ReportSettings, run: ShownRun) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -7,7 +7,7 @@ from types import ModuleType
 
 @contextmanager
 def without_pages(job: ModuleType) -> Iterator[list[tuple[str, str, str]]]:
-    """The module of a job writes no page of a run meanwhile: the pages that it would write (output, run_id, images)."""
+    """The module of a job writes no page meanwhile. The pages that it would write: (output, run_id, images)."""
     asked: list[tuple[str, str, str]] = []
 
     def note(output: str, run_id: str, images: str) -> bool:
