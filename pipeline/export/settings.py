@@ -24,6 +24,7 @@ FormatName = Literal[
     "yolo",
     "label-studio",
     "cvat",
+    "fiftyone",
     "geojson",
     "gpkg",
     "geoparquet",
@@ -34,7 +35,7 @@ FormatName = Literal[
 _ONLY = {
     "palette": ("label-png",),
     "ignore_label": ("label-png",),
-    "image_url_prefix": ("label-studio",),
+    "image_url_prefix": ("label-studio", "fiftyone"),
     "images": ("hf",),
 }
 
@@ -69,8 +70,8 @@ class ExportSettings:
     ignore_label: Annotated[int | None, _FORMAT, Interval(ge=0, le=65_535)] = None
     """Give pixels without a segment this value in label PNGs. Default: 255, or 65535 if ids need 16 bits."""
     image_url_prefix: Annotated[tuple[str, ...], _FORMAT] = ()
-    """Give images URLs that another program can open: FROM=TO replaces the beginning FROM of an image_key by TO.
-    Default: the key itself."""
+    """Give images URLs or paths that another program can open: FROM=TO replaces the beginning FROM of an image_key by
+    TO. Default: the key itself."""
     images: Annotated[bool, _FORMAT] = True
     """Put the images themselves into a Hugging Face data set; they are read again from where the run has read them."""
     workers: Annotated[int | None, RESOURCES, Interval(ge=1, le=1024)] = None

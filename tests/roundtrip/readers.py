@@ -55,6 +55,25 @@ def hf(folder: Path) -> Found:
             yield row["image_key"], category, np.asarray(mask) > 0
 
 
+def fiftyone(folder: Path) -> Found:
+    """FiftyOne keeps a data set in a MongoDB, which it starts in a folder of its own."""
+    import os
+
+    os.environ |= {
+        "FIFTYONE_DO_NOT_TRACK": "true",
+        "FIFTYONE_DATABASE_VALIDATION": "false",
+        "FIFTYONE_DATABASE_DIR": str(folder.with_name("database")),
+        "FIFTYONE_DEFAULT_DATASET_DIR": str(folder.with_name("data sets")),
+        "FIFTYONE_CONFIG_PATH": str(folder.with_name("no config.json")),
+    }
+    from fiftyone import Dataset, types
+
+    for sample in Dataset.from_dir(dataset_dir=str(folder), dataset_type=types.FiftyOneDataset):
+        size = sample.metadata.width, sample.metadata.height
+        for detection in sample.segments.detections:
+            yield sample.image_key, detection.label, detection.to_segmentation(frame_size=size).mask > 0
+
+
 def _datumaro(folder: str, form: str) -> Found:
     from datumaro.components.annotation import AnnotationType
     from datumaro.components.dataset import Dataset

@@ -101,6 +101,10 @@ def test_hugging_face_by_datasets(instances, tmp_path):
     assert_equal(read_back("hf", export(instances, tmp_path / "out", "hf", "--no-images")), wanted(instances))
 
 
+def test_fiftyone_by_fiftyone(instances, tmp_path):
+    assert_equal(read_back("fiftyone", export(instances, tmp_path / "out", "fiftyone")), wanted(instances))
+
+
 def test_coco_panoptic_by_datumaro(tables, tmp_path):
     """datumaro has its own layout: annotations/panoptic_<subset>.json, and the PNGs in a folder beside it."""
     out = export(tables, tmp_path / "exported", "coco-panoptic")

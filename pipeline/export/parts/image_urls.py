@@ -22,9 +22,17 @@ def read_prefixes(given: tuple[str, ...]) -> list[tuple[str, str]]:
 def url_of(image_key: str, prefixes: list[tuple[str, str]]) -> str:
     """The URL of an image. What stands behind a replaced prefix is escaped for web servers, which s3:// and gs:// are
     not; a key that no prefix fits stays as it is."""
+    found = replaced(image_key, prefixes)
+    if found is None:
+        return image_key
+    after, rest = found
+    is_web = after.startswith(("http://", "https://", "/"))
+    return after + (quote(rest) if is_web else rest)
+
+
+def replaced(image_key: str, prefixes: list[tuple[str, str]]) -> tuple[str, str] | None:
+    """What replaces the prefix of a key, and the rest of the key; None if no prefix fits."""
     for before, after in prefixes:
         if image_key.startswith(before):
-            rest = image_key.removeprefix(before)
-            is_web = after.startswith(("http://", "https://", "/"))
-            return after + (quote(rest) if is_web else rest)
-    return image_key
+            return after, image_key.removeprefix(before)
+    return None

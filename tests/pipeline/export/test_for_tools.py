@@ -1,7 +1,11 @@
-"""YOLO, Label Studio and CVAT, decoded by hand; tests/roundtrip reads them with the tools that own them."""
+"""YOLO, Label Studio, CVAT and FiftyOne, decoded by hand; tests/roundtrip reads them with the tools that own them."""
 
+import base64
 import csv
+import io
 import json
+import re
+import zlib
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,6 +18,7 @@ from tests.support.evaluation_runs import MadeImage, Place, Segment
 from tests.support.exports import decoded, export, refused, segments_by_key
 from tests.support.painted_outlines import painted
 from tests.support.published_runs import write_published
+from tests.support.published_tables import image_row, publish_run
 
 
 def test_yolo_loses_what_it_says(instances, tmp_path, capsys):
@@ -107,6 +112,50 @@ def test_cvat_masks_are_the_tables(tables, tmp_path):
             assert np.array_equal(found, decoded(row["segmentation"]))
             assert mask.get("label") == row["category_name"] in names
             assert float(mask.findtext("attribute")) == row["score"]
+
+
+def test_fiftyone_detections_are_the_tables(instances, tmp_path, capsys):
+    out = export(instances, tmp_path / "out", "fiftyone")
+    assert "10 images lie in a store" in capsys.readouterr().out
+    samples = json.loads((out / "samples.json").read_text())["samples"]
+    ids = []
+    for sample, (key, rows) in zip(samples, segments_by_key(instances).items(), strict=True):
+        assert sample["image_key"] == key and sample["filepath"] == key.replace("s3://photographs/", "data/")
+        size = sample["metadata"]["height"], sample["metadata"]["width"]
+        detections = sample["segments"]["detections"]
+        ids += [sample["_id"]["$oid"], *(one["_id"]["$oid"] for one in detections)]
+        for one, row in zip(detections, rows, strict=True):
+            mask = np.load(io.BytesIO(zlib.decompress(base64.b64decode(one["mask"]["$binary"]["base64"]))))
+            left, top, width, height = np.array(one["bounding_box"]) * [size[1], size[0], size[1], size[0]]
+            assert mask.dtype == bool and mask.shape == (round(height), round(width)) and mask.flags["C_CONTIGUOUS"]
+            found = np.zeros(size, bool)
+            found[round(top) : round(top + height), round(left) : round(left + width)] = mask
+            assert np.array_equal(found, decoded(row["segmentation"]))
+            assert (one["label"], one["confidence"]) == (row["category_name"], row["score"])
+            assert all(one[name] == row[name] for name in ("segment_id", "category_id", "isthing", "area"))
+    assert len(set(ids)) == len(ids) > 30 and all(re.fullmatch("[0-9a-f]{24}", one) for one in ids)
+    about = json.loads((out / "metadata.json").read_text())
+    declared = {field["name"]: field for field in about["sample_fields"]}
+    assert set(samples[0]) - {"_id"} <= set(declared)
+    [of_detections] = declared["segments"]["fields"]
+    of_one = samples[0]["segments"]["detections"][0]
+    assert set(of_one) - {"_id", "_cls"} <= {field["name"] for field in of_detections["fields"]}
+    assert about["default_classes"] == ["dog", "cat", "road", "sky"]
+
+
+def test_fiftyone_is_told_where_images_are(instances, tmp_path):
+    tables = write_published(Place(str(tmp_path / "run")), [MadeImage("a b#1.jpg", (2, 2))])
+    for prefix, expected in (
+        ("s3://photographs/=/data/", "/data/a b#1.jpg"),
+        ("s3://p=s3://p", "s3://photographs/a b#1.jpg"),
+    ):
+        out = export(tables, tmp_path / prefix[-5:-1].strip("/"), "fiftyone", "--image-url-prefix", prefix)
+        assert json.loads((out / "samples.json").read_text())["samples"][0]["filepath"] == expected
+    of_files = str(tmp_path / "files")
+    keys = ["file:///in/a b.jpg", "file:///in/x.tar#c.jpg"]
+    publish_run(of_files, "night", [image_row(key, "night", 0, num_segments=0) for key in keys], [])
+    samples = json.loads((export(of_files, tmp_path / "local", "fiftyone") / "samples.json").read_text())["samples"]
+    assert [sample["filepath"] for sample in samples] == ["/in/a b.jpg", "data/x.tar%23c.jpg"]
 
 
 def test_names_that_xml_escapes_or_cannot_hold(tmp_path):
