@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from pipeline.inputs.container import StoppedError
 from pipeline.schema import LISTED
+from pipeline.tables.spill_database import writing_beside
 
 _ROWS_A_FILE = 100_000  # 2 to 10 MB
 _SECONDS_A_FILE = 5.0  # of a listing that is slower
@@ -111,7 +112,8 @@ class Spool:
         if is_last and self.num_files and not self._pending:
             return
         rows = pa.concat_tables(self._pending or [LISTED.empty_table()])
-        pq.write_table(rows, self._path(self.num_files), compression="snappy", use_dictionary=False)
+        with writing_beside():
+            pq.write_table(rows, self._path(self.num_files), compression="snappy", use_dictionary=False)
         self._pending.clear()
         with self.changed:
             self.num_files += 1

@@ -91,17 +91,27 @@ def registered(
 
 @contextlib.contextmanager
 def out_of_room() -> Iterator[None]:
-    """Raise RunError if DuckDB runs out of memory or disk space, or if another file of the body fills TMPDIR.
-
-    The body reports a full disk elsewhere itself, as an error of --output or --to.
-    """
+    """Raise RunError if DuckDB runs out of memory or disk space."""
     try:
         yield
-    except (duckdb.OutOfMemoryException, duckdb.IOException, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _FULL:
+    except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+        raise _no_room(error) from None
+
+
+@contextlib.contextmanager
+def writing_beside() -> Iterator[None]:
+    """Raise RunError if the disk is full where the body, and nothing else in it, writes files beside a database."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
             raise
-        folder = tempfile.gettempdir()
-        raise RunError(f"too little memory or too little space in {folder} (TMPDIR): {one_line(error)}") from None
+        raise _no_room(error) from None
+
+
+def _no_room(error: Exception) -> RunError:
+    folder = tempfile.gettempdir()
+    return RunError(f"too little memory or too little space in {folder} (TMPDIR): {one_line(error)}")
 
 
 def _close(connection: duckdb.DuckDBPyConnection, folder: str, lock: FileLock) -> None:

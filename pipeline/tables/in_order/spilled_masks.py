@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.tables.spill_database import writing_beside
+
 FILE_BYTES = 32 * 2**20  # of masks that are ordered in memory at once, which takes this twice
 _MOST_FILES = 200  # open at a time
 _CHUNK_BYTES = 4 * 2**20  # of the arrays that come out
@@ -89,15 +91,17 @@ class _File:
 
     def write(self, ranks: NDArray[np.int64], masks: pa.Array) -> None:
         batch = pa.record_batch({"rank": pa.array(ranks), "mask": masks})
-        if self._writer is None:
-            self._writer = pa.ipc.new_stream(str(self.path), batch.schema)
-        self._writer.write_batch(batch)
+        with writing_beside():
+            if self._writer is None:
+                self._writer = pa.ipc.new_stream(str(self.path), batch.schema)
+            self._writer.write_batch(batch)
         self.num_bytes += batch.nbytes
 
     def read(self) -> Iterator[Ranked]:
         if self._writer is None:
             return
-        self._writer.close()
+        with writing_beside():
+            self._writer.close()
         with pa.ipc.open_stream(pa.OSFile(str(self.path))) as reader:
             for batch in reader:
                 yield Ranked(batch["rank"].to_numpy(), batch["mask"])

@@ -368,6 +368,15 @@ def test_a_listing_that_breaks_off_says_why_and_leaves_nothing(tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no file that is always full")
+def test_a_full_tmpdir_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "full").symlink_to("/dev/full")  # the writer removes what it could not write
+    monkeypatch.setattr(spool.Spool, "_path", lambda self, number: str(tmp_path / "full"))
+    listing = spool.Spool((table for table in [listed_table([])]), str(tmp_path), threading.Event())
+    with listing, pytest.raises(RunError, match=r"too little space in .* \(TMPDIR\): .*No space left on device"):
+        listing.take(1)
+
+
 def test_a_listing_that_breaks_off_does_not_wait_for_the_table(tmp_path, monkeypatch):
     """Ctrl-C while a bucket is listed, for example: the rows of earlier runs are read beside."""
     running, ended = threading.Event(), threading.Event()

@@ -161,10 +161,11 @@ def test_masks_that_are_missing_are_an_error_before_a_mask_is_beside_another_row
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no file that is always full")
-def test_a_full_disk_is_one_line(nights, monkeypatch):
+def test_a_full_disk_is_one_line(nights, tmp_path, monkeypatch):
+    (tmp_path / "full").symlink_to("/dev/full")
     monkeypatch.setattr(spilled_masks.in_order, "__defaults__", (1 << 10,))
     full = spilled_masks._File
-    monkeypatch.setattr(spilled_masks, "_File", lambda path: full(Path("/dev/full")))
+    monkeypatch.setattr(spilled_masks, "_File", lambda path: full(tmp_path / "full"))
     with pytest.raises(RunError, match=r"too little space in .* \(TMPDIR\): .*No space left on device"):
         list(open_rows(nights).batches())
 
