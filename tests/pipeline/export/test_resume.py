@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import RunError
 from pipeline.export import export as exporting
 from pipeline.export import state
-from pipeline.export.convert import Converter
+from pipeline.export.convert import BatchTask, Converter
 from pipeline.export.export import Exported, export
 from pipeline.export.settings import ExportSettings
 from pipeline.export.target import Target
@@ -157,6 +157,30 @@ def test_several_processes_write_what_one_writes(tables, tmp_path, monkeypatch, 
     done = export(by_two)
     assert told(done) == told(whole) and content(tmp_path / "out") == content(tmp_path / "whole")
     assert 1 <= done.num_done_before <= 3
+
+
+def test_batches_on_their_way_are_bounded_by_bytes(tables, tmp_path, monkeypatch):
+    """Batches of large scenes are 32 MiB each; small ones are bounded by number."""
+    waiting, most = [], []
+
+    class Waiting:
+        def result(self):
+            return waiting.remove(self)
+
+        def cancel(self):
+            return True
+
+    def submit(task):
+        waiting.append(Waiting())
+        most.append(len(waiting))
+        return waiting[-1]
+
+    settings = replace(settings_for(tables, tmp_path / "out"), workers=8)
+    tasks = [BatchTask(number, b"x" * 30, b"x" * 10, [], [], 1) for number in range(40)]
+    for num_bytes, expected in ((100, 2), (30, 1), (10_000, 17)):
+        monkeypatch.setattr(exporting, "_BYTES_ON_THEIR_WAY", num_bytes)
+        most.clear()
+        assert len(list(exporting._each(settings, submit, iter(tasks)))) == 40 and max(most) == expected
 
 
 def test_it_goes_on_with_the_tables_of_its_beginning(tmp_path, monkeypatch, small_batches):
