@@ -25,11 +25,11 @@ class NightJob:
         self.finished_run: str | None = None  # by this job
 
     def run(self, check: "Callable[[], Checked] | None" = None) -> int:
-        """Returns the exit code. `check`: see pipeline.run.segment_bucket."""
+        """Returns the exit code. `check`: see pipeline.segment_bucket."""
         set_ray_environment()
         show_log_lines(self.settings.log_format)
         with self.progress:
-            self.progress.phase("loading PyTorch and Ray")
+            self.progress.phase("loading the program")
             # Imported only now: --help should not wait, Ray reads its environment when it is imported, and a night that
             # is killed while PyTorch loads should have left its record.
             from pipeline.nights.night import Night
@@ -38,7 +38,7 @@ class NightJob:
             self.night = Night(self.command)
             self.night.start(usable_output(with_whole_places(self.settings)))
             from pipeline.report.summary import print_summary
-            from pipeline.run import segment_bucket
+            from pipeline.segment_bucket import segment_bucket
 
             report = segment_bucket(self.settings, self.progress, self.night.tell, check)
         if report is None:

@@ -14,9 +14,10 @@ from m2f_core.hf.outputs import SemanticSegmentationOutput
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference import instance, panoptic, semantic
 from m2f_core.inference.decoder_outputs import HF_GRID_HW
-from m2f_core.inference.instance import InstanceSettings, instance_segments
-from m2f_core.inference.panoptic import PanopticSettings, panoptic_segments
-from m2f_core.inference.semantic import SemanticSettings, hf_scores, semantic_segments
+from m2f_core.inference.instance import instance_segments
+from m2f_core.inference.panoptic import panoptic_segments
+from m2f_core.inference.semantic import hf_scores, semantic_segments
+from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""From a decoded image to the network's input: resize, normalise, pad.
+"""From a decoded image to the network's input: resize, normalise, pad. Only methods that touch pixels import torch.
 
 There are two modes, which give different sizes and so different masks:
 
@@ -17,22 +17,22 @@ Legend: B batch, C = 3 channels (red, green, blue), V = 256 values of a uint8, h
 Tuples `*_hw` are (height, width) in pixels.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
 
 from m2f_core.config.fields import MAX_NUMBER, excerpt
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.images.hf_values import hf_values
 from m2f_core.images.image_size import MAX_PIXELS_A_SIDE, PAPER_EDGES, PAPER_SIZE, ImageSize
-from m2f_core.images.pixel_table import look_up, look_up_by_torch
-from m2f_core.images.resize import RESAMPLES, resize_by_kernel, resize_by_torch
-from m2f_core.to_device import to_device
+
+if TYPE_CHECKING:
+    import torch
 
 MODES = ("reference", "hf")
 NETWORK_STRIDE = 32  # of the coarsest feature map; the authors pad to multiples of it
@@ -80,7 +80,7 @@ class ImageProcessor:
     @classmethod
     def from_preprocessor_config(
         cls, config: Mapping[str, Any] | None, mode: str, image_size: ImageSize | None = None
-    ) -> "ImageProcessor":
+    ) -> ImageProcessor:
         """Read the content of a `preprocessor_config.json`; None means the paper's setting.
 
         `image_size` replaces the file's size, also where the file says `do_resize: false`. `do_normalize: false` and
@@ -199,16 +199,15 @@ class ImageProcessor:
 
         The result equals Pillow's own `resize` to the last bit.
         """
-        if image.mode != "RGB":
-            raise ValueError(f"the image has mode {image.mode}, not RGB")
-        height, width = resized_hw or self.geometry(image.height, image.width).resized_hw
-        if self.resample in RESAMPLES:
-            return resize_by_kernel(np.array(image), (height, width), self.resample)
-        return np.array(image.resize((width, height), Image.Resampling(self.resample)))
+        from m2f_core.images.pixels import resized
+
+        return resized(image, resized_hw or self.geometry(image.height, image.width).resized_hw, self.resample)
 
     @property
     def resizes_anywhere(self) -> bool:
         """Whether `batch_by_torch` supports the filter; Pillow has more filters."""
+        from m2f_core.images.resize import RESAMPLES
+
         return self.resample in RESAMPLES
 
     def batch_by_torch(
@@ -218,22 +217,9 @@ class ImageProcessor:
 
         Images of one size are resized together.
         """
-        device = images_hw3[0].device
-        groups: dict[tuple[torch.Size, tuple[int, int]], list[int]] = {}
-        for place, (image_hw3, resized_hw) in enumerate(zip(images_hw3, resized_hws, strict=True)):
-            groups.setdefault((image_hw3.shape, resized_hw), []).append(place)
-        batch_B3HW = torch.zeros((len(images_hw3), 3, *padded_hw), dtype=torch.float32, device=device)
-        for (_, (height, width)), places in groups.items():
-            stored = torch.stack([images_hw3[place] for place in places])
-            resized = resize_by_torch(stored, (height, width), self.resample)
-            values = look_up_by_torch(resized, *_table_on(self, device))
-            within_B3hw = batch_B3HW[:, :, :height, :width]
-            if len(groups) == 1:
-                within_B3hw.copy_(values)
-            else:
-                for place, values_3hw in zip(places, values, strict=True):
-                    within_B3hw[place].copy_(values_3hw)
-        return batch_B3HW
+        from m2f_core.images.pixels import batch_by_torch
+
+        return batch_by_torch(images_hw3, resized_hws, padded_hw, self.resample, self.normalized_values())
 
     def to_batch(
         self,
@@ -246,21 +232,15 @@ class ImageProcessor:
         Resized sizes may differ. An image's values are bitwise independent of the other images and of the device. The
         padding is 0 after normalisation, which is the mean colour and not black.
         """
-        assert images_hw3
-        tensors_hw3 = [torch.as_tensor(image_hw3) for image_hw3 in images_hw3]
-        for image_hw3 in tensors_hw3:
-            assert image_hw3.dtype == torch.uint8 and image_hw3.ndim == 3 and image_hw3.shape[2] == 3
-            assert image_hw3.shape[0] <= padded_hw[0] and image_hw3.shape[1] <= padded_hw[1]
-        if torch.device(device).type == "cpu":
-            return look_up(tensors_hw3, self._normalized_values(), padded_hw)
-        there = [image_hw3.to(device, non_blocking=True) for image_hw3 in tensors_hw3]
-        return self.batch_by_torch(there, [(image.shape[0], image.shape[1]) for image in there], padded_hw)
+        from m2f_core.images.pixels import to_batch
+
+        return to_batch(images_hw3, padded_hw, device, self.resample, self.normalized_values())
 
     def warm_up(self) -> None:
         """Compile now what the methods above would compile on their first call, so that no image waits for it."""
         self.to_batch([self.resize(Image.new("RGB", (4, 4)))], self.geometry(4, 4).padded_hw)
 
-    def _normalized_values(self) -> np.ndarray:
+    def normalized_values(self) -> np.ndarray:
         """float32 [3, 256]: the normalised value of each uint8, computed in the mode's own order of operations."""
         values_V = np.arange(256, dtype=np.float32)
         if self.mode == "hf":
@@ -268,14 +248,6 @@ class ImageProcessor:
         # detectron2 subtracts and divides in float32 on the scale of the pixels (123.675 = 0.485 * 255, ...)
         mean_C1, std_C1 = (np.array(x)[:, None] / self.rescale_factor for x in (self.mean, self.std))
         return (values_V - mean_C1.astype(np.float32)) / std_C1.astype(np.float32)
-
-
-@lru_cache(maxsize=16)
-def _table_on(processor: ImageProcessor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The table of normalised values [C, V], and where each channel begins in it."""
-    table_CV = processor._normalized_values()
-    first_of_channel_C = np.arange(3, dtype=np.int32) * table_CV.shape[1]
-    return to_device(table_CV, device), to_device(first_of_channel_C, device)
 
 
 def _rounded_edges(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:

@@ -21,7 +21,7 @@ image. Suffix 1 is "plus the no-object class".
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,44 +42,16 @@ from m2f_core.inference.decoder_outputs import (
 )
 from m2f_core.inference.instance_kernel import find_mask
 from m2f_core.inference.resize_taps import axis_taps
+from m2f_core.inference.settings import InstanceSettings
 from m2f_core.masks import rle
 from m2f_core.masks.on_device import Arrays, Fetch, Parcel, fetch_at_once, start_runs
 
-InstanceMode = Literal["reference", "hf"]
 Pair = tuple[float, int, int]  # class score, query, class
 Found = tuple[rle.Rle | None, np.float32]  # the mask of a query, if it has a pixel, and its mean probability
 
 _FLOATS_AT_ONCE = 2**26  # of masks that a device enlarges together: 256 MiB
 _RUNS_PER_COLUMN = 2  # of a mask: two in each column of the object, and none beside it
 _EPSILON = 1e-6  # both sources add this to the number of a mask's pixels before the division
-
-
-@dataclass(frozen=True)
-class InstanceSettings:
-    """Which instances are kept; `InstanceSettings.defaults` gives each mode's own settings."""
-
-    mode: InstanceMode
-    score_threshold: float  # an instance is kept if its score is at least this
-    top_k: int | None  # keep this number of best (query, class) pairs by class score; None: number of queries
-    thing_class_ids: frozenset[int] | None = None  # drop pairs of other classes afterwards; None: drop none
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("reference", "hf"):
-            raise ValueError(f"mode must be 'reference' or 'hf', got {self.mode!r}")
-        if not 0 <= self.score_threshold <= 1:
-            raise ValueError(f"score_threshold must be from 0 to 1, got {self.score_threshold}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {self.top_k}")
-
-    @classmethod
-    def defaults(cls, mode: InstanceMode, thing_class_ids: frozenset[int] | None = None) -> "InstanceSettings":
-        """The original's settings for COCO, or those of transformers.
-
-        The original drops stuff only for panoptic checkpoints, transformers never does.
-        """
-        if mode == "hf":
-            return cls(mode, score_threshold=0.5, top_k=None, thing_class_ids=thing_class_ids)
-        return cls(mode, score_threshold=0.0, top_k=100, thing_class_ids=thing_class_ids)
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,13 @@ Legend: Q queries, K kept queries; h, w mask logits (stride 4 of the padded inpu
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from m2f_core.config.labels import LabelMap
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference.decoder_outputs import (
     HF_GRID_HW,
@@ -38,49 +37,13 @@ from m2f_core.inference.decoder_outputs import (
     read_table,
 )
 from m2f_core.inference.panoptic_kernel import Winners, find_winners
+from m2f_core.inference.settings import PanopticSettings
 from m2f_core.masks.on_device import Arrays, Fetch, Parcel, fetch_at_once, start_runs
 from m2f_core.masks.rle import LabelRuns, label_runs
 from m2f_core.masks.run_map import RunMap
 
-PanopticMode = Literal["reference", "hf"]
-
 _FLOATS_AT_ONCE = 2**26  # of masks that a device enlarges together: 256 MiB
 _RUNS_PER_COLUMN = 24  # of a map, with room for more than 15 to 28 segments have: 8 to 10
-
-
-@dataclass(frozen=True)
-class PanopticSettings:
-    """Thresholds; `PanopticSettings.defaults` gives each mode's own thresholds."""
-
-    mode: PanopticMode
-    score_threshold: float  # a query is kept if its class score is above this
-    overlap_threshold: float  # a kept query is a segment if it wins at least (hf: more than) this share of its mask
-    mask_threshold: float  # a pixel is inside a query's mask if its probability is at least this
-    fuse_class_ids: frozenset[int] = frozenset()  # classes ("stuff") whose segments are merged into one per image
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("reference", "hf"):
-            raise ValueError(f"mode must be 'reference' or 'hf', got {self.mode!r}")
-        for name in ("score_threshold", "overlap_threshold", "mask_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
-
-    @classmethod
-    def defaults(cls, mode: PanopticMode, fuse_class_ids: frozenset[int] = frozenset()) -> "PanopticSettings":
-        """The original's thresholds for COCO, or transformers' thresholds."""
-        score_threshold = 0.5 if mode == "hf" else 0.8
-        return cls(mode, score_threshold, overlap_threshold=0.8, mask_threshold=0.5, fuse_class_ids=fuse_class_ids)
-
-    @classmethod
-    def for_labels(cls, mode: PanopticMode, labels: LabelMap) -> "PanopticSettings":
-        """The defaults for a checkpoint's classes: stuff is fused, and thresholds come from the original's configs.
-
-        For Mapillary Vistas these keep every query (OBJECT_MASK_THRESHOLD in configs/mapillary-vistas/...).
-        """
-        settings = cls.defaults(mode, labels.stuff_class_ids)
-        if mode == "reference" and labels.has_classes_of("mapillary-panoptic"):
-            return replace(settings, score_threshold=0.0)
-        return settings
 
 
 @dataclass(frozen=True)

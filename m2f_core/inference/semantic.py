@@ -18,7 +18,6 @@ a strip depends on, u, v its height and width. Suffix 1 is "plus the no-object c
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -37,38 +36,15 @@ from m2f_core.inference.decoder_outputs import (
 from m2f_core.inference.panoptic import SegmentInfo
 from m2f_core.inference.resize_taps import Taps, axis_taps
 from m2f_core.inference.semantic_kernel import ClassMap, find_classes
+from m2f_core.inference.settings import SemanticSettings
 from m2f_core.masks.on_device import Arrays, Fetch, Parcel, fetch_at_once, start_runs
 from m2f_core.masks.run_map import RunMap
 from m2f_core.to_device import to_device
-
-SemanticMode = Literal["reference", "hf"]
-SemanticResize = Literal["masks", "scores"]
 
 _STRIP_FLOATS = 2**23  # scores and probabilities in one strip of the plain version: 32 MiB
 _STRIP_FLOATS_ON_DEVICE = 2**27
 _RUNS_PER_COLUMN = 24  # as for panoptic segments
 _PARTS = 2**32  # of a score of 1, in which a device adds up scores
-
-
-@dataclass(frozen=True)
-class SemanticSettings:
-    """The variant; `SemanticSettings.defaults` gives the usual variant of each mode."""
-
-    mode: SemanticMode
-    resize: SemanticResize  # the values that are resized to the original size
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("reference", "hf"):
-            raise ValueError(f"mode must be 'reference' or 'hf', got {self.mode!r}")
-        if self.resize not in ("masks", "scores"):
-            raise ValueError(f"resize must be 'masks' or 'scores', got {self.resize!r}")
-        if self.mode == "hf" and self.resize == "masks":
-            raise ValueError("resize 'masks' is not possible in hf mode: transformers resizes scores")
-
-    @classmethod
-    def defaults(cls, mode: SemanticMode, resize: SemanticResize = "masks") -> "SemanticSettings":
-        """By default resize masks, as the original does for panoptic checkpoints; hf mode always resizes scores."""
-        return cls(mode, "scores" if mode == "hf" else resize)
 
 
 @dataclass(frozen=True, eq=False)

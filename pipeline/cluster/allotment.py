@@ -16,9 +16,9 @@ from ray.exceptions import RayError, RayTaskError
 from m2f_core.layers.cpu_instructions import cpu_instructions
 from pipeline.cluster.resources import UNBOUNDED, Resources, shape_of_this_node
 from pipeline.config import Settings
+from pipeline.device.precision import check_precision
 from pipeline.errors import RunError
 from pipeline.node_labels import ANY_NODE, NodeChoice
-from pipeline.precision import check_precision
 from pipeline.store.filesystem import one_line
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from m2f_core.inference.instance import InstanceSettings
+from m2f_core.inference.settings import InstanceSettings
 from pipeline.errors import BrokenRunError, ErrorCode, ImageError, RunError
 from pipeline.guard.watchdog import TRIED_AGAIN, start_watchdog, watch
 from pipeline.inputs.reads import ListedImage

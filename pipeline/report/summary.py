@@ -1,6 +1,9 @@
 """Tables that are printed at the end of a run, a self-check or a preview."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -8,9 +11,11 @@ from pipeline.commit.run_report import Report
 from pipeline.plan.changes import describe
 from pipeline.runs.preview import Preview
 from pipeline.runs.roll_back import RollBack
-from pipeline.runs.selfcheck import SelfCheck
 from pipeline.telemetry.console import output_console, say
 from pipeline.telemetry.costs import ON_DEVICE
+
+if TYPE_CHECKING:
+    from pipeline.runs.selfcheck import SelfCheck
 
 
 def print_summary(report: Report, output: str, max_failure_rate: float | None = None) -> None:

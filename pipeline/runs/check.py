@@ -18,7 +18,7 @@ from pipeline.input_spec import InputSpec
 from pipeline.inputs.sources import input_spec
 from pipeline.layout import Output
 from pipeline.runs.places import usable_output, with_whole_places
-from pipeline.segment.checkpoint import is_embedded, is_local_path, stage_model
+from pipeline.segment.checkpoint import check_once, is_embedded, is_local_path, stage_model
 from pipeline.segment.inference_settings import (
     InferenceSettings,
     inference_settings,
@@ -65,7 +65,7 @@ def check_model(settings: Settings) -> Model:
     """
     checkpoint = stage_model(settings.model)
     try:
-        checkpoint.check()
+        check_once(checkpoint)
         labels = checkpoint.labels
         processor = ImageProcessor.from_preprocessor_config(
             checkpoint.preprocessor_config, settings.preprocess, settings.parsed_image_size()

@@ -4,12 +4,13 @@ import contextlib
 import hashlib
 import re
 import socket
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from m2f_core import __version__
 from m2f_core.checkpoints.checkpoint import OTHER_PICKLES, PICKLES, REFUSES_PICKLES, WEIGHTS_FILE, Checkpoint
 from m2f_core.checkpoints.hub import CHECKPOINT_FILES, HUB_ID, fetch_from_hub
 from m2f_core.checkpoints.stored_weights import CheckpointError
@@ -36,6 +37,22 @@ def stage_model(model: str, expected_sha256: str | None = None) -> Checkpoint:
             f"was started with {expected_sha256[:16]}…; give every node the same checkpoint, for example by a URI"
         )
     return checkpoint
+
+
+def check_once(checkpoint: Checkpoint) -> None:
+    """`checkpoint.check()`, unless this user's cache says that the same files have passed it with the same program.
+
+    The check builds the model without values, for which PyTorch is loaded; actors check the files again when they load
+    them. Raises CheckpointError.
+    """
+    passed_by = f"{checkpoint.sha256} {__version__} {version('torch')}"
+    mark = user_cache() / "checked" / hashlib.sha256(passed_by.encode()).hexdigest()
+    if mark.exists():
+        return
+    checkpoint.check()
+    with contextlib.suppress(OSError):  # without the mark, the next driver checks again
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
 
 
 def is_local_path(model: str) -> bool:

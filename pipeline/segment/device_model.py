@@ -22,9 +22,9 @@ from m2f_core.masks.on_device import Parcel
 from m2f_core.model.cuda_graphs import GraphedForward
 from m2f_core.model.for_inference import prepare_for_inference
 from m2f_core.model.mask2former import Mask2FormerOutput
-from pipeline.cuda import Cuda
+from pipeline.device.cuda import Cuda
+from pipeline.device.precision import check_precision
 from pipeline.guard.watchdog import watch
-from pipeline.precision import check_precision
 from pipeline.segment.inference_settings import InferenceSettings
 from pipeline.segment.kept_logits import KeptLogits, keep_logits, start_keeping
 from pipeline.segment.postprocess import InferenceResult, Inferred, infer, queries_of, start, warm_up

@@ -4,9 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from m2f_core.config.labels import LabelMap, Task
-from m2f_core.inference.instance import InstanceSettings
-from m2f_core.inference.panoptic import PanopticSettings
-from m2f_core.inference.semantic import SemanticSettings
+from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
 from pipeline.config import Settings
 from pipeline.errors import RunError
 

@@ -14,6 +14,7 @@ from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference import instance, panoptic, semantic
 from m2f_core.inference.decoder_outputs import Started
 from m2f_core.inference.merge_tiles import MergeRule, TileSegment, merge_tiles
+from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
 from m2f_core.inference.tiling import Tile
 from m2f_core.masks import intervals
 from m2f_core.masks.on_device import Fetch, Parcel
@@ -54,9 +55,9 @@ def infer(
     logits_QC1: torch.Tensor, masks_Qhw: torch.Tensor, geometry: ImageGeometry, settings: InferenceSettings
 ) -> InferenceResult:
     """Call the core's inference for the task of these settings."""
-    if isinstance(settings, panoptic.PanopticSettings):
+    if isinstance(settings, PanopticSettings):
         return panoptic.panoptic_segments(logits_QC1, masks_Qhw, geometry, settings)
-    if isinstance(settings, instance.InstanceSettings):
+    if isinstance(settings, InstanceSettings):
         return instance.instance_segments(logits_QC1, masks_Qhw, geometry, settings)
     return semantic.semantic_segments(logits_QC1, masks_Qhw, geometry, settings)
 
@@ -70,9 +71,9 @@ def start(
     fetch: Fetch,
 ) -> Started[Any]:
     """Start the core's inference for a whole batch on its device; see `m2f_core.inference`."""
-    if isinstance(settings, panoptic.PanopticSettings):
+    if isinstance(settings, PanopticSettings):
         return panoptic.start_panoptic(logits_BQC1, masks_BQhw, geometries, settings, parcel, fetch)
-    if isinstance(settings, instance.InstanceSettings):
+    if isinstance(settings, InstanceSettings):
         return instance.start_instances(logits_BQC1, masks_BQhw, geometries, settings, parcel, fetch)
     return semantic.start_semantic(logits_BQC1, masks_BQhw, geometries, settings, parcel, fetch)
 
@@ -114,10 +115,10 @@ def merged_segments(
     """The segments of an image from those of its tiles; ids and order as for an image that was not cut."""
     pieces = [[TileSegment(s.class_id, s.score, s.mask.counts) for s in segments] for segments in found]
     merged = merge_tiles(tiles, pieces, image_hw, _merge_rule(settings))
-    if isinstance(settings, semantic.SemanticSettings):
+    if isinstance(settings, SemanticSettings):
         merged.sort(key=lambda segment: segment.class_id)
         return tuple(FoundSegment(s.class_id + 1, s.class_id, s.score, s.mask) for s in merged)  # without queries
-    if isinstance(settings, instance.InstanceSettings):
+    if isinstance(settings, InstanceSettings):
         merged.sort(key=lambda segment: -segment.score)
     return tuple(
         FoundSegment(n, s.class_id, s.score, s.mask, found[s.best[0]][s.best[1]].embedding)
@@ -126,9 +127,9 @@ def merged_segments(
 
 
 def _merge_rule(settings: InferenceSettings) -> MergeRule:
-    if isinstance(settings, panoptic.PanopticSettings):
+    if isinstance(settings, PanopticSettings):
         return MergeRule(settings.fuse_class_ids, may_overlap=False)
-    if isinstance(settings, instance.InstanceSettings):
+    if isinstance(settings, InstanceSettings):
         return MergeRule(frozenset(), may_overlap=True)
     return MergeRule(fused_class_ids=None, may_overlap=False)
 
@@ -136,9 +137,9 @@ def _merge_rule(settings: InferenceSettings) -> MergeRule:
 def warm_up(settings: InferenceSettings) -> None:
     """Compile now what the functions above would compile on their first call, so that no image waits for it."""
     intervals.warm_up()
-    if isinstance(settings, panoptic.PanopticSettings):
+    if isinstance(settings, PanopticSettings):
         panoptic.warm_up(settings)
-    elif isinstance(settings, instance.InstanceSettings):
+    elif isinstance(settings, InstanceSettings):
         instance.warm_up(settings)
     else:
         semantic.warm_up(settings)

@@ -1,14 +1,21 @@
-"""The settings of a model actor, and the result for one image: values that travel between processes."""
+"""The settings of a model actor, and the result for one image: values that travel between processes.
+
+The driver, too, makes settings of actors, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from m2f_core.images.image_size import ImageSize
-from m2f_core.images.quality import Quality
 from m2f_core.inference.tiling import Tiling
 from pipeline.segment.inference_settings import InferenceSettings
-from pipeline.segment.kept_logits import KeptInput
-from pipeline.segment.postprocess import FoundSegment
+
+if TYPE_CHECKING:
+    from m2f_core.images.quality import Quality
+    from pipeline.segment.kept_logits import KeptInput
+    from pipeline.segment.postprocess import FoundSegment
 
 
 @dataclass(frozen=True)

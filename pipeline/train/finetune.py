@@ -24,8 +24,8 @@ from ray.util.queue import Empty, Queue
 
 from m2f_core.checkpoints.checkpoint import CONFIG_FILE
 from pipeline.cluster.resources import connect, on_this_node
+from pipeline.device.precision import check_precision
 from pipeline.errors import BrokenRunError, RunError, StoreUnavailableError
-from pipeline.precision import check_precision
 from pipeline.segment.checkpoint import is_local_path
 from pipeline.store.filesystem import (
     STORE_ERRORS,

@@ -14,9 +14,8 @@ import torch
 from m2f_core.config.labels import LabelMap
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.images.image_processor import ImageProcessor
-from m2f_core.inference.instance import InstanceSettings
-from m2f_core.inference.panoptic import PanopticSettings
-from m2f_core.inference.semantic import SemanticSettings, semantic_segments
+from m2f_core.inference.semantic import semantic_segments
+from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
 from m2f_core.model.mask2former import Mask2Former
 from pipeline.coco.ground_truth import GtImage
 from pipeline.coco.ground_truth_png import instance_map_records, panoptic_records, read_panoptic_png

@@ -14,7 +14,7 @@ from m2f_core.checkpoints.checkpoint import load_checkpoint
 from m2f_core.config.labels import LabelMap
 from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.training.augment import LargeScaleJitter, WholeImages
-from pipeline.precision import check_precision
+from pipeline.device.precision import check_precision
 from pipeline.store.filesystem import write_uri
 from pipeline.store.temporary_folders import scratch_folder
 from pipeline.train.annotated_images import labels_of, training_data, validation_data

@@ -35,7 +35,8 @@ import transformers
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
 from m2f_core.images.geometry import ImageGeometry
-from m2f_core.inference.panoptic import PanopticSettings, panoptic_segments
+from m2f_core.inference.panoptic import panoptic_segments
+from m2f_core.inference.settings import PanopticSettings
 from m2f_core.masks import rle
 from tests.support.decoder_scenes import STUFF_CLASS_IDS, decoder_outputs
 

@@ -31,8 +31,9 @@ from transformers.models.mask2former.image_processing_pil_mask2former import Mas
 
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference import instance, semantic
-from m2f_core.inference.instance import InstanceSettings, instance_segments
-from m2f_core.inference.semantic import SemanticSettings, semantic_segments
+from m2f_core.inference.instance import instance_segments
+from m2f_core.inference.semantic import semantic_segments
+from m2f_core.inference.settings import InstanceSettings, SemanticSettings
 from tests.benchmarks.bench_postprocess import milliseconds, peak_mib, rounded
 from tests.support.decoder_scenes import decoder_outputs
 

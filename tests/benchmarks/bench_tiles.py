@@ -30,7 +30,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from m2f_core.inference.panoptic import PanopticSettings
+from m2f_core.inference.settings import PanopticSettings
 from m2f_core.inference.tiling import Tiling
 from m2f_core.masks.box import Box
 from m2f_core.masks.intervals import placed, to_rle, united

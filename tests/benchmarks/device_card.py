@@ -25,9 +25,7 @@ import torch
 from m2f_core.config.backbones import SwinConfig
 from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.images.image_size import ImageSize
-from m2f_core.inference.instance import InstanceSettings
-from m2f_core.inference.panoptic import PanopticSettings
-from m2f_core.inference.semantic import SemanticSettings
+from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
 from pipeline.telemetry.costs import Costs
 from tests.support.decoder_scenes import NUM_CLASSES, STUFF_CLASS_IDS
 from tests.support.device_counts import Copy, Counted, DeviceCounts, Operation

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from m2f_core.checkpoints.checkpoint import Checkpoint
-from m2f_core.inference.panoptic import PanopticSettings
+from m2f_core.inference.settings import PanopticSettings
 from pipeline.segment.device_model import Network
 
 

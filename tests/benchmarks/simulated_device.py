@@ -31,7 +31,7 @@ from PIL import Image
 
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.images.image_processor import ImageProcessor
-from m2f_core.inference.panoptic import PanopticSettings
+from m2f_core.inference.settings import PanopticSettings
 from pipeline import run
 from pipeline.commit.journal import Journal
 from pipeline.commit.receipt import Receipt
@@ -46,6 +46,7 @@ from pipeline.segment.actor import SegmentImages
 from pipeline.segment.device_model import PreparedImage
 from pipeline.segment.postprocess import InferenceResult, infer
 from pipeline.segment.spec import SegmentSpec
+from pipeline.segment_bucket import segment_bucket
 from pipeline.telemetry.costs import Costs
 from pipeline.telemetry.instruments import Instrument
 from tests.support.decoder_scenes import STUFF_CLASS_IDS, decoder_outputs
@@ -182,7 +183,7 @@ def main() -> None:
         )
         began, cpu = time.time(), time.process_time()
         with Progress(settings.progress_seconds) as progress:
-            report = run.segment_bucket(settings, progress)
+            report = segment_bucket(settings, progress)
         cpu = time.process_time() - cpu
         assert report is not None and report.num_ok == report.num_images
         receipts = list(Journal(Output.open(args.output).run(report.run_id)).read())

@@ -156,7 +156,7 @@ class FakeGpu(Gpu):
     def in_place(self) -> Iterator[None]:
         torch.set_num_threads(1)
         with (
-            mock.patch("pipeline.precision.bf16_refusal", return_value=None),
+            mock.patch("pipeline.device.precision.bf16_refusal", return_value=None),
             mock.patch("m2f_core.model.for_inference.bf16_refusal", return_value=None),
             mock.patch.dict(os.environ, TRITON_INTERPRET="1"),
         ):

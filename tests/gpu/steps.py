@@ -22,9 +22,7 @@ from PIL import Image
 
 from m2f_core.checkpoints.checkpoint import save_checkpoint
 from m2f_core.config.labels import Category, LabelMap
-from m2f_core.inference.instance import InstanceSettings
-from m2f_core.inference.panoptic import PanopticSettings
-from m2f_core.inference.semantic import SemanticSettings
+from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
 from m2f_core.layers.deformable_attention import attend_by_embedding_bag, attend_by_grid_sample, locate_and_weigh
 from m2f_core.model.cuda_graphs import GraphedForward
 from m2f_core.model.pixel_decoder import cell_centres

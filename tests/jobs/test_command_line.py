@@ -27,8 +27,7 @@ from jobs import (
 )
 from jobs.common.command_line import COMMANDS, as_called, parse, program
 from jobs.segment_bucket import PROG, main
-from m2f_core.inference.instance import InstanceSettings
-from m2f_core.inference.panoptic import PanopticSettings
+from m2f_core.inference.settings import InstanceSettings, PanopticSettings
 from pipeline.config import Settings
 from pipeline.drill.settings import DrillSettings
 from pipeline.evaluate.settings import EvaluationSettings

@@ -12,7 +12,7 @@ from tests.support.tables import read_report
 from tests.support.terminal import CTRL_C, Terminal
 
 LIVE = re.compile(
-    r"(loading PyTorch and Ray|checking the settings, the checkpoint and the output|listing the input|starting Ray|"
+    r"(loading the program|checking the settings, the checkpoint and the output|listing the input|starting Ray|"
     r"loading the model|first shard|publishing) ━+ \d+:\d\d:\d\d"
     r"|segmenting [━╸╺ ]+ [\d,]+/[\d,]+ images, [\d.]+ images/s, \d+ failed, \d+:\d\d:\d\d left, slowest: \w+ .* image"
 )
@@ -31,7 +31,7 @@ def test_a_terminal_has_one_live_line_and_ctrl_c_keeps_what_is_done_then_json_fi
         *("--model", str(tiny_checkpoint), "--image-size", "320:533", "--images-per-shard", "1"),
     ]
     terminal = Terminal(command)
-    for words in ("loading PyTorch and Ray", "starting Ray", "loading the model", "segmenting"):
+    for words in ("loading the program", "starting Ray", "loading the model", "segmenting"):
         terminal.wait_for(words)
     terminal.press(CTRL_C)
     assert terminal.exit_code() == 130, terminal.output
@@ -49,7 +49,7 @@ def test_a_terminal_has_one_live_line_and_ctrl_c_keeps_what_is_done_then_json_fi
     said = [json.loads(line) for line in done.stderr.splitlines()]
     report = read_report(tmp_path)
     assert report["num_shards_done_before"] == int(stopped[1]) >= 1
-    assert said[0]["message"] == "loading PyTorch and Ray"
+    assert said[0]["message"] == "loading the program"
     assert {line.get("run_id") for line in said if line["message"] == "loading the model"} == {report["run_id"]}
     counted = [line["progress"] for line in said if "progress" in line]
     assert counted and counted[-1]["images"] == 11 and counted[-1]["failed"] == 0

@@ -149,7 +149,7 @@ def test_the_main_job_asks_for_the_page_of_its_run_once_the_night_has_ended(
     counts = {"num_images": 2, "num_ok": 2 - num_failed, "num_failed": num_failed}
     counts["failed_by_code"] = {"decode_failed": 1} if num_failed else {}
     done = report("night", table_versions={"images": 1, "segments": 1}, **counts)
-    monkeypatch.setattr("pipeline.run.segment_bucket", lambda *args: done)
+    monkeypatch.setattr("pipeline.segment_bucket.segment_bucket", lambda *args: done)
     (tmp_path / "in").mkdir()
     output = str(tmp_path / "out")
     with without_pages(segment_bucket) as asked:

@@ -12,7 +12,8 @@ pytest.importorskip("transformers", reason="transformers is the oracle of hf mod
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
 from m2f_core.images.geometry import ImageGeometry
-from m2f_core.inference.panoptic import PanopticSettings, panoptic_segments, to_hf
+from m2f_core.inference.panoptic import panoptic_segments, to_hf
+from m2f_core.inference.settings import PanopticSettings
 from tests.support.decoder_scenes import STUFF_CLASS_IDS, decoder_outputs
 
 torch.set_num_threads(1)

@@ -10,8 +10,9 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerForU
 
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference import instance, semantic
-from m2f_core.inference.instance import InstanceSettings, instance_segments
-from m2f_core.inference.semantic import SemanticSettings, semantic_segments
+from m2f_core.inference.instance import instance_segments
+from m2f_core.inference.semantic import semantic_segments
+from m2f_core.inference.settings import InstanceSettings, SemanticSettings
 from tests.support.decoder_scenes import NUM_CLASSES, decoder_outputs
 
 torch.set_num_threads(1)

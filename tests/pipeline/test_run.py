@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import run
+from pipeline import run, segment_bucket
 from pipeline.errors import BrokenRunError
 
 
@@ -27,6 +27,6 @@ def test_a_driver_that_has_lost_its_lease_fences_nobody_off(monkeypatch):
     def check():
         raise BrokenRunError("lost")
 
-    monkeypatch.setattr(run, "take_up", lambda *_: pytest.fail("an attempt was begun"))
+    monkeypatch.setattr(segment_bucket, "take_up", lambda *_: pytest.fail("an attempt was begun"))
     with pytest.raises(BrokenRunError, match="lost"):
-        run._take_up(SimpleNamespace(), {}, SimpleNamespace(check=check))
+        segment_bucket._take_up(SimpleNamespace(), {}, SimpleNamespace(check=check))

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from m2f_core.images.geometry import ImageGeometry
-from m2f_core.inference.instance import InstanceSettings, start_instances
-from m2f_core.inference.panoptic import PanopticSettings, start_panoptic
-from m2f_core.inference.semantic import SemanticSettings, start_semantic
+from m2f_core.inference.instance import start_instances
+from m2f_core.inference.panoptic import start_panoptic
+from m2f_core.inference.semantic import start_semantic
+from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
 from m2f_core.masks.on_device import Parcel, fetch_at_once
 
 STARTS: dict[type, Callable[..., Any]] = {

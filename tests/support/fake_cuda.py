@@ -16,7 +16,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from m2f_core.images.image_processor import _table_on
+from m2f_core.images.pixels import _table_on
 from m2f_core.images.resize import _taps_on
 from m2f_core.inference import resize_taps
 from m2f_core.inference.instance import _nearest

@@ -12,10 +12,9 @@ from PIL import Image
 from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.images.image_size import ImageSize
-from m2f_core.inference.instance import InstanceSettings
-from m2f_core.inference.panoptic import PanopticSettings
+from m2f_core.inference.settings import InstanceSettings, PanopticSettings
 from m2f_core.model.mask2former import Mask2Former, build_model
-from pipeline.cuda import Cuda
+from pipeline.device.cuda import Cuda
 from pipeline.segment import device_model
 from pipeline.segment.device_model import Network, PreparedImage
 from pipeline.segment.inference_settings import InferenceSettings

@@ -20,10 +20,11 @@ SHARD_SECONDS, HOLD = "M2F_TEST_SHARD_SECONDS", "M2F_TEST_HOLD"
 
 def main() -> int:
     from pipeline import run
+    from pipeline.cluster import allotment
     from pipeline.schema import unpack_shard
     from pipeline.segment import actor
 
-    allot, seconds = run.allot, float(os.environ.get(SHARD_SECONDS, "0"))
+    allot, seconds = allotment.allot, float(os.environ.get(SHARD_SECONDS, "0"))
     held, _, until = os.environ.get(HOLD, "").partition(":")
 
     def on_cpus(*args: Any) -> Any:
@@ -40,7 +41,7 @@ def main() -> int:
                 time.sleep(0.1)
             return result
 
-    run.allot, run.SegmentImages = on_cpus, SegmentImages  # type: ignore[misc]
+    allotment.allot, run.SegmentImages = on_cpus, SegmentImages  # type: ignore[misc]
     return segment_bucket.main([*sys.argv[1:], "--no-page"])
 
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.cuda import Cuda
+from pipeline.device.cuda import Cuda
 
 
 class HostAsDevice(Cuda):

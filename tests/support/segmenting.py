@@ -8,7 +8,7 @@ from PIL import Image
 
 from m2f_core.checkpoints.checkpoint import Checkpoint
 from m2f_core.images.image_size import ImageSize
-from m2f_core.inference.panoptic import PanopticSettings
+from m2f_core.inference.settings import PanopticSettings
 from pipeline.segment.spec import SegmentSpec
 
 

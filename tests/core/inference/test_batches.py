@@ -8,9 +8,10 @@ import torch
 
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference import instance, panoptic, semantic
-from m2f_core.inference.instance import InstanceResult, InstanceSettings, instance_segments
-from m2f_core.inference.panoptic import PanopticSettings, panoptic_segments
-from m2f_core.inference.semantic import SemanticSettings, semantic_segments
+from m2f_core.inference.instance import InstanceResult, instance_segments
+from m2f_core.inference.panoptic import panoptic_segments
+from m2f_core.inference.semantic import semantic_segments
+from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
 from tests.support.decoder_scenes import STUFF_CLASS_IDS, decoder_outputs
 from tests.support.device_reduction import reduce_as_on_device
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference import instance
-from m2f_core.inference.instance import InstanceResult, InstanceSettings, instance_segments
+from m2f_core.inference.instance import InstanceResult, instance_segments
 from m2f_core.inference.instance_kernel import find_mask
 from m2f_core.inference.resize_taps import axis_taps
+from m2f_core.inference.settings import InstanceSettings
 from m2f_core.masks import rle
 from tests.support.decoder_scenes import NUM_CLASSES, STUFF_CLASS_IDS, decoder_outputs
 from tests.support.device_reduction import reduce_as_on_device

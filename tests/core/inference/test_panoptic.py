@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from m2f_core.config.labels import LabelMap
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference import panoptic_kernel
-from m2f_core.inference.panoptic import PanopticResult, PanopticSettings, SegmentInfo, panoptic_segments
+from m2f_core.inference.panoptic import PanopticResult, SegmentInfo, panoptic_segments
 from m2f_core.inference.resize_taps import axis_taps
+from m2f_core.inference.settings import PanopticSettings
 from m2f_core.masks import rle
 from tests.support.decoder_scenes import NUM_CLASSES, STUFF_CLASS_IDS, decoder_outputs
 from tests.support.device_reduction import reduce_as_on_device

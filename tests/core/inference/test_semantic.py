@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference import semantic
-from m2f_core.inference.semantic import SemanticResult, SemanticSettings, semantic_segments
+from m2f_core.inference.semantic import SemanticResult, semantic_segments
+from m2f_core.inference.settings import SemanticSettings
 from tests.support.decoder_scenes import decoder_outputs
 from tests.support.device_reduction import reduce_as_on_device
 from tests.support.geometries import FULL_SIZE, GEOMETRIES, SMALL

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m2f_core.layers.cpu_instructions import cpu_instructions
-from pipeline import precision
 from pipeline.cluster.allotment import FETCH_CPUS, READ_PLAN_CPUS, WRITE_CPUS, Allotment, allot, run_on_worker
 from pipeline.cluster.resources import NodeGroup, Resources, connect, shape_of_this_node
 from pipeline.config import Settings
+from pipeline.device import precision
 from pipeline.errors import RunError
 from pipeline.runs.check import check_model
 from pipeline.runs.specs import segment_spec

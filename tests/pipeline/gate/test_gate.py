@@ -17,7 +17,7 @@ from jobs.publish import main
 from m2f_core.checkpoints.checkpoint import Checkpoint
 from m2f_core.config.labels import LabelMap
 from m2f_core.images.image_size import ImageSize
-from m2f_core.inference.panoptic import PanopticSettings
+from m2f_core.inference.settings import PanopticSettings
 from pipeline.commit.encode import EncodeSpec, encode_shard
 from pipeline.commit.journal import Journal
 from pipeline.commit.run_report import read_report

@@ -64,6 +64,7 @@ NO_RESULTS = {
     "compact": True,
     "keep_logits": 0.05,
     "page": False,
+    "page_images": "none",
     "gate": "gate.yaml",
     "lease_seconds": 5.0,
     "max_failure_rate": 0.5,

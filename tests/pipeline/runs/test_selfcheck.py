@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from m2f_core.inference.panoptic import PanopticSettings
+from m2f_core.inference.settings import PanopticSettings
 from m2f_core.inference.tiling import Tiling
 from m2f_core.layers import deformable_attention
 from m2f_core.masks.rle import Rle, counts_area, counts_bbox_xywh, encode_mask

@@ -24,7 +24,7 @@ from m2f_core.checkpoints.checkpoint import (
 from m2f_core.checkpoints.licenses import ZOO_LICENSE, model_license
 from m2f_core.config.labels import LabelMap
 from m2f_core.config.mask2former import Mask2FormerConfig
-from m2f_core.inference.panoptic import PanopticSettings
+from m2f_core.inference.settings import PanopticSettings
 from pipeline.config import Settings
 from pipeline.errors import RunError
 from pipeline.runs.check import check, check_model

@@ -9,9 +9,7 @@ import pytest
 from PIL import Image
 
 from m2f_core.checkpoints.checkpoint import Checkpoint
-from m2f_core.inference.instance import InstanceSettings
-from m2f_core.inference.panoptic import PanopticSettings
-from m2f_core.inference.semantic import SemanticSettings
+from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
 from m2f_core.inference.tiling import Tiling
 from m2f_core.masks.rle import decode
 from pipeline.commit.encode import EncodeSpec, encode_shard

@@ -12,9 +12,7 @@ from PIL import Image
 from m2f_core.config.backbones import SwinConfig
 from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.images.image_size import ImageSize
-from m2f_core.inference.instance import InstanceSettings
-from m2f_core.inference.panoptic import PanopticSettings
-from m2f_core.inference.semantic import SemanticSettings
+from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
 from pipeline.segment.device_model import Network
 from pipeline.segment.segmenter import Segmenter
 from pipeline.telemetry.costs import Costs

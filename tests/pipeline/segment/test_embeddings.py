@@ -6,9 +6,7 @@ import torch
 from PIL import Image
 
 from m2f_core.checkpoints.checkpoint import load_checkpoint
-from m2f_core.inference.instance import InstanceSettings
-from m2f_core.inference.panoptic import PanopticSettings
-from m2f_core.inference.semantic import SemanticSettings
+from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
 from m2f_core.inference.tiling import Tiling
 from pipeline.config import Settings
 from pipeline.errors import RunError

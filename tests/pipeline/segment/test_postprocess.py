@@ -11,9 +11,10 @@ from pycocotools import mask as coco
 
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference import instance_kernel, panoptic_kernel, semantic_kernel
-from m2f_core.inference.instance import InstanceSettings, instance_segments
-from m2f_core.inference.panoptic import PanopticResult, PanopticSettings, SegmentInfo, panoptic_segments
-from m2f_core.inference.semantic import SemanticSettings, semantic_segments
+from m2f_core.inference.instance import instance_segments
+from m2f_core.inference.panoptic import PanopticResult, SegmentInfo, panoptic_segments
+from m2f_core.inference.semantic import semantic_segments
+from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
 from m2f_core.masks import rle
 from m2f_core.masks.run_map import RunMap
 from pipeline.errors import InvalidResultError

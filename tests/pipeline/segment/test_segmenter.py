@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from m2f_core.inference.instance import InstanceSettings
-from m2f_core.inference.semantic import SemanticSettings
+from m2f_core.inference.settings import InstanceSettings, SemanticSettings
 from m2f_core.masks.rle import decode
-from pipeline import precision
+from pipeline.device import precision
 from pipeline.errors import ErrorCode, ImageError, InvalidResultError, RunError
 from pipeline.guard.memory import MachineMemory
 from pipeline.guard.planted_faults import marker
@@ -232,7 +231,7 @@ def test_a_device_that_is_lost_ends_the_process_and_one_that_is_full_does_not(ti
     segmenter.network.exit_if_lost()  # a CPU is never lost
     segmenter.network.cuda = HostAsDevice()
     for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: an illegal memory access")):
-        monkeypatch.setattr("pipeline.cuda.torch.zeros", raises(error))
+        monkeypatch.setattr("pipeline.device.cuda.torch.zeros", raises(error))
         segmenter.network.exit_if_lost()
     assert ends == [1]
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from m2f_core.inference.panoptic import PanopticSettings
+from m2f_core.inference.settings import PanopticSettings
 from m2f_core.inference.tiling import Tiling
 from pipeline.evaluate.metrics import panoptic_summary, panoptic_sums
 from pipeline.scenes.draw import CATEGORIES, draw_scene

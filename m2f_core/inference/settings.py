@@ -1,0 +1,95 @@
+"""The settings of inference, by task. Nothing heavy is imported here: a driver reads settings and runs no model."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from m2f_core.config.labels import LabelMap
+
+PanopticMode = Literal["reference", "hf"]
+InstanceMode = Literal["reference", "hf"]
+SemanticMode = Literal["reference", "hf"]
+SemanticResize = Literal["masks", "scores"]
+
+
+@dataclass(frozen=True)
+class PanopticSettings:
+    """Thresholds; `PanopticSettings.defaults` gives each mode's own thresholds."""
+
+    mode: PanopticMode
+    score_threshold: float  # a query is kept if its class score is above this
+    overlap_threshold: float  # a kept query is a segment if it wins at least (hf: more than) this share of its mask
+    mask_threshold: float  # a pixel is inside a query's mask if its probability is at least this
+    fuse_class_ids: frozenset[int] = frozenset()  # classes ("stuff") whose segments are merged into one per image
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("reference", "hf"):
+            raise ValueError(f"mode must be 'reference' or 'hf', got {self.mode!r}")
+        for name in ("score_threshold", "overlap_threshold", "mask_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+
+    @classmethod
+    def defaults(cls, mode: PanopticMode, fuse_class_ids: frozenset[int] = frozenset()) -> "PanopticSettings":
+        """The original's thresholds for COCO, or transformers' thresholds."""
+        score_threshold = 0.5 if mode == "hf" else 0.8
+        return cls(mode, score_threshold, overlap_threshold=0.8, mask_threshold=0.5, fuse_class_ids=fuse_class_ids)
+
+    @classmethod
+    def for_labels(cls, mode: PanopticMode, labels: LabelMap) -> "PanopticSettings":
+        """The defaults for a checkpoint's classes: stuff is fused, and thresholds come from the original's configs.
+
+        For Mapillary Vistas these keep every query (OBJECT_MASK_THRESHOLD in configs/mapillary-vistas/...).
+        """
+        settings = cls.defaults(mode, labels.stuff_class_ids)
+        if mode == "reference" and labels.has_classes_of("mapillary-panoptic"):
+            return replace(settings, score_threshold=0.0)
+        return settings
+
+
+@dataclass(frozen=True)
+class InstanceSettings:
+    """Which instances are kept; `InstanceSettings.defaults` gives each mode's own settings."""
+
+    mode: InstanceMode
+    score_threshold: float  # an instance is kept if its score is at least this
+    top_k: int | None  # keep this number of best (query, class) pairs by class score; None: number of queries
+    thing_class_ids: frozenset[int] | None = None  # drop pairs of other classes afterwards; None: drop none
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("reference", "hf"):
+            raise ValueError(f"mode must be 'reference' or 'hf', got {self.mode!r}")
+        if not 0 <= self.score_threshold <= 1:
+            raise ValueError(f"score_threshold must be from 0 to 1, got {self.score_threshold}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {self.top_k}")
+
+    @classmethod
+    def defaults(cls, mode: InstanceMode, thing_class_ids: frozenset[int] | None = None) -> "InstanceSettings":
+        """The original's settings for COCO, or those of transformers.
+
+        The original drops stuff only for panoptic checkpoints, transformers never does.
+        """
+        if mode == "hf":
+            return cls(mode, score_threshold=0.5, top_k=None, thing_class_ids=thing_class_ids)
+        return cls(mode, score_threshold=0.0, top_k=100, thing_class_ids=thing_class_ids)
+
+
+@dataclass(frozen=True)
+class SemanticSettings:
+    """The variant; `SemanticSettings.defaults` gives the usual variant of each mode."""
+
+    mode: SemanticMode
+    resize: SemanticResize  # the values that are resized to the original size
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("reference", "hf"):
+            raise ValueError(f"mode must be 'reference' or 'hf', got {self.mode!r}")
+        if self.resize not in ("masks", "scores"):
+            raise ValueError(f"resize must be 'masks' or 'scores', got {self.resize!r}")
+        if self.mode == "hf" and self.resize == "masks":
+            raise ValueError("resize 'masks' is not possible in hf mode: transformers resizes scores")
+
+    @classmethod
+    def defaults(cls, mode: SemanticMode, resize: SemanticResize = "masks") -> "SemanticSettings":
+        """By default resize masks, as the original does for panoptic checkpoints; hf mode always resizes scores."""
+        return cls(mode, "scores" if mode == "hf" else resize)
