@@ -49,11 +49,15 @@ def run(network: Network, task: str, sizes: list[tuple[int, int]] = ONE_SIZE) ->
     return counts.counted, network.cuda.waits
 
 
-@functools.cache
 def counted(
     precision: str = "bf16", backbone: str = "swin", image_size: str = "256:427", embeddings: bool = False
 ) -> dict[str, tuple[Counted, int]]:
     """Of batches after the first: by task; of one image; of images of other sizes."""
+    return _counted(precision, backbone, image_size, embeddings)
+
+
+@functools.cache
+def _counted(precision: str, backbone: str, image_size: str, embeddings: bool) -> dict[str, tuple[Counted, int]]:
     size = ImageSize.parse(image_size)
     with fake_network(small_config(backbone), precision, TASKS["panoptic"], size, embeddings=embeddings) as network:
         run(network, "panoptic")
@@ -136,7 +140,7 @@ def test_a_value_that_is_read_or_a_tensor_of_another_device_is_seen():
 # ---------------------------------------------------------------- the same path with values, on the CPU as the device
 
 
-def as_device(checkpoint, inference, arrives=lambda number: None, **changes) -> Segmenter:
+def as_device(checkpoint, inference=TASKS["panoptic"], arrives=lambda number: None, **changes) -> Segmenter:
     segmenter = Segmenter(small_spec(checkpoint, inference=inference, batch_size=4, **changes))
     segmenter.network.cuda = HostAsDevice(arrives)
     return segmenter
@@ -168,6 +172,20 @@ def test_with_values_it_gives_what_the_cpu_gives_and_reads_nothing_beside_its_co
             assert a.score == pytest.approx(b.score, abs=1e-3) and a.embedding == b.embedding
             assert a.mask.area == pytest.approx(b.mask.area, rel=0.02, abs=5)
     assert len(found) == 4
+
+
+def test_logits_that_are_kept_come_with_the_results_and_one_more_table(tiny_checkpoint):
+    kept = []
+    for inside in (
+        Segmenter(small_spec(tiny_checkpoint, keep_logits=0.2)),
+        as_device(tiny_checkpoint, keep_logits=0.2),
+    ):
+        found = inside.network.run(prepared(inside.network, PHOTOGRAPHS), Costs())
+        kept.append([one.kept for one in found])
+    assert len(inside.network.cuda.fetched) == 3
+    for ours, theirs in zip(*kept, strict=True):
+        assert np.array_equal(ours.queries, theirs.queries) and len(ours.queries)
+        assert np.array_equal(ours.codes, theirs.codes) and np.array_equal(ours.class_logits, theirs.class_logits)
 
 
 def prepared(network, photographs):
