@@ -2,7 +2,7 @@
 
 FakeTensorMode computes what each operation gives, and raises where devices are mixed or where the program would have to
 read a value. A PyTorch that was built for CPUs lacks what its Python functions ask for: a guard for the current device,
-the permission for autocast, streams, events and pinned memory. They are put in place here, and only here.
+the permission for autocast, streams, events, graphs and pinned memory. They are put in place here, and only here.
 """
 
 import contextlib
@@ -41,9 +41,13 @@ def fake_cuda() -> Iterator[None]:
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
         mock.patch("torch.cuda.is_bf16_supported", return_value=True),
         mock.patch.object(torch.cuda, "is_available", return_value=True),
+        mock.patch.object(FakeTensorMode, "avoid_device_init", True),  # there is none, whatever the line above says
         mock.patch.object(torch.cuda, "Stream"),
         mock.patch.object(torch.cuda, "Event"),
         mock.patch.object(torch.cuda, "current_stream"),
+        mock.patch.object(torch.cuda, "CUDAGraph"),
+        mock.patch.object(torch.cuda, "graph_pool_handle"),
+        mock.patch.object(torch.cuda, "graph", lambda graph, **settings: contextlib.nullcontext()),
         mock.patch.object(torch.cuda, "stream", lambda stream: contextlib.nullcontext()),
         mock.patch.object(torch.Tensor, "record_stream", lambda tensor, stream: None),
         mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor),

@@ -13,6 +13,7 @@ from m2f_core.config.backbones import SwinConfig
 from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.images.image_size import ImageSize
 from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
+from m2f_core.model.cuda_graphs import GraphedForward
 from pipeline.segment.device_model import Network
 from pipeline.segment.segmenter import Segmenter
 from pipeline.telemetry.costs import Costs
@@ -106,6 +107,16 @@ def test_launches_do_not_grow_with_masks_and_hardly_with_images():
     one, three = (counted()[name][0] for name in ("one", "panoptic"))
     assert three.launches - one.launches <= 2 * 15 < KEPT * 3
     assert [operation.name for operation in one.operations].count("triton.attend") == 2, "one launch for each layer"
+
+
+def test_from_the_fourth_batch_of_a_shape_on_a_graph_plays_the_model(caplog):
+    with fake_network(small_config("swin"), "bf16", TASKS["panoptic"], ImageSize.parse("64:128")) as network:
+        network.forward = GraphedForward(network._forward)
+        launches = [run(network, "panoptic", [(60, 80)] * 2)[0].launches for _ in range(4)]
+        assert len(network.forward.recorded) == 1 and not caplog.records
+    assert launches[0] == launches[1], "the model"
+    assert launches[2] > 2 * launches[1], "and twice more to load its kernels, and once to record it; it plays already"
+    assert launches[3] < launches[1] / 5, "the input is copied to where the graph reads it; the graph starts at once"
 
 
 def test_weights_are_converted_once_not_in_every_pass():
