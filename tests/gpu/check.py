@@ -2,10 +2,10 @@
 
     python -m tests.gpu.check [--output gpu-check] [--only speed profile] [--fake]
 
-Each step is a process of its own with a time limit of its own. A step that fails, hangs or is killed is recorded, and
-the next one goes on, because a lost device is lost for one process only. DIR/gpu-check.json has every figure,
-DIR/gpu-check.md the tables for docs/benchmarks.md, DIR/profile.json a trace for chrome://tracing. Exit code 1 if a step
-did not succeed.
+Each step is a process of its own with a time limit of its own. A step that fails, hangs or is killed is recorded with
+the figures that it had, and the next one goes on, because a lost device is lost for one process only.
+DIR/gpu-check.json has every figure, DIR/gpu-check.md the tables for docs/benchmarks.md, DIR/profile.json a trace for
+chrome://tracing. Exit code 1 if a step did not succeed.
 
 With --fake the same steps run on a CPU with a tiny model; what needs a device is replaced by its fake, and figures mean
 nothing. A test does this, so that the script does not fail for a typo on the first machine that has a GPU.
@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -48,30 +48,39 @@ class Outcome:
 
 
 def run_step(name: str, seconds: float, device: Gpu, folder: Path) -> Outcome:
-    """Run one step in a forked process with a session of its own, which is killed as a whole at its limit."""
+    """Run one step in a forked process with a session of its own, which is killed as a whole at its limit.
+
+    Rows that the step gave before it failed are kept.
+    """
     forking = multiprocessing.get_context("fork")  # PyTorch is imported once; the first CUDA call is the child's
     ours, theirs = forking.Pipe(duplex=False)
     child = forking.Process(target=_child, args=(name, device, folder, theirs))
     started = time.monotonic()
     child.start()
     theirs.close()
-    ended, rows, said = _answer(ours, child, seconds)
+    rows: list[Row] = []
+    ended, said = _listen(ours, child, started + seconds, rows)
     _end(child, patient=ended != "timed out")
-    if ended == "died":
-        said = f"the process ended with {child.exitcode}"
+    said = {"timed out": f"not done after {seconds:.0f} s", "died": f"the process ended with {child.exitcode}"}.get(
+        ended, said
+    )
     return Outcome(name, ended, round(time.monotonic() - started, 1), rows, said)
 
 
-def _answer(answers: Connection, child: Any, seconds: float) -> tuple[str, list[Row], str]:
-    # Its own processes may keep the connection open after it has died.
-    ready = wait([answers, child.sentinel], seconds)
-    if answers in ready:
+def _listen(answers: Connection, child: Any, until: float, rows: list[Row]) -> tuple[str, str]:
+    """Add rows as they come. How the step ended, and what it said last."""
+    while True:
+        # Its own processes may keep the connection open after it has died.
+        ready = wait([answers, child.sentinel], max(0.0, until - time.monotonic()))
+        if answers not in ready:
+            return ("died" if ready else "timed out"), ""
         try:
-            ended, rows, said = answers.recv()
-            return ended, rows, said
+            kind, value = answers.recv()
         except EOFError:
-            pass
-    return ("died", [], "") if ready else ("timed out", [], f"not done after {seconds:.0f} s")
+            return "died", ""
+        if kind != "row":
+            return kind, value
+        rows.append(value)
 
 
 def _end(child: Any, patient: bool) -> None:
@@ -85,18 +94,16 @@ def _end(child: Any, patient: bool) -> None:
 
 def _child(name: str, device: Gpu, folder: Path, answers: Connection) -> None:
     os.setsid()
+    step = STEPS[name]
     try:
-        with device.in_place():
-            answers.send(("ok", _run(STEPS[name].run, device, folder), ""))
-    except Exception as error:
+        # A process that has asked for CUDA can start no others that use it.
+        with contextlib.nullcontext() if step.forks else device.in_place():
+            for row in step.run(device, folder):
+                answers.send(("row", row))
+        answers.send(("ok", ""))
+    except (Exception, SystemExit) as error:
         traceback.print_exc()
-        answers.send(("failed", [], f"{type(error).__name__}: {error}"))
-
-
-def _run(step: Callable[[Gpu, Path], list[Row]], device: Gpu, folder: Path) -> list[Row]:
-    rows = step(device, folder)
-    assert rows, "a step has figures"
-    return rows
+        answers.send(("failed", f"{type(error).__name__}: {error}"))
 
 
 def run_steps(names: Sequence[str], device: Gpu, folder: Path, seconds: float = SECONDS) -> list[Outcome]:
@@ -121,9 +128,11 @@ def write(folder: Path, outcomes: Sequence[Outcome]) -> None:
 
 def markdown(outcome: Outcome) -> str:
     """The section of a step: a table of its figures, or why there is none."""
-    head = f"### {STEPS[outcome.step].title}\n\n`{outcome.step}`, {outcome.ended} in {outcome.seconds} s."
+    head = (
+        f"### {STEPS[outcome.step].title}\n\n`{outcome.step}`, {outcome.ended} in {outcome.seconds} s. {outcome.said}"
+    )
     if not outcome.rows:
-        return f"{head} {outcome.said}"
+        return head
     columns = list(dict.fromkeys(name for row in outcome.rows for name in row))
     lines = ["| " + " | ".join(map(_cell, columns)) + " |", "|---" * len(columns) + "|"]
     lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in outcome.rows]

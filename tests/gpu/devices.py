@@ -33,7 +33,7 @@ class Gpu:
     sizes: tuple[Size, ...] = ((384, 384), (512, 704), (800, 1088), (800, 1344))  # padded
     batches = (1, 4, 8, 16)
     batch = 8  # of steps that take one
-    seconds = 2.0  # for one figure
+    seconds = 1.0  # for one figure
     images = 8  # that are compared
     crowd = 64  # images that do not fit into little memory together
     attention_sizes: tuple[Size, ...] = sizes[1:]

@@ -28,6 +28,7 @@ def test_every_step_has_figures(tmp_path):
 
 def test_a_step_that_does_not_succeed_is_recorded_and_the_next_one_goes_on(tmp_path, monkeypatch):
     def fails(device, folder):
+        yield {"a figure": 1}
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     def dies(device, folder):
@@ -44,6 +45,7 @@ def test_a_step_that_does_not_succeed_is_recorded_and_the_next_one_goes_on(tmp_p
     outcomes = run_steps(list(made), FakeGpu(), tmp_path)
     assert [one.ended for one in outcomes] == ["failed", "died", "timed out", "ok"]
     assert "an illegal memory access" in outcomes[0].said and "-9" in outcomes[1].said
+    assert outcomes[0].rows == [{"a figure": 1}], "what it had is kept"
     below = int((tmp_path / "below").read_text())
     wait_until(lambda: not psutil.pid_exists(below) or psutil.Process(below).status() == psutil.STATUS_ZOMBIE)
     tables = (tmp_path / "gpu-check.md").read_text()
