@@ -94,6 +94,11 @@ def _version(golden: str, truth: _Truth) -> str:
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 
+def below(golden: str, name: str) -> str:
+    """The place of an object or folder among the golden images, whose place may end in a slash."""
+    return f"{golden.rstrip('/')}/{name}"
+
+
 def _score(
     bounds: GateBounds, run: Run, truth: _Truth, version: str, segment: Callable[[Checked], str]
 ) -> GoldenRecord:
@@ -101,7 +106,7 @@ def _score(
     place = path if is_local(filesystem) else uri_of(filesystem, path)
     golden = whole_path(str(bounds.golden))
     settings = run.settings.of_own_run(
-        input=(f"{golden}/images",),
+        input=(below(golden, "images"),),
         output=place,
         **dict.fromkeys(
             ("run_id", "limit", "max_failures", "publish_every", "image_column", "key_column", "keep_logits")
@@ -118,7 +123,7 @@ def _score(
     remove()  # what a driver has left that was killed
     try:
         run_id = segment(checked)
-        ground_truth: dict[str, Any] = {truth.setting: f"{golden}/{truth.file}"}
+        ground_truth: dict[str, Any] = {truth.setting: below(golden, truth.file)}
         report, sums = evaluate_images(EvaluationSettings(place, run_id=run_id, workers=1, **ground_truth))
     except StoreUnavailableError:
         raise
@@ -131,7 +136,7 @@ def _score(
         score = score[name]
     if score is None:
         raise RunError(f"--gate: golden {golden} has no segments in {truth.file}, so there is no {truth.metric}")
-    images = {key.removeprefix(f"{full_uri(golden)}/images/"): one.pq for key, one in sums.images.items()}
+    images = {key.removeprefix(f"{full_uri(below(golden, 'images'))}/"): one.pq for key, one in sums.images.items()}
     by_score = sorted(((name, pq) for name, pq in images.items() if pq is not None), key=lambda one: (one[1], one[0]))
     return GoldenRecord(version, truth.metric, float(score), bounds.golden_least, dict(by_score))
 

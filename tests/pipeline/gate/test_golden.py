@@ -8,7 +8,7 @@ import pytest
 from pipeline.errors import RunError
 from pipeline.gate.bounds_file import GateBounds
 from pipeline.gate.figures import Figures
-from pipeline.gate.golden import check_golden
+from pipeline.gate.golden import below, check_golden
 from pipeline.gate.publish_held import publish_held
 from pipeline.gate.record import GateRecord, GoldenRecord, read_gate_record
 from pipeline.layout import Output
@@ -42,6 +42,11 @@ def test_golden_images_must_have_images_and_what_the_task_expects(golden):
         check_golden(bounds, "panoptic")
     with pytest.raises(RunError, match="must hold the folder images"):
         check_golden(replace(bounds, golden=f"{golden}/nowhere"), "panoptic")
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/golden", "s3://bucket/golden/"])
+def test_the_place_of_golden_images_may_end_in_a_slash(place):
+    assert below(place, "images") == "s3://bucket/golden/images"
 
 
 def test_golden_images_are_passed_once_unless_they_or_the_bound_change():
