@@ -34,20 +34,23 @@ class FileRows:
         self.are_all = False
 
     def __iter__(self) -> Iterator[pa.Table]:
-        source = _open(self.output, self.file, self.findings)
+        source, is_as_written = _open(self.output, self.file, self.findings)
         if source is None:
             self.are_all = self.file.may_lack
             return
         try:
             opened = pq.ParquetFile(source)
             if _has_columns(opened, self.file, self.findings):
-                yield from _batches(source, opened, self.file, self.findings)
+                yield from _batches(source, opened, self.file, self.findings, checksums=not is_as_written)
                 self.are_all = True
         except (pa.ArrowException, OSError, ValueError) as error:  # OSError: the checksum of a page
             _add(self.findings, Kind.UNREADABLE, "file", one_line(error), self.file)
 
 
-def _batches(source: pa.NativeFile, opened: pq.ParquetFile, file: TableFile, findings: Findings) -> Iterator[pa.Table]:
+def _batches(
+    source: pa.NativeFile, opened: pq.ParquetFile, file: TableFile, findings: Findings, *, checksums: bool
+) -> Iterator[pa.Table]:
+    """`checksums`: of pages; they say nothing new of a file whose SHA-256 is the one in its receipt."""
     schema, num_rows = TABLES[file.table], opened.metadata.num_rows
     if file.num_rows not in (None, num_rows):
         _add(findings, Kind.NUM_ROWS, "file", f"{num_rows} rows, not {file.num_rows}", file)
@@ -55,10 +58,11 @@ def _batches(source: pa.NativeFile, opened: pq.ParquetFile, file: TableFile, fin
         source,
         metadata=opened.metadata,
         read_dictionary=_REPEATED[file.table],
-        page_checksum_verification=True,
+        page_checksum_verification=checksums,
         pre_buffer=False,
     )
-    there = [name for name in schema.names if name in opened.schema_arrow.names]
+    of_file = set(opened.schema_arrow.names)
+    there = [name for name in schema.names if name in of_file]
     for batch in reader.iter_batches(_BATCH_ROWS, columns=there, use_threads=False):
         yield _as_table(batch, file.table)
 
@@ -78,7 +82,8 @@ def _as_table(batch: pa.RecordBatch, table: str) -> pa.Table:
     return pa.table(arrays, names=TABLES[table].names)
 
 
-def _open(output: Output, file: TableFile, findings: Findings) -> pa.NativeFile | None:
+def _open(output: Output, file: TableFile, findings: Findings) -> tuple[pa.NativeFile | None, bool]:
+    """The file, if it is there, and whether its SHA-256 is the one in its receipt."""
     place = output.inside(output.at(file.path))
     try:
         if file.size_bytes > _WHOLE_BYTES:
@@ -90,17 +95,18 @@ def _open(output: Output, file: TableFile, findings: Findings) -> pa.NativeFile 
     except (FileNotFoundError, NotADirectoryError):
         if not file.may_lack:
             _add(findings, Kind.LOST, "file", "it does not exist", file)
-        return None
+        return None, False
     except TooManyBytesError:
         _add(findings, Kind.BYTES, "size_bytes", f"it has far more than {file.size_bytes} bytes", file)
-        return None
+        return None, False
     except STORE_ERRORS as error:
         raise StoreUnavailableError(f"{output.name}: {file.path} cannot be read: {one_line(error)}") from None
     if size != file.size_bytes:
         _add(findings, Kind.BYTES, "size_bytes", f"it has {size} bytes, not {file.size_bytes}", file)
-    if file.proof is not None and _sha256(source) != file.proof.sha256:
+    is_as_written = file.proof is not None and _sha256(source) == file.proof.sha256
+    if file.proof is not None and not is_as_written:
         _add(findings, Kind.BYTES, "sha256", "its SHA-256 is not the one in its receipt", file)
-    return source
+    return source, is_as_written
 
 
 class _StoreFile:
@@ -136,13 +142,16 @@ def _has_columns(opened: pq.ParquetFile, file: TableFile, findings: Findings) ->
     """Whether the rows can be checked. A part has our schema to the letter; others may spell its types otherwise."""
     there, wanted = opened.schema_arrow, TABLES[file.table]
     names = [name for name in wanted.names if name in there.names or name not in ADDED_COLUMNS]
+    is_ours = there.equals(pa.schema([wanted.field(name) for name in names]))
     if file.proof is not None:
-        if not there.equals(pa.schema([wanted.field(name) for name in names])):
+        if not is_ours:
             differing = [n for n in names if n not in there.names or there.field(n) != wanted.field(n)]
             _add(findings, Kind.COLUMNS, ", ".join(differing) or "columns", f"it has {', '.join(there.names)}", file)
         version = (there.metadata or {}).get(b"m2f_schema_version", b"none").decode(errors="replace")
         if version != str(SCHEMA_VERSION):
             _add(findings, Kind.COLUMNS, "m2f_schema_version", f"{version}, not {SCHEMA_VERSION}", file)
+    if is_ours:
+        return True
     lacking = [n for n in names if n not in there.names or not can_hold(there.field(n).type, wanted.field(n).type)]
     if lacking and file.proof is None:
         _add(findings, Kind.COLUMNS, ", ".join(lacking), f"it has {', '.join(there.names)}", file)
