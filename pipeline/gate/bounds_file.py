@@ -36,6 +36,10 @@ class GateBounds:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.least_runs > self.last_runs:
+            raise RunError(
+                f"least_runs {self.least_runs} is more than last_runs {self.last_runs}, so no run would be compared"
+            )
 
 
 def read_gate(path: str) -> GateBounds:

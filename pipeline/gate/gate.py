@@ -43,8 +43,9 @@ def pass_gate(bounds: GateBounds, journal: Journal, report: Report, task: str) -
     for line in found:
         logger.warning("out of bounds: %s", line)
     if found:
+        are_out = "1 figure is" if len(found) == 1 else f"{len(found)} figures are"
         raise HeldByGateError(
-            f"run {folder.run_id} is finished but not published: {len(found)} figures are out of the bounds of --gate; "
+            f"run {folder.run_id} is finished but not published: {are_out} out of the bounds of --gate; "
             f"to publish it after a look: jobs/publish.py --tables {output.uri} --run-id {folder.run_id}"
         )
 

@@ -75,7 +75,8 @@ class Comparison:
             "SELECT run_id, image_key, file, num_rows || ' segments' AS found FROM sums "
             "ANTI JOIN images USING (run_id, image_key)",
         )
-        of_joined = "SELECT run_id, image_key, file, {found} AS found FROM joined WHERE {bad}"
+        # What segments say wrongly is in their file, if there is one.
+        of_joined = "SELECT run_id, image_key, coalesce({file}, file) AS file, {found} AS found FROM joined WHERE {bad}"
         for kind, name, found, bad in (
             (
                 Kind.OF_NO_RESULT,
@@ -114,7 +115,8 @@ class Comparison:
                 "task = 'semantic' AND status = 'ok' AND coalesce(area, 0) <> height::BIGINT * width",
             ),
         ):
-            find(kind, name, of_joined.format(found=found, bad=bad))
+            file = "segments_file" if kind in (Kind.SEGMENT_IDS, Kind.NOT_COVERED) else "file"
+            find(kind, name, of_joined.format(file=file, found=found, bad=bad))
 
     def compare_plans(self) -> None:
         """Rows of `images` with the plans, of the runs whose plans are known."""

@@ -186,6 +186,7 @@ def test_the_page_on_the_gate_has_all_values_with_their_defaults(tmp_path):
         ("golden: true", "golden is True; write a text"),
         ("failed: true", "failed is True; write a number"),
         ("golden: s3://key:secret@bucket/golden", "holds credentials"),
+        ("least_runs: 11", "least_runs 11 is more than last_runs 10, so no run would be compared"),
         ("last: 5", "unknown names last; known names are last_runs, least_runs"),
         ("last_runs: many", "last_runs is 'many'; write a number"),
         ("last_runs: 0", "last-runs"),

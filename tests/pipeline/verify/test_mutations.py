@@ -486,6 +486,12 @@ def test_rows_and_parts_in_a_wrong_place_are_found(output, table, change, of_ima
     assert all(one.run_id in ("night", "") or one.run_id == "other" for one in found)
 
 
+def test_a_gap_in_segment_ids_names_the_part_with_the_segments(output):
+    forge(output, "segments", with_value("segment_id", 2, 9))
+    [found] = [one for one in check(output).findings if one.kind is Kind.SEGMENT_IDS]
+    assert found.file.startswith("segments/run=night/shard-000000-") and found.image_key == "s3://b/a.jpg"
+
+
 def test_a_finding_of_a_row_names_table_part_image_and_segment(output):
     forge(output, "segments", with_value("score", 1, 1.5))
     [found] = [str(one) for one in check(output).findings]
