@@ -24,6 +24,7 @@ from m2f_core.inference.kept_masks import dequantise, pack_codes, quantise, unpa
 from m2f_core.masks.on_device import Arrays, Fetch, Parcel, fetch_at_once
 
 _CODEC = "zstd"
+_MOST_CODES = 2**30  # of an input of the network, 2 bytes each
 _MOST_SIDE = 2**15  # of masks and images in pixels; a row beyond is damaged
 
 
@@ -87,6 +88,8 @@ class KeptInput:
     def logits(self, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Class logits [K, C + 1] and mask logits [K, h, w]. ValueError if the row does not hold as many."""
         num_kept, (height, width) = len(self.queries), self.mask_hw
+        if num_kept * height * width > _MOST_CODES:
+            raise ValueError(f"it has {num_kept} masks of {height} x {width}, more than {_MOST_CODES:,} logits")
         if len(self.class_logits) != num_kept * (num_classes + 1):
             raise ValueError(f"it has {len(self.class_logits)} class logits of {num_kept} queries")
         logits_KC1 = torch.tensor(self.class_logits, dtype=torch.float32).reshape(num_kept, num_classes + 1)

@@ -39,6 +39,11 @@ class Library:
     books: dict[str, Books] = field(default_factory=dict)  # by run
     others: dict[str, str] = field(default_factory=dict)  # run -> why its rows are not checked
 
+    @property
+    def has_logits(self) -> bool:
+        """Whether receipts name parts of the table `logits`."""
+        return any(path.startswith("logits/") for books in self.books.values() for path in books.parts)
+
     def context(self, tables: str) -> Context:
         return Context(tables, {run: one.facts for run, one in self.books.items()}, frozenset(self.others))
 

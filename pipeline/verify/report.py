@@ -11,6 +11,7 @@ def print_verdict(verdict: Verdict) -> None:
     for note in verdict.notes:
         say(note)
     images, segments = (verdict.num_rows[name] for name in ("images", "segments"))
+    kept = f", kept logits of {verdict.num_rows['logits']:,} images" if "logits" in verdict.num_rows else ""
     share = verdict.num_checked / verdict.num_items if verdict.num_items else 1.0
     what = f"{verdict.num_checked:,} of {verdict.num_items:,} shards and merged files ({share:.1%})"
     if verdict.num_unread:
@@ -18,4 +19,4 @@ def print_verdict(verdict: Verdict) -> None:
     found = "nothing wrong" if verdict.is_good else f"{len(verdict.findings)} kinds of faults"
     seen, all_runs = len(verdict.runs_seen), len(verdict.runs)
     runs = f"{all_runs} runs" if seen == all_runs else f"{seen} of {all_runs} runs"
-    say(f"{found}: {images:,} images and {segments:,} segments of {runs} checked, {what}")
+    say(f"{found}: {images:,} images and {segments:,} segments{kept} of {runs} checked, {what}")

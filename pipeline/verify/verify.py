@@ -30,6 +30,7 @@ from pipeline.verify.file.images import FOUND_IMAGES
 from pipeline.verify.file.segments import GROUPS
 from pipeline.verify.file.split import MOST_IMAGES, check_split_images
 from pipeline.verify.findings import Findings
+from pipeline.verify.logits import check_logits
 from pipeline.verify.missing import find_missing
 from pipeline.verify.plans import PLANNED, planned_images
 from pipeline.verify.pool import checker
@@ -97,6 +98,10 @@ def verify(settings: VerifySettings) -> Verdict:
         if not chosen.is_sample:
             comparison.compare_counts(runs_with_all_rows)
         _check_split(scratch, output, context, chosen, verdict)
+        logits = open_table(output, "logits")
+        if logits is not None or library.has_logits:
+            kept = check_logits(scratch.connection, output, logits, library, chosen, findings)
+            verdict.num_rows["logits"] = kept
     _note(library, chosen, verdict)
     return verdict
 

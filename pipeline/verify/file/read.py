@@ -34,7 +34,7 @@ class FileRows:
         self.are_all = False
 
     def __iter__(self) -> Iterator[pa.Table]:
-        source, is_as_written = _open(self.output, self.file, self.findings)
+        source, is_as_written = open_file(self.output, self.file, self.findings)
         if source is None:
             self.are_all = self.file.may_lack
             return
@@ -82,7 +82,7 @@ def _as_table(batch: pa.RecordBatch, table: str) -> pa.Table:
     return pa.table(arrays, names=TABLES[table].names)
 
 
-def _open(output: Output, file: TableFile, findings: Findings) -> tuple[pa.NativeFile | None, bool]:
+def open_file(output: Output, file: TableFile, findings: Findings) -> tuple[pa.NativeFile | None, bool]:
     """The file, if it is there, and whether its SHA-256 is the one in its receipt."""
     place = output.inside(output.at(file.path))
     try:
