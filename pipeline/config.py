@@ -227,7 +227,8 @@ class Settings:
     """Publish finished shards every N minutes. Default: publish once, at the end of the run."""
     gate: Annotated[str | None, _PUBLISHING] = None
     """Publish the run only if its results are like those of the runs before, within the bounds of this YAML file; else
-    the run ends with exit code 3, and jobs/publish.py publishes it after a look."""
+    the run ends with exit code 3, and jobs/publish.py publishes it after a look. The file may also name golden images,
+    which a run has to pass before it begins."""
     compact: Annotated[bool, _PUBLISHING] = False
     """Merge small files of the tables into large ones after publishing."""
     keep_logits: Annotated[float | None, _PUBLISHING, Interval(ge=0.001, le=0.5)] = None

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from pipeline.errors import HeldByGateError, RunError, StoreUnavailableError
+from pipeline.errors import BrokenRunError, HeldByGateError, RunError, StoreUnavailableError
 from pipeline.evaluate.evaluate import evaluate_images
 from pipeline.evaluate.settings import EvaluationSettings
 from pipeline.gate.bounds_file import GateBounds
@@ -127,6 +127,8 @@ def _score(
         report, sums = evaluate_images(EvaluationSettings(place, run_id=run_id, workers=1, **ground_truth))
     except StoreUnavailableError:
         raise
+    except BrokenRunError as error:
+        raise BrokenRunError(f"--gate: golden images {golden} cannot be segmented: {error}") from error
     except RunError as error:
         raise RunError(f"--gate: golden images {golden} cannot be compared: {error}") from None
     finally:

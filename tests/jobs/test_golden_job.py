@@ -136,3 +136,20 @@ def test_a_driver_killed_at_the_golden_images_or_later_continues_and_segments_th
     log = third.finish()
     assert third.returncode == 0 and "of the golden images is" not in log, log
     assert read_report(place / "killed", "r")["num_images"] == 8
+
+
+def test_golden_images_and_tables_in_a_bucket(drivers, s3, place):
+    bucket = s3.bucket("golden-images")
+    for path in (path for path in (place / "golden").rglob("*") if path.is_file()):
+        key = f"golden/{path.relative_to(place / 'golden')}"
+        s3.client.put_object(Bucket="golden-images", Key=key, Body=path.read_bytes())
+    (place / "gate.yaml").write_text(f"golden: {bucket}/golden/\ngolden_least: 0.3\n")
+    flags = ("--input", place / "scenes/images", "--output", f"{bucket}/out", "--gate", place / "gate.yaml")
+    driver = drivers.start(*flags, "--run-id", "r")
+    log = driver.finish()
+    assert driver.returncode == 0 and "PQ of the golden images is 0." in log, log
+    found = s3.client.list_objects_v2(Bucket="golden-images", Prefix="out/_runs/r/")["Contents"]
+    keys = {one["Key"].removeprefix("out/_runs/r/") for one in found}
+    assert {"gate.json", "report.json"} <= keys and not [key for key in keys if key.startswith("golden/")]
+    seen = json.loads(s3.client.get_object(Bucket="golden-images", Key="out/_runs/r/gate.json")["Body"].read())
+    assert sorted(seen["golden"]["images"]) == sorted(path.name for path in (place / "golden/images").iterdir())

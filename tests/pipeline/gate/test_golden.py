@@ -2,16 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from pipeline.errors import RunError
+from pipeline.config import Settings
+from pipeline.errors import BrokenRunError, RunError
 from pipeline.gate.bounds_file import GateBounds
 from pipeline.gate.figures import Figures
-from pipeline.gate.golden import below, check_golden
+from pipeline.gate.golden import below, check_golden, pass_golden
 from pipeline.gate.publish_held import publish_held
 from pipeline.gate.record import GateRecord, GoldenRecord, read_gate_record
 from pipeline.layout import Output
+from pipeline.runs.check import Checked, check
 from pipeline.runs.settings import PublishSettings
 from pipeline.tidy.old_runs import _list_runs
 from tests.pipeline.gate.test_gate import images, run
@@ -52,6 +56,28 @@ def test_the_place_of_golden_images_may_end_in_a_slash(place):
 def test_golden_images_are_passed_once_unless_they_or_the_bound_change():
     assert SEEN.passed("a1", 0.25) and not SEEN.passed("a1", 0.3) and not SEEN.passed("b2", 0.25)
     assert str(SEEN) == "PQ of the golden images is 0.250, and must be at least 0.900"
+
+
+def test_what_breaks_golden_images_is_named_and_nothing_of_them_is_left(golden, tmp_path):
+    checked = check(Settings(input=(str(golden / "images"),), output=str(tmp_path / "out")))
+    folder = checked.output.run("r")
+    facts = {name: getattr(checked, name) for name in ("settings", "output", "model", "fingerprint")}
+    left = tmp_path / "out/_runs/r/golden/images/left-by-a-killed-driver.parquet"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"x")
+
+    def segment(of_golden: Checked) -> str:
+        assert not left.exists()
+        assert of_golden.fingerprint == checked.fingerprint and of_golden.settings.gate is None
+        left.parent.mkdir(parents=True)
+        raise BrokenRunError("run 2026 broke: the device is gone")
+
+    run_of_night: Any = SimpleNamespace(run_id="r", folder=folder, **facts)
+    with pytest.raises(BrokenRunError) as broke:
+        pass_golden(GateBounds(golden=str(golden)), run_of_night, segment)
+    said = "cannot be segmented: run 2026 broke: the device is gone"
+    assert str(broke.value) == f"--gate: golden images {golden} {said}"
+    assert not (tmp_path / "out/_runs/r/golden").exists()
 
 
 def test_a_run_that_was_held_before_its_first_image_is_not_published(tmp_path):
