@@ -17,8 +17,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from pipeline.errors import BrokenRunError, HeldByGateError, RunError, StoreUnavailableError
-from pipeline.evaluate.evaluate import evaluate_images
-from pipeline.evaluate.settings import EvaluationSettings
 from pipeline.gate.bounds_file import GateBounds
 from pipeline.gate.figures import Figures
 from pipeline.gate.record import GateRecord, GoldenRecord, read_gate_record
@@ -102,6 +100,10 @@ def below(golden: str, name: str) -> str:
 def _score(
     bounds: GateBounds, run: Run, truth: _Truth, version: str, segment: Callable[[Checked], str]
 ) -> GoldenRecord:
+    # Imported only now: every night checks its gate file, and a night that finds nothing new scores nothing.
+    from pipeline.evaluate.evaluate import evaluate_images
+    from pipeline.evaluate.settings import EvaluationSettings
+
     filesystem, path = run.output.filesystem, run.folder.golden
     place = path if is_local(filesystem) else uri_of(filesystem, path)
     golden = whole_path(str(bounds.golden))
