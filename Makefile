@@ -100,6 +100,7 @@ bench: $(VENV)/.ready-test  ## speed against transformers + pycocotools, as rati
 	$(BIN)/python tests/benchmarks/bench_taper.py
 	$(BIN)/python tests/benchmarks/bench_graph.py
 	$(BIN)/python tests/benchmarks/bench_export.py
+	$(BIN)/python tests/benchmarks/bench_extras.py
 
 gpu-check: $(VENV)/.ready-test  ## eight minutes on a machine with a GPU: what works there, how fast; OUTPUT=gpu-check
 	$(BIN)/python -m tests.gpu.check --output $(or $(OUTPUT),gpu-check)

@@ -4,29 +4,33 @@
 
 One job runs on one simulated device (tests/benchmarks/simulated_device.py) and two CPUs over copies of scenes of
 480x640. By the clock, all its processes switch together: for `--window` seconds without quality figures and
-embeddings, for as long with both, in the order ABBA, so that what drifts on the machine meets both alike. The rate of
-a window is that of the images that pass the device in it, without the first second, in which images are still under
-way that the window before has prepared. A pair of windows gives a ratio; printed are their mean with its standard
-error, and the ratios. Then the page of the run is written, in a process of its own as after a night. The last line is
-one JSON document.
+embeddings, for as long with both, in the order ABBA, so that what drifts on the machine meets both alike. The first
+second of a window does not count: images are still under way then that the window before has prepared. Each pair of
+windows gives two ratios, with extras against without: of images a second, and of the CPU time of all processes of the
+job for an image, which tells more where others work on the machine. Printed are their means with standard errors, and
+all ratios. Then the page of the run is written, in a process of its own as after a night. The last line is one JSON
+document.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import platform
 import sys
 import tempfile
+import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import numpy as np
+import psutil
 import torch
 from PIL import Image
 
@@ -42,21 +46,26 @@ from tests.benchmarks.bench_steps import draw
 from tests.benchmarks.scripts import run_script
 from tests.benchmarks.simulated_device import SimulatedNetwork
 
-WINDOW, PASSED, LIKE = "EXTRAS_WINDOW", "EXTRAS_PASSED", "EXTRAS_LIKE"
+WINDOW, NOTED, LIKE = "EXTRAS_WINDOW", "EXTRAS_NOTED", "EXTRAS_LIKE"
+PASSED, CPU = "passed", "cpu"  # files of what the job notes
 DRAWN = 16  # scenes; the rest are copies
 QUERIES, WIDTH = 100, 256  # of the paper's models
 SETTLING = 1.0  # seconds at the start of a window that do not count
-CLOCK = 2.0**31  # windows of all processes begin at whole multiples of the window since then
+SAMPLING = 0.25  # seconds between two looks at the CPU time
 
 
 def window_at(moment: float) -> int:
-    return int((moment + CLOCK) / float(os.environ[WINDOW]))
+    return int(moment / float(os.environ[WINDOW]))
 
 
 def has_extras(window: int) -> bool:
     """ABBA: the order turns round from pair to pair."""
     if os.environ[LIKE] == "same":
         return False
+    return _is_b(window)
+
+
+def _is_b(window: int) -> bool:
     pair, second = divmod(window, 2)
     return bool(second) != bool(pair % 2)
 
@@ -71,16 +80,16 @@ class ExtrasNetwork(SimulatedNetwork):
     def run(self, images: Sequence[PreparedImage], costs: Costs) -> list[Inferred]:
         results: list[PanopticResult] = [one.result for one in super().run(images, costs)]
         now = time.time()
-        with (Path(os.environ[PASSED]) / str(os.getpid())).open("a") as file:
-            file.write(f"{now} {len(images)}\n")
+        note(PASSED, now, len(images))
         return _inferred(results, self.queries_BQD[: len(images)] if has_extras(window_at(now)) else None)
 
 
 class SegmentImagesWithExtras(simulated_device.SimulatedSegmentImages):
     """The model actor, which measures quality in every second window."""
 
+    network = ExtrasNetwork
+
     def __init__(self, *args: object):
-        simulated_device.SimulatedNetwork = ExtrasNetwork
         measure_quality(Image.new("RGB", (8, 8)))  # compiles
         preparation.measure_quality = lambda image: (
             measure_quality(image) if has_extras(window_at(time.time())) else None
@@ -88,38 +97,69 @@ class SegmentImagesWithExtras(simulated_device.SimulatedSegmentImages):
         super().__init__(*args)
 
 
-def ratios(passed: Sequence[tuple[float, int]], window: float) -> list[float]:
-    """The rate with extras against the rate without, of each pair of windows that the job filled."""
-    images: Counter[int] = Counter()
-    for moment, number in passed:
-        if (moment + CLOCK) % window >= SETTLING:
-            images[window_at(moment)] += number
-    # The first and the last window are not whole, nor are those before the device has work all the time.
-    first, last = min(images) + 2, max(images) - 1
-    pairs = [pair for pair in range(math.ceil(first / 2), (last + 1) // 2) if images[2 * pair] and images[2 * pair + 1]]
+class Grown:
+    """A number that grew during the job, known at some moments, and a straight line between these."""
+
+    def __init__(self, lines: Iterable[tuple[float, float]]):
+        self.moments, self.values = map(np.array, zip(*sorted(lines), strict=True))
+
+    def within(self, since: float, until: float) -> float:
+        return float(np.diff(np.interp([since, until], self.moments, self.values))[0])
+
+
+def ratios(images: Grown, cpu: Grown, window: float) -> list[tuple[float, float]]:
+    """(images a second, CPU time of an image) with extras against without, of each pair of windows with images."""
+    # At the ends of the job, the device has no work all the time.
+    first, last = math.ceil(images.moments[0] / window) + 2, int(images.moments[-1] / window) - 1
     found = []
-    for pair in pairs:
-        without, with_extras = sorted((2 * pair, 2 * pair + 1), key=lambda one: bool(one % 2) != bool(pair % 2))
-        found.append(images[with_extras] / images[without])
+    for pair in range(math.ceil(first / 2), (last + 1) // 2):
+        rates, costs = {}, {}
+        for number in (2 * pair, 2 * pair + 1):
+            span = (number * window + SETTLING, (number + 1) * window)
+            passed = images.within(*span)
+            rates[_is_b(number)], costs[_is_b(number)] = passed, cpu.within(*span) / max(passed, 1)
+        if min(rates.values()) >= 1:
+            found.append((rates[True] / rates[False], costs[True] / costs[False]))
     return found
 
 
-def measure(images: Path, output: Path, window: float, like: str) -> list[tuple[float, int]]:
-    """(when, images) of each batch that passed the device."""
-    with tempfile.TemporaryDirectory() as passed:
-        os.environ.update({WINDOW: str(window), PASSED: passed, LIKE: like})
+def measure(images: Path, output: Path, window: float, like: str) -> tuple[Grown, Grown]:
+    """How many images have passed the device, and how much CPU time the job has used."""
+    with tempfile.TemporaryDirectory() as noted:
+        os.environ.update({WINDOW: str(window), NOTED: noted, LIKE: like})
         run_script(
             "tests/benchmarks/bench_extras.py", "--job", input=images, output=output, devices=1, cpus=2, seconds=FAST
         )
-        lines = [line.split() for path in Path(passed).iterdir() for line in path.read_text().splitlines()]
-    return [(float(moment), int(number)) for moment, number in lines]
+        passed, cpu = (sorted(_lines(Path(noted) / kind)) for kind in (PASSED, CPU))
+    total = 0.0
+    return Grown((moment, total := total + number) for moment, number in passed), Grown(cpu)
+
+
+def _lines(path: Path) -> Iterator[tuple[float, float]]:
+    for line in path.read_text().splitlines():
+        moment, value = line.split()
+        yield float(moment), float(value)
+
+
+def note(kind: str, moment: float, value: float) -> None:
+    with (Path(os.environ[NOTED]) / kind).open("a") as file:
+        file.write(f"{moment} {value}\n")
+
+
+def note_cpu_time() -> None:
+    """Of this process and all below it, for ever. What a process had used before it ended is left out."""
+    while True:
+        time.sleep(SAMPLING)
+        with contextlib.suppress(psutil.Error):  # a process has ended meanwhile
+            processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+            note(CPU, time.time(), sum(one.cpu_times().user + one.cpu_times().system for one in processes))
 
 
 def run_job() -> None:
     """In a process of its own: simulated_device.py with the actor above."""
     sys.argv.remove("--job")
-    simulated_device.SimulatedSegmentImages = SegmentImagesWithExtras
-    simulated_device.main()
+    threading.Thread(target=note_cpu_time, daemon=True).start()
+    simulated_device.main(SegmentImagesWithExtras)
 
 
 def main() -> None:
@@ -131,27 +171,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         images = copies(draw(folder, DRAWN), folder / "copies", args.images)
-        passed = measure(images, folder / "output", args.window, "same" if args.same else "extras")
+        passed, cpu = measure(images, folder / "output", args.window, "same" if args.same else "extras")
         began = time.monotonic()
         run_script("jobs/report.py", tables=folder / "output")
         page_seconds = time.monotonic() - began
-    found = ratios(passed, args.window)
+    found = ratios(passed, cpu, args.window)
     if len(found) < 2:
         sys.exit(f"{len(found)} pairs of windows are too few: pass more --images or a smaller --window")
-    logs = [math.log(ratio) for ratio in found]
-    error = stdev(logs) / math.sqrt(len(logs))
-    seconds = max(moment for moment, _ in passed) - min(moment for moment, _ in passed)
-    rate = sum(number for _, number in passed) / seconds
-    print(f"images/s with quality figures and embeddings against without: {math.exp(mean(logs)):.4f} +- {error:.4f}")
-    print(f"of {len(found)} pairs: {'  '.join(f'{ratio:.3f}' for ratio in sorted(found))}")
+    rate = passed.within(-math.inf, math.inf) / (passed.moments[-1] - passed.moments[0])
+    document = {"benchmark": "extras", **vars(args), "images_per_second": round(rate, 1)}
+    for name, values in zip(("images a second", "CPU time of an image"), zip(*found, strict=True), strict=True):
+        logs = [math.log(value) for value in values]
+        ratio, error = math.exp(mean(logs)), stdev(logs) / math.sqrt(len(logs))
+        print(f"{name}, with extras against without: {ratio:.4f} +- {error:.4f}, median {median(values):.4f}")
+        print(f"    of {len(values)} pairs: {'  '.join(f'{value:.3f}' for value in sorted(values))}")
+        document[name.replace(" ", "_")] = {"ratio": ratio, "error": error, "ratios": values}
     print(f"{rate:.0f} images/s on the whole; the page afterwards: {page_seconds:.1f} s")
-    document = {
-        "benchmark": "extras",
-        **vars(args),
-        "ratio": round(math.exp(mean(logs)), 4),
-        "standard_error": round(error, 4),
-        "ratios": [round(ratio, 4) for ratio in found],
-        "images_per_second": round(rate, 1),
+    document |= {
         "page_seconds": round(page_seconds, 1),
         "machine": {"cpu_count": os.cpu_count(), "platform": platform.platform()},
         "versions": {name: version(name) for name in ("ray", "pyarrow", "numpy")},

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+# Ray may need long to start on a machine at work.
+os.environ.update(RAY_raylet_start_wait_time_s="300", RAY_gcs_server_port_wait_time_s="300")
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", PYTHONPATH=str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -44,7 +46,7 @@ from pipeline.report.progress import Progress
 from pipeline.segment import segmenter
 from pipeline.segment.actor import SegmentImages
 from pipeline.segment.device_model import PreparedImage
-from pipeline.segment.postprocess import InferenceResult, infer
+from pipeline.segment.postprocess import Inferred, infer
 from pipeline.segment.spec import SegmentSpec
 from pipeline.segment_bucket import segment_bucket
 from pipeline.telemetry.costs import Costs
@@ -76,10 +78,10 @@ class SimulatedNetwork:
         assert geometry.original_hw == ORIGINAL_HW, f"{name} is not of the size that the result is for"
         return PreparedImage(torch.from_numpy(np.array(image)), geometry, name)
 
-    def run(self, images: Sequence[PreparedImage], costs: Costs) -> list[InferenceResult]:
+    def run(self, images: Sequence[PreparedImage], costs: Costs) -> list[Inferred]:
         with self.lock, watch("simulating", images[0].name), costs.passing("model"):
             time.sleep(len(images) * self.seconds_per_image)
-            return [self.found] * len(images)
+            return [Inferred(self.found)] * len(images)
 
     @contextmanager
     def lent(self) -> Iterator[None]:
@@ -112,8 +114,10 @@ class MeasuredEncodeAndWrite(_Measured, EncodeAndWrite):
 class SimulatedSegmentImages(_Measured, SegmentImages):
     """The model actor, with that network; writes down how many bytes of each shard come in and go out."""
 
+    network: type = SimulatedNetwork
+
     def __init__(self, *args: object):
-        segmenter.load_network = SimulatedNetwork
+        segmenter.load_network = self.network
         super().__init__(*args)
 
     def __call__(self, row: pa.Table) -> pa.Table:
@@ -151,7 +155,8 @@ def steady_rate(receipts: list[Receipt]) -> float:
     return images / (until - since)
 
 
-def main() -> None:
+def main(actor: type = SimulatedSegmentImages) -> None:
+    """`actor`: a kind of SimulatedSegmentImages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--input", required=True)
     parser.add_argument("--output", required=True)
@@ -171,7 +176,7 @@ def main() -> None:
             log_to_driver=False,
             object_store_memory=2_000_000_000,
         )
-        run.SegmentImages = SimulatedSegmentImages
+        run.SegmentImages = actor
         run.FetchImages, run.EncodeAndWrite = MeasuredFetchImages, MeasuredEncodeAndWrite
         settings = Settings(
             input=args.input,
