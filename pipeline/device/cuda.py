@@ -4,8 +4,9 @@ The host gives the device work in the order of one stream and does not wait for 
 the device and results from it meanwhile. Nothing of this has run on a GPU yet.
 """
 
+import contextlib
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,16 @@ class Cuda:
             return here.numpy()
 
         return wait
+
+    @contextlib.contextmanager
+    def tf32(self, allowed: bool) -> Iterator[None]:
+        """While this is open, whether products of float32 matrices may use TF32, with 10 bits of mantissa."""
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
 
     def mark(self) -> Any:
         """A moment in the work of the device."""

@@ -81,7 +81,6 @@ class Network:
         self.keep_logits = keep_logits
         # True fp32: by default PyTorch lets convolutions use TF32, with 10 bits of mantissa.
         torch.backends.cudnn.allow_tf32 = precision != "fp32"
-        torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
         self.cuda = Cuda(self.device, gpu_share) if self.device.type == "cuda" else None
         self.model = prepare_for_inference(checkpoint.load(), self.device, precision)
         self.processor = ImageProcessor.from_preprocessor_config(checkpoint.preprocessor_config, preprocess, image_size)
@@ -175,7 +174,8 @@ class Network:
         return self.processor.batch_by_torch(self.cuda.upload(pixels), resized_hws, padded_hw)
 
     def _forward(self, pixels_B3HW: torch.Tensor) -> Mask2FormerOutput:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        products = contextlib.nullcontext() if self.cuda is None else self.cuda.tf32(self.precision != "fp32")
+        with products, torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             output: Mask2FormerOutput = self.model(pixels_B3HW, **self.wanted)
         return output
 

@@ -108,7 +108,6 @@ def count(config: Mask2FormerConfig, precision: str, task: str, image_hw: Size, 
             pixels = network._batch(images)
         with torch.inference_mode(), DeviceCounts() as modelled:
             network._forward(pixels)
-        tf32 = torch.backends.cuda.matmul.allow_tf32
     operations, first, last = whole.counted.operations, len(made.counted.operations), len(modelled.counted.operations)
     parts = {
         "input": operations[:first],
@@ -116,7 +115,8 @@ def count(config: Mask2FormerConfig, precision: str, task: str, image_hw: Size, 
         "reduction": operations[first + last :],
     }
     assert len(parts["model"]) == last and parts["reduction"]
-    return Card({name: Part(found, tf32) for name, found in parts.items()}, whole.counted)
+    tf32 = {"model": precision != "fp32"}
+    return Card({name: Part(found, tf32.get(name, False)) for name, found in parts.items()}, whole.counted)
 
 
 def rows_of(card: Card, batch: int) -> list[dict[str, Any]]:

@@ -48,7 +48,7 @@ def fake_network(
     embeddings: bool = False,
 ) -> Iterator[Network]:
     """While this is open, the network runs on fakes (see `fake_cuda`), to the point where it waits for results."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    before = torch.backends.cudnn.allow_tf32
     with (
         # They compile kernels for the CPU, with values.
         mock.patch.object(device_model, "warm_up"),
@@ -69,7 +69,7 @@ def fake_network(
             network.cuda = CudaWithTables(network.cuda.device, 1.0)
             yield network
         finally:
-            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+            torch.backends.cudnn.allow_tf32 = before
 
 
 class ResultsAwaitedError(Exception):

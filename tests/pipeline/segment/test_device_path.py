@@ -12,6 +12,7 @@ from PIL import Image
 from m2f_core.config.backbones import SwinConfig
 from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.images.image_size import ImageSize
+from m2f_core.inference import panoptic
 from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
 from m2f_core.model.cuda_graphs import GraphedForward
 from pipeline.segment.device_model import Network
@@ -117,6 +118,22 @@ def test_from_the_fourth_batch_of_a_shape_on_a_graph_plays_the_model(caplog):
     assert launches[0] == launches[1], "the model"
     assert launches[2] > 2 * launches[1], "and twice more to load its kernels, and once to record it; it plays already"
     assert launches[3] < launches[1] / 5, "the input is copied to where the graph reads it; the graph starts at once"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_products_in_float32_use_tf32_in_the_model_of_bf16_alone(precision, monkeypatch):
+    seen = {}
+    with fake_network(small_config("swin"), precision, TASKS["panoptic"], ImageSize.parse("64:128")) as network:
+        forward, find = network.model.forward, panoptic._find_codes
+        allowed = torch.backends.cuda.matmul
+        monkeypatch.setattr(
+            network.model, "forward", lambda *args, **others: (seen.update(model=allowed.allow_tf32), forward(*args))[1]
+        )
+        monkeypatch.setattr(
+            panoptic, "_find_codes", lambda *args: (seen.update(reduction=allowed.allow_tf32), find(*args))[1]
+        )
+        run(network, "panoptic", [(60, 80)])
+    assert seen == {"model": precision == "bf16", "reduction": False}
 
 
 def test_weights_are_converted_once_not_in_every_pass():
