@@ -20,12 +20,13 @@ from m2f_core.images.pixels import _table_on
 from m2f_core.images.resize import _taps_on
 from m2f_core.inference import resize_taps
 from m2f_core.inference.instance import _nearest
+from m2f_core.inference.semantic import _matrix_on
 from m2f_core.layers import deformable_attention, deformable_attention_triton
 from tests.support.device_counts import DeviceCounts
 
 # With a number: asked for the current device, the guard below answers for another type.
 CUDA = torch.device("cuda", 0)
-_CACHES = (deformable_attention_triton._level_table, _nearest, _taps_on, _table_on)
+_CACHES = (deformable_attention_triton._level_table, _nearest, _matrix_on, _taps_on, _table_on)
 # c10/core/DeviceType.h
 _TYPES, _CUDA, _META = 25, 1, 14
 

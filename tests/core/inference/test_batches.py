@@ -90,6 +90,20 @@ def test_a_batch_gives_what_its_images_give_alone(name, at_once, monkeypatch):
     assert sum(fetched) < logits_and_masks / 2
 
 
+@pytest.mark.parametrize("most", [0, 10**6])
+@pytest.mark.parametrize("resize", ["masks", "scores"])
+def test_both_ways_to_enlarge_give_the_same(resize, most, monkeypatch):
+    """By taps and by products; and a map that already has its size is left as it is."""
+    settings, scene = SemanticSettings.defaults("reference", resize), decoder_outputs(3, MASK_HW, 7, 40)
+    as_it_is = ImageGeometry(MASK_HW, MASK_HW, MASK_HW)
+    monkeypatch.setattr(semantic, "_MOST_IN_A_PRODUCT", most)
+    for geometry in (GEOMETRIES[1], as_it_is):
+        logits, masks = (x.clone() for x in scene)
+        [found] = reduce_as_on_device([(logits, masks)], [geometry], settings)
+        assert_alike(found, semantic_segments(*scene, geometry, settings), "semantic")
+        assert torch.equal(masks, scene[1]), "the model's output is not changed"
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_runs_for_which_there_was_no_room_are_copied_once_more(name, monkeypatch):
     for module in (panoptic, instance, semantic):
