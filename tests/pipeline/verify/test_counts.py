@@ -106,7 +106,7 @@ def test_a_store_that_refuses_a_part_ends_the_check(output, monkeypatch, failure
         raise failure()
 
     monkeypatch.setattr(read, "read_object", refuse)
-    refused(output)
+    assert_refused(output)
 
 
 @pytest.mark.parametrize("failing_read", [1, 2, 4])
@@ -130,10 +130,10 @@ def test_a_store_that_fails_in_the_middle_of_a_large_file_ends_the_check(output,
 
     monkeypatch.setattr(read, "_WHOLE_BYTES", 0)
     monkeypatch.setattr(LocalFileSystem, "open", open_failing)
-    refused(output)
+    assert_refused(output)
 
 
-def refused(output: Path) -> None:
+def assert_refused(output: Path) -> None:
     with pytest.raises(StoreUnavailableError) as error:
         check(output)
     line = str(error.value)
