@@ -90,6 +90,15 @@ def test_sorting_searching_and_side_by_side(browser, made_page):
 
 
 def pixels_of(page, selector: str) -> np.ndarray:
+    """The pixels of an element, once its pictures are decoded and drawn: a click may have made them anew."""
+    page.evaluate(
+        """async selector => {
+            const images = document.querySelector(selector).querySelectorAll("img");
+            await Promise.all([...images].map(one => one.decode()));
+            await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+        }""",
+        selector,
+    )
     return np.asarray(Image.open(io.BytesIO(page.locator(selector).first.screenshot())).convert("RGB")).astype(int)
 
 

@@ -74,5 +74,7 @@ def test_pictures_beside_the_page_are_shown(browser, made_page, tmp_path):
     page = browser.new_page()
     page.goto(f"file://{beside}")
     page.wait_for_selector("#strip .pic img")
-    page.wait_for_function("[...document.querySelectorAll('#strip img')].every(one => one.naturalWidth > 0)")
+    page.wait_for_function("[...document.querySelectorAll('#strip img')].every(one => one.complete)")
+    widths = page.evaluate("[...document.querySelectorAll('#strip img')].map(one => one.naturalWidth)")
+    assert widths and all(widths)
     page.close()
