@@ -120,6 +120,7 @@ def test_pictures_are_upright_and_masks_lie_on_them(browser, made_page):
         assert np.abs(masked - bare).mean() > 10
         page.evaluate("opacity.value = 100; opacity.dispatchEvent(new Event('input'))")
         page.locator(".switches summary").click()
+        page.wait_for_selector("#switches input")  # made when the browser says that the list is open
         for box in page.locator("#switches input").all():
             box.uncheck()
         assert np.abs(pixels_of(page, "#grid .pic") - bare).mean() < 1
