@@ -43,8 +43,8 @@ def print_summary(report: Report, output: str, max_failure_rate: float | None = 
     console.print(table)
     for name, version in sorted(report.table_versions.items()):
         each = report.part_bytes.get(name, 0) / max(1, report.num_images)
-        said = f"Delta table, version {version}; {each:,.0f} bytes an image"
-        console.print(f"{name}: {output.rstrip('/')}/{name} ({said})")
+        place = f"{output.rstrip('/')}/{name} (Delta table, version {version})"
+        console.print(f"{name}: {place}, {each:,.0f} bytes an image")
 
 
 def add_steps(table: Table, step_ms: Mapping[str, float]) -> None:

@@ -45,6 +45,7 @@ def check_once(checkpoint: Checkpoint) -> None:
     The check builds the model without values, for which PyTorch is loaded; actors check the files again when they load
     them. Raises CheckpointError.
     """
+    checkpoint.config  # noqa: B018 - a folder without one is told so before anything is said of its weights
     passed_by = f"{checkpoint.sha256} {__version__} {version('torch')}"
     mark = user_cache() / "checked" / hashlib.sha256(passed_by.encode()).hexdigest()
     if mark.exists():

@@ -17,7 +17,7 @@ COMPILE = """
 import numpy as np
 from m2f_core.masks import rle
 rle.decode_counts(b"52203")
-print(rle.__file__, *rle._read_numbers.stats.cache_hits.values())
+print(rle.__file__, *rle.read_numbers.stats.cache_hits.values())
 """
 
 
@@ -37,7 +37,7 @@ def test_releases_the_gil_and_caches():
 
 
 def test_only_our_kernels_are_in_our_cache():
-    assert type(rle._read_numbers._cache._impl.locator) is KernelCache
+    assert type(rle.read_numbers._cache._impl.locator) is KernelCache
     assert type(compiled(twice)._cache._impl.locator) is not KernelCache
 
 
