@@ -67,6 +67,8 @@ def trained_task(checkpoint: Checkpoint, name: str, labels: LabelMap) -> Task | 
 
 def task_of_name(name: str, labels: LabelMap) -> Task | None:
     """The part of `trained_task` that needs no file of the checkpoint."""
+    if (of_file := zoo_task(Path(name))) is not None:
+        return of_file
     for task in _DIGITS:
         if re.search(rf"mask2former-[^/]*-{task}(/|$)", name):
             return task

@@ -47,13 +47,15 @@ class Source:
     def images(self) -> Iterator[pa.Table]:
         """The images as tables of LISTED: `object_uri` is the file with the logits, `position` the row in it.
 
-        An image that failed has its error as `fault`. RunError if a table cannot be read.
+        An image that failed has its error as `fault`, and the code behind its ETag: once the image has a result, the
+        next recut takes it for changed, though the object is the same. RunError if a table cannot be read.
         """
         with _database(self.output, self.run_id, self.version) as database, out_of_room():
             root = full_uri(self.output.uri).rstrip("/")
             reader = database.sql(
                 f"""
-                SELECT image_key, etag, size_bytes, attributes, position,
+                SELECT image_key, size_bytes, attributes, position,
+                       CASE WHEN status = 'ok' THEN etag ELSE etag || ' (' || error_code || ')' END AS etag,
                        CASE WHEN status = 'ok' THEN ? || path END AS object_uri,
                        CASE WHEN status <> 'ok' THEN {_FAULT} END AS fault
                 FROM current LEFT JOIN kept USING (image_key, run_id)
@@ -73,14 +75,15 @@ def find_source(tables: str, run_id: str | None) -> Source:
         raise RunError(f"{output.name} has no published table images; give the --output of a run")
     with _database(output, run_id, snapshot.version()) as database:
         fingerprints = _rows(database, "SELECT fingerprint, count(*) FROM current GROUP BY ALL ORDER BY 2 DESC, 1")
-        runs = [run for (run,) in _rows(database, "SELECT DISTINCT run_id FROM current")]
+        [(number,)] = _rows(database, "SELECT count(*) FROM current")
+        runs = [run for (run,) in _rows(database, "SELECT DISTINCT run_id FROM current WHERE status = 'ok'")]
         [(without, example)] = _rows(
             database,
             """SELECT count(*), min(image_key) FROM current ANTI JOIN kept USING (image_key, run_id)
             WHERE status = 'ok'""",
         )
     if not runs:
-        what = "no image" if run_id is None else f"no row of run {run_id}"
+        what = "no image with a result" if number else "no image" if run_id is None else f"no row of run {run_id}"
         raise RunError(f"{output.name} has {what}: nothing to recut")
     if without:
         raise RunError(

@@ -152,6 +152,30 @@ def test_an_image_that_failed_fails_again(run, tmp_path):
     assert len(found) == len(run.images) + 1
 
 
+def test_an_image_that_has_a_result_at_last_is_new_to_the_next_recut(run, tmp_path):
+    """The object is the same, and so is its ETag."""
+    key = next(iter(run.images))
+    rest = KeptRun({name: data for name, data in run.images.items() if name != key})
+    rest.write(tmp_path / "out", keep_logits=FLOOR, failed={key: (ErrorCode.DECODE_FAILED, "broken")})
+    before = etags(tmp_path / "out")
+    KeptRun({key: run.images[key]}).write(tmp_path / "out", "later", keep_logits=FLOOR, created=created_at(days_ago=-1))
+    after = etags(tmp_path / "out")
+    assert before.keys() == after.keys() == run.images.keys()
+    assert {name for name in before if before[name] != after[name]} == {key}
+    assert before[key] == f"etag of {key} (decode_failed)" and after[key] == f"etag of {key}"
+
+
+def etags(tables):
+    rows = [row for table in find_source(str(tables), None).images() for row in table.to_pylist()]
+    return {row["image_key"]: row["etag"] for row in rows}
+
+
+def test_runs_of_which_no_image_has_a_result_need_not_have_kept_any(run, tmp_path):
+    run.write(tmp_path / "out", keep_logits=FLOOR)
+    KeptRun({}).write(tmp_path / "out", "later", failed={"file:///x.jpg": (ErrorCode.DECODE_FAILED, "broken")})
+    assert [record.run_id for record in find_source(str(tmp_path / "out"), None).records] == ["night"]
+
+
 def test_each_image_is_read_from_the_run_of_its_current_row(run, tmp_path):
     """An image that a later run has segmented again has two rows of logits."""
     run.write(tmp_path / "out", keep_logits=FLOOR, in_a_shard=1)
