@@ -20,7 +20,7 @@ from pipeline.runs.check import Checked, Model
 from pipeline.runs.places import usable_output
 from pipeline.segment.inference_settings import InferenceSettings, inference_settings, results_of, with_given_stuff
 from pipeline.segment.spec import RecutSpec
-from pipeline.store.filesystem import canonical, full_uri, one_line, whole_path
+from pipeline.store.filesystem import full_uri, one_line, whole_path
 
 # Of the runs that kept the logits: settings that say what the images and the logits are.
 _OF_THE_SOURCE = (
@@ -50,9 +50,6 @@ def check_recut(given: RecutSettings) -> Checked:
     Raises RunError if the tables hold no logits, or not those that these settings need, or if the output is not usable.
     """
     given = replace(given, tables=whole_path(given.tables), output=whole_path(given.output))
-    tables, target = canonical(given.tables), canonical(given.output)
-    if f"{target}/".startswith(f"{tables}/") or f"{tables}/".startswith(f"{target}/"):
-        raise RunError(f"--output {given.output} and --tables {given.tables} must not lie in each other")
     source = find_source(given.tables, given.of_run)
     record = source.record
     settings = _settings(given, source)

@@ -11,6 +11,7 @@ from annotated_types import Interval
 
 from m2f_core.config.labels import Task
 from pipeline.config import Settings
+from pipeline.errors import RunError
 from pipeline.setting_fields import (
     IN_AND_OUT,
     LEASE_SECONDS,
@@ -96,7 +97,13 @@ class RecutSettings:
     """Merge small files of the tables into large ones after publishing."""
 
     def __post_init__(self) -> None:
+        # Imported only now: --help should not wait for the libraries of stores.
+        from pipeline.store.filesystem import canonical
+
         check_fields(self)
+        tables, target = (f"{canonical(place)}/" for place in (self.tables, self.output))
+        if target.startswith(tables) or tables.startswith(target):
+            raise RunError(f"--output {self.output} and --tables {self.tables} must not lie in each other")
 
     def of_night(self) -> Settings:
         """The settings of the run, as far as they do not depend on the tables."""

@@ -89,3 +89,11 @@ def test_bad_input_is_one_line(kept, tmp_path, capsys):
         recut.main(recut_to(tables, tmp_path / "recut", "--task", "instance"))
     assert stop.value.code == 2
     assert "give --score-threshold 0.05 or more" in capsys.readouterr().err
+
+
+def test_an_output_inside_the_tables_is_refused_by_its_flags(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        recut.main(recut_to(tmp_path / "out", tmp_path / "out" / "recut"))
+    assert stop.value.code == 2
+    assert "--tables" in (said := capsys.readouterr().err) and "must not lie in each other" in said
+    assert not (tmp_path / "out").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from m2f_core.checkpoints.checkpoint import Checkpoint
-from m2f_core.checkpoints.zoo import ZOO_FILES, trained_task, zoo_task
+from m2f_core.checkpoints.zoo import ZOO_FILES, task_of_name, trained_task, zoo_task
 from m2f_core.config.labels import Category, LabelMap
 from tests.support.places import ROOT
 
@@ -60,3 +60,9 @@ def test_classes_of_one_kind_say_it_if_they_are_known(tmp_path: Path) -> None:
 
 def test_a_name_counts_more_than_classes(tmp_path: Path) -> None:
     assert trained_task(Checkpoint(tmp_path), "mask2former-swin-tiny-things-panoptic", labels(True, True)) == "panoptic"
+
+
+def test_the_name_of_a_published_file_is_enough():
+    """A recut of kept logits has the name of the checkpoint, and no file of it."""
+    for digits, task in ZOO_FILES.items():
+        assert task_of_name(f"s3://models/model_final_{digits}.pkl", PANOPTIC_OR_SEMANTIC) == task
