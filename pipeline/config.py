@@ -119,10 +119,10 @@ class Settings:
     requester_pays: Annotated[bool, INPUT] = False
     """Pay for the requests to an --input on S3 or Google Cloud Storage whose owner asks for this."""
     preprocess: Annotated[Literal["reference", "hf"], _RESULTS, CHANGES_RESULTS] = "reference"
-    """reference: resize and zero-pad as the Mask2Former code does; hf: give the pixels of transformers' Pillow
+    """reference: resize and zero-pad as the model's authors do; hf: give the pixels of transformers' Pillow
     processor."""
     postprocess: Annotated[Literal["reference", "hf"], _RESULTS, CHANGES_RESULTS] = "reference"
-    """reference: derive segments as the Mask2Former code does; hf: derive the segments that transformers derives from
+    """reference: derive segments as the model's authors do; hf: derive the segments that transformers derives from
     the same logits and fused ids."""
     image_size: Annotated[str | None, _RESULTS, CHANGES_RESULTS] = None
     """Resize images to SHORTEST:LONGEST edge (800:1333) or HEIGHTxWIDTH (384x384). Default: the size in the

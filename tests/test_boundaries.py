@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from jobs.common.command_line import COMMANDS
+from m2f_core.families.registry import FAMILIES
 from tests.support.places import ROOT
 
 # Triton comes with torch; huggingface_hub is wanted only for a checkpoint of the hub.
@@ -208,3 +209,13 @@ def test_stages_beside_the_model_do_not_load_torch():
     stages = {"pipeline.inputs.fetch", "pipeline.plan.source", "pipeline.commit.write"}
     loaded = modules_after(f"import {', '.join(sorted(stages))}")
     assert stages < loaded and not loaded & {"torch", "pipeline.run"}
+
+
+def test_no_line_of_the_pipeline_names_a_family() -> None:
+    names = [name for family in FAMILIES for name in (family.name, *family.model_types)]
+    pattern = re.compile("|".join(map(re.escape, names)), re.IGNORECASE)
+    files = sorted((ROOT / "pipeline").rglob("*.py"))
+    found = [f"{file}:{line}" for file in files for line in file.read_text().splitlines() if pattern.search(line)]
+
+    assert files and pattern.search("from m2f_core.model.mask2former import Mask2Former")
+    assert found == []

@@ -3,30 +3,35 @@
 The path of a checkpoint is a folder with config.json and safetensors, a `.pkl` file as published by Mask2Former's
 authors, or a folder without a config.json that holds one `model_final*.pkl` (its other files are ignored).
 
-Functions that only read files do not import torch.
+Functions that only read files do not import torch. The family of a checkpoint (`m2f_core.families`) knows the names of
+its weights.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2f_core.checkpoints.stored_weights import CheckpointError as CheckpointError
-from m2f_core.checkpoints.stored_weights import Source, StoredTensor, match_weights, read_weight
-from m2f_core.checkpoints.weight_names import IGNORED, as_swin, detectron2_names, hugging_face_names
+from m2f_core.checkpoints.stored_weights import StoredTensor, match_weights, read_weight
+from m2f_core.config.fields import ConfigError
 from m2f_core.config.labels import LabelMap
-from m2f_core.config.mask2former import ConfigError, Mask2FormerConfig
+from m2f_core.families.family import Family
+from m2f_core.families.registry import family_of
+from m2f_core.families.rules import Source
 from m2f_core.whole_files import written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from m2f_core.checkpoints.detectron2 import PickledCheckpoint
-    from m2f_core.model.mask2former import Mask2Former
+    from m2f_core.config.model_config import ModelConfig
+    from m2f_core.model.contract import SegmentationModel
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -67,9 +72,20 @@ class Checkpoint:
         return _read_json(self.path / CONFIG_FILE) if self.pickle is None else self._pickled.config_dict()
 
     @cached_property
-    def config(self) -> Mask2FormerConfig:
+    def family(self) -> Family:
+        """The architecture; CheckpointError if it is not known."""
+        if self.pickle is not None:
+            return self._pickled.family
         try:
-            return Mask2FormerConfig.from_dict(self.config_dict)
+            return family_of(self.config_dict)
+        except ConfigError as error:
+            raise CheckpointError(f"{self.path / CONFIG_FILE}: {error}") from error
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The configuration, checked; CheckpointError names the field that is wrong."""
+        try:
+            return self.family.config(self.config_dict)
         except ConfigError as error:
             raise CheckpointError(f"{self.pickle or self.path / CONFIG_FILE}: {error}") from error
 
@@ -114,7 +130,7 @@ class Checkpoint:
         with ExitStack() as stack:
             self._match(stack)
 
-    def load(self) -> Mask2Former:
+    def load(self) -> SegmentationModel:
         """The model in eval mode, on the CPU, in float32.
 
         Missing, superfluous and misshapen weights are refused by name. The file is mapped and copied tensor by tensor,
@@ -133,28 +149,30 @@ class Checkpoint:
         assert self.pickle is not None
         return open_pickle(self.pickle)
 
-    def _match(self, stack: ExitStack) -> tuple[Mask2Former, dict[str, StoredTensor], dict[str, Source]]:
+    def _match(self, stack: ExitStack) -> tuple[SegmentationModel, dict[str, StoredTensor], dict[str, Source]]:
         """The model without values, the stored tensors (valid while `stack` is open), and the source of each tensor."""
         if self.pickle is not None:
-            model, stored = _empty_model(self._pickled.config()), self._pickled.stored_tensors()
-            words = "the model they describe"
-            return model, stored, match_weights(model, stored, detectron2_names, IGNORED, self.path, words)
-        model, stored = _empty_model(self.config), _open_safetensors(self.weights_files, stack)
+            model, stored = _empty_model(self.family, self._pickled.config()), self._pickled.stored_tensors()
+            original, words = self._pickled.original, "the model they describe"
+            return model, stored, match_weights(model, stored, original.source, original.ignored, self.path, words)
+        names = self.family.weight_names
+        model = _empty_model(self.family, self.config)
+        stored = _open_safetensors(self.weights_files, stack, names.read_as)
 
         def source_of(our_name: str) -> Source:
-            hub, in_memory = hugging_face_names(our_name)
-            return in_memory if any(name in stored for name in in_memory.names) else hub
+            hub, *others = names.sources(our_name)
+            return next((source for source in others if any(name in stored for name in source.names)), hub)
 
-        return model, stored, match_weights(model, stored, source_of, IGNORED, self.path, CONFIG_FILE)
+        return model, stored, match_weights(model, stored, source_of, names.ignored, self.path, CONFIG_FILE)
 
 
-def load_checkpoint(path: str | Path) -> Mask2Former:
+def load_checkpoint(path: str | Path) -> SegmentationModel:
     """`Checkpoint(path).load()`."""
     return Checkpoint(path).load()
 
 
 def save_checkpoint(
-    model: Mask2Former, folder: str | Path, label_map: LabelMap | None = None, license_name: str | None = None
+    model: SegmentationModel, folder: str | Path, label_map: LabelMap | None = None, license_name: str | None = None
 ) -> None:
     """Write config.json and model.safetensors with the hub's weight names; this code and transformers can load them.
 
@@ -165,12 +183,13 @@ def save_checkpoint(
     import torch
     from safetensors.torch import save_file
 
-    _check_weights(model)
+    family = family_of(model.config.to_dict())
+    _check_weights(model, family)
     folder = Path(folder)
     weights: dict[str, Tensor] = {}
     thirds: dict[str, dict[int, Tensor]] = {}
     for our_name, tensor in model.state_dict().items():
-        hub, _ = hugging_face_names(our_name)
+        hub = family.weight_names.sources(our_name)[0]
         if hub.third is not None:
             thirds.setdefault(hub.names[0], {})[hub.third] = tensor
         elif len(hub.names) > 1:
@@ -193,9 +212,9 @@ def save_checkpoint(
         file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _check_weights(model: Mask2Former) -> None:
+def _check_weights(model: SegmentationModel, family: Family) -> None:
     """Refuse weights that `prepare_for_inference` packed or a caller replaced: such a file would not load again."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in _empty_model(model.config).state_dict().items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in _empty_model(family, model.config).state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
@@ -271,18 +290,18 @@ def _is_deeper(content: object, depth: int) -> bool:
     return bool(level)
 
 
-def _empty_model(config: Mask2FormerConfig) -> Mask2Former:
+def _empty_model(family: Family, config: ModelConfig) -> SegmentationModel:
     """The model with shapes only; all values come from the files."""
     import torch
 
-    from m2f_core.model.mask2former import build_model
-
     with torch.device("meta"):
-        return build_model(config)
+        return family.build_model(config)
 
 
-def _open_safetensors(files: list[Path], stack: ExitStack) -> dict[str, StoredTensor]:
-    """Every tensor of the checkpoint by name; values can be read while `stack` keeps the (mapped) files open."""
+def _open_safetensors(files: list[Path], stack: ExitStack, read_as: Callable[[str], str]) -> dict[str, StoredTensor]:
+    """Every tensor of the checkpoint by the name that `read_as` gives; values can be read while `stack` keeps the
+    (mapped) files open.
+    """
     from safetensors import SafetensorError, safe_open
 
     stored: dict[str, StoredTensor] = {}
@@ -297,7 +316,7 @@ def _open_safetensors(files: list[Path], stack: ExitStack) -> dict[str, StoredTe
         for name in names:
             header = file.get_slice(name)
             dtype = header.get_dtype()
-            stored[as_swin(name)] = StoredTensor(
+            stored[read_as(name)] = StoredTensor(
                 shape=tuple(header.get_shape()),
                 dtype=dtype,
                 is_float=dtype.startswith(("F", "BF")),

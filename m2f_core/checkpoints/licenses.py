@@ -9,10 +9,12 @@ import re
 from pathlib import Path
 
 from m2f_core.checkpoints.checkpoint import CONFIG_FILE, Checkpoint
-from m2f_core.checkpoints.zoo import PUBLISHED_ON_HUB, zoo_task
+from m2f_core.checkpoints.zoo import zoo_task
+from m2f_core.families import mask2former
+from m2f_core.families.registry import FAMILIES
 
 UNKNOWN = "unknown"
-ZOO_LICENSE = "CC BY-NC 4.0"  # of all checkpoints that Mask2Former's authors have published, in either format
+ZOO_LICENSE = mask2former.FAMILY.license  # of all files that `zoo_task` knows
 CARD_FILE = "README.md"
 # What is read of a card. Its front matter comes first; longer lines are none of ours, and would cost the pattern time.
 CARD_CHARACTERS, LINE_CHARACTERS = 65_536, 500
@@ -34,8 +36,10 @@ def model_license(checkpoint: Checkpoint, name: str = "") -> str:
     for entry in stated:
         if entry not in ("other", UNKNOWN):
             return entry
-    if any(known.startswith(PUBLISHED_ON_HUB) for known in (name, str(config.get("_name_or_path", "")))):
-        return ZOO_LICENSE
+    for known in (name, str(config.get("_name_or_path", ""))):
+        for family in FAMILIES:
+            if known.startswith(family.hub_names):
+                return family.license
     return stated[0] if stated else UNKNOWN
 
 

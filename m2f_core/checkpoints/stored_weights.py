@@ -11,10 +11,10 @@ from pathlib import Path
 from re import Pattern
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from m2f_core.families.rules import Source
 
-    from m2f_core.model.mask2former import Mask2Former
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class CheckpointError(ValueError):
@@ -32,16 +32,8 @@ class StoredTensor:
     read: Callable[[], Tensor]
 
 
-@dataclass(frozen=True)
-class Source:
-    """The source of one of our tensors: the concatenated tensors `names` of the file, or the third `third` of one."""
-
-    names: tuple[str, ...]
-    third: int | None = None
-
-
 def match_weights(
-    model: Mask2Former,
+    model: nn.Module,
     stored: Mapping[str, StoredTensor],
     source_of: Callable[[str], Source],
     ignored: Pattern[str],

@@ -1,4 +1,4 @@
-"""The checkpoints that Mask2Former's authors have published: their names, and the task each was trained for.
+"""Published checkpoints: their names, and the task each was trained for.
 
 docs/checkpoints.md lists them. Does not import torch.
 """
@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from m2f_core.checkpoints.checkpoint import Checkpoint
-from m2f_core.config.labels import LabelMap, Task
-
-PUBLISHED_ON_HUB = "facebook/mask2former-"
+from m2f_core.config.labels import TASKS, LabelMap, Task
+from m2f_core.families.registry import FAMILIES
 
 # The six digits in model_final_*.pkl; images only, no video. By dataset: COCO, Cityscapes, ADE20K, Mapillary Vistas.
 _DIGITS: dict[Task, tuple[str, ...]] = {
@@ -69,9 +68,10 @@ def task_of_name(name: str, labels: LabelMap) -> Task | None:
     """The part of `trained_task` that needs no file of the checkpoint."""
     if (of_file := zoo_task(Path(name))) is not None:
         return of_file
-    for task in _DIGITS:
-        if re.search(rf"mask2former-[^/]*-{task}(/|$)", name):
-            return task
+    for family in FAMILIES:
+        for task in TASKS:
+            if re.search(family.task_in_name.format(task=task), name):
+                return task
     kinds = {category.isthing for category in labels.categories}
     if not labels.known or len(kinds) != 1:
         return None

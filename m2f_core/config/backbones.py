@@ -185,6 +185,35 @@ def backbone_by_name(name: str) -> BackboneConfig | None:
     return None
 
 
+def read_backbone(json_dict: Mapping[str, Any]) -> dict[str, BackboneConfig]:
+    """The `backbone_config` entry as a keyword argument; empty if the file has no such entry."""
+    backbone = json_dict.get("backbone_config")
+    if backbone is None:
+        return _named_backbone(json_dict)
+    if not isinstance(backbone, Mapping):
+        raise ConfigError(f"backbone_config must be an object, not a {type(backbone).__name__}")
+    model_type = backbone.get("model_type")
+    if not isinstance(model_type, str) or model_type not in BACKBONES:
+        raise ConfigError(
+            f"backbone_config.model_type must be one of {', '.join(BACKBONES)}, not {excerpt(model_type)}"
+        )
+    return {"backbone_config": BACKBONES[model_type].from_dict(backbone)}
+
+
+def _named_backbone(json_dict: Mapping[str, Any]) -> dict[str, BackboneConfig]:
+    """The backbone of older files that give its name, as a keyword argument; empty if the file gives none."""
+    name = json_dict.get("backbone")
+    if name is None:
+        return {}
+    found = None if json_dict.get("use_timm_backbone") else backbone_by_name(str(name))
+    if found is None:
+        raise ConfigError(
+            f"backbone {excerpt(name)} is given by name, and only microsoft/swin-... and microsoft/resnet-... are "
+            "known; write out its backbone_config"
+        )
+    return {"backbone_config": found}
+
+
 def _check_rgb(num_channels: object) -> None:
     if isinstance(num_channels, bool) or num_channels != 3:
         raise ConfigError(f"num_channels must be 3 (RGB), not {excerpt(num_channels)}")

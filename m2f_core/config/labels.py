@@ -15,8 +15,8 @@ from functools import cache, partial
 from importlib.resources import files
 from typing import Any, Literal, get_args
 
-from m2f_core.config.fields import excerpt
-from m2f_core.config.mask2former import ConfigError, read_id2label
+from m2f_core.config.class_names import read_id2label
+from m2f_core.config.fields import ConfigError, excerpt
 
 # Names for users -> files. Panoptic and semantic models have all classes of a dataset, instance models its things.
 DATASET_FILES = {

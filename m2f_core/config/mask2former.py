@@ -6,13 +6,14 @@ This module does not import torch, so that the driver of a run reads a checkpoin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from m2f_core.config.backbones import BACKBONES, BackboneConfig, backbone_by_name
+from m2f_core.config.backbones import BackboneConfig, read_backbone
 from m2f_core.config.backbones import ResNetConfig as ResNetConfig
 from m2f_core.config.backbones import SwinConfig as SwinConfig
+from m2f_core.config.class_names import numbered_labels, read_id2label
 from m2f_core.config.fields import (
     MAX_CLASSES,
     MAX_HEADS,
@@ -22,6 +23,7 @@ from m2f_core.config.fields import (
     MAX_POINTS,
     MAX_QUERIES,
     MAX_WIDTH,
+    ConfigError,
     check_activation,
     check_booleans,
     check_count_tuple,
@@ -29,10 +31,8 @@ from m2f_core.config.fields import (
     check_divisible,
     check_numbers,
     excerpt,
-    is_count,
     known_fields,
 )
-from m2f_core.config.fields import ConfigError as ConfigError
 
 GROUP_NORM_GROUPS = 32  # in the pixel decoder; a constant of the architecture, not a field
 PAPER_DROP_PATH_RATE = 0.3  # every published Swin model was trained with this
@@ -49,81 +49,6 @@ FLOATS = (
     "init_std",
     "init_xavier_std",
 )
-
-
-def _numbered_labels(num_labels: int) -> dict[int, str]:
-    return {class_id: f"LABEL_{class_id}" for class_id in range(num_labels)}
-
-
-def read_id2label(json_dict: Mapping[str, Any]) -> dict[int, str]:
-    """Class names of a config.json by class_id 0, 1, 2, ...
-
-    As in transformers, the number of entries is the number of classes, whatever their keys, and another `num_labels`
-    replaces them all by LABEL_0, LABEL_1, ... A class without an entry is LABEL_n; `label_warnings` names the entries
-    that belong to no class.
-    """
-    by_id = _given_labels(json_dict)
-    num_labels = json_dict.get("num_labels")
-    if num_labels is None:
-        num_labels = 2 if by_id is None else len(by_id)  # transformers' default
-    if not is_count(num_labels) or num_labels > MAX_CLASSES:
-        name = "num_labels" if json_dict.get("num_labels") is not None else "id2label"
-        raise ConfigError(f"{name} must give 1 to {MAX_CLASSES} classes, not {excerpt(json_dict[name])}")
-    if by_id is None or len(by_id) != num_labels:
-        return _numbered_labels(num_labels)
-    return {class_id: by_id.get(class_id, label) for class_id, label in _numbered_labels(num_labels).items()}
-
-
-def label_warnings(json_dict: Mapping[str, Any]) -> list[str]:
-    """What `read_id2label` does not take from the file, and the names that several classes share."""
-    by_id, read = _given_labels(json_dict) or {}, read_id2label(json_dict)
-    if by_id and len(by_id) != len(read):
-        return [
-            f"config.json has num_labels {len(read)}, but id2label has {len(by_id)} entries; as in transformers, the "
-            f"classes are named LABEL_0 .. LABEL_{len(read) - 1}"
-        ]
-    return [*_left_out_warning(by_id, read), *_shared_name_warning(read)]
-
-
-def _left_out_warning(by_id: Mapping[int, str], read: Mapping[int, str]) -> Iterator[str]:
-    left_out = sorted(by_id.keys() - read.keys())
-    if left_out:
-        nameless = sorted(read.keys() - by_id.keys())
-        yield (
-            f"id2label in config.json has {len(by_id)} entries, so the model's classes are 0 .. {len(by_id) - 1}: the "
-            f"entries {_few(left_out)} name no class, and the classes {_few(nameless)} are called LABEL_n"
-        )
-
-
-def _shared_name_warning(read: Mapping[int, str]) -> Iterator[str]:
-    class_ids: dict[str, list[int]] = {}
-    for class_id, name in read.items():
-        class_ids.setdefault(name, []).append(class_id)
-    shared = [(name, ids) for name, ids in class_ids.items() if len(ids) > 1]
-    if shared:
-        name, ids = shared[0]
-        yield (
-            f"id2label in config.json gives several classes the same name, for example {name!r} to {_few(ids)}; only "
-            f"their ids tell their segments apart"
-        )
-
-
-def _few(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers if len(numbers) <= 5 else [*numbers[:4], "..."]))
-
-
-def _given_labels(json_dict: Mapping[str, Any]) -> dict[int, str] | None:
-    raw = json_dict.get("id2label")
-    if raw is None:
-        return None
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"id2label must map class ids to names, not be a {type(raw).__name__}")
-    if len(raw) > MAX_CLASSES:
-        raise ConfigError(f"id2label must give at most {MAX_CLASSES} classes, not {len(raw)}")
-    try:
-        return {int(class_id): str(name) for class_id, name in raw.items()}
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"id2label must have whole numbers as keys, not {excerpt(list(raw)[:3])}") from None
 
 
 @dataclass(frozen=True)
@@ -170,7 +95,7 @@ class Mask2FormerConfig:
     init_xavier_std: float = 1.0
     use_auxiliary_loss: bool = True
     output_auxiliary_logits: bool | None = None
-    id2label: dict[int, str] = field(default_factory=lambda: _numbered_labels(2), hash=False)
+    id2label: dict[int, str] = field(default_factory=lambda: numbered_labels(2), hash=False)
 
     def __post_init__(self) -> None:
         check_counts(self, ("feature_size", "mask_feature_size", "hidden_dim"), MAX_WIDTH)
@@ -231,7 +156,7 @@ class Mask2FormerConfig:
         legacy = {name: json_dict[old] for old, name in LEGACY_NAMES.items() if old in json_dict}
         known = known_fields(cls, {**legacy, **json_dict})
         known.pop("backbone_config", None)
-        return cls(**{**known, **_read_backbone(json_dict), "id2label": read_id2label(json_dict)})
+        return cls(**{**known, **read_backbone(json_dict), "id2label": read_id2label(json_dict)})
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json that transformers can read and from which `from_dict` restores this configuration."""
@@ -324,7 +249,7 @@ class Mask2FormerConfig:
             num_attention_heads=4,
             dim_feedforward=128,
             num_queries=num_queries,
-            id2label=id2label or _numbered_labels(num_labels),
+            id2label=id2label or numbered_labels(num_labels),
             **others,
         )
 
@@ -332,33 +257,4 @@ class Mask2FormerConfig:
     def _published(
         cls, backbone: BackboneConfig, num_labels: int, id2label: dict[int, str] | None, num_queries: int
     ) -> Mask2FormerConfig:
-        return cls(backbone_config=backbone, num_queries=num_queries, id2label=id2label or _numbered_labels(num_labels))
-
-
-def _read_backbone(json_dict: Mapping[str, Any]) -> dict[str, BackboneConfig]:
-    """The `backbone_config` entry as a keyword argument; empty if the file has no such entry."""
-    backbone = json_dict.get("backbone_config")
-    if backbone is None:
-        return _named_backbone(json_dict)
-    if not isinstance(backbone, Mapping):
-        raise ConfigError(f"backbone_config must be an object, not a {type(backbone).__name__}")
-    model_type = backbone.get("model_type")
-    if not isinstance(model_type, str) or model_type not in BACKBONES:
-        raise ConfigError(
-            f"backbone_config.model_type must be one of {', '.join(BACKBONES)}, not {excerpt(model_type)}"
-        )
-    return {"backbone_config": BACKBONES[model_type].from_dict(backbone)}
-
-
-def _named_backbone(json_dict: Mapping[str, Any]) -> dict[str, BackboneConfig]:
-    """The backbone of older files that give its name, as a keyword argument; empty if the file gives none."""
-    name = json_dict.get("backbone")
-    if name is None:
-        return {}
-    found = None if json_dict.get("use_timm_backbone") else backbone_by_name(str(name))
-    if found is None:
-        raise ConfigError(
-            f"backbone {excerpt(name)} is given by name, and only microsoft/swin-... and microsoft/resnet-... are "
-            "known; write out its backbone_config"
-        )
-    return {"backbone_config": found}
+        return cls(backbone_config=backbone, num_queries=num_queries, id2label=id2label or numbered_labels(num_labels))

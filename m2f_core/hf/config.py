@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 from m2f_core.checkpoints.checkpoint import CONFIG_FILE, Checkpoint
 from m2f_core.checkpoints.hub import HUB_ID, fetch_from_hub
 from m2f_core.config import backbones, mask2former
+from m2f_core.config.class_names import read_id2label
 from m2f_core.config.fields import ConfigError, excerpt
 from m2f_core.config.mask2former import LEGACY_NAMES
 from m2f_core.whole_files import written_whole
@@ -139,7 +140,7 @@ class Mask2FormerConfig(_Config):
     @num_labels.setter
     def num_labels(self, number: int) -> None:
         if number != len(self.id2label):
-            self.id2label = mask2former.read_id2label({"num_labels": number})
+            self.id2label = read_id2label({"num_labels": number})
             self.label2id = {name: class_id for class_id, name in self.id2label.items()}
 
     @property
@@ -167,7 +168,7 @@ class Mask2FormerConfig(_Config):
         if config_dict.get("model_type", cls.model_type) != cls.model_type:
             raise ConfigError(f'model_type must be "{cls.model_type}", not {config_dict["model_type"]!r}')
         if "num_labels" in others and "id2label" not in others:  # the file's names are for another number
-            names = mask2former.read_id2label(config_dict)
+            names = read_id2label(config_dict)
             config_dict = {name: value for name, value in config_dict.items() if name not in ("id2label", "label2id")}
             if len(names) == others["num_labels"]:
                 config_dict["id2label"] = names

@@ -76,6 +76,8 @@ class Mask2FormerPreTrainedModel(nn.Module):
             for name, value in others.items():
                 setattr(config, name, value)
         core, stored = config.core(), checkpoint.load()
+        if not isinstance(stored, Mask2Former):
+            raise CheckpointError(f"{checkpoint.path}: is a {checkpoint.family.name}, not a Mask2Former")
         model = cls._empty(config)
         if core == stored.config:
             model.network = stored

@@ -1,9 +1,9 @@
 """The settings of inference, by task. Nothing heavy is imported here: a driver reads settings and runs no model."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
-from m2f_core.config.labels import LabelMap
+from m2f_core.config.labels import LabelMap, Task
 
 PanopticMode = Literal["reference", "hf"]
 InstanceMode = Literal["reference", "hf"]
@@ -15,6 +15,7 @@ SemanticResize = Literal["masks", "scores"]
 class PanopticSettings:
     """Thresholds; `PanopticSettings.defaults` gives each mode's own thresholds."""
 
+    task: ClassVar[Task] = "panoptic"
     mode: PanopticMode
     score_threshold: float  # a query is kept if its class score is above this
     overlap_threshold: float  # a kept query is a segment if it wins at least (hf: more than) this share of its mask
@@ -50,6 +51,7 @@ class PanopticSettings:
 class InstanceSettings:
     """Which instances are kept; `InstanceSettings.defaults` gives each mode's own settings."""
 
+    task: ClassVar[Task] = "instance"
     mode: InstanceMode
     score_threshold: float  # an instance is kept if its score is at least this
     top_k: int | None  # keep this number of best (query, class) pairs by class score; None: number of queries
@@ -78,6 +80,7 @@ class InstanceSettings:
 class SemanticSettings:
     """The variant; `SemanticSettings.defaults` gives the usual variant of each mode."""
 
+    task: ClassVar[Task] = "semantic"
     mode: SemanticMode
     resize: SemanticResize  # the values that are resized to the original size
 

@@ -5,7 +5,6 @@ h = ceil(H / 4), w = ceil(W / 4).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,50 +16,15 @@ from m2f_core.layers.activations import ACTIVATIONS
 from m2f_core.losses.loss import Criterion
 from m2f_core.losses.matcher import LossWeights
 from m2f_core.losses.points import Rand
+from m2f_core.model.contract import SegmentationModel, SegmentationOutput
 from m2f_core.model.pixel_decoder import PixelDecoder
 from m2f_core.model.resnet import ResNet
 from m2f_core.model.swin import SwinTransformer
 from m2f_core.model.transformer_decoder import QueryPrediction, TransformerDecoder
 
 
-@dataclass
-class Mask2FormerOutput:
-    """The model's output, under transformers' names. Logits and losses are float32, also under autocast.
-
-    class_queries_logits: [B, Q, K+1], the last one for "no object".
-    masks_queries_logits: [B, Q, h, w] over the padded image; a cell is on if its logit is at least 0.
-    loss: the sum of `losses`; both are present if labels are given. See `m2f_core.losses.loss.Criterion`.
-    queries: on request, what the class head reads: the decoder's last states of the queries, normalised, [B, Q, D].
-    auxiliary_logits: the decoder's earlier predictions, from first to last: a dict with the two names above for each.
-
-    Hidden states, on request (transformers always returns the last ones):
-    encoder_hidden_states: the backbone's four maps, highest resolution first, [B, C, h, w] each at its stride.
-    pixel_decoder_hidden_states: the refined maps, strides 32, 16 and 8; pixel_decoder_last_hidden_state: the mask
-    features, [B, C, h, w].
-    transformer_decoder_hidden_states: the queries before the first layer and after each, not normalised, [Q, B, D];
-    transformer_decoder_last_hidden_state: the last of them, as [B, Q, D].
-    """
-
-    class_queries_logits: Tensor
-    masks_queries_logits: Tensor
-    loss: Tensor | None = None
-    losses: dict[str, Tensor] | None = None
-    auxiliary_logits: list[dict[str, Tensor]] | None = None
-    encoder_last_hidden_state: Tensor | None = None
-    pixel_decoder_last_hidden_state: Tensor | None = None
-    transformer_decoder_last_hidden_state: Tensor | None = None
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
-    pixel_decoder_hidden_states: tuple[Tensor, ...] | None = None
-    transformer_decoder_hidden_states: tuple[Tensor, ...] | None = None
-    queries: Tensor | None = None
-
-
-# With this, torch.export can flatten and rebuild the model's output, also after saving to a file.
-torch.export.register_dataclass(Mask2FormerOutput, serialized_type_name="m2f_core.model.Mask2FormerOutput")
-
-
 class Decoded(NamedTuple):
-    """What the model's parts compute; see `Mask2FormerOutput` for the shapes."""
+    """What the model's parts compute; see `SegmentationOutput` for the shapes."""
 
     features: list[Tensor]  # of the backbone
     mask_features: Tensor
@@ -68,12 +32,14 @@ class Decoded(NamedTuple):
     predictions: list[QueryPrediction]
 
 
-class Mask2Former(nn.Module):
+class Mask2Former(SegmentationModel):
     """Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation" (2022).
 
     `build_model` makes the parts and passes them in. `config` is the configuration they were made from; `forward` reads
     from it only which predictions are wanted.
     """
+
+    config: Mask2FormerConfig
 
     def __init__(
         self,
@@ -99,8 +65,9 @@ class Mask2Former(nn.Module):
         class_labels: Sequence[Tensor] | None = None,
         output_hidden_states: bool = False,
         output_auxiliary_logits: bool | None = None,
+        *,
         output_queries: bool = False,
-    ) -> Mask2FormerOutput:
+    ) -> SegmentationOutput:
         """pixel_values_B3HW: RGB, normalised, float32, padded at the right and bottom; any height and width.
 
         Padding is not masked inside the network: the same image padded to another size gives another result.
@@ -119,7 +86,7 @@ class Mask2Former(nn.Module):
             pixel_values_B3HW, every_prediction=deep_supervision or output_auxiliary_logits or output_hidden_states
         )
         *earlier, last = [self.logits(prediction) for prediction in predictions]
-        output = Mask2FormerOutput(last["class_queries_logits"], last["masks_queries_logits"])
+        output = SegmentationOutput(last["class_queries_logits"], last["masks_queries_logits"])
         if output_queries:
             output.queries = predictions[-1].queries
         if output_auxiliary_logits:
@@ -143,6 +110,10 @@ class Mask2Former(nn.Module):
             output.loss = sum(others, start=first)
         return output
 
+    def convolutional_parts(self) -> Sequence[nn.Module]:
+        # Not a ResNet's: its maps have their rows last in memory, and oneDNN's own convolution is as fast for them.
+        return (self.pixel_decoder, self.transformer_decoder)
+
     def decode(self, pixel_values_B3HW: Tensor, every_prediction: bool, with_attention: bool = False) -> Decoded:
         """Everything before the class head; see `TransformerDecoder.forward` for the last two arguments."""
         features = self.backbone(pixel_values_B3HW)
@@ -151,7 +122,7 @@ class Mask2Former(nn.Module):
         return Decoded(features, mask_features_BChw, maps, predictions)
 
     def logits(self, prediction: QueryPrediction) -> dict[str, Tensor]:
-        """Class and mask logits of a prediction, float32, under their names in `Mask2FormerOutput`."""
+        """Class and mask logits of a prediction, float32, under their names in `SegmentationOutput`."""
         return {
             "class_queries_logits": self.class_predictor(prediction.queries).float(),
             "masks_queries_logits": prediction.mask_logits.float(),

@@ -14,6 +14,7 @@ from torch.nn import init
 
 from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.layers.deformable_attention import DeformableAttention
+from m2f_core.model.contract import SegmentationModel
 from m2f_core.model.mask2former import Mask2Former, build_model
 from m2f_core.model.pixel_decoder import PixelDecoder
 from m2f_core.model.resnet import BasicBlock, Bottleneck, ResNet
@@ -41,7 +42,7 @@ def initial_model(config: Mask2FormerConfig, seed: int) -> Mask2Former:
     return model.train()
 
 
-def new_class_predictor(model: Mask2Former, num_labels: int, seed: int) -> None:
+def new_class_predictor(model: SegmentationModel, num_labels: int, seed: int) -> None:
     """Replace the class head by a new one for `num_labels` classes and "no object", with PyTorch's initial weights."""
     assert isinstance(model.class_predictor, nn.Linear)
     with torch.random.fork_rng(devices=[]):
@@ -49,7 +50,7 @@ def new_class_predictor(model: Mask2Former, num_labels: int, seed: int) -> None:
         model.class_predictor = nn.Linear(model.class_predictor.in_features, num_labels + 1)
 
 
-def reorder_class_predictor(model: Mask2Former, class_ids: Sequence[int]) -> None:
+def reorder_class_predictor(model: SegmentationModel, class_ids: Sequence[int]) -> None:
     """Reorder the head: its new class i is the old class `class_ids[i]`; "no object" stays last."""
     assert isinstance(model.class_predictor, nn.Linear)
     rows = [*class_ids, model.class_predictor.out_features - 1]

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from m2f_core.model.mask2former import Mask2Former
+from m2f_core.model.contract import SegmentationModel
 
 Schedule = Literal["step", "poly"]
 
@@ -25,7 +25,7 @@ _POSITION_BIAS = "relative_position_bias_table"
 
 
 def parameter_groups(
-    model: Mask2Former, learning_rate: float, weight_decay: float, backbone_multiplier: float
+    model: SegmentationModel, learning_rate: float, weight_decay: float, backbone_multiplier: float
 ) -> list[dict[str, Any]]:
     """At most four groups for AdamW: the backbone's parameters and the others, with and without weight decay.
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from m2f_core.checkpoints.zoo import task_of_name
+from m2f_core.config.fields import ConfigError
 from m2f_core.config.labels import Category, LabelMap
-from m2f_core.config.mask2former import ConfigError
 from m2f_core.inference.settings import SemanticSettings
 from pipeline.commit.run_record import RunRecord
 from pipeline.config import Settings, fingerprint

@@ -59,7 +59,7 @@ class RecutSettings:
     task: Annotated[Task | None, _RESULTS] = None
     """Find segments for this task."""
     postprocess: Annotated[Literal["reference", "hf"] | None, _RESULTS] = None
-    """reference: derive segments as the Mask2Former code does; hf: as transformers does."""
+    """reference: derive segments as the model's authors do; hf: as transformers does."""
     score_threshold: Annotated[float | None, _RESULTS, Interval(ge=0.0, le=1.0)] = None
     """panoptic, instance: drop queries (instances) that score lower; not below the --keep-logits of the runs."""
     overlap_threshold: Annotated[float | None, _RESULTS, Interval(ge=0.0, le=1.0)] = None

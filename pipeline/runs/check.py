@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from m2f_core.checkpoints.licenses import model_license
 from m2f_core.checkpoints.zoo import guessed_names_warning, trained_task
+from m2f_core.config.class_names import label_warnings
 from m2f_core.config.labels import LabelMap
-from m2f_core.config.mask2former import label_warnings
 from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.images.image_size import ImageSize
 from pipeline.config import Settings, fingerprint

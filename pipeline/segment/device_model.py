@@ -19,9 +19,9 @@ from m2f_core.images.image_size import ImageSize
 from m2f_core.images.quality import Quality
 from m2f_core.inference.decoder_outputs import places_of
 from m2f_core.masks.on_device import Parcel
+from m2f_core.model.contract import SegmentationOutput
 from m2f_core.model.cuda_graphs import GraphedForward
 from m2f_core.model.for_inference import prepare_for_inference
-from m2f_core.model.mask2former import Mask2FormerOutput
 from pipeline.device.cuda import Cuda
 from pipeline.device.precision import check_precision
 from pipeline.guard.watchdog import watch
@@ -82,7 +82,7 @@ class Network:
         # True fp32: by default PyTorch lets convolutions use TF32, with 10 bits of mantissa.
         torch.backends.cudnn.allow_tf32 = precision != "fp32"
         self.cuda = Cuda(self.device, gpu_share) if self.device.type == "cuda" else None
-        self.model = prepare_for_inference(checkpoint.load(), self.device, precision)
+        self.model = prepare_for_inference(checkpoint.load(), self.device, precision, inference.task)
         self.processor = ImageProcessor.from_preprocessor_config(checkpoint.preprocessor_config, preprocess, image_size)
         self.forward = self._forward if self.cuda is None else GraphedForward(self._forward)
         warm_up(inference)
@@ -173,10 +173,10 @@ class Network:
         resized_hws = [image.geometry.resized_hw for image in images]
         return self.processor.batch_by_torch(self.cuda.upload(pixels), resized_hws, padded_hw)
 
-    def _forward(self, pixels_B3HW: torch.Tensor) -> Mask2FormerOutput:
+    def _forward(self, pixels_B3HW: torch.Tensor) -> SegmentationOutput:
         products = contextlib.nullcontext() if self.cuda is None else self.cuda.tf32(self.precision != "fp32")
         with products, torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            output: Mask2FormerOutput = self.model(pixels_B3HW, **self.wanted)
+            output: SegmentationOutput = self.model(pixels_B3HW, **self.wanted)
         return output
 
     @contextlib.contextmanager
@@ -212,7 +212,7 @@ class Network:
             os._exit(1)
 
 
-def _float32(output: Mask2FormerOutput) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def _float32(output: SegmentationOutput) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Class logits, mask logits, and the queries if they were asked for."""
     return output.class_queries_logits.float(), output.masks_queries_logits.float(), output.queries
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from m2f_core.config.class_names import read_id2label
 from m2f_core.config.labels import Category, LabelMap
-from m2f_core.config.mask2former import read_id2label
 from m2f_core.masks.panoptic_png import PANOPTIC_VOID
 from m2f_core.training.targets import panoptic_map
 from pipeline.coco.ground_truth import (

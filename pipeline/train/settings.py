@@ -35,7 +35,7 @@ _AUGMENTATION = Section("augmentation")
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """Train a Mask2Former and write a Hugging Face checkpoint to OUTPUT/model.
+    """Train a model and write a Hugging Face checkpoint to OUTPUT/model.
 
     Give --panoptic-gt or --instances-gt (COCO's formats), --semantic-gt or --instance-maps (PNGs), and --model (weights
     to start from) or --architecture (from scratch). The same command continues a training that was stopped. Paths may

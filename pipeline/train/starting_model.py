@@ -14,24 +14,19 @@ from m2f_core.checkpoints.checkpoint import (
 )
 from m2f_core.checkpoints.licenses import model_license
 from m2f_core.checkpoints.zoo import guessed_names_warning
+from m2f_core.config.class_names import label_warnings
 from m2f_core.config.labels import LabelMap, name_keys
-from m2f_core.config.mask2former import Mask2FormerConfig, label_warnings
+from m2f_core.config.model_config import ModelConfig
+from m2f_core.families.registry import architectures, read_config, training_of
 from m2f_core.images.image_processor import ImageProcessor
-from m2f_core.model.mask2former import Mask2Former, build_criterion
-from m2f_core.training.initial_weights import initial_model, new_class_predictor, reorder_class_predictor
+from m2f_core.model.contract import SegmentationModel
+from m2f_core.training.initial_weights import new_class_predictor, reorder_class_predictor
 from pipeline.errors import RunError
 from pipeline.segment.checkpoint import stage_model
 from pipeline.store.filesystem import one_line
 from pipeline.store.json_records import parse_json_object
 from pipeline.store.objects import read_uri
 from pipeline.train.settings import FinetuneSettings
-
-ARCHITECTURES = {
-    "swin-tiny": Mask2FormerConfig.swin_tiny,
-    "swin-small": Mask2FormerConfig.swin_small,
-    "swin-base": Mask2FormerConfig.swin_base,
-    "swin-large": Mask2FormerConfig.swin_large,
-}
 
 
 def check_start(settings: FinetuneSettings) -> ImageProcessor:
@@ -42,6 +37,7 @@ def check_start(settings: FinetuneSettings) -> ImageProcessor:
             return ImageProcessor.from_preprocessor_config(None, "reference", settings.parsed_image_size())
         checkpoint = stage_model(settings.model)
         checkpoint.check()
+        training_of(checkpoint.config)
         return ImageProcessor.from_preprocessor_config(
             checkpoint.preprocessor_config, "reference", settings.parsed_image_size()
         )
@@ -67,15 +63,16 @@ def start_warnings(settings: FinetuneSettings) -> list[str]:
     return warnings
 
 
-def starting_model(settings: FinetuneSettings, labels: LabelMap) -> tuple[Mask2Former, bool]:
+def starting_model(settings: FinetuneSettings, labels: LabelMap) -> tuple[SegmentationModel, bool]:
     """A model for the classes of `labels`, in training mode, and whether its class head is new."""
     if settings.model is None:
-        return initial_model(_architecture(settings, labels), settings.seed), True
+        config = _architecture(settings, labels)
+        return training_of(config).initial_model(config, settings.seed), True
     checkpoint = stage_model(settings.model)
     model = checkpoint.load()
     class_ids = _class_ids_by_name(_labels_of_start(checkpoint, settings), labels)
     model.config = replace(model.config, id2label=_names(labels), **_points(settings))
-    model.criterion = build_criterion(model.config)
+    model.criterion = training_of(model.config).criterion(model.config)
     if class_ids is None:
         new_class_predictor(model, len(labels.categories), settings.seed)
     else:
@@ -89,7 +86,7 @@ def license_of_start(model: str | None) -> str | None:
 
 
 def save_model(
-    model: Mask2Former, folder: Path, labels: LabelMap, processor: ImageProcessor, license_name: str | None
+    model: SegmentationModel, folder: Path, labels: LabelMap, processor: ImageProcessor, license_name: str | None
 ) -> None:
     """Write a Hugging Face folder: config.json with the data set's categories, weights, preprocessor_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,20 +95,20 @@ def save_model(
     save_checkpoint(model, folder, labels, license_name)
 
 
-def _architecture(settings: FinetuneSettings, labels: LabelMap) -> Mask2FormerConfig:
+def _architecture(settings: FinetuneSettings, labels: LabelMap) -> ModelConfig:
     """The configuration of --architecture with the classes of `labels`. ConfigError, or RunError if it is unknown."""
     assert settings.architecture is not None
     names = _names(labels) or {0: "any"}
-    if settings.architecture in ARCHITECTURES:
-        return replace(ARCHITECTURES[settings.architecture](id2label=names), **_points(settings))
+    if settings.architecture in (known := architectures()):
+        return replace(known[settings.architecture](id2label=names), **_points(settings))
     if not settings.architecture.endswith(".json"):
-        known = ", ".join(ARCHITECTURES)
         raise RunError(
-            f"--architecture {settings.architecture} is neither one of {known} nor the path of a {CONFIG_FILE}"
+            f"--architecture {settings.architecture} is neither one of {', '.join(known)} nor the path of "
+            f"a {CONFIG_FILE}"
         )
     flag = "--architecture"
     content = parse_json_object(read_uri(settings.architecture, flag), settings.architecture, flag)
-    return replace(Mask2FormerConfig.from_dict(content), id2label=names, **_points(settings))
+    return replace(read_config(content), id2label=names, **_points(settings))
 
 
 def _labels_of_start(checkpoint: Checkpoint, settings: FinetuneSettings) -> LabelMap:

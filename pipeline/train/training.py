@@ -24,7 +24,7 @@ from typing_extensions import TypedDict  # pydantic wants this one below Python 
 from m2f_core.config.labels import LabelMap
 from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.losses.loss import is_distributed
-from m2f_core.model.mask2former import Mask2Former
+from m2f_core.model.contract import SegmentationModel
 from m2f_core.training.optimization import LearningRate, parameter_groups
 from pipeline.errors import RunError
 from pipeline.store.filesystem import one_line
@@ -93,7 +93,7 @@ class Training:
 
     def __init__(
         self,
-        model: Mask2Former,
+        model: SegmentationModel,
         wrapped: nn.Module,
         settings: FinetuneSettings,
         labels: LabelMap,

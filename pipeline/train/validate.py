@@ -16,7 +16,7 @@ from m2f_core.images.geometry import ImageGeometry
 from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.inference.semantic import semantic_segments
 from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
-from m2f_core.model.mask2former import Mask2Former
+from m2f_core.model.contract import SegmentationModel
 from pipeline.coco.ground_truth import GtImage
 from pipeline.coco.ground_truth_png import instance_map_records, panoptic_records, read_panoptic_png
 from pipeline.evaluate.metrics import (
@@ -37,7 +37,7 @@ Gather = Callable[[Any], list[Any]]
 
 
 def validate(
-    model: Mask2Former,
+    model: SegmentationModel,
     data: AnnotatedImages,
     labels: LabelMap,
     processor: ImageProcessor,
@@ -61,7 +61,7 @@ def validate(
 
 
 def _segment_figures(
-    model: Mask2Former,
+    model: SegmentationModel,
     data: AnnotatedImages,
     labels: LabelMap,
     processor: ImageProcessor,
@@ -99,7 +99,7 @@ def _truth(data: AnnotatedImages, image: GtImage, index: int) -> Iterable[Record
 
 
 def _semantic_figures(
-    model: Mask2Former, data: AnnotatedImages, processor: ImageProcessor, share: range, gather: Gather
+    model: SegmentationModel, data: AnnotatedImages, processor: ImageProcessor, share: range, gather: Gather
 ) -> dict[str, float | None]:
     num_classes = len(data.categories)
     confusion = np.zeros((num_classes, num_classes + 1), np.int64)
@@ -114,7 +114,7 @@ def _semantic_figures(
 
 
 def _predict(
-    model: Mask2Former, data: AnnotatedImages, labels: LabelMap, processor: ImageProcessor, index: int
+    model: SegmentationModel, data: AnnotatedImages, labels: LabelMap, processor: ImageProcessor, index: int
 ) -> list[Record]:
     logits_QC1, masks_Qhw, geometry = _outputs(model, data, processor, index)
     is_panoptic = data.kind == "panoptic"
@@ -134,7 +134,7 @@ def _predict(
 
 
 def _outputs(
-    model: Mask2Former, data: AnnotatedImages, processor: ImageProcessor, index: int
+    model: SegmentationModel, data: AnnotatedImages, processor: ImageProcessor, index: int
 ) -> tuple[torch.Tensor, torch.Tensor, ImageGeometry]:
     """Class logits, mask logits and geometry of an image."""
     image = data.image(index)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m2f_core.config.mask2former import ConfigError, Mask2FormerConfig, ResNetConfig
+from m2f_core.config.fields import ConfigError
+from m2f_core.config.mask2former import Mask2FormerConfig, ResNetConfig
 from m2f_core.images.image_processor import ImageProcessor
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle of these tests")

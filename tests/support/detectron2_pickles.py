@@ -1,6 +1,6 @@
 """Pickles as the original code's `model_final_*.pkl`, made of weights under Hugging Face's names. For tests only.
 
-The names are spelled here once more, the other way round than in m2f_core/checkpoints/weight_names.py: from
+The names are spelled here once more, the other way round than in m2f_core/families/mask2former_names.py: from
 transformers' to the original's.
 """
 

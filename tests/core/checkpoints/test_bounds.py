@@ -21,7 +21,9 @@ from m2f_core.checkpoints.plain_pickle import MAX_NUMBER_KEYS
 from m2f_core.checkpoints.stored_weights import CheckpointError
 from m2f_core.checkpoints.zoo import trained_task
 from m2f_core.config import fields
-from m2f_core.config.mask2former import ConfigError, Mask2FormerConfig, label_warnings
+from m2f_core.config.class_names import label_warnings
+from m2f_core.config.fields import ConfigError
+from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.hf.config import Mask2FormerConfig as DocumentedConfig
 from m2f_core.hf.image_processor import Mask2FormerImageProcessor
 from m2f_core.images.image_processor import ImageProcessor

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from m2f_core.checkpoints import weight_names
 from m2f_core.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -18,10 +17,11 @@ from m2f_core.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from m2f_core.checkpoints.stored_weights import Source
-from m2f_core.checkpoints.weight_names import detectron2_names, hugging_face_names
 from m2f_core.config.backbones import BackboneConfig
 from m2f_core.config.labels import LabelMap
 from m2f_core.config.mask2former import Mask2FormerConfig, ResNetConfig, SwinConfig
+from m2f_core.families import mask2former_names
+from m2f_core.families.mask2former_names import detectron2_names, hugging_face_names
 from m2f_core.model.for_inference import prepare_for_inference
 from m2f_core.model.mask2former import Mask2Former, build_model
 from m2f_core.training.initial_weights import new_class_predictor
@@ -118,9 +118,9 @@ def test_every_name_is_used_once_and_every_rule_is_needed(
     first_two = re.compile(r"(?!.*(?<!stages)\.([2-9]|\d\d+)\.)")
     names = sorted({name for model in models for name in model if first_two.match(name)})
     expected = [look_up(our_name) for our_name in names]
-    rules = getattr(weight_names, table)
+    rules = getattr(mask2former_names, table)
     for rule in rules:
-        monkeypatch.setattr(weight_names, table, [other for other in rules if other is not rule])
+        monkeypatch.setattr(mask2former_names, table, [other for other in rules if other is not rule])
         try:
             needed = [look_up(our_name) for our_name in names] != expected
         except AssertionError:

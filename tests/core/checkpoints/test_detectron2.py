@@ -19,10 +19,10 @@ from m2f_core.checkpoints.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from m2f_core.checkpoints.detectron2 import infer_config
-from m2f_core.checkpoints.weight_names import detectron2_names
 from m2f_core.config.labels import LabelMap
 from m2f_core.config.mask2former import Mask2FormerConfig, ResNetConfig, SwinConfig
+from m2f_core.families.mask2former_names import detectron2_names
+from m2f_core.families.mask2former_original import infer_config
 from m2f_core.model.mask2former import Mask2Former, build_model
 from tests.support.detectron2_pickles import original_names, write_pickle
 from tests.support.seeded_model import seeded_model
@@ -375,7 +375,7 @@ def test_whole_numbers_are_refused(arrays: dict[str, np.ndarray], tmp_path: Path
 def test_an_imagenet_backbone_says_what_is_not_there(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     model = {name: array for name, array in arrays.items() if name.startswith("backbone.")}
     message = refusal(write_pickle(tmp_path / "swin_tiny_patch4_window7_224.pkl", model))
-    assert f"holds no {PREDICTOR}class_embed.weight" in message
+    assert "holds no head of a known model (Mask2Former)" in message
 
 
 def test_weights_outlive_their_file(path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from m2f_core.config.fields import ConfigError
 from m2f_core.config.labels import DATASET_FILES, SHARE_OF_NAMES, TASKS, Category, LabelMap
-from m2f_core.config.mask2former import ConfigError
 from tests.support.places import ROOT
 
 # (classes, things) of every order that is known.

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from m2f_core.config.fields import ACTIVATIONS
-from m2f_core.config.mask2former import ConfigError, Mask2FormerConfig, ResNetConfig, SwinConfig, label_warnings
+from m2f_core.config.class_names import label_warnings
+from m2f_core.config.fields import ACTIVATIONS, ConfigError
+from m2f_core.config.mask2former import Mask2FormerConfig, ResNetConfig, SwinConfig
 
 VARIANTS = ["swin_tiny", "swin_small", "swin_base", "swin_large", "resnet50", "resnet101", "tiny"]
 

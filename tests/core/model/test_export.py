@@ -14,7 +14,8 @@ from torch import Tensor
 
 from m2f_core.config.mask2former import Mask2FormerConfig, ResNetConfig
 from m2f_core.layers import deformable_attention
-from m2f_core.model.mask2former import Mask2Former, Mask2FormerOutput
+from m2f_core.model.contract import SegmentationOutput
+from m2f_core.model.mask2former import Mask2Former
 from tests.support.seeded_model import seeded_model
 
 HEIGHT, WIDTH = 70, 90  # no multiple of the patch, the window or a stride
@@ -55,7 +56,7 @@ def program(model: Mask2Former) -> torch.export.ExportedProgram:
 def assert_same_answer(program: torch.export.ExportedProgram, model: Mask2Former, images: Tensor) -> None:
     with torch.no_grad():
         output, expected = program.module()(images), model(images)
-    assert type(output) is Mask2FormerOutput
+    assert type(output) is SegmentationOutput
     assert torch.equal(output.class_queries_logits, expected.class_queries_logits)
     assert torch.equal(output.masks_queries_logits, expected.masks_queries_logits)
     assert output.loss is None and output.encoder_hidden_states is None

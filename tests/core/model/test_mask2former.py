@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from m2f_core.config.mask2former import Mask2FormerConfig
-from m2f_core.model.mask2former import Mask2Former, Mask2FormerOutput, build_model
+from m2f_core.model.contract import SegmentationOutput
+from m2f_core.model.mask2former import Mask2Former, build_model
 from m2f_core.model.pixel_decoder import cell_centres, sine_position_encoding
 from m2f_core.model.swin import STRANGER_LOGIT, join_windows, split_windows, stranger_mask
 from m2f_core.model.transformer_decoder import open_empty_rows
@@ -29,12 +30,12 @@ def model() -> Mask2Former:
     return seeded_model(Mask2FormerConfig.tiny(), seed=0)
 
 
-def predict(model: Mask2Former, pixel_values: Tensor) -> Mask2FormerOutput:
+def predict(model: Mask2Former, pixel_values: Tensor) -> SegmentationOutput:
     with torch.inference_mode():
         return model(pixel_values)
 
 
-def logits(output: Mask2FormerOutput) -> tuple[Tensor, Tensor]:
+def logits(output: SegmentationOutput) -> tuple[Tensor, Tensor]:
     return output.class_queries_logits, output.masks_queries_logits
 
 
@@ -203,7 +204,7 @@ def normalised_photo(name: str, short_side: int = 256) -> Tensor:
     return ((pixels - mean[:, None, None]) / std[:, None, None])[None]
 
 
-def panoptic_segments(output: Mask2FormerOutput, size: tuple[int, int]) -> list[tuple[int, int]]:
+def panoptic_segments(output: SegmentationOutput, size: tuple[int, int]) -> list[tuple[int, int]]:
     """(class_id, area) by the rule of the original, in the plainest form."""
     scores, classes = output.class_queries_logits[0].softmax(-1).max(-1)
     kept = ((classes < output.class_queries_logits.shape[-1] - 1) & (scores > 0.8)).nonzero()[:, 0]

@@ -11,11 +11,13 @@ from m2f_core.checkpoints.checkpoint import CONFIG_FILE, Checkpoint, save_checkp
 from m2f_core.checkpoints.licenses import UNKNOWN, model_license
 from m2f_core.config.labels import Category, LabelMap
 from m2f_core.config.mask2former import Mask2FormerConfig
+from m2f_core.families.family import TrainingParts
+from m2f_core.families.registry import architectures
 from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.training.initial_weights import initial_model
 from pipeline.errors import RunError
 from pipeline.train.settings import FinetuneSettings
-from pipeline.train.starting_model import ARCHITECTURES, start_warnings, starting_model
+from pipeline.train.starting_model import start_warnings, starting_model
 from pipeline.train.training import Training
 
 LABELS = LabelMap.from_coco_categories([{"id": 7, "name": "cat", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}])
@@ -183,17 +185,18 @@ def test_what_is_trained_from_nothing_says_no_licence(checkpoint, tmp_path):
     assert "license" not in Checkpoint(tmp_path).config_dict
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", architectures())
 def test_named_architectures_take_the_flags_too(name, monkeypatch):
     """The configuration that a model would be built of: building a Swin-L takes seconds and gigabytes."""
     points = {"train_num_points": 99, "importance_sample_ratio": 0.25}
     settings = FinetuneSettings(images="i", output="o", panoptic_gt="p", architecture=name, **points)
     built = []
-    monkeypatch.setattr("pipeline.train.starting_model.initial_model", lambda config, seed: built.append(config))
+    instead = TrainingParts(lambda config, seed: built.append(config), criterion=None, architectures={})
+    monkeypatch.setattr("pipeline.train.starting_model.training_of", lambda config: instead)
 
     _, has_new_head = starting_model(settings, LABELS)
 
     [config] = built
     assert has_new_head
-    assert config == replace(ARCHITECTURES[name](id2label={0: "cat", 1: "sky"}), **points)
+    assert config == replace(architectures()[name](id2label={0: "cat", 1: "sky"}), **points)
     assert (config.train_num_points, config.importance_sample_ratio) == (99, 0.25)

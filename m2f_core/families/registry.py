@@ -1,0 +1,51 @@
+"""Every family of models, and how the family of a checkpoint is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from m2f_core.config.fields import ConfigError, excerpt
+from m2f_core.families import mask2former
+from m2f_core.families.family import Family, TrainingParts
+
+if TYPE_CHECKING:
+    from m2f_core.config.model_config import ModelConfig
+
+FAMILIES: tuple[Family, ...] = (mask2former.FAMILY,)
+
+
+def family_of(config_dict: Mapping[str, Any]) -> Family:
+    """The family of a config.json, by its `model_type`. ConfigError names the types that are known."""
+    model_type = config_dict.get("model_type")
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(f'"{name}"' for family in FAMILIES for name in family.model_types)
+    raise ConfigError(f"model_type must be one of {known}, not {excerpt(model_type)}: this is another architecture")
+
+
+def read_config(config_dict: Mapping[str, Any]) -> ModelConfig:
+    """The configuration in a config.json of any family. Raises ConfigError."""
+    return family_of(config_dict).config(config_dict)
+
+
+def architectures() -> dict[str, Callable[..., ModelConfig]]:
+    """Published sizes by name, of every family that can be trained; each is a function that takes `id2label`."""
+    return {
+        name: make for family in FAMILIES if family.training for name, make in family.training.architectures.items()
+    }
+
+
+def training_of(config: ModelConfig) -> TrainingParts:
+    """How a model with this configuration is trained. ConfigError if its family cannot be trained here."""
+    family = family_of(config.to_dict())
+    if family.training is None:
+        known = ", ".join(family.name for family in FAMILIES if family.training)
+        raise ConfigError(f"a {family.name} cannot be trained here, only {known}")
+    return family.training
+
+
+def family_of_arrays(names: Sequence[str]) -> Family | None:
+    """The family whose authors' files have arrays of these names."""
+    return next((family for family in FAMILIES if family.original and family.original.recognises(names)), None)
