@@ -139,6 +139,9 @@ class Settings:
     label_ids_to_fuse: Annotated[tuple[int, ...] | None, _RESULTS, ChangesResults(("panoptic",))] = None
     """panoptic: merge all segments of each of these class ids into one per image. Default: the stuff classes of the
     checkpoint's label map."""
+    classes: Annotated[tuple[str, ...], _RESULTS, ChangesResults(only_if_given=True)] = ()
+    """Write the segments of these classes alone, as a run of all classes finds them (--classes person car, as
+    id2label in config.json spells them). Default: all classes."""
     top_k: Annotated[int | None, _RESULTS, Interval(ge=1, le=1_000_000), ChangesResults(("instance",))] = None
     """instance: keep the N best (query, class) pairs of each image. Default: reference 100, hf as many as queries."""
     exif: Annotated[bool, _RESULTS, CHANGES_RESULTS] = True
@@ -379,7 +382,12 @@ class Settings:
             and self.task in changes.tasks
             and not (changes.only_if_given and getattr(self, f.name) == f.default)
         }
-        values = {**self.to_dict(), "max_image_pixels": self.most_image_pixels(), "tile": str(self.parsed_tile())}
+        values = {
+            **self.to_dict(),
+            "max_image_pixels": self.most_image_pixels(),
+            "tile": str(self.parsed_tile()),
+            "classes": sorted(set(self.classes)),
+        }
         return {name: value for name, value in values.items() if name in names}
 
 

@@ -265,6 +265,7 @@ def build_dataset(run: Run, allotment: Allotment, shards: Round, board: Board) -
                 run.journal.attempt,
                 settings.task,
                 run.model.labels.categories,
+                all_classes=not settings.classes,
             ),
             settings.output,
             run.run_id,

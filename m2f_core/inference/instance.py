@@ -166,7 +166,7 @@ def warm_up(settings: InstanceSettings) -> None:
     """Compile now what `instance_segments` would compile on its first call, so that no image waits for it."""
     geometry = ImageGeometry(original_hw=(8, 8), resized_hw=(32, 32), padded_hw=(32, 32))
     instance_segments(
-        torch.tensor([[9.0, -9.0]]), torch.ones(1, 8, 8), geometry, replace(settings, thing_class_ids=None)
+        torch.tensor([[9.0, -9.0]]), torch.ones(1, 8, 8), geometry, replace(settings, wanted_class_ids=None)
     )
 
 
@@ -212,11 +212,11 @@ def _wanted(
     """The pairs of an image without unwanted classes and scores."""
     # A mean probability is at most 1 (plus rounding), so the dropped pairs could not reach the threshold.
     least = settings.score_threshold * (1 - 1e-4)
-    things = settings.thing_class_ids
+    wanted = settings.wanted_class_ids
     return [
         (score, place // num_classes, place % num_classes)
         for score, place in zip(values.tolist(), places.tolist(), strict=True)
-        if score >= least and (things is None or place % num_classes in things)
+        if score >= least and (wanted is None or place % num_classes in wanted)
     ]
 
 

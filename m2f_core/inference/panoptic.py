@@ -17,7 +17,7 @@ Legend: Q queries, K kept queries; h, w mask logits (stride 4 of the padded inpu
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -90,10 +90,10 @@ def panoptic_segments(
     scores_Q, classes_Q = all_scores(pred_logits_QC1, pred_masks_Qhw).max(-1)
     no_object = pred_logits_QC1.shape[-1] - 1
     queries_K = ((classes_Q != no_object) & (scores_Q > settings.score_threshold)).nonzero()[:, 0]
-    if queries_K.numel() == 0:
+    scores_K, classes_K = scores_Q[queries_K], classes_Q[queries_K]
+    if not _any_wanted(classes_K.tolist(), settings):
         return _nothing_kept(geometry)
 
-    scores_K, classes_K = scores_Q[queries_K], classes_Q[queries_K]
     masks_Khw = finite_masks(pred_masks_Qhw[queries_K])
     if settings.mode == "reference":
         found = find_winners(masks_Khw.numpy(), scores_K.numpy(), geometry, settings.mask_threshold)
@@ -120,7 +120,10 @@ def start_panoptic(
     scores, classes, lows, highs = read_table(fetch, [scores_BQ, classes_BQ, *extremes(masks_BQhw)])
     is_kept_BQ = (classes != logits_BQC1.shape[-1] - 1) & (scores > settings.score_threshold)
     check_finite(scores, lows[is_kept_BQ], highs[is_kept_BQ])
-    queries = [np.flatnonzero(is_kept_Q).tolist() for is_kept_Q in is_kept_BQ]
+    queries = [
+        np.flatnonzero(is_kept_Q).tolist() if _any_wanted(classes_Q[is_kept_Q].tolist(), settings) else []
+        for is_kept_Q, classes_Q in zip(is_kept_BQ, classes, strict=True)
+    ]
 
     places_N = places_of(queries, num_queries, masks_BQhw.device)
     masks_Nhw = masks_BQhw.flatten(0, 1).index_select(0, places_N)
@@ -152,6 +155,12 @@ def start_panoptic(
     return Started(queries, finish)
 
 
+def _any_wanted(class_ids: list[int], settings: PanopticSettings) -> bool:
+    """Whether kept queries of these classes may give a segment that is a result."""
+    wanted = settings.wanted_class_ids
+    return bool(class_ids) if wanted is None else not wanted.isdisjoint(class_ids)
+
+
 def _nothing_kept(geometry: ImageGeometry) -> PanopticResult:
     return PanopticResult(RunMap.from_transposed(np.zeros(geometry.original_hw[::-1], np.uint8), 0), (), 0)
 
@@ -167,7 +176,7 @@ def warm_up(settings: PanopticSettings) -> None:
     """Compile now what `panoptic_segments` would compile on its first call (7 s without a cache)."""
     geometry = ImageGeometry(original_hw=(8, 8), resized_hw=(32, 32), padded_hw=(32, 32))
     sure_of_class_0, mask_everywhere = torch.tensor([[9.0, -9.0]]), torch.ones(1, 8, 8)
-    panoptic_segments(sure_of_class_0, mask_everywhere, geometry, settings)
+    panoptic_segments(sure_of_class_0, mask_everywhere, geometry, replace(settings, wanted_class_ids=None))
 
 
 def to_hf(result: PanopticResult, settings: PanopticSettings) -> dict[str, Any]:
@@ -286,7 +295,7 @@ def _number_segments(
     fused_ids: dict[int, int] = {}  # class -> id of its first segment
     last_id = 0
     for k, (score, class_id) in enumerate(zip(scores, class_ids, strict=True)):
-        if not _is_segment(found, k, settings):
+        if not _any_wanted([class_id], settings) or not _is_segment(found, k, settings):
             continue
         is_fused = class_id in fused_ids
         if settings.mode == "hf":

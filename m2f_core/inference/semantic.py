@@ -17,7 +17,7 @@ a strip depends on, u, v its height and width. Suffix 1 is "plus the no-object c
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -55,9 +55,9 @@ _PARTS = 2**32  # of a score of 1, in which a device adds up scores
 class SemanticResult:
     """The classes of one image.
 
-    The map holds 1 + class id; 0 does not occur and is reserved for void. There is one row for each class in the map,
-    by ascending class id, and its segment id is the number in the map. Its score is the mean of the class's scores at
-    its pixels; a score above 1 (several queries of one class on one pixel) counts as 1. It is accurate to 1e-5.
+    The map holds 1 + class id, and 0 for pixels of classes that are not wanted. There is one row for each class in the
+    map, by ascending class id, and its segment id is the number in the map. Its score is the mean of the class's scores
+    at its pixels; a score above 1 (several queries of one class on one pixel) counts as 1. It is accurate to 1e-5.
     """
 
     label_map: RunMap
@@ -88,7 +88,7 @@ def semantic_segments(
     else:
         scores = np.ascontiguousarray(scores_QC.numpy())
         found = find_classes(masks_Qhw.numpy(), scores, geometry, settings.resize == "scores")
-    return _result(found)
+    return _result(found, settings)
 
 
 def start_semantic(
@@ -125,24 +125,32 @@ def start_semantic(
             areas = np.bincount(labels, found.runs.lengths, num_classes + 1).astype(np.int64)
             sums = np.bincount(labels, found.sums / _PARTS, num_classes + 1).astype(np.float64)
             label_map = RunMap(found.runs, geometry.original_hw, num_classes)
-            results.append(_result(ClassMap(label_map, areas[1:], sums[1:])))
+            results.append(_result(ClassMap(label_map, areas[1:], sums[1:]), settings))
         return results
 
     return Started([[] for _ in geometries], finish)
 
 
-def _result(found: ClassMap) -> SemanticResult:
+def _result(found: ClassMap, settings: SemanticSettings) -> SemanticResult:
+    labels, wanted = found.labels, settings.wanted_class_ids
     infos = tuple(
         SegmentInfo(int(c) + 1, int(c), float(found.score_sums_C[c] / found.areas_C[c]))
         for c in np.flatnonzero(found.areas_C)
+        if wanted is None or int(c) in wanted
     )
-    return SemanticResult(found.labels, infos)
+    if wanted is not None:
+        ids = np.zeros(len(found.areas_C) + 1, np.int64)
+        ids[[info.segment_id for info in infos]] = [info.segment_id for info in infos]
+        labels = labels.relabelled(ids)
+    return SemanticResult(labels, infos)
 
 
 def warm_up(settings: SemanticSettings) -> None:
     """Compile now what `semantic_segments` would compile on its first call, so that no image waits for it."""
     geometry = ImageGeometry(original_hw=(8, 8), resized_hw=(32, 32), padded_hw=(32, 32))
-    semantic_segments(torch.tensor([[9.0, -9.0]]), torch.ones(1, 8, 8), geometry, settings)
+    semantic_segments(
+        torch.tensor([[9.0, -9.0]]), torch.ones(1, 8, 8), geometry, replace(settings, wanted_class_ids=None)
+    )
 
 
 def to_hf(result: SemanticResult) -> torch.Tensor:

@@ -21,6 +21,8 @@ class PanopticSettings:
     overlap_threshold: float  # a kept query is a segment if it wins at least (hf: more than) this share of its mask
     mask_threshold: float  # a pixel is inside a query's mask if its probability is at least this
     fuse_class_ids: frozenset[int] = frozenset()  # classes ("stuff") whose segments are merged into one per image
+    # The segments of other classes take part in the competition for pixels, but are not results; None: all are
+    wanted_class_ids: frozenset[int] | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in ("reference", "hf"):
@@ -55,7 +57,7 @@ class InstanceSettings:
     mode: InstanceMode
     score_threshold: float  # an instance is kept if its score is at least this
     top_k: int | None  # keep this number of best (query, class) pairs by class score; None: number of queries
-    thing_class_ids: frozenset[int] | None = None  # drop pairs of other classes afterwards; None: drop none
+    wanted_class_ids: frozenset[int] | None = None  # drop pairs of other classes afterwards; None: drop none
 
     def __post_init__(self) -> None:
         if self.mode not in ("reference", "hf"):
@@ -66,14 +68,14 @@ class InstanceSettings:
             raise ValueError(f"top_k must be at least 1, got {self.top_k}")
 
     @classmethod
-    def defaults(cls, mode: InstanceMode, thing_class_ids: frozenset[int] | None = None) -> "InstanceSettings":
+    def defaults(cls, mode: InstanceMode, wanted_class_ids: frozenset[int] | None = None) -> "InstanceSettings":
         """The original's settings for COCO, or those of transformers.
 
         The original drops stuff only for panoptic checkpoints, transformers never does.
         """
         if mode == "hf":
-            return cls(mode, score_threshold=0.5, top_k=None, thing_class_ids=thing_class_ids)
-        return cls(mode, score_threshold=0.0, top_k=100, thing_class_ids=thing_class_ids)
+            return cls(mode, score_threshold=0.5, top_k=None, wanted_class_ids=wanted_class_ids)
+        return cls(mode, score_threshold=0.0, top_k=100, wanted_class_ids=wanted_class_ids)
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class SemanticSettings:
     task: ClassVar[Task] = "semantic"
     mode: SemanticMode
     resize: SemanticResize  # the values that are resized to the original size
+    # The pixels of other classes are in no segment; None: all classes are results
+    wanted_class_ids: frozenset[int] | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in ("reference", "hf"):

@@ -32,6 +32,7 @@ class EncodeSpec:
     attempt: int
     task: Task
     categories: tuple[Category, ...]  # by class_id
+    all_classes: bool = True  # False if the run writes the segments of some classes alone
 
 
 def warm_up() -> None:
@@ -70,7 +71,7 @@ def encode_shard(shard: int, images: pa.Table, spec: EncodeSpec) -> dict[str, pa
         "images": pa.table([columns[name] for name in IMAGES.names], schema=IMAGES),
         "segments": _segments_table(segment_rows),
     }
-    check_tables(images, tables, spec.task)
+    check_tables(images, tables, spec.task, spec.all_classes)
     if images["kept"].null_count < n:
         tables["logits"] = _logits_table(shard, images, spec)
     return tables
@@ -127,12 +128,12 @@ def _segment_rows(image: dict[str, Any], spec: EncodeSpec) -> list[dict[str, Any
     return rows
 
 
-def check_tables(planned: pa.Table, tables: dict[str, pa.Table], task: Task) -> None:
+def check_tables(planned: pa.Table, tables: dict[str, pa.Table], task: Task, all_classes: bool = True) -> None:
     """Check the documented invariants, computed a second time from the rows that are about to be written.
 
     Every image of the shard has one row; `num_segments` is the number of its segments; area and box agree with the RLE;
     one segment id has one mask; masks are disjoint, except those of instances; masks of semantic segmentation cover the
-    image. Raises InvalidResultError.
+    image if it has segments of all classes. Raises InvalidResultError.
     """
     images = tables["images"].select(_CHECKED["images"]).to_pylist()
     rows_of: dict[str, list[dict[str, Any]]] = {image["image_key"]: [] for image in images}
@@ -146,10 +147,10 @@ def check_tables(planned: pa.Table, tables: dict[str, pa.Table], task: Task) -> 
         rows = rows_of[image["image_key"]]
         if len(rows) != image["num_segments"]:
             raise InvalidResultError("num_segments does not equal the number of rows in `segments`")
-        _check_image(image, rows, task)
+        _check_image(image, rows, task, all_classes)
 
 
-def _check_image(image: dict[str, Any], rows: list[dict[str, Any]], task: Task) -> None:
+def _check_image(image: dict[str, Any], rows: list[dict[str, Any]], task: Task, all_classes: bool) -> None:
     counts_of: dict[int, bytes] = {}
     for row in rows:
         counts = row["segmentation"]["counts"].encode("ascii")
@@ -158,7 +159,7 @@ def _check_image(image: dict[str, Any], rows: list[dict[str, Any]], task: Task) 
             raise InvalidResultError(f"{image['image_key']}: segment {row['segment_id']} has two masks")
     if task != "instance" and _overlap(list(counts_of.values())):
         raise InvalidResultError(f"{image['image_key']}: two segments share pixels")
-    if task == "semantic" and image["status"] == "ok":
+    if task == "semantic" and all_classes and image["status"] == "ok":
         covered, num_pixels = sum(row["area"] for row in rows), image["height"] * image["width"]
         if covered != num_pixels:
             raise InvalidResultError(f"{image['image_key']}: the segments cover {covered} of {num_pixels} pixels")

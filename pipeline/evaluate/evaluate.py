@@ -64,12 +64,12 @@ def evaluate_images(settings: EvaluationSettings, by_image: bool = True) -> tupl
         },
     }
     if spec.panoptic is not None:
-        report["panoptic"] = panoptic_summary(total.panoptic, spec.panoptic)
+        report["panoptic"] = panoptic_summary(total.panoptic, spec.panoptic, spec.counts)
     if spec.semantic is not None:
-        report["semantic"] = semantic_summary(total.confusion, spec.semantic)
+        report["semantic"] = semantic_summary(total.confusion, spec.semantic, spec.counts)
     if spec.instances is not None:
         for kind, states in total.instances.items():
-            report[kind] = instance_summary(states, spec.instances)
+            report[kind] = instance_summary(states, tuple(filter(spec.counts, spec.instances)))
     return report, total
 
 
@@ -127,7 +127,14 @@ def _score_spec(settings: EvaluationSettings, run: FinishedRun, truths: dict[str
         reduce_zero_label=settings.reduce_zero_label,
         ignore_label=settings.ignore_label,
         things_only=run.task == "panoptic",
+        written=_written(run),
     )
+
+
+def _written(run: FinishedRun) -> frozenset[int] | None:
+    if not run.classes:
+        return None
+    return frozenset(category["id"] for category in run.categories if category["name"] in run.classes)
 
 
 # --- which images -----------------------------------------------------------------------------------------------------

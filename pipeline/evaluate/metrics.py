@@ -10,7 +10,7 @@ Legend: C categories of the ground truth, in its order; H, W pixels of an image.
 import contextlib
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,17 @@ from pipeline.store.filesystem import one_line
 
 Category = dict[str, Any]  # in COCO's form: id, name and, if panoptic, isthing
 Record = dict[str, Any]  # in COCO's form: image_id, category_id, segmentation, ...
+
+
+def _every(category: Category) -> bool:
+    return True
+
+
+def _counted(
+    sums_C4: NDArray[np.float64], categories: tuple[Category, ...], counts: Callable[[Category], bool]
+) -> tuple[NDArray[np.float64], tuple[Category, ...]]:
+    places = [place for place, category in enumerate(categories) if counts(category)]
+    return sums_C4[places], tuple(categories[place] for place in places)
 
 
 # --- panoptic quality (Kirillov et al. 2019, section 4) ---------------------------------------------------------------
@@ -47,11 +58,14 @@ def panoptic_sums(
     return np.array(rows, np.float64)
 
 
-def panoptic_summary(sums_C4: NDArray[np.float64], categories: tuple[Category, ...]) -> dict[str, Any]:
-    """PQ, SQ and RQ of each category and their means over all, things and stuff, as fractions.
+def panoptic_summary(
+    sums_C4: NDArray[np.float64], categories: tuple[Category, ...], counts: Callable[[Category], bool] = _every
+) -> dict[str, Any]:
+    """PQ, SQ and RQ of each category that `counts`, and their means over all, things and stuff, as fractions.
 
     Means are over the `n` categories that occur in the ground truth or as an unmatched prediction; None if n is 0.
     """
+    sums_C4, categories = _counted(sums_C4, categories, counts)
     iou_C, tp_C, fp_C, fn_C = sums_C4.T
     denominator_C = tp_C + 0.5 * fp_C + 0.5 * fn_C
     scores_C3 = np.full((len(categories), 3), np.nan)
@@ -91,19 +105,23 @@ def confusion_matrix(
     return np.bincount(cells, minlength=num_classes * (num_classes + 1)).reshape(num_classes, num_classes + 1)
 
 
-def semantic_summary(confusion: NDArray[np.int64], categories: tuple[Category, ...]) -> dict[str, Any]:
-    """mIoU, fwIoU, mAcc and pAcc as fractions, and IoU and Acc of each class; None for a class without pixels.
+def semantic_summary(
+    confusion: NDArray[np.int64], categories: tuple[Category, ...], counts: Callable[[Category], bool] = _every
+) -> dict[str, Any]:
+    """mIoU, fwIoU, mAcc and pAcc as fractions, and IoU and Acc of each class that `counts`; None for a class without
+    pixels.
 
-    Means are over the classes that have pixels in the ground truth; a pixel predicted as any other class counts as a
-    miss of its true class.
+    Means are over these classes as far as they have pixels in the ground truth; a pixel predicted as any other
+    class counts as a miss of its true class.
     """
     truth_C, predicted_C = confusion.sum(axis=1), confusion[:, :-1].sum(axis=0)
     hit_C = np.diagonal(confusion)
-    present_C = truth_C > 0
+    named_C = np.array([counts(category) for category in categories], bool)
+    present_C = (truth_C > 0) & named_C
     iou_C, acc_C = np.full(len(categories), np.nan), np.full(len(categories), np.nan)
     iou_C[present_C] = hit_C[present_C] / (truth_C + predicted_C - hit_C)[present_C]
     acc_C[present_C] = hit_C[present_C] / truth_C[present_C]
-    num_pixels = truth_C.sum()
+    num_pixels = truth_C[named_C].sum()
     means = np.full(4, np.nan)
     if num_pixels:
         frequency = truth_C[present_C] / num_pixels
@@ -111,11 +129,12 @@ def semantic_summary(confusion: NDArray[np.int64], categories: tuple[Category, .
             iou_C[present_C].mean(),
             (iou_C[present_C] * frequency).sum(),
             acc_C[present_C].mean(),
-            hit_C.sum() / num_pixels,
+            hit_C[named_C].sum() / num_pixels,
         )
     per_class = [
         {**_of_category(category), **_named(("IoU", "Acc"), scores), "pixels": int(pixels)}
         for category, *scores, pixels in zip(categories, iou_C, acc_C, truth_C, strict=True)
+        if counts(category)
     ]
     names = ("mIoU", "fwIoU", "mAcc", "pAcc")
     return {**_named(names, means), "n": int(present_C.sum()), "pixels": int(num_pixels), "per_class": per_class}

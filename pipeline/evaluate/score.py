@@ -44,7 +44,13 @@ class ScoreSpec:
     reduce_zero_label: bool
     ignore_label: int
     things_only: bool  # for AP of a panoptic run
+    # Ids of the categories whose segments the run has written, because of its --classes; None: all
+    written: frozenset[int] | None = None
     by_image: bool = False  # also score each image of a panoptic or instances ground truth
+
+    def counts(self, category: Category) -> bool:
+        """Whether a category is scored. The ground truth of others matters still: a segment there is a false one."""
+        return self.written is None or category["id"] in self.written
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ def score_part(spec: ScoreSpec, task: PartTask) -> Sums:
                 truth_HW = panoptic_classes(image.panoptic, runs, _class_of(spec.semantic))
                 of_image.confusion += _confusion(truth_HW, rows, spec.semantic)
             if spec.by_image and image.image_key is not None:
-                of_image.images[image.image_key] = _score_of(of_image)
+                of_image.images[image.image_key] = _score_of(of_image, spec)
             sums.add(of_image)
         if image.semantic is not None and spec.semantic is not None:
             truth_HW = read_label_png(image.semantic, len(spec.semantic), spec.reduce_zero_label, spec.ignore_label)
@@ -152,31 +158,35 @@ def score_part(spec: ScoreSpec, task: PartTask) -> Sums:
         if image.instances is not None and spec.instances is not None:
             things = [row for row in rows if row["isthing"] or not spec.things_only]
             _check_categories(things, spec.instances)
-            instances.add(image.instances, image.instances.annotations, things)
+            scored = {category["id"] for category in spec.instances if spec.counts(category)}
+            truth = [record for record in image.instances.annotations if record["category_id"] in scored]
+            instances.add(image.instances, truth, things)
             if spec.by_image and image.image_key is not None:
                 score = sums.images.get(image.image_key, ImageScore())
-                ap = _ap_of(image.instances, things, spec.instances)
+                ap = _ap_of(image.instances, truth, things, spec.instances)
                 sums.images[image.image_key] = replace(score, ap=ap)
     if spec.panoptic is not None:
         sums.panoptic += panoptic_sums(panoptic.images, panoptic.truth, panoptic.predicted, spec.panoptic)
     if spec.instances is not None:
-        parts = instances.images, instances.truth, instances.predicted, spec.instances, "--instances-gt"
+        categories = tuple(filter(spec.counts, spec.instances))
+        parts = instances.images, instances.truth, instances.predicted, categories, "--instances-gt"
         sums.instances = {kind: [instance_state(kind, *parts)] for kind in INSTANCE_KINDS}
     return sums
 
 
-def _ap_of(image: GtImage, rows: list[Record], categories: tuple[Category, ...]) -> float | None:
+def _ap_of(image: GtImage, truth: list[Record], rows: list[Record], categories: tuple[Category, ...]) -> float | None:
     """AP of masks of one image, computed over its true categories alone, as others have none."""
-    true = {record["category_id"] for record in image.annotations}
+    true = {record["category_id"] for record in truth}
     records = Records()
-    records.add(image, image.annotations, [row for row in rows if row["category_id"] in true])
+    records.add(image, truth, [row for row in rows if row["category_id"] in true])
     known = tuple(category for category in categories if category["id"] in true)
     parts = records.images, records.truth, records.predicted, known, "--instances-gt"
     return instance_quality(instance_state("segm", *parts)) if known else None
 
 
-def _score_of(sums: Sums) -> ImageScore:
-    iou, tp, fp, fn = sums.panoptic.sum(axis=0)
+def _score_of(sums: Sums, spec: ScoreSpec) -> ImageScore:
+    counts = [spec.counts(category) for category in spec.panoptic or ()]
+    iou, tp, fp, fn = sums.panoptic[counts].sum(axis=0)
     denominator = tp + 0.5 * fp + 0.5 * fn
     mistaken = sums.confusion.copy()
     np.fill_diagonal(mistaken, 0)

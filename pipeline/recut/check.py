@@ -41,6 +41,7 @@ _OF_RESULTS = (
     "mask_threshold",
     "label_ids_to_fuse",
     "top_k",
+    "classes",
 )
 
 
@@ -93,6 +94,7 @@ def _settings(given: RecutSettings, source: Source) -> Settings:
         old = {name: record.settings.get(name) for name in _OF_RESULTS}
         fused = old["label_ids_to_fuse"]
         old["label_ids_to_fuse"] = None if fused is None else tuple(fused)
+        old["classes"] = tuple(old["classes"] or ())
         chosen = {**old, **chosen}
     try:
         return replace(given.of_night(), **values, **chosen)

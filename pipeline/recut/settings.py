@@ -68,6 +68,8 @@ class RecutSettings:
     """panoptic: a mask contains the pixels whose probability is at least this."""
     label_ids_to_fuse: Annotated[tuple[int, ...] | None, _RESULTS] = None
     """panoptic: merge all segments of each of these class ids into one per image."""
+    classes: Annotated[tuple[str, ...] | None, _RESULTS] = None
+    """Write the segments of these classes alone, as a run of all classes finds them."""
     top_k: Annotated[int | None, _RESULTS, Interval(ge=1, le=1_000_000)] = None
     """instance: keep the N best (query, class) pairs of each image."""
     labels: Annotated[str | None, _RESULTS] = None

@@ -1,6 +1,7 @@
 """The core's inference settings for a run: its task's flags, with defaults that depend on mode and checkpoint."""
 
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 from m2f_core.config.labels import LabelMap, Task
@@ -13,16 +14,20 @@ InferenceSettings = PanopticSettings | InstanceSettings | SemanticSettings
 
 def inference_settings(settings: Settings, labels: LabelMap, trained_for: Task | None) -> InferenceSettings:
     """The core's settings for `settings.task`. Raises RunError if the task makes no sense for these labels."""
+    chosen = _chosen_classes(settings, labels)
     if settings.task == "panoptic":
-        panoptic = PanopticSettings.for_labels(settings.postprocess, labels)
+        panoptic = replace(PanopticSettings.for_labels(settings.postprocess, labels), wanted_class_ids=chosen)
         if settings.label_ids_to_fuse is not None:
             panoptic = replace(panoptic, fuse_class_ids=frozenset(settings.label_ids_to_fuse))
         return replace(panoptic, **_given(settings, "score_threshold", "overlap_threshold", "mask_threshold"))
     if settings.task == "instance":
-        instance = InstanceSettings.defaults(settings.postprocess, _things_to_keep(settings.postprocess, labels))
+        instance = InstanceSettings.defaults(
+            settings.postprocess, _instances_to_keep(settings.postprocess, labels, chosen)
+        )
         return replace(instance, **_given(settings, "score_threshold", "top_k"))
     # As in the original, whose semantic checkpoints resize scores. There is no flag: 1 pixel in 10,000 changes.
-    return SemanticSettings.defaults(settings.postprocess, "scores" if trained_for == "semantic" else "masks")
+    semantic = SemanticSettings.defaults(settings.postprocess, "scores" if trained_for == "semantic" else "masks")
+    return replace(semantic, wanted_class_ids=chosen)
 
 
 def results_of(inference: InferenceSettings) -> dict[str, Any]:
@@ -75,14 +80,30 @@ def task_warnings(settings: Settings, labels: LabelMap, trained_for: Task | None
     return warnings
 
 
-def _things_to_keep(postprocess: str, labels: LabelMap) -> frozenset[int] | None:
-    """The classes that become instances: the things, as in the original, or all (None), as in transformers."""
-    if postprocess == "hf":
+def _chosen_classes(settings: Settings, labels: LabelMap) -> frozenset[int] | None:
+    """The classes that --classes names, or None without the flag. RunError if the model has no class of a name."""
+    if not settings.classes:
         return None
+    names = [category.name for category in labels.categories]
+    for name in settings.classes:
+        if name not in names:
+            like = get_close_matches(name, names, n=3) or [*names[:3], "..."]
+            raise RunError(f"--classes: the model has no class {name!r}; it has {', '.join(like)}")
+    return frozenset(category.class_id for category in labels.categories if category.name in settings.classes)
+
+
+def _instances_to_keep(postprocess: str, labels: LabelMap, chosen: frozenset[int] | None) -> frozenset[int] | None:
+    """The classes that become instances: the things, as in the original, or all (None), as in transformers; of these
+    only the chosen ones.
+    """
+    if postprocess == "hf":
+        return chosen
     things = labels.class_ids - labels.stuff_class_ids
     if not things:
         raise RunError(f"--task instance finds things, but all {len(labels.categories)} classes of --model are stuff")
-    return things
+    if chosen is not None and not things & chosen:
+        raise RunError("--task instance finds things, but all --classes are stuff")
+    return things if chosen is None else things & chosen
 
 
 def _given(settings: Settings, *names: str) -> dict[str, Any]:

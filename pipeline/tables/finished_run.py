@@ -29,6 +29,7 @@ class FinishedRun:
     fingerprint: str
     categories: tuple[dict[str, Any], ...]  # by the model's class_id: id, name, isthing
     parts: tuple[dict[str, PartRecord], ...]  # by shard: table -> part
+    classes: frozenset[str] = frozenset()  # the names of --classes; empty: all
 
 
 def find_finished_run(tables: str, run_id: str | None) -> FinishedRun:
@@ -45,7 +46,13 @@ def find_finished_run(tables: str, run_id: str | None) -> FinishedRun:
             )
         parts = _parts(Journal(folder), run.plan.num_shards)
     return FinishedRun(
-        tables, run.run_id, run.results["task"], run.fingerprint, tuple(dict(c) for c in run.model.categories), parts
+        tables,
+        run.run_id,
+        run.results["task"],
+        run.fingerprint,
+        tuple(dict(c) for c in run.model.categories),
+        parts,
+        frozenset(run.results.get("classes", ())),
     )
 
 

@@ -20,7 +20,7 @@ _SUMS = """
 _JOINED = """
     CREATE OR REPLACE VIEW joined AS
     SELECT i.*, s.num_rows, s.num_ids, s.last_id, s.area, s.height AS mask_height, s.width AS mask_width,
-           s.shard AS segments_shard, s.file AS segments_file, tasks.task
+           s.shard AS segments_shard, s.file AS segments_file, tasks.task, tasks.covers
     FROM images i LEFT JOIN sums s USING (run_id, image_key) JOIN tasks USING (run_id)
 """
 # Where an image lies on Earth is found when the image is decoded, and added to what the input says of the image.
@@ -52,10 +52,10 @@ class Comparison:
     unknown: set[str] = field(default_factory=set)
 
     def prepare(self) -> None:
-        self.database.execute("CREATE OR REPLACE TABLE tasks (run_id VARCHAR, task VARCHAR)")
-        rows = [(run_id, books.facts.task) for run_id, books in self.library.books.items()]
+        self.database.execute("CREATE OR REPLACE TABLE tasks (run_id VARCHAR, task VARCHAR, covers BOOLEAN)")
+        rows = [(run_id, books.facts.task, books.facts.covers) for run_id, books in self.library.books.items()]
         if rows:
-            self.database.executemany("INSERT INTO tasks VALUES (?, ?)", rows)
+            self.database.executemany("INSERT INTO tasks VALUES (?, ?, ?)", rows)
         self.database.execute(_SUMS)
         self.database.execute(_JOINED)
         self.database.execute(_MISSING)
@@ -112,7 +112,7 @@ class Comparison:
                 Kind.NOT_COVERED,
                 "area",
                 "coalesce(area, 0) || ' of ' || height::BIGINT * width || ' pixels'",
-                "task = 'semantic' AND status = 'ok' AND coalesce(area, 0) <> height::BIGINT * width",
+                "covers AND status = 'ok' AND coalesce(area, 0) <> height::BIGINT * width",
             ),
         ):
             file = "segments_file" if kind in (Kind.SEGMENT_IDS, Kind.NOT_COVERED) else "file"

@@ -19,6 +19,7 @@ class RunFacts:
     num_shards: int
     has_embeddings: bool
     num_attempts: int | None  # None: a tidied run, whose attempts are gone
+    classes: frozenset[str] = frozenset()  # the classes whose segments the run writes; empty: all
 
     @classmethod
     def of(cls, record: RunRecord, num_attempts: int | None) -> "RunFacts":
@@ -33,7 +34,13 @@ class RunFacts:
             record.plan.num_shards,
             bool(record.results.get("embeddings")),
             num_attempts,
+            frozenset(record.results.get("classes", ())),
         )
+
+    @property
+    def covers(self) -> bool:
+        """Whether the segments of an image have all its pixels."""
+        return self.task == "semantic" and not self.classes
 
     @property
     def is_disjoint(self) -> bool:

@@ -32,7 +32,7 @@ class Kind(Enum):
     NO_IMAGE = "segments have no image in their run"
     OF_NO_RESULT = "images that failed or are removed have segments"
     SEGMENT_IDS = "images have segment ids that occur twice or leave gaps"
-    CATEGORY = "segments have a category that the label map of their run does not have"
+    CATEGORY = "segments have a category that the label map of their run does not have, or that its --classes leave out"
     NO_RLE = "segments have a mask that is no COCO RLE of its size"
     NOT_MEASURED = "segments have an area or a box that is not the one of their mask"
     SIZE = "images have masks of another size"

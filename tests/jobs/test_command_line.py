@@ -48,6 +48,7 @@ FLAGS = (
     "--allow-unsafe-store",
     "--anonymous",
     "--batch-size",
+    "--classes",
     "--compact",
     "--cpus-per-actor",
     "--deadline",

@@ -101,10 +101,11 @@ def write_run(
     prefix: str = "s3://photographs/",
     etag_of: Callable[[str], str] = lambda name: "e",
     started: float = 1.0,
+    classes: Sequence[str] = (),
 ) -> None:
     """Tables, journal, run.json and (unless `finished_at` is None) report.json, as segment_bucket.py leaves them.
 
-    `etag_of`: from the name of an image.
+    `etag_of`: from the name of an image. `classes`: those of --classes.
     """
     present = [image for image in images if not image.missing]
     shards = [present[i : i + per_shard] for i in range(0, len(present), per_shard)]
@@ -114,7 +115,8 @@ def write_run(
         for number, shard in enumerate(shards)
     ]
     Journal(writer.output.run(run_id), attempt=1).append(receipts)
-    run = run_json(run_id, results={"task": task}, categories=place.categories, num_shards=len(shards))
+    results = {"task": task, **({"classes": list(classes)} if classes else {})}
+    run = run_json(run_id, results=results, categories=place.categories, num_shards=len(shards))
     place.put("tables/_runs/format.json", json.dumps({"schema_version": SCHEMA_VERSION}).encode())
     place.put(f"tables/_runs/{run_id}/run.json", run.encode())
     if finished_at is not None:

@@ -83,6 +83,8 @@ def _check_categories(rows: Rows) -> None:
     """The three columns of a category must be a row of the label map; of a semantic run, the one that the id says."""
     of_id: dict[int, set[tuple[str, bool]]] = {}
     for number, name, isthing in rows.run.categories:
+        if rows.run.classes and name not in rows.run.classes:
+            continue
         of_id.setdefault(number, set()).add((name, isthing))
     ids, names = rows.numbers("category_id").astype(np.int64), rows["category_name"]
     things = rows["isthing"].to_numpy(zero_copy_only=False)

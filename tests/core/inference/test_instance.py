@@ -47,7 +47,7 @@ def oracle(
     top_k = len(scores_QC) if chosen.top_k is None else chosen.top_k
     expected = {}
     for score, q, c in sorted(pairs)[:top_k]:
-        if chosen.thing_class_ids is not None and c not in chosen.thing_class_ids:
+        if chosen.wanted_class_ids is not None and c not in chosen.wanted_class_ids:
             continue
         mask, probs = logits_QHW[q] > 0, logits_QHW[q].double().sigmoid()
         score = -score * float((probs * mask).sum() / (mask.sum() + 1e-6))
@@ -113,8 +113,8 @@ def test_both_ways_equal_the_oracle_at_the_size_of_a_photograph() -> None:
         replace(REFERENCE, top_k=5),
         pytest.param(replace(REFERENCE, top_k=10**6, score_threshold=1e-3), marks=pytest.mark.thorough),
         replace(REFERENCE, top_k=None),
-        replace(REFERENCE, thing_class_ids=THINGS),
-        replace(REFERENCE, thing_class_ids=frozenset()),
+        replace(REFERENCE, wanted_class_ids=THINGS),
+        replace(REFERENCE, wanted_class_ids=frozenset()),
     ],
 )
 def test_both_ways_equal_the_oracle_for_every_setting(chosen: InstanceSettings) -> None:
@@ -206,7 +206,7 @@ def test_stuff_takes_its_place_among_the_best_before_it_is_dropped() -> None:
     logits = torch.tensor([[5.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
     geometry = ImageGeometry((9, 9), (32, 32), (32, 32))
     for top_k, expected in ((1, []), (2, [1])):
-        chosen = replace(REFERENCE, top_k=top_k, thing_class_ids=frozenset({1}))
+        chosen = replace(REFERENCE, top_k=top_k, wanted_class_ids=frozenset({1}))
         result = instance_segments(logits, torch.ones(2, 8, 8), geometry, chosen)
         assert [i.class_id for i in result.instances] == expected
 

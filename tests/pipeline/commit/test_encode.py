@@ -176,6 +176,12 @@ def test_a_semantic_map_has_no_holes():
     assert encode_shard(0, failed, replace(SPEC, task="semantic"))["segments"].num_rows == 0
 
 
+def test_a_semantic_map_of_some_classes_may_have_holes():
+    image = segmented_table(fetched(1, {}), [of_masks(RIGHT)])
+    of_some = replace(SPEC, task="semantic", all_classes=False)
+    assert encode_shard(0, image, of_some)["segments"].num_rows == 1
+
+
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 def test_two_masks_of_one_id_are_a_bug(task):
     with pytest.raises(InvalidResultError, match="segment 1 has two masks"):

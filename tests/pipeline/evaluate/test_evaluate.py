@@ -154,6 +154,16 @@ def assert_instances(report: dict, ground_truth: dict, results: list[dict], tole
             assert entry["AP"] == pytest.approx(expected["per_class"][category_id], abs=tolerance)
 
 
+def of_classes(images: list[MadeImage], ids: set[int]) -> list[MadeImage]:
+    """The same images; the run has kept the segments of these categories alone."""
+    return [
+        image
+        if image.found is None
+        else replace(image, found=tuple(one for one in image.found if one.category_id in ids))
+        for image in images
+    ]
+
+
 # --- made scenes against the oracles ----------------------------------------------------------------------------------
 
 
@@ -205,6 +215,41 @@ def test_the_ap_of_an_image_is_that_of_pycocotools_for_this_image_alone(new_plac
         }
         expected = coco_api(alone, [one for one in results if one["image_id"] == number], "segm")["AP"]
         assert sums.images[key].ap == pytest.approx(expected, abs=1e-9)
+
+
+@given(SEEDS, st.sets(st.sampled_from(IDS), min_size=1))
+@settings(max_examples=20)
+def test_a_run_of_some_classes_is_scored_by_these_as_a_run_of_all(new_place, seed, ids):
+    """A false segment over an object of another class stays a false one."""
+    images, all_classes, some = scenes(seed), new_place(), new_place()
+    write_run(all_classes, images)
+    write_run(some, of_classes(images, ids), classes=[c["name"] for c in CATEGORIES if c["id"] in ids])
+    expected = score(all_classes, panoptic_gt=write_panoptic(all_classes, images))
+    report = score(some, panoptic_gt=write_panoptic(some, images))
+    for metric in ("panoptic", "semantic"):
+        of_all = by_id(expected[metric])
+        assert by_id(report[metric]) == {number: of_all[number] for number in of_all if number in ids}
+    counts = panoptic_counts(images)
+    for group, members in (("all", IDS), ("things", THINGS), ("stuff", STUFF)):
+        wanted = [number for number in members if number in ids]
+        assert report["panoptic"][group] == pytest.approx(panoptic_quality(counts, wanted), abs=1e-12)
+
+
+@given(SEEDS, st.sets(st.sampled_from(IDS), min_size=1))
+@settings(max_examples=20)
+def test_ap_of_a_run_of_some_classes_is_the_mean_over_these(new_place, seed, ids):
+    images, place = scenes(seed, instance_scene), new_place()
+    write_run(
+        place,
+        of_classes(images, ids),
+        task="instance",
+        classes=[c["name"] for c in CATEGORIES if c["id"] in ids],
+    )
+    path = place.put("instances.json", json.dumps(coco_instances(images, CATEGORIES)).encode())
+    alone = coco_instances(images, [c for c in CATEGORIES if c["id"] in ids])
+    alone["annotations"] = [one for one in alone["annotations"] if one["category_id"] in ids]
+    results = [one for one in coco_results(images, IDS) if one["category_id"] in ids]
+    assert_instances(score(place, instances_gt=path), alone, results)
 
 
 @given(SEEDS, st.integers(1, 6))

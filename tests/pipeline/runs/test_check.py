@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
@@ -34,6 +35,7 @@ RESULTS = {
     "max_image_pixels": 1000,
     "precision": "bf16",
     "tile": "64:16",
+    "classes": ("class 1",),
 }
 RESULTS_OF_TASK = {
     "panoptic": {
@@ -171,7 +173,7 @@ def test_an_image_size_that_is_that_of_the_files_is_no_change(settings, tmp_path
 def test_a_run_is_known_by_the_settings_of_its_task(settings, task):
     settings = dataclasses.replace(settings, task=task)
     known = set(resolved_results(settings, check_model(settings)))
-    later = {"tile": "64:16", "embeddings": True}  # known only if they are given
+    later = {"tile": "64:16", "embeddings": True, "classes": ("class 1",)}  # known only if they are given
     assert known - {"semantic_resize"} == {"model", "task", *RESULTS, *RESULTS_OF_TASK[task]} - set(later)
     for name, value in later.items():
         if name in {**RESULTS, **RESULTS_OF_TASK[task]}:
@@ -282,8 +284,37 @@ def test_classes_that_the_checkpoint_does_not_describe_count_as_things(settings,
 
 def test_instances_are_those_of_things_unless_transformers_is_followed(settings):
     settings = dataclasses.replace(settings, task="instance")
-    assert check_model(settings).inference.thing_class_ids == {0, 1, 2, 3, 4}
-    assert check_model(dataclasses.replace(settings, postprocess="hf")).inference.thing_class_ids is None
+    assert check_model(settings).inference.wanted_class_ids == {0, 1, 2, 3, 4}
+    assert check_model(dataclasses.replace(settings, postprocess="hf")).inference.wanted_class_ids is None
+
+
+@pytest.mark.parametrize(("task", "chosen"), [("panoptic", {0, 7}), ("instance", {0}), ("semantic", {0, 7})])
+def test_classes_are_chosen_by_name(settings, task, chosen):
+    """Of the stuff among them there are no instances, as in the original."""
+    names = {c.class_id: c.name for c in check_model(settings).labels.categories}
+    settings = dataclasses.replace(settings, task=task, classes=(names[7], names[0], names[7]))
+    assert check_model(settings).inference.wanted_class_ids == chosen
+    turned = dataclasses.replace(settings, classes=(names[0], names[7]))
+    assert mark(turned) == mark(settings) != mark(dataclasses.replace(settings, classes=()))
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "said"),
+    [
+        ("panoptic", ("{0}s",), "--classes: the model has no class '{0}s'; it has {0}"),
+        (
+            "semantic",
+            ("unicorn",),
+            "--classes: the model has no class 'unicorn'; it has {0}, {1}",
+        ),
+        ("instance", ("{7}",), "--task instance finds things, but all --classes are stuff"),
+    ],
+)
+def test_classes_that_the_model_does_not_find_are_refused(settings, task, names, said):
+    of_model = [c.name for c in check_model(settings).labels.categories]
+    chosen = tuple(name.format(*of_model) for name in names)
+    with pytest.raises(RunError, match=re.escape(said.format(*of_model))):
+        check_model(dataclasses.replace(settings, task=task, classes=chosen))
 
 
 def test_semantic_checkpoints_resize_scores_and_others_masks(settings, tmp_path):

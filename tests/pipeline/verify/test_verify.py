@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -42,6 +43,7 @@ from tests.support.run_books import (
     spec_of,
     with_value,
     write_report,
+    write_run,
 )
 
 
@@ -81,6 +83,17 @@ def test_semantic_segments_cover_the_image(tmp_path):
     forge(tmp_path, "images", with_value("num_segments", 0, 1))
     write_report(str(tmp_path), "night")
     assert [one.kind for one in check(tmp_path).findings] == [Kind.NOT_COVERED]
+
+
+def test_segments_of_some_classes_need_not_cover_the_image_but_are_of_these(tmp_path):
+    """The names are those of --classes."""
+    for classes, expected in ((["cat"], []), (["dog"], [Kind.CATEGORY])):
+        place = tmp_path / classes[0]
+        spec = replace(spec_of("night", "semantic", created_at()), all_classes=False)
+        shards = [encoded([Found("s3://b/a.jpg", quarters(1, 1, 0, 0), (0,))], 0, spec)]
+        results = {"task": "semantic", "postprocess": "reference", "classes": classes}
+        write_run(str(place), "night", shards, task="semantic", created=created_at(), record={"results": results})
+        assert [one.kind for one in check(place).findings] == expected
 
 
 def test_a_semantic_id_is_the_class_of_the_category(tmp_path):
