@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from jobs import segment_bucket
 from jobs.common import run_page
 from jobs.common.run_page import write_run_page
 from jobs.report import PROG, main
+from pipeline.drill.processes import look_at
 from pipeline.layout import Output
 from pipeline.nights.seen import seen_nights
 from pipeline.page import extra
@@ -23,6 +25,7 @@ from tests.support.evaluation_runs import Place, write_run
 from tests.support.page_runs import drawn_images, page_run
 from tests.support.run_records import report
 from tests.support.tables import read_report
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 from tests.support.without_pages import without_pages
 
 
@@ -160,13 +163,29 @@ def test_the_main_job_asks_for_the_page_of_its_run_once_the_night_has_ended(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_page_and_not_the_job(tables, caplog, number):
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
-    timer.start()
-    with caplog.at_level(logging.WARNING):
-        assert not write_run_page(str(tables), "night")
-    timer.join()
+def test_a_signal_ends_the_page_and_not_the_job(tmp_path, caplog, monkeypatch, number):
+    """The signal comes once the page has a process, here one that never ends by itself."""
+    python, pid = tmp_path / "python", tmp_path / "pid"
+    python.write_text(f"#!/bin/sh\necho $$ >{pid}.new && mv {pid}.new {pid}\nexec sleep {PATIENCE_SECONDS:g}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+
+    def send() -> None:
+        wait_until(pid.exists)
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    # Where a shell started the tests in its background, SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        sender.start()
+        with caplog.at_level(logging.WARNING):
+            assert not write_run_page("tables", "night")
+        sender.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "it was interrupted" in caplog.text
+    wait_until(lambda: look_at(int(pid.read_text())) is None, "for the end of the page's process")
 
 
 def test_a_module_of_the_working_folder_is_not_run(tables, tmp_path, monkeypatch):
