@@ -28,8 +28,11 @@ class Gpu:
     device = "cuda"
     patience = 1.0  # times the limits of the steps
     precisions = ("fp32", "bf16")
+    precision = "bf16"  # of steps that take one
+    threads = os.cpu_count() or 1
     image_hw: Size = (480, 640)  # of the images that are drawn
     image_size = ImageSize.parse("800:1333")
+    image_size_of_trained: ImageSize | None = None  # the trained model's own
     sizes: tuple[Size, ...] = ((384, 384), (512, 704), (800, 1088), (800, 1344))  # padded
     batches = (1, 4, 8, 16)
     batch = 8  # of steps that take one
@@ -139,15 +142,17 @@ class FakeGpu(Gpu):
 
     device = "cpu"
     patience = 10.0  # of a test, on a machine that does other work
+    precision = "fp32"
+    threads = 1
     image_hw = (64, 96)
-    image_size = ImageSize.parse("64:128")
+    image_size = image_size_of_trained = ImageSize.parse("64:128")
     sizes = ((64, 64), (64, 96))
     batches = (1, 2)
     batch = 1
     seconds = 0.02
     images = 1
     crowd = 6
-    attention_sizes = ((32, 32),)  # the interpreter of Triton is slow
+    attention_sizes = ((16, 16),)  # the interpreter of Triton is slow
 
     def config(self) -> Mask2FormerConfig:
         return Mask2FormerConfig.tiny()

@@ -79,7 +79,7 @@ def tasks(mode: str) -> dict[str, InferenceSettings]:
     return {"panoptic": panoptic, "instance": instance, "semantic": SemanticSettings.defaults(mode)}
 
 
-def spec_of(device: Gpu, model: str, precision: str = "bf16", **changes: Any) -> SegmentSpec:
+def spec_of(device: Gpu, model: str, precision: str | None = None, **changes: Any) -> SegmentSpec:
     settings: dict[str, Any] = {
         "model": model,
         "weights_sha256": stage_model(model).sha256,
@@ -88,9 +88,9 @@ def spec_of(device: Gpu, model: str, precision: str = "bf16", **changes: Any) ->
         "exif": True,
         "max_image_pixels": 10**8,
         "inference": tasks("reference")["panoptic"],
-        "precision": precision,
+        "precision": precision or device.precision,
         "device": device.device,
-        "threads": os.cpu_count() or 1,
+        "threads": device.threads,
         "batch_size": device.batch,
         "max_batch_pixels": 2**40,
     }
@@ -150,7 +150,7 @@ def self_check(device: Gpu, folder: Path) -> Iterator[Row]:
     for mode in ("reference", "hf"):
         for task, inference in tasks(mode).items():
             for precision in device.precisions:
-                spec = spec_of(device, TRAINED, precision, inference=inference, image_size=None)
+                spec = spec_of(device, TRAINED, precision, inference=inference, image_size=device.image_size_of_trained)
                 row = {"task": task, "mode": mode} | _compared(spec, images)
                 wrong += [] if row["passes"] else [row]
                 yield row
