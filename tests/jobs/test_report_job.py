@@ -134,7 +134,13 @@ def test_the_page_of_a_finished_run_is_written_and_named(tables, capfd):
 @pytest.mark.parametrize(
     ("run_id", "seconds", "why"), [("other", 600.0, "holds no run other"), ("night", 0.01, "it was not done in 0.01 s")]
 )
-def test_a_page_that_fails_is_a_warning(tables, caplog, run_id, seconds, why):
+def test_a_page_that_fails_is_a_warning_and_no_module_of_the_working_folder_is_run(
+    tables, tmp_path, caplog, monkeypatch, run_id, seconds, why
+):
+    for name in ("jobs/__init__.py", "jobs/report.py", "queue.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('somebody else')")
+    monkeypatch.chdir(tmp_path)
     with caplog.at_level(logging.WARNING):
         assert not write_run_page(str(tables), run_id, seconds=seconds)
     [record] = caplog.records
@@ -186,14 +192,6 @@ def test_a_signal_ends_the_page_and_not_the_job(tmp_path, caplog, monkeypatch, n
         signal.signal(signal.SIGINT, before)
     assert "it was interrupted" in caplog.text
     wait_until(lambda: look_at(int(pid.read_text())) is None, "for the end of the page's process")
-
-
-def test_a_module_of_the_working_folder_is_not_run(tables, tmp_path, monkeypatch):
-    for name in ("jobs/__init__.py", "jobs/report.py", "queue.py"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("raise SystemExit('somebody else')")
-    monkeypatch.chdir(tmp_path)
-    assert write_run_page(str(tables), "night")
 
 
 def test_without_the_extra_a_night_says_so_in_one_line_and_is_no_warning(tables, caplog, monkeypatch):

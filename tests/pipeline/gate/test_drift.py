@@ -80,18 +80,21 @@ def drawn(rng: np.random.Generator, num_images: int, differ: float = 0.0, failed
 
 
 @pytest.mark.parametrize(
-    ("num_runs", "differ"),
-    [(3, 0.0), *(pytest.param(*one, marks=pytest.mark.thorough) for one in ((3, 0.1), (10, 0.0), (10, 0.1)))],
+    ("num_nights", "num_runs", "differ"),
+    [
+        (40, 3, 0.0),
+        *(pytest.param(200, *one, marks=pytest.mark.thorough) for one in ((3, 0.0), (3, 0.1), (10, 0.0), (10, 0.1))),
+    ],
 )
-def test_of_200_nights_of_every_size_hardly_one_is_held(num_runs, differ):
+def test_of_many_nights_of_every_size_hardly_one_is_held(num_nights, num_runs, differ):
     """Also where the earlier nights were small, and a rare class is seen for the first time."""
     rng, held = np.random.default_rng(num_runs), []
-    for number in range(200):
+    for number in range(num_nights):
         size = SIZES[number % len(SIZES)]
         earlier = [drawn(rng, int(rng.choice(SIZES)), differ) for _ in range(num_runs)]
         if found := violations(drawn(rng, size, differ), earlier, BOUNDS):
             held.append((size, *map(str, found)))
-    assert len(held) <= 2, held
+    assert len(held) <= num_nights // 100, held
 
 
 @pytest.mark.parametrize("num_runs", [3, 10])
