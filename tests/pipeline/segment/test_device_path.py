@@ -51,26 +51,40 @@ def run(network: Network, task: str, sizes: list[tuple[int, int]] = ONE_SIZE) ->
     return counts.counted, network.cuda.waits
 
 
+SOME = ("panoptic", "instance hf")
+
+
 def counted(
-    precision: str = "bf16", backbone: str = "swin", image_size: str = "256:427", embeddings: bool = False
+    precision: str = "bf16",
+    backbone: str = "swin",
+    image_size: str = "256:427",
+    embeddings: bool = False,
+    tasks: tuple[str, ...] = tuple(TASKS),
 ) -> dict[str, tuple[Counted, int]]:
-    """Of batches after the first: by task; of one image; of images of other sizes."""
-    return _counted(precision, backbone, image_size, embeddings)
+    """Of batches after the first: by task; of one image; with all tasks, of images of other sizes."""
+    return _counted(precision, backbone, image_size, embeddings, tasks)
 
 
 @functools.cache
-def _counted(precision: str, backbone: str, image_size: str, embeddings: bool) -> dict[str, tuple[Counted, int]]:
+def _counted(
+    precision: str, backbone: str, image_size: str, embeddings: bool, tasks: tuple[str, ...]
+) -> dict[str, tuple[Counted, int]]:
     size = ImageSize.parse(image_size)
     with fake_network(small_config(backbone), precision, TASKS["panoptic"], size, embeddings=embeddings) as network:
         run(network, "panoptic")
-        found = {"one": run(network, "panoptic", ONE_SIZE[:1]), "panoptic": run(network, "panoptic")}
-        if embeddings or image_size != "256:427":
-            return found | {"instance hf": run(network, "instance hf")}
-        return found | {task: run(network, task) for task in TASKS} | {"sizes": run(network, "instance", SIZES)}
+        found = {"one": run(network, "panoptic", ONE_SIZE[:1])} | {task: run(network, task) for task in tasks}
+        return found | ({"sizes": run(network, "instance", SIZES)} if len(tasks) == len(TASKS) else {})
 
 
-@pytest.mark.parametrize("backbone", ["swin", "resnet"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("precision", "backbone"),
+    [
+        ("bf16", "swin"),
+        ("fp32", "resnet"),
+        pytest.param("fp32", "swin", marks=pytest.mark.thorough),
+        pytest.param("bf16", "resnet", marks=pytest.mark.thorough),
+    ],
+)
 @pytest.mark.parametrize("task", TASKS)
 def test_a_batch_waits_twice_and_brings_little_back(task, precision, backbone):
     batch, waits = counted(precision, backbone)[task]
@@ -90,15 +104,15 @@ def test_images_of_other_sizes_share_a_batch():
     assert waits == 2 and not batch.waits
 
 
-@pytest.mark.parametrize("image_size", ["384x384", "800:1333"])
+@pytest.mark.parametrize("image_size", [pytest.param("384x384", marks=pytest.mark.thorough), "800:1333"])
 def test_other_sizes_of_the_network(image_size):
-    for batch, waits in counted(image_size=image_size).values():
+    for batch, waits in counted(image_size=image_size, tasks=SOME).values():
         assert waits <= 2 and not batch.waits
 
 
 def test_embeddings_come_with_the_results():
     for task in ("panoptic", "instance hf"):
-        plain, (rich, waits) = counted()[task][0], counted(embeddings=True)[task]
+        plain, (rich, waits) = counted()[task][0], counted(embeddings=True, tasks=SOME)[task]
         assert waits == 2 and not rich.waits
         more = rich.to_host[-1].num_bytes - plain.to_host[-1].num_bytes
         assert more == 3 * KEPT * 64 * 2, "a half float for each number of each query that may be a segment"
@@ -138,7 +152,7 @@ def test_products_in_float32_use_tf32_in_the_model_of_bf16_alone(precision, monk
 
 
 def test_weights_are_converted_once_not_in_every_pass():
-    fp32, bf16 = (counted(precision)["panoptic"][0] for precision in ("fp32", "bf16"))
+    fp32, bf16 = counted("fp32", tasks=("panoptic",))["panoptic"][0], counted()["panoptic"][0]
     assert bf16.launches - fp32.launches < 120, "conversions of activations remain"
 
 
