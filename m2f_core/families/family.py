@@ -6,12 +6,13 @@ Does not import torch: a driver reads configurations and labels, and functions t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from re import Pattern
 from typing import TYPE_CHECKING, Any
 
 from m2f_core.config.labels import TASKS, Task
 from m2f_core.families.rules import Source
+from m2f_core.inference.settings import FamilyRules
 
 if TYPE_CHECKING:
     from m2f_core.config.model_config import ModelConfig
@@ -73,6 +74,7 @@ class Family:
     `build_model`: the model with PyTorch's own initial weights, in training mode.
     `tasks`: those that its models can be asked for.
     `hub_names`: how the names of the checkpoints begin that its authors have published, and the licence of these.
+    `rules`: what its post-processing has of its own.
     `task_in_name`: a regular expression with `{task}`, by which the names of its checkpoints show the task.
     `training`: None if its models cannot be trained here.
     """
@@ -87,4 +89,5 @@ class Family:
     task_in_name: str
     original: OriginalFormat | None = None
     tasks: tuple[Task, ...] = TASKS
+    rules: FamilyRules = field(default_factory=FamilyRules)
     training: TrainingParts | None = None

@@ -9,6 +9,7 @@ from m2f_core.families.backbone_names import as_swin
 from m2f_core.families.family import Family, OriginalFormat, TrainingParts, WeightNames
 from m2f_core.families.mask2former_names import IGNORED, detectron2_names, hugging_face_names, todays_name
 from m2f_core.families.mask2former_original import infer_config, is_mask2former
+from m2f_core.inference.settings import MASK2FORMER_RULES
 
 if TYPE_CHECKING:
     from m2f_core.losses.loss import Criterion
@@ -42,6 +43,7 @@ FAMILY = Family(
     hub_names=("facebook/mask2former-",),
     license="CC BY-NC 4.0",
     task_in_name=r"mask2former-[^/]*-{task}(/|$)",
+    rules=MASK2FORMER_RULES,
     original=OriginalFormat(is_mask2former, todays_name, infer_config, detectron2_names, IGNORED),
     training=TrainingParts(
         _initial_model,

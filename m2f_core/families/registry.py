@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from m2f_core.config.model_config import ModelConfig
 
 FAMILIES: tuple[Family, ...] = (mask2former.FAMILY,)
+# Of the models of runs whose records do not name it, because the program knew no other.
+FIRST_MODEL_TYPE = mask2former.FAMILY.model_types[0]
 
 
 def family_of(config_dict: Mapping[str, Any]) -> Family:
@@ -28,6 +30,11 @@ def family_of(config_dict: Mapping[str, Any]) -> Family:
 def read_config(config_dict: Mapping[str, Any]) -> ModelConfig:
     """The configuration in a config.json of any family. Raises ConfigError."""
     return family_of(config_dict).config(config_dict)
+
+
+def family_of_type(model_type: str) -> Family:
+    """The family of a `model_type`. Raises ConfigError."""
+    return family_of({"model_type": model_type})
 
 
 def architectures() -> dict[str, Callable[..., ModelConfig]]:

@@ -13,11 +13,15 @@ from torch import Tensor
 from m2f_core.hf.outputs import SemanticSegmentationOutput
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference import instance, panoptic, semantic
-from m2f_core.inference.decoder_outputs import HF_GRID_HW
 from m2f_core.inference.instance import instance_segments
 from m2f_core.inference.panoptic import panoptic_segments
 from m2f_core.inference.semantic import hf_scores, semantic_segments
-from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
+from m2f_core.inference.settings import (
+    MASK2FORMER_RULES,
+    InstanceSettings,
+    PanopticSettings,
+    SemanticSettings,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +41,7 @@ class PostProcessing:
         results: list[Any] = []
         for logits_QC1, masks_Qhw, geometry in _images(outputs, target_sizes):
             if return_segmentation_scores:
-                scores_CHW = hf_scores(logits_QC1, masks_Qhw, geometry.original_hw).cpu()
+                scores_CHW = hf_scores(logits_QC1, masks_Qhw, geometry.original_hw, MASK2FORMER_RULES).cpu()
                 results.append(SemanticSegmentationOutput(scores_CHW.argmax(0), scores_CHW))
             else:
                 found = semantic_segments(logits_QC1, masks_Qhw, geometry, SemanticSettings.defaults("hf"))
@@ -101,7 +105,7 @@ class PostProcessing:
 def _images(outputs: Any, target_sizes: Sizes) -> list[tuple[Tensor, Tensor, ImageGeometry]]:
     """Class logits, mask logits and geometry of each image."""
     logits_BQC1, masks_BQhw = outputs.class_queries_logits, outputs.masks_queries_logits
-    sizes: Any = [HF_GRID_HW] * len(logits_BQC1) if target_sizes is None else target_sizes
+    sizes: Any = [MASK2FORMER_RULES.hf_grid_hw] * len(logits_BQC1) if target_sizes is None else target_sizes
     if len(sizes) != len(logits_BQC1):
         raise ValueError(f"there are {len(sizes)} target_sizes, but {len(logits_BQC1)} images in the batch")
     padded_hw = (4 * masks_BQhw.shape[2], 4 * masks_BQhw.shape[3])

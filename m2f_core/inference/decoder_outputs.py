@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from m2f_core.inference.settings import FamilyRules
 from m2f_core.masks.on_device import Arrays, Fetch, Parcel
 from m2f_core.to_device import to_device
-
-HF_GRID_HW = (384, 384)  # transformers enlarges every mask to this size, whatever the size of the input
 
 
 def all_scores(pred_logits_QC1: torch.Tensor, pred_masks_Qhw: torch.Tensor) -> torch.Tensor:
@@ -100,6 +99,11 @@ def places_of(queries: Sequence[Sequence[int]], num_queries: int, device: torch.
 def bilinear(planes_BChw: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
     """The resizing of masks and scores in both the original and transformers."""
     return F.interpolate(planes_BChw, size=size_hw, mode="bilinear", align_corners=False)
+
+
+def on_hf_grid(masks_khw: torch.Tensor, rules: FamilyRules) -> torch.Tensor:
+    """Mask logits as hf mode reads them: [k, h, w] at the family's grid, or the same tensor if it has none."""
+    return masks_khw if rules.hf_grid_hw is None else bilinear(masks_khw[None], rules.hf_grid_hw)[0]
 
 
 def _shapes(pred_logits_QC1: torch.Tensor, pred_masks_Qhw: torch.Tensor) -> str:

@@ -7,8 +7,9 @@ chooses the next steps:
 - "reference": as in the original Mask2Former (the paper's numbers). The mask is where the query's logits, resized to
   the original image, are above 0; the score is class score x mean mask probability inside the mask. Instances are
   sorted by descending score. The original also keeps instances without a pixel, with score 0; here they are left out.
-- "hf": as in transformers, with equal masks in the same order. Mask and score are computed at 384 x 384 with the
-  padding, and the mask is enlarged by nearest neighbour.
+- "hf": as in transformers, with equal masks in the same order. Mask and score are computed at the family's grid
+  (384 x 384 for Mask2Former) or at the mask's own size, with the padding, and the mask is enlarged by nearest
+  neighbour.
 
 On the CPU masks are processed one at a time and returned as RLE, so memory is a few planes [H, W] whatever the number
 of queries (in reference mode, less than one plane). A GPU enlarges as many as fit into 256 MiB at a time, and keeps a
@@ -30,19 +31,19 @@ from numpy.typing import NDArray
 
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference.decoder_outputs import (
-    HF_GRID_HW,
     Started,
     bilinear,
     check_finite,
     class_scores,
     extremes,
     finite_masks,
+    on_hf_grid,
     places_of,
     read_table,
 )
 from m2f_core.inference.instance_kernel import find_mask
 from m2f_core.inference.resize_taps import axis_taps
-from m2f_core.inference.settings import InstanceSettings
+from m2f_core.inference.settings import FamilyRules, InstanceSettings
 from m2f_core.masks import rle
 from m2f_core.masks.on_device import Arrays, Fetch, Parcel, fetch_at_once, start_runs
 
@@ -126,7 +127,7 @@ def start_instances(
     for masks_Khw, geometry in zip(masks_Nhw.split([len(q) for q in queries]), geometries, strict=True):
         for masks_khw in masks_Khw.split(_masks_at_once(geometry, settings)) if len(masks_Khw) else ():
             if settings.mode == "hf":
-                masks_kWH, mask_scores_k = find_masks_hf(masks_khw, geometry, num_queries)
+                masks_kWH, mask_scores_k = find_masks_hf(masks_khw, geometry, num_queries, settings.rules)
             else:
                 masks_kWH, mask_scores_k = find_masks_torch(masks_khw, geometry)
             planes_WH += masks_kWH.unbind()
@@ -228,7 +229,7 @@ MaskFinder = Callable[[torch.Tensor], tuple[rle.LabelRuns, np.float32]]
 def _mask_finder(masks_Qhw: torch.Tensor, geometry: ImageGeometry, settings: InstanceSettings) -> MaskFinder:
     """A function that gives runs and mean probability of one mask; values shared by all masks are computed here."""
     if settings.mode == "hf":
-        return _hf_finder(masks_Qhw, geometry)
+        return _hf_finder(masks_Qhw, geometry, settings.rules)
     _, h, w = masks_Qhw.shape
     rows = axis_taps(h, geometry.padded_hw[0], geometry.resized_hw[0], geometry.original_hw[0])
     cols = axis_taps(w, geometry.padded_hw[1], geometry.resized_hw[1], geometry.original_hw[1])
@@ -243,7 +244,8 @@ def _mask_finder(masks_Qhw: torch.Tensor, geometry: ImageGeometry, settings: Ins
 
 def _masks_at_once(geometry: ImageGeometry, settings: InstanceSettings) -> int:
     """How many masks of an image a device enlarges together."""
-    enlarged_hw = HF_GRID_HW if settings.mode == "hf" else geometry.padded_hw
+    # A mask that is not enlarged first is smaller than both sizes.
+    enlarged_hw = (settings.rules.hf_grid_hw if settings.mode == "hf" else None) or geometry.padded_hw
     return max(1, _FLOATS_AT_ONCE // max(height * width for height, width in (enlarged_hw, geometry.original_hw)))
 
 
@@ -262,16 +264,16 @@ def find_masks_torch(masks_khw: torch.Tensor, geometry: ImageGeometry) -> tuple[
 
 
 def find_masks_hf(
-    masks_khw: torch.Tensor, geometry: ImageGeometry, num_queries: int
+    masks_khw: torch.Tensor, geometry: ImageGeometry, num_queries: int, rules: FamilyRules
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same as in transformers: mask and score on its own grid with the padding, then the mask enlarged by nearest
     neighbour.
     """
+    logits = on_hf_grid(masks_khw, rules)
     rows_H, cols_W = (
         _nearest(num_grid, num_pixels, masks_khw.device)
-        for num_grid, num_pixels in zip(HF_GRID_HW, geometry.original_hw, strict=True)
+        for num_grid, num_pixels in zip(logits.shape[1:], geometry.original_hw, strict=True)
     )
-    logits = bilinear(masks_khw[None], HF_GRID_HW)[0]
     masks = logits > 0
     inside = (logits.sigmoid() * masks).flatten(1)
     if len(inside) == 1:
@@ -281,9 +283,9 @@ def find_masks_hf(
     return masks.to(torch.uint8).transpose(1, 2).index_select(1, cols_W).index_select(2, rows_H), mask_scores_k
 
 
-def _hf_finder(masks_Qhw: torch.Tensor, geometry: ImageGeometry) -> MaskFinder:
+def _hf_finder(masks_Qhw: torch.Tensor, geometry: ImageGeometry, rules: FamilyRules) -> MaskFinder:
     def find(mask_hw: torch.Tensor) -> tuple[rle.LabelRuns, np.float32]:
-        masks_kWH, mask_scores_k = find_masks_hf(mask_hw[None], geometry, len(masks_Qhw))
+        masks_kWH, mask_scores_k = find_masks_hf(mask_hw[None], geometry, len(masks_Qhw), rules)
         return rle.label_runs(masks_kWH[0].numpy().T), np.float32(mask_scores_k[0].item())
 
     return find

@@ -2,12 +2,14 @@
 
 `PanopticSettings.mode` chooses one of two ways:
 
-- "reference": as in the original Mask2Former (the paper's numbers). Mask LOGITS are enlarged to the padded size, the
+- "reference": as in the family's original code (the paper's numbers). Mask LOGITS are enlarged to the padded size, the
   padding is cut off, and the rest is resized to the original size. A pixel then belongs to the query with the highest
-  class score x mask probability, or to no query if that query's probability is below the mask threshold.
+  class score x mask probability, or to no query if that query's probability is below the mask threshold. With
+  `FamilyRules.winners_keep_all` it belongs to that query in any case.
 - "hf": equal to transformers in every pixel and row, for users who come from transformers or compare with it. It
-  passes through a fixed 384 x 384, resizes probabilities instead of logits, does not cut off padding, gives every pixel
-  to a query, and may give one id to several classes (transformers issue 23461).
+  passes through the family's grid, if it has one (384 x 384 for Mask2Former), resizes probabilities instead of logits,
+  does not cut off padding, gives every pixel to a query, and may give one id to several classes (transformers issue
+  23461).
 
 In both modes, queries are filtered by class score BEFORE any mask is enlarged, and masks are processed one at a time,
 so memory is a few planes [H, W] whatever the number of queries (on a GPU, as many as fit into 256 MiB at a time).
@@ -26,18 +28,18 @@ from numpy.typing import NDArray
 
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference.decoder_outputs import (
-    HF_GRID_HW,
     Started,
     all_scores,
     bilinear,
     check_finite,
     extremes,
     finite_masks,
+    on_hf_grid,
     places_of,
     read_table,
 )
 from m2f_core.inference.panoptic_kernel import Winners, find_winners
-from m2f_core.inference.settings import PanopticSettings
+from m2f_core.inference.settings import FamilyRules, PanopticSettings
 from m2f_core.masks.on_device import Arrays, Fetch, Parcel, fetch_at_once, start_runs
 from m2f_core.masks.rle import LabelRuns, label_runs
 from m2f_core.masks.run_map import RunMap
@@ -96,7 +98,8 @@ def panoptic_segments(
 
     masks_Khw = finite_masks(pred_masks_Qhw[queries_K])
     if settings.mode == "reference":
-        found = find_winners(masks_Khw.numpy(), scores_K.numpy(), geometry, settings.mask_threshold)
+        keep_all = settings.rules.winners_keep_all
+        found = find_winners(masks_Khw.numpy(), scores_K.numpy(), geometry, settings.mask_threshold, keep_all)
     else:
         found = find_winners_torch(masks_Khw, scores_K, geometry, settings)
     return _result(found, scores_K.tolist(), classes_K.tolist(), queries_K.tolist(), settings)
@@ -223,10 +226,12 @@ def _find_codes(
     host computes all other areas from the runs of the codes. `at_once` masks are enlarged together.
     """
     hf = settings.mode == "hf"
-    resize = _hf_probabilities if hf else _reference_probabilities
+    # transformers gives every pixel to its winner, even outside of the mask, and so do the authors of some families.
+    keep_all = hf or settings.rules.winners_keep_all
     best_HW, codes_HW, areas = None, None, []
     for first in range(0, len(masks_Khw), at_once):
-        probs_kHW = resize(masks_Khw[first : first + at_once], geometry)
+        masks_khw = masks_Khw[first : first + at_once]
+        probs_kHW = _hf_probabilities(masks_khw, geometry, settings.rules) if hf else _reference(masks_khw, geometry)
         inside_kHW = probs_kHW >= settings.mask_threshold
         weighted_kHW = probs_kHW.mul_(scores_K[first : first + at_once, None, None])
         if hf:  # transformers weights the probabilities in place before it compares them with the threshold
@@ -238,7 +243,7 @@ def _find_codes(
             top_HW, index_HW = weighted_kHW.max(0)  # among equals the first
             inside_HW = inside_kHW.gather(0, index_HW[None])[0]
             codes_of_top_HW = index_HW.add_(first + 1).mul_(2).to(dtype).add_(inside_HW)
-        if hf:  # transformers gives every pixel to its winner, even outside of the mask
+        if keep_all:
             codes_of_top_HW = codes_of_top_HW.bitwise_or_(1)
         if best_HW is None or codes_HW is None:
             best_HW, codes_HW = top_HW, codes_of_top_HW
@@ -271,16 +276,16 @@ def _winners(codes: LabelRuns, original_areas_K: NDArray[np.int64], size_hw: tup
     return Winners(winners, areas.sum(1)[1:], original_areas_K, areas[1:, 1])
 
 
-def _reference_probabilities(masks_khw: torch.Tensor, geometry: ImageGeometry) -> torch.Tensor:
+def _reference(masks_khw: torch.Tensor, geometry: ImageGeometry) -> torch.Tensor:
     """Probabilities [k, H, W]: resize logits to the padded size, cut off padding, resize to the image, sigmoid."""
     height, width = geometry.resized_hw
     padded = bilinear(masks_khw[None], geometry.padded_hw)
     return bilinear(padded[:, :, :height, :width], geometry.original_hw)[0].sigmoid()
 
 
-def _hf_probabilities(masks_khw: torch.Tensor, geometry: ImageGeometry) -> torch.Tensor:
+def _hf_probabilities(masks_khw: torch.Tensor, geometry: ImageGeometry, rules: FamilyRules) -> torch.Tensor:
     """Probabilities [k, H, W] as transformers computes them: sigmoid on its own grid, then resized with the padding."""
-    return bilinear(bilinear(masks_khw[None], HF_GRID_HW).sigmoid(), geometry.original_hw)[0]
+    return bilinear(on_hf_grid(masks_khw, rules).sigmoid()[None], geometry.original_hw)[0]
 
 
 # ------------------------------------------------------------------------------------------------------- segment rows

@@ -46,7 +46,7 @@ class Winners:
     winners: RunMap  # 1 + index of the winning query, or 0 if its probability is too low
     mask_areas: NDArray[np.int64]  # pixels that the query wins, whatever its probability there
     original_areas: NDArray[np.int64]  # pixels where the query's probability is at least the mask threshold
-    final_areas: NDArray[np.int64]  # pixels where both hold
+    final_areas: NDArray[np.int64]  # pixels that the query keeps: where both hold, or all that it wins
 
 
 def find_winners(
@@ -54,8 +54,12 @@ def find_winners(
     scores_K: NDArray[np.float32],
     geometry: ImageGeometry,
     mask_threshold: float,
+    keep_all: bool = False,
 ) -> Winners:
-    """The winner of each pixel of the original image among the kept queries, and the queries' areas."""
+    """The winner of each pixel of the original image among the kept queries, and the queries' areas.
+
+    `keep_all`: a query keeps all pixels that it wins, whatever its probability there.
+    """
     height, width = geometry.original_hw
     _, h, w = masks_Khw.shape
     rows = axis_taps(h, geometry.padded_hw[0], geometry.resized_hw[0], height)
@@ -73,6 +77,7 @@ def find_winners(
         cols.indices,
         cols.weights,
         threshold_logit,
+        np.float32(-np.inf) if keep_all else threshold_logit,
         winners_WH,
     )
     return Winners(RunMap.from_transposed(winners_WH, scores_K.size), *areas)
@@ -83,9 +88,13 @@ def find_winners(
 
 @compiled
 def _fill_winners(  # type: ignore[no-untyped-def]
-    masks, scores, row_indices, row_weights, col_indices, col_weights, threshold, winners_WH
+    masks, scores, row_indices, row_weights, col_indices, col_weights, threshold, least, winners_WH
 ):
-    """Fill `winners_WH`, tile by tile, and return the mask, original and final areas [K]."""
+    """Fill `winners_WH`, tile by tile, and return the mask, original and final areas [K].
+
+    A logit of at least `threshold` is inside of the query's mask; a winner keeps pixels with logits of at least
+    `least`, which is either equal or minus infinity.
+    """
     num_kept = scores.size
     width, height = winners_WH.shape
     w = masks.shape[2]
@@ -134,11 +143,12 @@ def _fill_winners(  # type: ignore[no-untyped-def]
                 if lows[k] >= threshold:
                     original_areas[k] += num_pixels
                 straddles = lows[k] < threshold and highs[k] >= threshold
+                is_decided = lows[k] >= least or highs[k] < least
                 if is_candidate[k] and not contested:
                     mask_areas[k] += num_pixels
                     best_queries[:] = k
-                    if not straddles:  # the whole tile is decided
-                        inside = lows[k] >= threshold
+                    if is_decided:  # the whole tile
+                        inside = lows[k] >= least
                         final_areas[k] += num_pixels * inside
                         for x in range(x0, x1):
                             winners_WH[x, y0:y1] = (k + 1) * inside
@@ -153,14 +163,14 @@ def _fill_winners(  # type: ignore[no-untyped-def]
                 if is_candidate[k] and contested:
                     _sigmoids(logits, probs, bits)
                     _keep_better(probs, scores[k], logits, k, best_scores, best_logits, best_queries)
-                elif is_candidate[k]:
+                elif is_candidate[k] and not is_decided:
                     best_logits[:] = logits
-                    _write_winners(best_logits, best_queries, threshold, winners_WH[x0:x1, y0:y1], final_areas)
+                    _write_winners(best_logits, best_queries, least, winners_WH[x0:x1, y0:y1], final_areas)
             if contested:
                 for k in range(num_kept):
                     if is_candidate[k]:
                         mask_areas[k] += _count_equal(best_queries, k, x1 - x0, y1 - y0)
-                _write_winners(best_logits, best_queries, threshold, winners_WH[x0:x1, y0:y1], final_areas)
+                _write_winners(best_logits, best_queries, least, winners_WH[x0:x1, y0:y1], final_areas)
     return mask_areas, original_areas, final_areas
 
 
@@ -277,11 +287,11 @@ def _count_equal(best_queries, query, num_x, num_y):  # type: ignore[no-untyped-
 
 
 @compiled
-def _write_winners(best_logits, best_queries, threshold, winners, final_areas):  # type: ignore[no-untyped-def]
+def _write_winners(best_logits, best_queries, least, winners, final_areas):  # type: ignore[no-untyped-def]
     """Write the part [x, y] of a tile that lies in the image: 1 + query, or 0 if its probability is too low."""
     for x in range(winners.shape[0]):
         for y in range(winners.shape[1]):
             query = best_queries[x * _TILE + y]
-            inside = best_logits[x * _TILE + y] >= threshold
+            inside = best_logits[x * _TILE + y] >= least
             final_areas[query] += inside
             winners[x, y] = (query + 1) * inside

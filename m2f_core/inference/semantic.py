@@ -7,7 +7,8 @@ equals the lowest class. There are three variants, which resize different values
   this with its panoptic and instance checkpoints (all with PANOPTIC_ON or INSTANCE_ON in their configuration).
 - mode "reference", resize "scores": scores are computed at the padded size, the padding is cut off, and the scores are
   resized. The original does this with its semantic checkpoints (ADE20K, Cityscapes, Mapillary Vistas).
-- mode "hf": equal to transformers in every pixel: scores are computed at 384 x 384 and resized with the padding.
+- mode "hf": equal to transformers in every pixel: scores are computed at the family's grid (384 x 384 for
+  Mask2Former) or at the masks' own size, and resized with the padding.
 
 No variant holds the scores of all classes at the original size.
 
@@ -26,18 +27,18 @@ from numpy.typing import NDArray
 
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference.decoder_outputs import (
-    HF_GRID_HW,
     Started,
     bilinear,
     check_finite,
     class_scores,
     extremes,
     finite_masks,
+    on_hf_grid,
 )
 from m2f_core.inference.panoptic import SegmentInfo
 from m2f_core.inference.resize_taps import Taps, axis_taps
 from m2f_core.inference.semantic_kernel import ClassMap, find_classes
-from m2f_core.inference.settings import SemanticSettings
+from m2f_core.inference.settings import FamilyRules, SemanticSettings
 from m2f_core.masks.on_device import Arrays, Fetch, Parcel, fetch_at_once, start_runs
 from m2f_core.masks.run_map import RunMap
 from m2f_core.to_device import to_device
@@ -84,7 +85,7 @@ def semantic_segments(
     scores_QC = class_scores(pred_logits_QC1, pred_masks_Qhw)
     masks_Qhw = finite_masks(pred_masks_Qhw)
     if settings.mode == "hf":
-        found = _class_map(*find_classes_hf(masks_Qhw, scores_QC, geometry), scores_QC.shape[1])
+        found = _class_map(*find_classes_hf(masks_Qhw, scores_QC, geometry, settings.rules), scores_QC.shape[1])
     else:
         scores = np.ascontiguousarray(scores_QC.numpy())
         found = find_classes(masks_Qhw.numpy(), scores, geometry, settings.resize == "scores")
@@ -106,7 +107,7 @@ def start_semantic(
     planes_WH, weights_WH = [], []
     for masks_Qhw, scores_QC, geometry in zip(masks_BQhw, scores_BQC, geometries, strict=True):
         if settings.mode == "hf":
-            labels_HW, best_HW = find_classes_hf_together(masks_Qhw, scores_QC, geometry)
+            labels_HW, best_HW = find_classes_hf_together(masks_Qhw, scores_QC, geometry, settings.rules)
         else:
             by_scores = settings.resize == "scores"
             labels_HW, best_HW = find_classes_torch(masks_Qhw, scores_QC, geometry, by_scores, _STRIP_FLOATS_ON_DEVICE)
@@ -244,11 +245,11 @@ def _matrix_on(taps: Taps, num_in: int, device: torch.device) -> torch.Tensor:
 
 
 def find_classes_hf(
-    masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, geometry: ImageGeometry
+    masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, geometry: ImageGeometry, rules: FamilyRules
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """1 + the best class of each pixel and its score, as in transformers, but enlarging one class at a time."""
     num_classes = scores_QC.shape[1]
-    scores = _hf_grid_scores(masks_Qhw, scores_QC)
+    scores = _hf_grid_scores(masks_Qhw, scores_QC, rules)
     best_HW = masks_Qhw.new_full(geometry.original_hw, -1.0)
     labels_HW = best_HW.new_zeros(geometry.original_hw, dtype=_label_type(num_classes))
     for c in _possible_classes(scores[0]):
@@ -261,10 +262,10 @@ def find_classes_hf(
 
 
 def find_classes_hf_together(
-    masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, geometry: ImageGeometry
+    masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, geometry: ImageGeometry, rules: FamilyRules
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`find_classes_hf` for a device: many classes at a time, and no look at the scores, for which it would wait."""
-    scores = _hf_grid_scores(masks_Qhw, scores_QC)
+    scores = _hf_grid_scores(masks_Qhw, scores_QC, rules)
     dtype = _label_type(scores_QC.shape[1])
     at_once = max(1, _STRIP_FLOATS_ON_DEVICE // math.prod(geometry.original_hw))
     best_HW, labels_HW = None, None
@@ -281,16 +282,18 @@ def find_classes_hf_together(
     return labels_HW, best_HW
 
 
-def hf_scores(pred_logits_QC1: torch.Tensor, pred_masks_Qhw: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
+def hf_scores(
+    pred_logits_QC1: torch.Tensor, pred_masks_Qhw: torch.Tensor, size_hw: tuple[int, int], rules: FamilyRules
+) -> torch.Tensor:
     """The scores of all classes [C, H, W] as in transformers: 4 C H W bytes, unlike the functions above."""
     scores_QC = class_scores(pred_logits_QC1, pred_masks_Qhw)
-    scores = _hf_grid_scores(finite_masks(pred_masks_Qhw), scores_QC)
+    scores = _hf_grid_scores(finite_masks(pred_masks_Qhw), scores_QC, rules)
     return bilinear(scores, size_hw)[0]
 
 
-def _hf_grid_scores(masks_Qhw: torch.Tensor, scores_QC: torch.Tensor) -> torch.Tensor:
-    """Scores of all classes [1, C, 384, 384]."""
-    probs = bilinear(masks_Qhw[None], HF_GRID_HW).sigmoid_()
+def _hf_grid_scores(masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, rules: FamilyRules) -> torch.Tensor:
+    """Scores of all classes [1, C, h, w], at the family's grid if it has one."""
+    probs = on_hf_grid(masks_Qhw, rules).sigmoid()[None]
     # The same einsum as in transformers, even with a batch of one, because others might add up in another order.
     return torch.einsum("bqc, bqhw -> bchw", scores_QC[None], probs)
 

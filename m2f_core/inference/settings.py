@@ -12,6 +12,22 @@ SemanticResize = Literal["masks", "scores"]
 
 
 @dataclass(frozen=True)
+class FamilyRules:
+    """What the post-processing of a family of models has of its own; the rest is the same for all families.
+
+    `hf_grid_hw`: in hf mode, the size to which every mask is enlarged first, whatever the size of the input; None: the
+    masks are used as they are. `winners_keep_all`: in reference mode, a pixel belongs to the query that wins it even
+    outside of the query's mask.
+    """
+
+    hf_grid_hw: tuple[int, int] | None = None
+    winners_keep_all: bool = False
+
+
+MASK2FORMER_RULES = FamilyRules(hf_grid_hw=(384, 384))
+
+
+@dataclass(frozen=True)
 class PanopticSettings:
     """Thresholds; `PanopticSettings.defaults` gives each mode's own thresholds."""
 
@@ -23,6 +39,7 @@ class PanopticSettings:
     fuse_class_ids: frozenset[int] = frozenset()  # classes ("stuff") whose segments are merged into one per image
     # The segments of other classes take part in the competition for pixels, but are not results; None: all are
     wanted_class_ids: frozenset[int] | None = None
+    rules: FamilyRules = MASK2FORMER_RULES
 
     def __post_init__(self) -> None:
         if self.mode not in ("reference", "hf"):
@@ -58,6 +75,7 @@ class InstanceSettings:
     score_threshold: float  # an instance is kept if its score is at least this
     top_k: int | None  # keep this number of best (query, class) pairs by class score; None: number of queries
     wanted_class_ids: frozenset[int] | None = None  # drop pairs of other classes afterwards; None: drop none
+    rules: FamilyRules = MASK2FORMER_RULES
 
     def __post_init__(self) -> None:
         if self.mode not in ("reference", "hf"):
@@ -87,6 +105,7 @@ class SemanticSettings:
     resize: SemanticResize  # the values that are resized to the original size
     # The pixels of other classes are in no segment; None: all classes are results
     wanted_class_ids: frozenset[int] | None = None
+    rules: FamilyRules = MASK2FORMER_RULES
 
     def __post_init__(self) -> None:
         if self.mode not in ("reference", "hf"):

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, FailFast, Strict, TypeAdap
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
 from m2f_core.config.fields import excerpt
+from m2f_core.families.registry import FIRST_MODEL_TYPE
 from pipeline.commit.receipt import MOST_SHARDS
 from pipeline.errors import RunError
 from pipeline.input_spec import Access
@@ -86,6 +87,8 @@ class ModelRecord:
     name: str  # as given
     weights_sha256: str
     categories: list[CategoryRecord]  # by the model's class_id
+    # The architecture, as in config.json. Added without a new schema version: in older runs all were of this one.
+    model_type: str = FIRST_MODEL_TYPE
 
 
 def _several(value: Any) -> Any:

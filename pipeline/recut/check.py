@@ -8,6 +8,7 @@ from typing import Any
 from m2f_core.checkpoints.zoo import task_of_name
 from m2f_core.config.fields import ConfigError
 from m2f_core.config.labels import Category, LabelMap
+from m2f_core.families.registry import family_of_type
 from m2f_core.inference.settings import SemanticSettings
 from pipeline.commit.run_record import RunRecord
 from pipeline.config import Settings, fingerprint
@@ -57,7 +58,12 @@ def check_recut(given: RecutSettings) -> Checked:
     labels = _labels(given, record)
     trained_for = task_of_name(record.model.name, labels)
     labels = with_given_stuff(settings, labels)
-    inference = inference_settings(settings, labels, trained_for)
+    model = record.model
+    try:
+        rules = family_of_type(model.model_type).rules
+    except ConfigError as error:
+        raise source.output.damaged(f"run.json of run {record.run_id}", one_line(error)) from None
+    inference = inference_settings(settings, labels, trained_for, rules)
     _check_floor(settings, inference, source.floor)
     results = {
         **settings.results_dict(),
@@ -73,9 +79,9 @@ def check_recut(given: RecutSettings) -> Checked:
         settings,
         InputSpec((InputSource(place),), format="logits"),
         usable_output(settings),
-        Model(record.model.name, record.model_license, record.model.weights_sha256, labels, None, inference, ()),
+        Model(model.name, model.model_type, record.model_license, model.weights_sha256, labels, None, inference, ()),
         results,
-        fingerprint(results, record.model.weights_sha256),
+        fingerprint(results, model.weights_sha256),
         spec,
         source.images,
     )

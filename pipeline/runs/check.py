@@ -35,6 +35,7 @@ class Model:
     """The checkpoint as the run uses it: checked, but not loaded."""
 
     name: str
+    model_type: str  # of its family
     license: str  # as the checkpoint's files state it
     weights_sha256: str
     labels: LabelMap
@@ -83,8 +84,18 @@ def check_model(settings: Settings) -> Model:
         *task_warnings(settings, labels, trained_for),
     ]
     labels = with_given_stuff(settings, labels)
-    inference = inference_settings(settings, labels, trained_for)
-    return Model(settings.model, license_name, identity, labels, processor.size, inference, tuple(warnings))
+    family = checkpoint.family
+    inference = inference_settings(settings, labels, trained_for, family.rules)
+    return Model(
+        settings.model,
+        family.model_types[0],
+        license_name,
+        identity,
+        labels,
+        processor.size,
+        inference,
+        tuple(warnings),
+    )
 
 
 def _scenes_warning(model: str) -> Iterator[str]:

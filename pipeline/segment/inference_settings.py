@@ -5,15 +5,24 @@ from difflib import get_close_matches
 from typing import Any
 
 from m2f_core.config.labels import LabelMap, Task
-from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
+from m2f_core.inference.settings import FamilyRules, InstanceSettings, PanopticSettings, SemanticSettings
 from pipeline.config import Settings
 from pipeline.errors import RunError
 
 InferenceSettings = PanopticSettings | InstanceSettings | SemanticSettings
 
 
-def inference_settings(settings: Settings, labels: LabelMap, trained_for: Task | None) -> InferenceSettings:
-    """The core's settings for `settings.task`. Raises RunError if the task makes no sense for these labels."""
+def inference_settings(
+    settings: Settings, labels: LabelMap, trained_for: Task | None, rules: FamilyRules
+) -> InferenceSettings:
+    """The core's settings for `settings.task`; `rules` are those of the checkpoint's family.
+
+    Raises RunError if the task makes no sense for these labels.
+    """
+    return replace(_of_task(settings, labels, trained_for), rules=rules)
+
+
+def _of_task(settings: Settings, labels: LabelMap, trained_for: Task | None) -> InferenceSettings:
     chosen = _chosen_classes(settings, labels)
     if settings.task == "panoptic":
         panoptic = replace(PanopticSettings.for_labels(settings.postprocess, labels), wanted_class_ids=chosen)

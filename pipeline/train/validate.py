@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from m2f_core.config.labels import LabelMap
+from m2f_core.families.registry import family_of
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.inference.semantic import semantic_segments
@@ -103,7 +104,7 @@ def _semantic_figures(
 ) -> dict[str, float | None]:
     num_classes = len(data.categories)
     confusion = np.zeros((num_classes, num_classes + 1), np.int64)
-    settings = SemanticSettings.defaults("reference", "scores")  # as in the original's semantic checkpoints
+    settings = SemanticSettings.defaults("reference", "scores")  # as in the originals' semantic checkpoints
     for index in share:
         truth_HW, _, _ = data.map(index, {})
         logits_QC1, masks_Qhw, geometry = _outputs(model, data, processor, index)
@@ -121,6 +122,7 @@ def _predict(
     settings = (
         PanopticSettings.for_labels("reference", labels) if is_panoptic else InstanceSettings.defaults("reference")
     )
+    settings = replace(settings, rules=family_of(model.config.to_dict()).rules)
     result = infer(logits_QC1, masks_Qhw, geometry, settings)
     size = list(geometry.original_hw)
     return [

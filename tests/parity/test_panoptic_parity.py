@@ -1,6 +1,7 @@
 """hf mode against transformers itself: the same map, pixel for pixel, and the same rows, on synthetic scenes."""
 
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 pytest.importorskip("transformers", reason="transformers is the oracle of hf mode")
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
+from transformers.models.maskformer.image_processing_pil_maskformer import MaskFormerImageProcessorPil
 
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference.panoptic import panoptic_segments, to_hf
-from m2f_core.inference.settings import PanopticSettings
+from m2f_core.inference.settings import MASK2FORMER_RULES, FamilyRules, PanopticSettings
 from tests.support.decoder_scenes import STUFF_CLASS_IDS, decoder_outputs
 
 torch.set_num_threads(1)
@@ -44,7 +46,8 @@ def theirs(
     logits: torch.Tensor, masks: torch.Tensor, chosen: PanopticSettings, target_hw: tuple[int, int]
 ) -> dict[str, Any]:
     outputs = SimpleNamespace(class_queries_logits=logits[None], masks_queries_logits=masks[None].clone())
-    (result,) = Mask2FormerImageProcessorPil().post_process_panoptic_segmentation(
+    processor = Mask2FormerImageProcessorPil() if chosen.rules.hf_grid_hw else MaskFormerImageProcessorPil()
+    (result,) = processor.post_process_panoptic_segmentation(
         outputs,
         threshold=chosen.score_threshold,
         mask_threshold=chosen.mask_threshold,
@@ -69,16 +72,22 @@ def assert_equal(
     return expected
 
 
+@pytest.mark.parametrize("rules", [MASK2FORMER_RULES, FamilyRules()], ids=["grid", "no grid"])
 @pytest.mark.parametrize("fuse", [frozenset(), STUFF_CLASS_IDS], ids=["apart", "fused"])
 @pytest.mark.parametrize(
     ("seed", "mask_hw", "num_kept", "target_hw"),
     [pytest.param(*scene, marks=[pytest.mark.thorough] if scene in THOROUGH else []) for scene in SCENES],
 )
 def test_map_and_rows_are_equal(
-    seed: int, mask_hw: tuple[int, int], num_kept: int, target_hw: tuple[int, int], fuse: frozenset[int]
+    seed: int,
+    mask_hw: tuple[int, int],
+    num_kept: int,
+    target_hw: tuple[int, int],
+    fuse: frozenset[int],
+    rules: FamilyRules,
 ) -> None:
     logits, masks = decoder_outputs(seed, mask_hw, num_kept)
-    assert_equal(logits, masks, PanopticSettings.defaults("hf", fuse), target_hw)
+    assert_equal(logits, masks, replace(PanopticSettings.defaults("hf", fuse), rules=rules), target_hw)
 
 
 @pytest.mark.parametrize(("score", "overlap", "mask"), [(0.0, 0.8, 0.5), (0.9, 0.0, 0.3), (0.5, 1.0, 0.5)])

@@ -5,19 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import Mask2FormerImageProcessor
+from transformers import Mask2FormerImageProcessor, MaskFormerImageProcessor
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerForUniversalSegmentationOutput
 
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference import instance, semantic
 from m2f_core.inference.instance import instance_segments
 from m2f_core.inference.semantic import semantic_segments
-from m2f_core.inference.settings import InstanceSettings, SemanticSettings
+from m2f_core.inference.settings import MASK2FORMER_RULES, FamilyRules, InstanceSettings, SemanticSettings
 from tests.support.decoder_scenes import NUM_CLASSES, decoder_outputs
 
 torch.set_num_threads(1)
 
-THEIRS = Mask2FormerImageProcessor()
+THEIRS = {MASK2FORMER_RULES: Mask2FormerImageProcessor(), FamilyRules(): MaskFormerImageProcessor()}
 # The size of a photograph takes longest, and shows nothing that the others do not.
 SIZES = [(384, 384), (97, 113), (500, 31), (1, 60), pytest.param((480, 640), marks=pytest.mark.thorough)]
 SCENES = [(0, 20, 0.5), (1, 5, 5.0), (2, 1, 0.0), (3, 0, 0.5)]  # seed, confident queries, noise
@@ -38,32 +38,36 @@ def geometry_of(size: tuple[int, int]) -> ImageGeometry:
     return ImageGeometry(size, (224, 288), (224, 288))
 
 
+@pytest.mark.parametrize("rules", THEIRS, ids=["grid", "no grid"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scene", SCENES)
-def test_semantic_map(scene: tuple[int, int, float], size: tuple[int, int]) -> None:
+def test_semantic_map(scene: tuple[int, int, float], size: tuple[int, int], rules: FamilyRules) -> None:
     logits, masks = outputs_of(*scene)
-    found = semantic.to_hf(semantic_segments(logits, masks, geometry_of(size), SemanticSettings.defaults("hf")))
-    [expected] = THEIRS.post_process_semantic_segmentation(their_form(logits, masks), target_sizes=[size])
+    chosen = replace(SemanticSettings.defaults("hf"), rules=rules)
+    found = semantic.to_hf(semantic_segments(logits, masks, geometry_of(size), chosen))
+    [expected] = THEIRS[rules].post_process_semantic_segmentation(their_form(logits, masks), target_sizes=[size])
     assert torch.equal(found, expected)
 
 
 def test_of_equal_scores_the_class_is_the_same_too() -> None:
     logits, masks = torch.zeros(3, 5), torch.ones(3, 8, 8)
     found = semantic.to_hf(semantic_segments(logits, masks, geometry_of((9, 9)), SemanticSettings.defaults("hf")))
-    [expected] = THEIRS.post_process_semantic_segmentation(their_form(logits, masks), target_sizes=[(9, 9)])
+    their_processor = THEIRS[MASK2FORMER_RULES]
+    [expected] = their_processor.post_process_semantic_segmentation(their_form(logits, masks), target_sizes=[(9, 9)])
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("rules", THEIRS, ids=["grid", "no grid"])
 @pytest.mark.parametrize("threshold", [0.0, 0.5, pytest.param(0.9, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scene", SCENES)
-def test_instances(scene: tuple[int, int, float], size: tuple[int, int], threshold: float) -> None:
+def test_instances(scene: tuple[int, int, float], size: tuple[int, int], threshold: float, rules: FamilyRules) -> None:
     logits, masks = outputs_of(*scene)
-    chosen = replace(InstanceSettings.defaults("hf"), score_threshold=threshold)
+    chosen = replace(InstanceSettings.defaults("hf"), score_threshold=threshold, rules=rules)
     result = instance_segments(logits, masks, geometry_of(size), chosen)
     for binary_maps in (False, True):
         found = instance.to_hf(result, return_binary_maps=binary_maps)
-        [expected] = THEIRS.post_process_instance_segmentation(
+        [expected] = THEIRS[rules].post_process_instance_segmentation(
             their_form(logits, masks), threshold=threshold, target_sizes=[size], return_binary_maps=binary_maps
         )
         assert found["segments_info"] == expected["segments_info"]

@@ -89,6 +89,7 @@ class KeptRun:
             "settings": settings.to_dict(),
             "categories": model.labels.to_list(),
             "weights_sha256": model.weights_sha256,
+            "model_type": model.model_type,
             "results": {**settings.results_dict(), "image_size": str(model.image_size)},
         }
         write_run(str(uri), run_id, shards, task=settings.task, created=created, record=record)

@@ -12,7 +12,13 @@ from pipeline.schema import SCHEMA_VERSION, TABLES
 
 
 def run_json(
-    run_id: str, *, weights_sha256: str = "w", categories: Any = (), num_shards: int = 1, **changes: Any
+    run_id: str,
+    *,
+    weights_sha256: str = "w",
+    categories: Any = (),
+    num_shards: int = 1,
+    model_type: str = "mask2former",
+    **changes: Any,
 ) -> str:
     """A run.json with all of its fields."""
     record = RunRecord(
@@ -27,7 +33,7 @@ def run_json(
         settings={},
         results={"task": "panoptic"},
         model_license="unknown",
-        model=ModelRecord("model", weights_sha256, list(categories)),
+        model=ModelRecord("model", weights_sha256, list(categories), model_type),
         plan=PlanSummary((PlanFile("000000.parquet", 0, num_shards),) if num_shards else (), num_shards, num_shards, 0),
         counts={},
         versions={},

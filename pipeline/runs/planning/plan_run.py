@@ -78,6 +78,7 @@ def plan_run(
                 checked.model.name,
                 checked.model.weights_sha256,
                 cast(list[CategoryRecord], checked.model.labels.to_list()),
+                checked.model.model_type,
             ),
             plan=plan,
             counts=counts,

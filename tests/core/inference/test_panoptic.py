@@ -14,7 +14,7 @@ from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference import panoptic_kernel
 from m2f_core.inference.panoptic import PanopticResult, SegmentInfo, panoptic_segments
 from m2f_core.inference.resize_taps import axis_taps
-from m2f_core.inference.settings import PanopticSettings
+from m2f_core.inference.settings import FamilyRules, PanopticSettings
 from m2f_core.masks import rle
 from tests.support.decoder_scenes import NUM_CLASSES, STUFF_CLASS_IDS, decoder_outputs
 from tests.support.device_reduction import reduce_as_on_device
@@ -24,6 +24,7 @@ from tests.support.geometries import GEOMETRIES as SHARED_GEOMETRIES
 torch.set_num_threads(1)
 
 REFERENCE = PanopticSettings.defaults("reference", STUFF_CLASS_IDS)
+KEEPS_ALL = replace(REFERENCE, rules=FamilyRules(winners_keep_all=True))
 MARGIN = 1e-5  # of a score or a probability: below this, rounding may decide a pixel
 BORDERLINE_SHARE = 1e-5  # of the pixels of all scenes together
 
@@ -60,7 +61,7 @@ class Oracle:
             class_id = int(classes[k])
             wins = winner_HW == k
             inside = probs[k] >= chosen.mask_threshold  # Row 3: unweighted
-            final = wins & inside  # Row 2
+            final = wins if chosen.rules.winners_keep_all else wins & inside  # Row 2; MaskFormer's has no such step
             if wins.sum() == 0 or inside.sum() == 0 or final.sum() == 0:
                 continue
             if int(wins.sum()) / int(inside.sum()) < chosen.overlap_threshold:  # Row 5
@@ -75,7 +76,8 @@ class Oracle:
             self.infos.append(SegmentInfo(current_id, class_id, float(scores[k])))
 
         winner_prob = probs.gather(0, winner_HW[None])[0]
-        self.margin_HW = (winner_prob - chosen.mask_threshold).abs()
+        if not chosen.rules.winners_keep_all:
+            self.margin_HW = (winner_prob - chosen.mask_threshold).abs()
         if scores.numel() > 1:
             best_two = weighted.topk(2, dim=0).values
             self.margin_HW = torch.minimum(self.margin_HW, best_two[0] - best_two[1])
@@ -148,6 +150,9 @@ def test_both_ways_equal_the_oracle_at_the_size_of_a_photograph(monkeypatch: pyt
         replace(REFERENCE, mask_threshold=0.9),
         replace(REFERENCE, mask_threshold=0.0),
         replace(REFERENCE, mask_threshold=1.0),
+        KEEPS_ALL,
+        replace(KEEPS_ALL, overlap_threshold=0.0, score_threshold=0.0),
+        replace(KEEPS_ALL, mask_threshold=0.9),
     ],
 )
 def test_both_ways_equal_the_oracle_for_every_setting(
@@ -168,22 +173,38 @@ def test_noisy_masks_and_smooth_masks(noise: float, monkeypatch: pytest.MonkeyPa
     assert_equals_oracle(monkeypatch, decoder_outputs(3, (64, 40), 20, 60, noise), geometry)
 
 
+def test_winners_that_keep_all_leave_no_pixel_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pixel has a segment, if no query is dropped; with the mask threshold some have none."""
+    scene, geometry = decoder_outputs(2, (64, 40), 12, 60), ImageGeometry((300, 200), (240, 160), (256, 160))
+    chosen = replace(KEEPS_ALL, overlap_threshold=0.0)
+    for result in both_ways(monkeypatch, *scene, geometry, chosen):
+        assert result.label_map_HW.all()
+    for result in both_ways(monkeypatch, *scene, geometry, replace(chosen, rules=FamilyRules())):
+        assert not result.label_map_HW.all()
+
+
 @given(
     seed=st.integers(0, 2**31),
     mask_hw=st.tuples(st.integers(1, 24), st.integers(1, 24)),
     original_hw=st.tuples(st.integers(1, 60), st.integers(1, 60)),
     padding_hw=st.tuples(st.integers(0, 31), st.integers(0, 31)),
     num_kept=st.integers(0, 9),
+    chosen=st.sampled_from([REFERENCE, KEEPS_ALL]),
 )
 @settings(deadline=None, max_examples=60)
 def test_random_geometries_equal_the_oracle(
-    seed: int, mask_hw: tuple[int, int], original_hw: tuple[int, int], padding_hw: tuple[int, int], num_kept: int
+    seed: int,
+    mask_hw: tuple[int, int],
+    original_hw: tuple[int, int],
+    padding_hw: tuple[int, int],
+    num_kept: int,
+    chosen: PanopticSettings,
 ) -> None:
     padded_hw = (4 * mask_hw[0], 4 * mask_hw[1])
     resized_hw = (max(1, padded_hw[0] - padding_hw[0]), max(1, padded_hw[1] - padding_hw[1]))
     geometry = ImageGeometry(original_hw, resized_hw, padded_hw)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        assert_equals_oracle(monkeypatch, decoder_outputs(seed, mask_hw, num_kept, 16), geometry)
+        assert_equals_oracle(monkeypatch, decoder_outputs(seed, mask_hw, num_kept, 16), geometry, chosen)
 
 
 def test_taps_are_the_two_interpolations() -> None:

@@ -6,6 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from m2f_core.families.registry import FAMILIES
+from m2f_core.inference.settings import MASK2FORMER_RULES
 from m2f_core.masks import rle
 from pipeline.errors import ErrorCode, ImageError, RunError
 from pipeline.inputs.reads import ListedImage
@@ -225,6 +227,21 @@ def test_tables_without_logits_are_refused(run, tmp_path):
     run.write(tmp_path / "out")
     with pytest.raises(RunError, match=r"holds no logits of 4 images.*--keep-logits and --mode overwrite"):
         find_source(str(tmp_path / "out"), None)
+
+
+def test_the_rules_are_those_of_the_family_of_the_model(run, tmp_path):
+    """run.json names the family; runs of older programs were of Mask2Former and do not."""
+    run.write(tmp_path / "out", keep_logits=FLOOR)
+    file = tmp_path / "out" / "_runs" / "night" / "run.json"
+    record = json.loads(file.read_text())
+    assert record["model"].pop("model_type") == "mask2former"
+    for model_type, rules in ((None, MASK2FORMER_RULES), *((f.model_types[0], f.rules) for f in FAMILIES)):
+        model = record["model"] if model_type is None else {**record["model"], "model_type": model_type}
+        file.write_text(json.dumps({**record, "model": model}))
+        assert recut(tmp_path / "out", tmp_path)[1].model.inference.rules == rules
+    file.write_text(json.dumps({**record, "model": {**record["model"], "model_type": "detr"}}))
+    with pytest.raises(RunError, match=r"run\.json of run night.*model_type must be one of"):
+        recut(tmp_path / "out", tmp_path)
 
 
 def test_rows_of_two_models_are_refused(run, tmp_path):

@@ -68,6 +68,7 @@ def test_run_json_says_what_the_run_is(settings, tmp_path):
     assert content["fingerprint"] == run.fingerprint == check(settings).fingerprint
     assert content["plan"]["num_images"] == 3
     assert content["model"]["weights_sha256"] == run.model.weights_sha256
+    assert content["model"]["model_type"] == "mask2former"
     assert content["versions"]["ray"] and content["versions"]["torch"]
     assert content["results"]["label_ids_to_fuse"] == [5, 6, 7]  # the demo checkpoint's stuff
 

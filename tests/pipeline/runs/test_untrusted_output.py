@@ -64,7 +64,7 @@ SOME_WRONG = ('"../../victim"', "-1", "null", "{}")
 # Fields that this program writes for people, and does not read, or compares with what it expects.
 UNREAD = {
     "run.json": ("settings", "results", "versions", "model_license", "computed_on", "counts", "name", "fingerprint",
-                 "input", "mode", "weights_sha256", "limit", "categories"),
+                 "input", "mode", "weights_sha256", "limit", "categories", "model_type"),
     "plan.json": ("counts",),
     "attempt": ("host", "pid", "started"),
     "lease.json": ("host", "since", "pid", "token", "renewals", "released"),
