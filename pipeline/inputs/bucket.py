@@ -10,14 +10,13 @@ import logging
 import os
 import queue
 import threading
-from bisect import bisect_right
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from operator import ge
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.inputs.container import with_all_columns
 from pipeline.store.filesystem import one_line, uri_of
@@ -43,10 +42,10 @@ def list_bucket(filesystem: Any, path: str, *, in_order: bool = False) -> Iterat
     pages = _Pages(filesystem, bucket, prefix)
     listed_any, is_sorted, after = False, True, ""
     for number, (objects, more) in enumerate(pages.of_range("")):
-        listed_any |= bool(objects.keys)
         yield pages.table(objects)
-        is_sorted = is_sorted and _follow(objects.keys, after)
-        after = objects.keys[-1] if objects.keys else after
+        if len(objects.keys):
+            is_sorted = is_sorted and _follow(objects.keys, after)
+            listed_any, after = True, objects.keys[-1].as_py()
         may_divide = more and number + 1 == _PAGES_ALONE and is_sorted and not in_order
         if may_divide and pages.can_begin_behind(after):
             yield from _Ranges(pages, after).tables()
@@ -77,7 +76,7 @@ class _Pages:
     def first_behind(self, after: str) -> str | None:
         """The first key behind `after`."""
         keys = objects_of(self.ask(StartAfter=after, MaxKeys=1)).keys
-        return keys[0] if keys else None
+        return keys[0].as_py() if len(keys) else None
 
     def can_begin_behind(self, after: str) -> bool:
         """Whether this store lists from a key on. S3's directory buckets do not, for example."""
@@ -94,12 +93,10 @@ class _Pages:
         return [one["Prefix"] for one in page.get("CommonPrefixes", ()) if one["Prefix"] > after]
 
     def table(self, objects: PageObjects) -> pa.Table:
-        keys, etags, sizes = objects.keys, objects.etags, objects.sizes
-        if 0 in sizes:
-            kept = [n for n, size in enumerate(sizes) if size or not keys[n].endswith("/")]
-            keys, etags, sizes = [keys[n] for n in kept], [etags[n] for n in kept], [sizes[n] for n in kept]
-        columns = {"image_key": [self.below + key for key in keys], "etag": etags, "size_bytes": sizes}
-        return with_all_columns(columns, len(keys))
+        keys = pc.binary_join_element_wise(self.below, objects.keys, "")
+        table = with_all_columns({"image_key": keys, "etag": objects.etags, "size_bytes": objects.sizes}, len(keys))
+        is_marker = pc.and_(pc.equal(objects.sizes, 0), pc.ends_with(keys, "/"))
+        return table.filter(pc.invert(is_marker)) if pc.any(is_marker).as_py() else table
 
 
 @dataclass
@@ -242,24 +239,27 @@ class _Ranges:
                 return
             keys = objects.keys
             if not _follow(keys, mine.after):
-                raise OSError(f"the store does not list its keys in order: {keys[0]!r} comes behind {mine.after!r}")
+                raise OSError(
+                    f"the store does not list its keys in order: {keys[0].as_py()!r} comes behind {mine.after!r}"
+                )
+            last_listed = keys[-1].as_py() if len(keys) else ""
             with self.changed:
                 last = mine.last
-                is_last = last is not None and bool(keys) and keys[-1] >= last
-                number = bisect_right(keys, last) if is_last and last is not None else len(keys)
-                mine.after = keys[number - 1] if number else mine.after
+                is_last = last is not None and last_listed >= last
+                number = pc.sum(pc.less_equal(keys, last)).as_py() or 0 if is_last else len(keys)
+                mine.after = keys[number - 1].as_py() if number else mine.after
                 mine.num_pages += 1
                 if mine.num_pages == _PAGES_BEFORE_DIVIDING:
                     self.changed.notify_all()
             if number:
-                self._put(self.pages.table(PageObjects(keys[:number], objects.etags[:number], objects.sizes[:number])))
+                self._put(self.pages.table(objects.first(number)))
             if is_last:
                 return
 
 
-def _follow(keys: list[str], after: str) -> bool:
+def _follow(keys: pa.StringArray, after: str) -> bool:
     """Whether the keys are sorted, and all behind `after`."""
-    return not keys or (keys[0] > after and not any(map(ge, keys, keys[1:])))
+    return not len(keys) or bool(keys[0].as_py() > after and pc.all(pc.less(keys[:-1], keys[1:]), min_count=0).as_py())
 
 
 _USUAL_HIGHEST = 0x7F  # names are ASCII, mostly

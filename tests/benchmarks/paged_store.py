@@ -2,17 +2,21 @@
 
 import time
 from bisect import bisect_left
-from operator import add
+from dataclasses import fields
 from random import Random
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.store.s3_pages import ANSWER, PageObjects
 
 PAGE = 1000
 _POOL = 30_000
-_ENDS = [f"{number:03d}.jpg" for number in range(1000)]
-_HALVES = [f"{half:016x}" for half in map(Random(0).getrandbits, [64] * (_POOL + 1000))]
-_SIZES = [100_000 + number for number in range(1000)]
+_ENDS = pa.array([f"{number:03d}.jpg" for number in range(1000)])
+_HALVES = pa.array([f"{half:016x}" for half in map(Random(0).getrandbits, [64] * (_POOL + 1000))])
+_SIZES = pa.array(range(100_000, 101_000))
 
 
 class PagedStore:
@@ -70,21 +74,22 @@ class PagedStore:
         return self._page(number, number, folders, number < end)
 
     def _page(self, first: int, last: int, folders: list[str], is_cut: bool) -> dict[str, Any]:
-        objects = PageObjects([], [], [])
+        parts = [PageObjects.of([], [], [])]
         number = first
         while number < last:  # within one folder and one thousand, names differ in their ends only, which are known
             folder, thousand = bisect_left(self.firsts, number + 1) - 1, number // 1000
             end = min(last, self.firsts[folder + 1], 1000 * (thousand + 1))
-            start, stop = number - 1000 * thousand, end - 1000 * thousand
-            objects.keys.extend(map(f"{self.root}/{folder:03d}/{thousand:09d}".__add__, _ENDS[start:stop]))
+            places = slice(number - 1000 * thousand, end - 1000 * thousand)
+            keys = pc.binary_join_element_wise(f"{self.root}/{folder:03d}/{thousand:09d}", _ENDS[places], "")
             # Of two pools whose lengths share no factor: like digests, they do not compress.
-            first_half, second_half = number % _POOL, number % (_POOL - 1)
-            halves = (_HALVES[place : place + end - number] for place in (first_half, second_half))
-            objects.etags.extend(map(add, *halves))
-            objects.sizes.extend(_SIZES[start:stop])
+            halves = [_HALVES[place : place + end - number] for place in (number % _POOL, number % (_POOL - 1))]
+            etags = pc.binary_join_element_wise(*halves, "")
             if self.old:
-                for changed in range(-number % 100, end - number, 100):
-                    objects.etags[changed - (end - number)] = "old"
+                etags = pc.if_else(np.arange(number, end) % 100 == 0, "old", etags)
+            parts.append(PageObjects(keys, etags, _SIZES[places]))
             number = end
+        objects = PageObjects(
+            *(pa.concat_arrays([getattr(part, f.name) for part in parts]) for f in fields(PageObjects))
+        )
         more = {"NextContinuationToken": str(last)} if is_cut else {}
         return {"IsTruncated": is_cut, ANSWER: objects, "CommonPrefixes": [{"Prefix": f} for f in folders], **more}
