@@ -75,6 +75,10 @@ class SegmentationModel(nn.Module, ABC):
     def set_task(self, task: Task) -> None:
         """Answer for this task from now on. A family whose models do not read the task has nothing to do."""
 
+    def repeated_blocks(self) -> Sequence[nn.Module]:
+        """The blocks that hold most of a training step's memory: their activations may be computed again."""
+        return ()
+
     def convolutional_parts(self) -> Sequence[nn.Module]:
         """The parts whose 1x1 convolutions are worth packing on a CPU: their maps have channels last in memory."""
         return ()

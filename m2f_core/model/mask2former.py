@@ -17,10 +17,10 @@ from m2f_core.losses.loss import Criterion
 from m2f_core.losses.matcher import LossWeights
 from m2f_core.losses.points import Rand
 from m2f_core.model.contract import SegmentationModel, SegmentationOutput
-from m2f_core.model.pixel_decoder import PixelDecoder
-from m2f_core.model.resnet import ResNet
-from m2f_core.model.swin import SwinTransformer
-from m2f_core.model.transformer_decoder import QueryPrediction, TransformerDecoder
+from m2f_core.model.pixel_decoder import DeformableEncoderLayer, PixelDecoder
+from m2f_core.model.resnet import BasicBlock, Bottleneck, ResNet
+from m2f_core.model.swin import SwinBlock, SwinTransformer
+from m2f_core.model.transformer_decoder import DecoderLayer, QueryPrediction, TransformerDecoder
 
 
 class Decoded(NamedTuple):
@@ -109,6 +109,10 @@ class Mask2Former(SegmentationModel):
             first, *others = output.losses.values()
             output.loss = sum(others, start=first)
         return output
+
+    def repeated_blocks(self) -> Sequence[nn.Module]:
+        kinds = (SwinBlock, BasicBlock, Bottleneck, DeformableEncoderLayer, DecoderLayer)
+        return [module for module in self.modules() if isinstance(module, kinds)]
 
     def convolutional_parts(self) -> Sequence[nn.Module]:
         # Not a ResNet's: its maps have their rows last in memory, and oneDNN's own convolution is as fast for them.

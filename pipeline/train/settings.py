@@ -15,7 +15,16 @@ from pipeline.setting_fields import IN_AND_OUT, RESOURCES, RUN_CONTROL, Section,
 
 # These may differ between the command that started a training and the command that continues it.
 _MAY_CHANGE = (
-    *("log_every", "save_every", "evaluate_every", "workers", "cpus_per_worker", "device", "max_failures"),
+    *(
+        "log_every",
+        "save_every",
+        "evaluate_every",
+        "workers",
+        "cpus_per_worker",
+        "device",
+        "max_failures",
+        "recompute_activations",
+    ),
     "log_format",
 )
 
@@ -107,6 +116,9 @@ class FinetuneSettings:
     precision: Annotated[Literal["fp32", "bf16"], _OPTIMIZATION] = "fp32"
     """bf16: compute matrix products in bfloat16; weights, losses, sampling, softmax and norms stay in fp32.
     A CPU needs AMX for bf16."""
+    recompute_activations: Annotated[bool, _OPTIMIZATION] = False
+    """Keep less of each block for the backward pass and compute it again there: less memory, slower steps, the same
+    result."""
     seed: Annotated[int, _OPTIMIZATION, Interval(ge=0, le=2**31 - 1)] = 0
     """Seed the initial weights, the order of images, the augmentation and the sampled points."""
     crop_size: Annotated[str, _AUGMENTATION] = "1024x1024"

@@ -26,6 +26,7 @@ from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.losses.loss import is_distributed
 from m2f_core.model.contract import SegmentationModel
 from m2f_core.training.optimization import LearningRate, parameter_groups
+from m2f_core.training.recompute import recompute_activations
 from pipeline.errors import RunError
 from pipeline.store.filesystem import one_line
 from pipeline.store.json_records import STRICT, parse_record
@@ -108,6 +109,8 @@ class Training:
         self.rank = rank
         self.license_name = license_of_start(settings.model)
         self.device = next(model.parameters()).device
+        if settings.recompute_activations:
+            recompute_activations(model)
         groups = parameter_groups(model, settings.learning_rate, settings.weight_decay, settings.backbone_multiplier)
         self.optimizer = torch.optim.AdamW(groups)
         self.base_rates = [group["lr"] for group in groups]

@@ -13,7 +13,6 @@ The last line of the output is one JSON document.
 """
 
 import argparse
-import ctypes
 import json
 import os
 import platform
@@ -38,6 +37,7 @@ from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference.panoptic import panoptic_segments
 from m2f_core.inference.settings import PanopticSettings
 from m2f_core.masks import rle
+from tests.benchmarks.memory import peak_mib
 from tests.support.decoder_scenes import STUFF_CLASS_IDS, decoder_outputs
 
 # Original size, and what the paper's resizing (short edge 800, long edge at most 1333, multiple of 32) makes of it.
@@ -73,23 +73,6 @@ def milliseconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return (time.perf_counter() - start) * 1e3
-
-
-def peak_mib(call: Callable[[], object]) -> float | None:
-    """Growth of the resident memory during a call; None where the kernel does not tell (only Linux does)."""
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-        before = memory_kib("VmRSS")
-        call()
-        return max(0, memory_kib("VmHWM") - before) / 1024
-    except OSError:
-        return None
-
-
-def memory_kib(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def compare(mode: str, geometry: ImageGeometry, num_kept: int, repeats: int) -> dict[str, object]:
