@@ -127,8 +127,14 @@ def test_the_page_of_a_finished_run_is_written_and_named(tables, capfd):
     assert write_run_page(str(tables), "night")
     assert capfd.readouterr().out == f"report: {tables}/_runs/night/page/report.html\n"
     assert "data:image" in (tables / "_runs/night/page/report.html").read_text()
-    assert write_run_page(str(tables), "night", "none")
-    assert "data:image" not in (tables / "_runs/night/page/report.html").read_text()
+
+
+def test_the_process_of_the_page_is_told_which_images_to_take(tmp_path, capfd, monkeypatch):
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert write_run_page("tables", "night", "none")
+    assert "-m jobs.report --tables tables --run-id night --images none" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def assert_equal_targets(masks_NHW: torch.Tensor, class_ids_N: torch.Tensor, the
 
 
 @given(maps, st.sampled_from([None, 0, IGNORE]), st.booleans(), st.booleans())
-@settings(max_examples=200)
+@settings(max_examples=3 * settings.default.max_examples)
 def test_binary_masks_equal_transformers(
     map_HW: np.ndarray, ignore_index: int | None, reduce: bool, instances: bool
 ) -> None:

@@ -61,7 +61,7 @@ def is_sound(counts: bytes, height: int, width: int) -> bool:
 @example(b"`04", 2, 2)  # 0 in two characters
 @example(b"oo14", 2, 2)  # -1 in two characters
 @example(b"040", 2, 2)  # empty runs at the end
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=8 * settings.default.max_examples)
 def test_a_mask_is_sound_if_encoding_it_gives_the_same_characters(counts: bytes, height: int, width: int) -> None:
     found = measured([b"04", counts, b"13"], [(2, 2), (height, width), (2, 2)])
     assert (found.faults[1] == 0) == is_sound(counts, height, width)

@@ -17,7 +17,7 @@ MASKS = st.one_of(
 
 
 @given(MASKS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=5 * settings.default.max_examples, deadline=None)
 def test_the_outline_is_the_mask_and_its_bridges(mask):
     outline = one_outline(mask)
     found = painted(outline.corners, mask.shape)

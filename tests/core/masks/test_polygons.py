@@ -36,7 +36,7 @@ def pycocotools_mask(polygons: list[list[float]], height: int, width: int) -> np
 @example([[2.0, 1.0, 2.0, 1.0, 7.0, 1.0, 7.0, 6.0, 2.0, 6.0]], 8, 8)  # a corner twice
 @example([[-3.0, -2.0, 20.0, -2.0, 20.0, 30.0, -3.0, 30.0]], 8, 9)  # the image and more
 @example([[0.0, 0.0, 8.0, 8.0, 8.0, 0.0, 0.0, 8.0]], 8, 8)  # crosses itself
-@settings(max_examples=300)
+@settings(max_examples=5 * settings.default.max_examples)
 def test_equals_pycocotools(polygons: list[list[float]], height: int, width: int) -> None:
     mask = fill_polygons(polygons, height, width)
     assert mask.shape == (height, width) and mask.dtype == np.bool_
@@ -44,7 +44,7 @@ def test_equals_pycocotools(polygons: list[list[float]], height: int, width: int
 
 
 @given(far_polygons, lengths, lengths, st.sampled_from([1, 50, 1 << 18]))
-@settings(max_examples=300)
+@settings(max_examples=5 * settings.default.max_examples)
 def test_equals_pycocotools_far_outside_of_the_image(polygon: list[float], height: int, width: int, most: int) -> None:
     """Whether crossings are looked for in one part or in many."""
     with pytest.MonkeyPatch.context() as patch:

@@ -510,7 +510,7 @@ def test_threads_decode_alike() -> None:
 # Properties
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=3 * settings.default.max_examples, deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes_never_raise_anything_else(data: bytes) -> None:
     assert outcome(data, max_pixels=1_000_000) in {"rgb", "unsupported", "decode_failed", "too_large"}
@@ -521,7 +521,7 @@ VALID = [encoded(photo(), name) for name in FORMATS] + [
 ]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=7 * settings.default.max_examples, deadline=None)
 @given(st.data())
 def test_damaged_files_never_raise_anything_else(data: st.DataObject) -> None:
     damaged = bytearray(data.draw(st.sampled_from(VALID)))

@@ -33,7 +33,7 @@ def chosen_names(keys: list[str]) -> dict[str, str]:
 
 
 @given(st.lists(KEYS, min_size=1, max_size=12, unique=True))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=7 * settings.default.max_examples, deadline=None)
 def test_no_two_keys_share_a_file_and_no_file_is_a_folder(keys):
     names = chosen_names(sorted(keys))
     for files in (
@@ -65,7 +65,7 @@ def test_names_that_differ_only_by_extension_or_case_get_a_digest():
 
 
 @given(KEYS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=3 * settings.default.max_examples, deadline=None)
 def test_name_and_extension_are_the_name_of_the_file(key):
     """Of keys without characters that are escaped; `file_name` of COCO is put together from both."""
     folder = shared_folder(key, key)

@@ -29,8 +29,15 @@ def nodes(page) -> int:
     return page.evaluate("document.getElementsByTagName('*').length")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 390])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (1400, "light"),
+        (390, "dark"),
+        pytest.param(1400, "dark", marks=pytest.mark.thorough),
+        pytest.param(390, "light", marks=pytest.mark.thorough),
+    ],
+)
 def test_the_page_opens_without_errors_and_fits_the_width(browser, made_page, width, scheme):
     """No script of a name runs, nothing is requested, nothing is wider than the window, no text is cut in a chart."""
     with open_page(browser, made_page.html, viewport={"width": width, "height": 850}, color_scheme=scheme) as (
