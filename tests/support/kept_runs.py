@@ -1,5 +1,6 @@
 """A finished run that has kept its logits, made without Ray, and the segments that other settings give."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -57,9 +58,7 @@ class KeptRun:
             keep_logits=settings.keep_logits,
             tiling=None if self.tile is None else Tiling.parse(self.tile),
         )
-        found = Segmenter(spec).segment(list(self.images.values()), list(self.images))
-        assert all(one is not None for one in found)
-        return found
+        return list(_segment(tuple(self.images.items()), spec))
 
     def write(
         self,
@@ -93,6 +92,13 @@ class KeptRun:
             "results": {**settings.results_dict(), "image_size": str(model.image_size)},
         }
         write_run(str(uri), run_id, shards, task=settings.task, created=created, record=record)
+
+
+@functools.cache  # several tests write the same run
+def _segment(images: tuple[tuple[str, bytes], ...], spec: SegmentSpec) -> tuple[SegmentedImage | ImageError, ...]:
+    found = Segmenter(spec).segment([data for _, data in images], [key for key, _ in images])
+    assert all(one is not None for one in found)
+    return tuple(found)
 
 
 def _shard(
