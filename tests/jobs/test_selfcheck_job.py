@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -20,9 +21,16 @@ def flags(source, output, model, *more) -> list[str]:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_it_compares_and_times_and_writes_nothing(photographs, tiny_checkpoint, tmp_path, capsys):
+@pytest.mark.parametrize("where", ["here", pytest.param("on a worker", marks=pytest.mark.thorough)])
+def test_it_compares_and_times_and_writes_nothing(photographs, tiny_checkpoint, tmp_path, capsys, monkeypatch, where):
+    """`run_on_worker` has a test of its own. Here the work of the worker is done in this process, and for a moment."""
+    if where == "here":
+        monkeypatch.setattr(selfcheck, "run_on_worker", lambda allotment, work, *arguments: work(*arguments))
+        monkeypatch.setattr(selfcheck, "start_watchdog", lambda *_: None)
+        monkeypatch.setattr(selfcheck, "time_actor", partial(selfcheck.time_actor, seconds=0.1))
     output = tmp_path / "output"
-    assert job.main(flags(photographs, output, tiny_checkpoint, "--limit", "3", "--batch-size", "2")) == 0
+    more = ("--limit", "3", "--batch-size", "2", "--cpus-per-actor", "1")
+    assert job.main(flags(photographs, output, tiny_checkpoint, *more)) == 0
     said = capsys.readouterr().out
     assert "CPU, " in said and "fp32, against plain PyTorch" in said
     rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in said.splitlines() if "│" in line}
