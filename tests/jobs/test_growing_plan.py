@@ -1,4 +1,7 @@
-"""A run whose plan grows: its first shards run while the listing goes on, and no image is lost or doubled."""
+"""A run whose plan grows: its first shards run while the listing goes on, and no image is lost or doubled.
+
+The plan of the first night of test_nights.py grows, too.
+"""
 
 import glob
 import json
@@ -39,6 +42,7 @@ def check_same(output, clean):
     return report
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("ray_session")
 def test_the_first_shard_is_finished_before_the_listing_ends(photographs, tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(spool, "_ROWS_A_FILE", 1)

@@ -1,9 +1,9 @@
 """One bucket, night after night: what `make test` proves of the main job, with as few runs as that takes.
 
-The first night has a Ray of its own. It meets photographs, a file that is no image, and an image that aborts its
-process; the first tests only read what that night left. A night without changes follows, and one that is killed. The
-further cases of each promise are `thorough`: test_segment_bucket.py, test_process_killers.py, test_evaluate_job.py and
-test_increments.py.
+The first night has a Ray of its own. Its plan grows: the listing goes on once a receipt is committed. It meets
+photographs, a file that is no image, and an image that aborts its process; the first tests only read what that night
+left. A night without changes follows, and one that is killed. The further cases of each promise are `thorough`:
+test_segment_bucket.py, test_process_killers.py, test_growing_plan.py, test_evaluate_job.py and test_increments.py.
 """
 
 import json
@@ -29,13 +29,17 @@ from pipeline.nights.seen import seen_nights
 from pipeline.telemetry.log_lines import show_log_lines
 from tests.jobs.test_increments import Nights
 from tests.jobs.test_segment_bucket import JOURNALS, local_journal
+from tests.support import gated_listing
+from tests.support.drivers import CHANGED_BY
 from tests.support.evaluation_oracles import coco_api, coco_results, panoptic_counts
 from tests.support.evaluation_runs import MadeImage, Place, bitten, coco_instances, found_by_run, write_panoptic
+from tests.support.gated_listing import GATE, LISTED, TOGETHER
 from tests.support.tables import latest_run, read_report, read_table, results_by_image
 
 TWIN = "sub/twin of coins.png"  # coins.png is in the shard of the image that aborts
 ONE_THREAD = ("--cpus-per-actor", 1, "--gpu-actors", "1:1")  # else rounding depends on the CPUs of the cluster
-NUM_SHARDS = 4  # astronaut .. coffee, coins .. killer, motorcycle_left .. retina, rocket and the twin
+PER_SHARD, NUM_SHARDS = 4, 4  # astronaut .. coffee, coins .. killer, motorcycle_left .. retina, rocket and the twin
+LISTED_FIRST = 2 * PER_SHARD  # images that are listed before the first receipt
 
 
 @dataclass
@@ -60,7 +64,14 @@ def first(drivers, photographs, tiny_checkpoint, tmp_path_factory) -> FirstNight
     shutil.copy(bucket / "coins.png", bucket / TWIN)
     names = sorted(path.relative_to(bucket).as_posix() for path in bucket.rglob("*") if path.is_file())
     nights = Nights(bucket, folder / "out", tiny_checkpoint)
-    driver = drivers.start(*nights.flags(*ONE_THREAD, "--max-failure-rate", 0.1), **{planted_faults.VARIABLE: "1"})
+    gated = {
+        CHANGED_BY: gated_listing.__name__,
+        LISTED: str(LISTED_FIRST),
+        TOGETHER: "1",
+        GATE: f"{nights.output}/{JOURNALS}",
+    }
+    flags = nights.flags(*ONE_THREAD, "--max-failure-rate", 0.1)
+    driver = drivers.start(*flags, **gated, **{planted_faults.VARIABLE: "1"})
     said = driver.finish_alone()
     return FirstNight(bucket, nights.output, nights.model, names, driver.wait(), said, latest_run(nights.output))
 
@@ -90,6 +101,16 @@ def test_every_photograph_has_its_rows_and_the_books_close(first):
         **{"images": num_images, "done": num_images, "failed": 2, "removed": 0},
         "segments": len(segments),
     }
+
+
+def test_the_first_shard_is_finished_before_the_listing_ends(first):
+    """The record of the run has the plan as far as it was then; plan.json has the whole."""
+    folder = first.output / "_runs" / first.run_id
+    begun, planned = (json.loads((folder / name).read_text()) for name in ("run.json", "plan.json"))
+    assert not begun["plan_is_complete"]
+    assert (begun["plan"]["num_images"], planned["plan"]["num_images"]) == (LISTED_FIRST, len(first.names))
+    assert begun["plan"]["num_shards"] < planned["plan"]["num_shards"] == NUM_SHARDS
+    assert f"{LISTED_FIRST} images in 2 shards so far, and the listing goes on" in first.said
 
 
 def test_an_image_that_aborts_its_process_costs_one_row(first):
