@@ -13,7 +13,7 @@ from pipeline.cluster.pool_bounds import PoolBounds, bound_pools
 from pipeline.node_labels import NodeChoice
 from tests.support.waiting import wait_until
 
-NUM_SHARDS = 12
+NUM_SHARDS, MOST_MODELS = 12, 2
 STEPS, REQUESTS = [], []  # of Recording; Ray Data copies the context with all that it holds
 LABELS = NodeChoice("market", ("spot", "on-demand")), NodeChoice("kind", ("!gpu",))
 
@@ -78,7 +78,7 @@ def test_pools_follow_the_model_actors_and_these_the_shards_that_are_left(tmp_pa
     context.custom_execution_callback_classes = [functools.partial(Recording, lambda: NUM_SHARDS, *LABELS)]
 
     dataset = ray.data.range(NUM_SHARDS, override_num_blocks=1)
-    stages = ((Fetch, 6, 0.1, ()), (Segment, 3, 0.3, (tmp_path,)), (Write, 6, 0.1, ()))
+    stages = ((Fetch, 4, 0.1, ()), (Segment, MOST_MODELS, 0.3, (tmp_path,)), (Write, 4, 0.1, ()))
     for stage, most, cpus, arguments in stages:
         pool = ActorPoolStrategy(min_size=1, max_size=most)
         dataset = dataset.map_batches(stage, fn_constructor_args=arguments, batch_size=1, compute=pool, num_cpus=cpus)
@@ -88,7 +88,7 @@ def test_pools_follow_the_model_actors_and_these_the_shards_that_are_left(tmp_pa
     for (fetch, model, write), running, left, most_models in STEPS:
         most_running = max(most_running, running)
         assert max(fetch, write) <= max(1, most_running), "more helpers than model actors that have run"
-        assert model <= 3 and most_models == max(1, min(3, left))
+        assert model <= MOST_MODELS and most_models == max(1, min(MOST_MODELS, left))
     assert most_running >= 2, "the pool of model actors grows"
     assert {left for _, _, left, _ in STEPS} >= {0, NUM_SHARDS}
 
