@@ -159,8 +159,9 @@ class Settings:
     tile: Annotated[str | None, _RESULTS, ChangesResults(only_if_given=True)] = None
     """Cut an image whose longer side has more than SIZE pixels into tiles of SIZE:OVERLAP pixels (2048:256), segment
     each tile as an image of its own, and merge the segments; see docs/huge-images.md."""
-    precision: Annotated[Literal["fp32", "bf16"], _RESULTS, CHANGES_RESULTS] = "fp32"
-    """bf16: compute matrix products in bfloat16; sampling, softmax and norms stay in fp32. A CPU needs AMX for bf16."""
+    precision: Annotated[Literal["fp32", "bf16", "int8"], _RESULTS, CHANGES_RESULTS] = "fp32"
+    """bf16: compute matrix products in bfloat16; sampling, softmax and norms stay in fp32. A CPU needs AMX for bf16.
+    int8 (CPUs with VNNI): the wide layers before the transformer decoder compute with 8 bits."""
     device: Annotated[Literal["auto", "cuda", "cpu"], RESOURCES] = "auto"
     """auto: use GPUs if the cluster has any or can start any, else CPUs; cuda: use GPUs; cpu: use CPUs."""
     gpu_actors: Annotated[str | None, RESOURCES] = None

@@ -76,7 +76,7 @@ class Family:
     `hub_names`: how the names of the checkpoints begin that its authors have published, and the licence of these.
     `rules`: what its post-processing has of its own.
     `task_in_name`: a regular expression with `{task}`, by which the names of its checkpoints show the task.
-    `training`: None if its models cannot be trained here.
+    `has_int8`: its models have `parts_in_8_bits`. `training`: None if its models cannot be trained here.
     """
 
     name: str
@@ -91,3 +91,4 @@ class Family:
     tasks: tuple[Task, ...] = TASKS
     rules: FamilyRules = field(default_factory=FamilyRules)
     training: TrainingParts | None = None
+    has_int8: bool = False

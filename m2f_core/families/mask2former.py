@@ -45,6 +45,7 @@ FAMILY = Family(
     task_in_name=r"mask2former-[^/]*-{task}(/|$)",
     rules=MASK2FORMER_RULES,
     original=OriginalFormat(is_mask2former, todays_name, infer_config, detectron2_names, IGNORED),
+    has_int8=True,
     training=TrainingParts(
         _initial_model,
         _criterion,

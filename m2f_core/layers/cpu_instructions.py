@@ -1,4 +1,4 @@
-"""Which matrix instructions the CPU of this process has, and whether they make bfloat16 faster than float32."""
+"""Which matrix instructions the CPU of this process has, and which precisions they make faster than float32."""
 
 import os
 
@@ -23,11 +23,28 @@ def bf16_refusal() -> str | None:
     return f"bf16 on a CPU needs {_ENOUGH_FOR_BF16}, this CPU has {found}, where bf16 is slower than fp32"
 
 
+def int8_refusal() -> str | None:
+    """Why this CPU should not compute in 8 bits; None if it may: products of bytes need VNNI (or AMX, which has it)."""
+    import torch
+
+    found = torch.cpu.get_capabilities()
+    has_vnni = found.get("avx512_vnni", False) or found.get("avx_vnni", False)
+    most = _most_for_onednn()
+    allowed = most in ("ALL", "DEFAULT") or "VNNI" in most or "AVX512_CORE_" in most or "AMX" in most
+    if has_vnni and allowed and torch.backends.mkldnn.is_available():
+        return None
+    return f"int8 on a CPU needs VNNI, this CPU has {cpu_instructions()} without VNNI, where int8 is slower than fp32"
+
+
+def _most_for_onednn() -> str:
+    """The user may forbid oneDNN some of the instructions that PyTorch reports."""
+    return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL").upper()
+
+
 def _has_amx(vectors: str) -> bool:
     import torch
 
-    # PyTorch reports the processor's instructions; the user may forbid some of them for oneDNN.
-    most = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL").upper()
+    most = _most_for_onednn()
     allowed = most in ("ALL", "DEFAULT") or "AMX" in most
     allowed = allowed and torch.backends.mkldnn.is_available()
     return allowed and vectors == "AVX512" and bool(torch.cpu.get_capabilities().get("amx_bf16", False))

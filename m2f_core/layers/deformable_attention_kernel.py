@@ -9,7 +9,6 @@ Names are those of `deformable_attention`: B batch, Q query, M heads, D channels
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from m2f_core.jit import compiled
+from m2f_core.layers.threads import in_parts
 
 
 def attend_by_kernel(
@@ -45,16 +45,8 @@ def attend_by_kernel(
         shares_BQMA.reshape(batch * queries, -1).numpy(),
         *_points(level_hw, heads, logits_BQMLP.shape[4]),
     )
-    attend, threads = _kernel(dim), min(torch.get_num_threads(), queries)
-
-    def part(index: int) -> None:
-        first, end = (queries * place // threads for place in (index, index + 1))
-        attend(*arrays, heads, batch, first, end, out)
-
-    if threads == 1:
-        part(0)
-    else:
-        list(_pool(threads).map(part, range(threads)))
+    attend = _kernel(dim)
+    in_parts(queries, 1, lambda first, end: attend(*arrays, heads, batch, first, end, out))
     return torch.from_numpy(out).view(batch, queries, heads * dim)
 
 
@@ -68,11 +60,6 @@ def _points(level_hw: Sequence[tuple[int, int]], heads: int, points: int) -> tup
     starts_L = np.concatenate(([0], ends_L[:-1])).astype(np.int32)
     first_rows_ML = starts_L * np.int32(heads) + np.arange(heads, dtype=np.int32)[:, None]
     return np.tile(np.repeat(sizes_L2, points, axis=0), (heads, 1)), np.repeat(first_rows_ML, points, axis=1).ravel()
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="deformable-attention")
 
 
 def _clamp(cell: np.float32, last: np.float32) -> np.float32:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from m2f_core.layers import mkldnn
 
 # Activations that oneDNN computes while the result is in its registers: name of the activation and of its formula.
-_FUSED: dict[Any, tuple[str, str]] = {None: ("none", ""), F.relu: ("relu", ""), F.gelu: ("gelu", "none")}
+FUSED: dict[Any, tuple[str, str]] = {None: ("none", ""), F.relu: ("relu", ""), F.gelu: ("gelu", "none")}
 
 
 class ActivatedLinear(nn.Linear):
@@ -44,8 +44,8 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.dtype = dtype
         activation = getattr(linear, "activation", None)
-        self._activation, self._formula = _FUSED.get(activation, _FUSED[None])
-        self._afterwards = None if activation in _FUSED else activation  # one that oneDNN does not compute
+        self._activation, self._formula = FUSED.get(activation, FUSED[None])
+        self._afterwards = None if activation in FUSED else activation  # one that oneDNN does not compute
         # Plain attributes, because opaque tensors cannot be moved, compared or saved like parameters.
         weight = linear.weight.detach().flatten(1).to(dtype)
         self._weight: Any = mkldnn.lay_out_weight(weight)

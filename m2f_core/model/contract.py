@@ -52,6 +52,18 @@ class SegmentationOutput:
 torch.export.register_dataclass(SegmentationOutput, serialized_type_name="m2f_core.model.SegmentationOutput")
 
 
+def joined(outputs: Sequence[SegmentationOutput]) -> SegmentationOutput:
+    """The output of inference for all images; hidden states are left out if there are several."""
+    if len(outputs) == 1:
+        return outputs[0]
+    queries = [output.queries for output in outputs if output.queries is not None]
+    return SegmentationOutput(
+        torch.cat([output.class_queries_logits for output in outputs]),
+        torch.cat([output.masks_queries_logits for output in outputs]),
+        queries=torch.cat(queries) if queries else None,
+    )
+
+
 class SegmentationModel(nn.Module, ABC):
     """A model that answers an image with classes and masks of queries: what pipelines, losses and checkpoints rely on.
 
@@ -77,6 +89,10 @@ class SegmentationModel(nn.Module, ABC):
 
     def repeated_blocks(self) -> Sequence[nn.Module]:
         """The blocks that hold most of a training step's memory: their activations may be computed again."""
+        return ()
+
+    def parts_in_8_bits(self) -> Sequence[nn.Module]:
+        """The parts whose wide layers may compute with 8 bits on a CPU; empty if this was not measured."""
         return ()
 
     def convolutional_parts(self) -> Sequence[nn.Module]:

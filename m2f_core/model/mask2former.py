@@ -114,6 +114,10 @@ class Mask2Former(SegmentationModel):
         kinds = (SwinBlock, BasicBlock, Bottleneck, DeformableEncoderLayer, DecoderLayer)
         return [module for module in self.modules() if isinstance(module, kinds)]
 
+    def parts_in_8_bits(self) -> Sequence[nn.Module]:
+        # Not the transformer decoder, which decides on classes and masks with few queries.
+        return (self.pixel_decoder,) if isinstance(self.backbone, ResNet) else (self.backbone, self.pixel_decoder)
+
     def convolutional_parts(self) -> Sequence[nn.Module]:
         # Not a ResNet's: its maps have their rows last in memory, and oneDNN's own convolution is as fast for them.
         return (self.pixel_decoder, self.transformer_decoder)

@@ -75,6 +75,8 @@ def check_model(settings: Settings) -> Model:
         license_name = model_license(checkpoint, settings.model)
     except (ValueError, OSError) as error:  # CheckpointError and ConfigError are ValueErrors
         raise RunError(f"--model {settings.model}: {one_line(error)}") from None
+    if settings.precision == "int8" and not checkpoint.family.has_int8:
+        raise RunError(f"--precision int8 is not for models of the family {checkpoint.family.name}")
     trained_for = trained_task(checkpoint, settings.model, labels)
     warnings = [
         *_scenes_warning(settings.model),

@@ -19,7 +19,7 @@ from m2f_core.images.image_size import ImageSize
 from m2f_core.images.quality import Quality
 from m2f_core.inference.decoder_outputs import places_of
 from m2f_core.masks.on_device import Parcel
-from m2f_core.model.contract import SegmentationOutput
+from m2f_core.model.contract import SegmentationOutput, joined
 from m2f_core.model.cuda_graphs import GraphedForward
 from m2f_core.model.for_inference import prepare_for_inference
 from pipeline.device.cuda import Cuda
@@ -175,9 +175,10 @@ class Network:
 
     def _forward(self, pixels_B3HW: torch.Tensor) -> SegmentationOutput:
         products = contextlib.nullcontext() if self.cuda is None else self.cuda.tf32(self.precision != "fp32")
+        # An input in 8 bits has one scale, so that images of a batch would change each other's results.
+        batches = pixels_B3HW.split(1) if self.precision == "int8" else (pixels_B3HW,)
         with products, torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            output: SegmentationOutput = self.model(pixels_B3HW, **self.wanted)
-        return output
+            return joined([self.model(batch, **self.wanted) for batch in batches])
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[None]:

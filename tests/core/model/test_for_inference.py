@@ -1,5 +1,7 @@
 """A model made ready for inference answers as before; its layers as torch's own."""
 
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from m2f_core.config.mask2former import Mask2FormerConfig
-from m2f_core.layers.cpu_instructions import bf16_refusal, cpu_instructions
+from m2f_core.layers import int8
+from m2f_core.layers.cpu_instructions import bf16_refusal, cpu_instructions, int8_refusal
+from m2f_core.layers.int8 import Int8Conv, Int8Linear
 from m2f_core.layers.linear import Float32Linear, PackedLinear, convert_weights
 from m2f_core.model.for_inference import prepare_for_inference
 from tests.support.seeded_model import seeded_model
@@ -100,6 +104,45 @@ def test_bf16_is_refused_on_a_cpu_without_amx(monkeypatch, vectors, amx, most, f
     else:
         with pytest.raises(ValueError, match=f"needs AMX, this CPU has {found}, "):
             prepare_for_inference(seeded_model(Mask2FormerConfig.tiny(), seed=0), CPU, "bf16")
+
+
+@pytest.mark.parametrize(
+    ("vnni", "most", "may"),
+    [
+        ("avx512_vnni", "", True),
+        ("avx_vnni", "AVX2_VNNI", True),
+        ("avx512_vnni", "AVX512_CORE_VNNI", True),
+        ("avx512_vnni", "AVX512_CORE", False),
+        ("avx512_vnni", "AVX2", False),
+        ("none", "", False),
+    ],
+)
+def test_int8_is_refused_on_a_cpu_without_vnni(monkeypatch, vnni, most, may):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {vnni: True})
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", most)
+    assert (int8_refusal() is None) == may
+    if not may:
+        with pytest.raises(ValueError, match="int8 on a CPU needs VNNI"):
+            prepare_for_inference(seeded_model(Mask2FormerConfig.tiny(), seed=0), CPU, "int8")
+
+
+def test_int8_is_not_for_gpus():
+    with pytest.raises(ValueError, match="int8 is for CPUs"):
+        prepare_for_inference(seeded_model(Mask2FormerConfig.tiny(), seed=0), torch.device("cuda"), "int8")
+
+
+@pytest.mark.skipif(int8_refusal() is not None, reason=str(int8_refusal()))
+def test_in_int8_the_model_is_near_float32(monkeypatch):
+    """Its layers are narrower than those that are rounded in a published model."""
+    monkeypatch.setattr(int8, "LEAST_WIDTH", 32)
+    model = prepare_for_inference(seeded_model(Mask2FormerConfig.tiny(), seed=0), CPU, "int8")
+    kinds = Counter(type(module).__name__ for module in model.modules())
+    assert kinds["Int8Linear"] > 10 and kinds["Int8Conv"] == 1
+    assert not any(isinstance(m, Int8Linear | Int8Conv) for m in model.transformer_decoder.modules())
+    pixels = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    output, expected = model(pixels), seeded_model(Mask2FormerConfig.tiny(), seed=0).eval()(pixels)
+    flipped = (output.masks_queries_logits >= 0) != (expected.masks_queries_logits >= 0)
+    assert 0 < flipped.float().mean() < 0.05
 
 
 @pytest.mark.usefixtures("bf16_on_cpu")

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from m2f_core.checkpoints.checkpoint import Checkpoint
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import RunError
 from pipeline.runs.check import check, check_model, resolved_results
@@ -315,6 +316,15 @@ def test_classes_that_the_model_does_not_find_are_refused(settings, task, names,
     chosen = tuple(name.format(*of_model) for name in names)
     with pytest.raises(RunError, match=re.escape(said.format(*of_model))):
         check_model(dataclasses.replace(settings, task=task, classes=chosen))
+
+
+def test_int8_is_refused_for_a_family_that_was_not_measured(settings, monkeypatch):
+    int8 = dataclasses.replace(settings, precision="int8")
+    assert mark(int8) != mark(settings)
+    family = dataclasses.replace(Checkpoint(settings.model).family, has_int8=False)
+    monkeypatch.setattr(Checkpoint, "family", family)
+    with pytest.raises(RunError, match="--precision int8 is not for models of the family"):
+        check_model(int8)
 
 
 def test_semantic_checkpoints_resize_scores_and_others_masks(settings, tmp_path):

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from m2f_core.inference.settings import InstanceSettings, SemanticSettings
+from m2f_core.layers import int8
+from m2f_core.layers.cpu_instructions import int8_refusal
 from m2f_core.masks.rle import decode
 from pipeline.device import precision
 from pipeline.errors import ErrorCode, ImageError, InvalidResultError, RunError
@@ -110,6 +112,24 @@ def test_bf16_on_a_cpu_that_lacks_the_instructions_is_refused(tiny_checkpoint, m
 def test_bf16_gives_segments_too(tiny_checkpoint):
     [result] = Segmenter(small_spec(tiny_checkpoint, precision="bf16")).segment([encoded(seed=1)])
     assert isinstance(result, SegmentedImage)
+
+
+def test_int8_is_refused_on_a_cpu_that_lacks_the_instructions_and_on_a_gpu(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(precision, "int8_refusal", lambda: "no VNNI")
+    with pytest.raises(RunError, match=r"^--precision int8: no VNNI "):
+        Segmenter(small_spec(tiny_checkpoint, precision="int8"))
+    with pytest.raises(RunError, match=r"^--precision int8 is for CPUs"):
+        precision.check_precision("int8", "cuda")
+
+
+@pytest.mark.skipif(int8_refusal() is not None, reason=str(int8_refusal()))
+def test_in_int8_images_of_a_batch_do_not_change_each_other(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(int8, "LEAST_WIDTH", 32)
+    images = [encoded(seed=1), encoded(seed=2), encoded(seed=3)]
+    alone = Segmenter(small_spec(tiny_checkpoint, precision="int8", batch_size=1)).segment(images)
+    together = Segmenter(small_spec(tiny_checkpoint, precision="int8", batch_size=3)).segment(images)
+    assert all(isinstance(result, SegmentedImage) and result.segments for result in alone)
+    assert [result.segments for result in together] == [result.segments for result in alone]
 
 
 def test_the_memory_of_a_failed_batch_is_free_when_its_images_are_tried_alone(tiny_checkpoint, monkeypatch):
