@@ -123,7 +123,7 @@ def test_an_error_of_one_range_is_raised_and_ends_the_others():
 
 def test_a_reader_that_leaves_ends_the_threads():
     listing = list_bucket(Bucket([f"{number:05d}" for number in range(3000)], 10), "b")
-    assert len(list(itertools.islice(listing, 20))) == 20
+    assert len(list(itertools.islice(listing, 3))) == 3  # of 300 pages, of which a table has 64 at most
     listing.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("listing")]
 
