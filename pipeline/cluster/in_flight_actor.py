@@ -33,6 +33,7 @@ class Board:
         self.name = name
         self.traced = traced
         self._actor = actor
+        self._done: deque[int] = deque()  # shards that the actor does not know yet to have a receipt
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickle the name only: with a handle among its arguments, an actor needs that object to restart (ray#53727).
@@ -71,9 +72,8 @@ class Board:
             self._call("hold", device_name, seconds)
 
     def done(self, shard: int) -> None:
-        """Report that the shard has a receipt."""
-        with contextlib.suppress(RayError):
-            self._call("done", shard)
+        """Report with the next `look` that the shard has a receipt: a call for each shard would cost the driver CPU."""
+        self._done.append(shard)
 
     def stop(self) -> None:
         """From now on, no model begins a shard and nothing more is read. Shards that a model has begun are written."""
@@ -85,8 +85,12 @@ class Board:
 
         Shards that wait between stages do not count as old: Ray reads ahead of the model, so waiting is normal.
         """
+        done = []
+        with contextlib.suppress(IndexError):
+            while True:  # several threads look
+                done.append(self._done.popleft())
         try:
-            seen: InFlight | None = ray.get(self._call("look"), timeout=_ANSWER_SECONDS)
+            seen: InFlight | None = ray.get(self._call("look", done), timeout=_ANSWER_SECONDS)
         except RayError:
             return None
         return seen
@@ -155,7 +159,9 @@ class _Held:
         visits, self.visits = list(self.visits), deque(maxlen=_MOST_VISITS)
         return visits
 
-    def look(self) -> InFlight:
+    def look(self, done: list[int]) -> InFlight:
+        for shard in done:
+            self.done(shard)
         return InFlight(
             min(self.under_way.values(), key=lambda one: one.since, default=None),
             self.stages,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.cluster.in_flight_actor import Board
 from pipeline.commit.receipt import PartRecord, Receipt
 from pipeline.commit.run_record import PlanSummary
 from pipeline.commit.totals import Totals
@@ -187,6 +188,19 @@ def test_the_board_knows_the_oldest_shard_that_a_stage_has_in_hand():
     board.done(5)
     assert board.look().oldest is None
     assert board.look().stages == {"reading", "segmenting", "writing"}
+
+
+def test_receipts_reach_the_board_with_the_next_look_and_not_by_a_call_each(monkeypatch):
+    calls = []
+    monkeypatch.setattr(Board, "_call", lambda board, *call: calls.append(call))
+    monkeypatch.setattr("ray.get", lambda reference, timeout: InFlight(None, frozenset()))
+    board = Board("of a run")
+    for shard in range(3):
+        board.done(shard)
+    assert calls == []
+    board.look()
+    board.look()
+    assert calls == [("look", [0, 1, 2]), ("look", [])]
 
 
 @pytest.mark.usefixtures("ray_session")
