@@ -101,3 +101,11 @@ def as_swin(name: str) -> str:
     return re.sub(
         rf"^({re.escape(_ENCODER)}hidden_states_norms)\.(\d+)", lambda m: f"{m[1]}.stage{int(m[2]) + 1}", name
     )
+
+
+def as_maskformer_swin(name: str) -> str:
+    """The opposite of `as_swin`."""
+    name = re.sub(rf"^{re.escape(_ENCODER)}(embeddings|encoder\.layers)\.", rf"{_ENCODER}model.\1.", name)
+    return re.sub(
+        rf"^({re.escape(_ENCODER)}hidden_states_norms)\.stage(\d+)", lambda m: f"{m[1]}.{int(m[2]) - 1}", name
+    )

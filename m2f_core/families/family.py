@@ -75,6 +75,7 @@ class Family:
     `tasks`: those that its models can be asked for.
     `hub_names`: how the names of the checkpoints begin that its authors have published, and the licence of these.
     `rules`: what its post-processing has of its own.
+    `image_processor_type`: the class of transformers that reads a preprocessor_config.json of the family.
     `task_in_name`: a regular expression with `{task}`, by which the names of its checkpoints show the task.
     `has_int8`: its models have `parts_in_8_bits`. `training`: None if its models cannot be trained here.
     """
@@ -90,5 +91,6 @@ class Family:
     original: OriginalFormat | None = None
     tasks: tuple[Task, ...] = TASKS
     rules: FamilyRules = field(default_factory=FamilyRules)
+    image_processor_type: str = "Mask2FormerImageProcessor"
     training: TrainingParts | None = None
     has_int8: bool = False

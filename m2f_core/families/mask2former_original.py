@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from m2f_core.config.fields import MAX_CLASSES, ConfigError
-from m2f_core.config.labels import LabelMap
 from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.families.mask2former_names import PIXEL_DECODER, PREDICTOR
-from m2f_core.families.original_shapes import Shapes, infer_backbone
+from m2f_core.families.original_shapes import Shapes, class_names, infer_backbone
 
 # Every deformable attention in the original has three levels, four points and two coordinates.
 OFFSETS_PER_HEAD = 3 * 4 * 2
 
 
 def is_mask2former(names: Sequence[str]) -> bool:
-    """Whether arrays of these names belong to a Mask2Former."""
-    return any(name.startswith(PREDICTOR) for name in names)
+    """Whether arrays of these names belong to a Mask2Former: a MaskFormer's predictor has its layers one level down."""
+    of_predictor = [name for name in names if name.startswith(PREDICTOR)]
+    return bool(of_predictor) and not any(name.startswith(PREDICTOR + "transformer.") for name in of_predictor)
 
 
 def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> Mask2FormerConfig:
@@ -29,13 +28,6 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> Mask2FormerConfig:
     heads as the pixel decoder, and it normalises after each part. Raises ConfigError.
     """
     known = Shapes(shapes)
-    num_labels = known.size(PREDICTOR + "class_embed.weight", 0) - 1
-    if num_labels > MAX_CLASSES:
-        raise ConfigError(
-            f"{PREDICTOR}class_embed.weight has {num_labels} classes, but at most {MAX_CLASSES} are supported"
-        )
-    label_map = LabelMap.of_num_labels(num_labels)
-    names = [category.name for category in label_map.categories] if label_map else None
     layer = PIXEL_DECODER + "transformer.encoder.layers."
     offsets = known.size(f"{layer}0.self_attn.sampling_offsets.weight", 0)
     feature_size = known.size(PIXEL_DECODER + "input_proj.0.0.weight", 0, dimensions=4)
@@ -53,5 +45,5 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> Mask2FormerConfig:
         # If the widths differ, there is always a projection.
         enforce_input_projection=feature_size == hidden_dim and PREDICTOR + "input_proj.0.weight" in shapes,
         num_queries=num_queries,
-        id2label=dict(enumerate(names or (f"LABEL_{class_id}" for class_id in range(num_labels)))),
+        id2label=class_names(known, PREDICTOR + "class_embed.weight"),
     )

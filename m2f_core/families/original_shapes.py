@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 
 from m2f_core.config.backbones import BackboneConfig, ResNetConfig, SwinConfig
-from m2f_core.config.fields import MAX_LAYERS, MAX_WINDOW_SIZE, ConfigError
+from m2f_core.config.fields import MAX_CLASSES, MAX_LAYERS, MAX_WINDOW_SIZE, ConfigError
+from m2f_core.config.labels import LabelMap
 from m2f_core.config.mask2former import PAPER_DROP_PATH_RATE
 
 
@@ -21,7 +22,7 @@ class Shapes:
         """Length along an axis of the tensor `name`; it must have `dimensions` dimensions and at least one value."""
         shape = self.shapes.get(name)
         if shape is None:
-            raise ConfigError(f"holds no {name}, which every Mask2Former with this backbone has")
+            raise ConfigError(f"holds no {name}, which every model with this backbone has")
         if len(shape) != dimensions or 0 in shape:
             raise ConfigError(
                 f"{name} has the shape {list(shape)}; it must have {dimensions} dimensions and at least one value"
@@ -37,6 +38,16 @@ class Shapes:
                 f"has layers up to {front}{count - 1}, but at most {MAX_LAYERS} of one kind are supported"
             )
         return count
+
+
+def class_names(known: Shapes, head: str) -> dict[int, str]:
+    """Names by class id, of the dataset with as many classes as the head `head` has rows, "no object" not counted."""
+    num_labels = known.size(head, 0) - 1
+    if num_labels > MAX_CLASSES:
+        raise ConfigError(f"{head} has {num_labels} classes, but at most {MAX_CLASSES} are supported")
+    label_map = LabelMap.of_num_labels(num_labels)
+    names = [category.name for category in label_map.categories] if label_map else None
+    return dict(enumerate(names or (f"LABEL_{class_id}" for class_id in range(num_labels))))
 
 
 def infer_backbone(known: Shapes) -> BackboneConfig:

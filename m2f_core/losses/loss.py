@@ -1,12 +1,14 @@
 """The loss: match queries with targets, then compare classes and masks of the matched pairs.
 
-Cheng et al., "Mask2Former" (2022), section 3.2; `mask2former/modeling/criterion.py` of the original. On one worker the
-losses and their gradients equal `Mask2FormerLoss` in transformers to the last bit at equal seeds.
+`SetCriterion` is what all families share; `Criterion` compares masks at random points: Cheng et al., "Mask2Former"
+(2022), section 3.2; `mask2former/modeling/criterion.py` of the original. On one worker its losses and their gradients
+equal `Mask2FormerLoss` in transformers to the last bit at equal seeds.
 
 Legend: B images, Q queries, K classes, N targets of one image, M matched pairs of all images, P points, h w cells of
 predicted masks, H W pixels of targets' masks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -35,19 +37,30 @@ class _Truth(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Criterion:
+class SetCriterion(ABC):
     """Set prediction loss with deep supervision: targets are matched anew with every prediction of the decoder.
 
-    `no_object_weight` is the weight of "no object" in the cross-entropy; every class has weight 1. Every mask is
-    compared at `num_points` points, see `m2f_core.losses.points`; `rand` draws all points.
+    `no_object_weight` is the weight of "no object" in the cross-entropy; every class has weight 1.
     """
 
     weights: LossWeights
     no_object_weight: float
-    num_points: int
-    oversample_ratio: float
-    importance_sample_ratio: float
-    rand: Rand = torch.rand
+
+    @abstractmethod
+    def match(
+        self,
+        class_logits_BQK1: Tensor,
+        mask_logits_BQhw: Tensor,
+        mask_labels: Sequence[Tensor],
+        class_labels: Sequence[Tensor],
+    ) -> list[Match]:
+        """One match for each image."""
+
+    @abstractmethod
+    def mask_losses(
+        self, mask_logits_BQhw: Tensor, padded_masks: Sequence[Tensor], matches: Sequence[Match], num_masks: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of single pixels and the dice loss of the matched pairs, divided by `num_masks`."""
 
     def __call__(
         self,
@@ -79,16 +92,8 @@ class Criterion:
         self, class_logits_BQK1: Tensor, mask_logits_BQhw: Tensor, truth: _Truth, normalizers: _Normalizers
     ) -> dict[str, Tensor]:
         """The losses of one prediction. Random numbers and sums have the same order as in transformers."""
-        matches = match_targets(
-            class_logits_BQK1,
-            mask_logits_BQhw,
-            truth.mask_labels,
-            truth.class_labels,
-            self.weights,
-            self.num_points,
-            self.rand,
-        )
-        mask_loss, dice_loss = self._mask_losses(mask_logits_BQhw, truth.padded_masks, matches, normalizers.num_masks)
+        matches = self.match(class_logits_BQK1, mask_logits_BQhw, truth.mask_labels, truth.class_labels)
+        mask_loss, dice_loss = self.mask_losses(mask_logits_BQhw, truth.padded_masks, matches, normalizers.num_masks)
         class_loss = self._class_loss(class_logits_BQK1, truth.class_labels, matches, normalizers.class_weights)
         return {
             "loss_mask": mask_loss * self.weights.mask,
@@ -139,7 +144,28 @@ class Criterion:
         # With `no_object_weight` 0, a batch without objects has no term: 0, where transformers computes 0 / 0.
         return sum_of_all if summed_weights is None else sum_of_all / summed_weights
 
-    def _mask_losses(
+
+@dataclass(frozen=True)
+class Criterion(SetCriterion):
+    """Every mask is compared at `num_points` points, see `m2f_core.losses.points`; `rand` draws all points."""
+
+    num_points: int
+    oversample_ratio: float
+    importance_sample_ratio: float
+    rand: Rand = torch.rand
+
+    def match(
+        self,
+        class_logits_BQK1: Tensor,
+        mask_logits_BQhw: Tensor,
+        mask_labels: Sequence[Tensor],
+        class_labels: Sequence[Tensor],
+    ) -> list[Match]:
+        return match_targets(
+            class_logits_BQK1, mask_logits_BQhw, mask_labels, class_labels, self.weights, self.num_points, self.rand
+        )
+
+    def mask_losses(
         self, mask_logits_BQhw: Tensor, padded_masks: Sequence[Tensor], matches: Sequence[Match], num_masks: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy and dice loss of the matched pairs, at points that are drawn for each pair."""

@@ -57,7 +57,7 @@ def match_targets(
             )
         ]
     # Wait for the device only now, when the costs of all images are under way.
-    return [_cheapest(cost_QN) for cost_QN in costs]
+    return [cheapest(cost_QN) for cost_QN in costs]
 
 
 def matching_cost(
@@ -95,7 +95,7 @@ def pairwise_dice(logits_QP: Tensor, targets_NP: Tensor) -> Tensor:
     return 1 - (numerator_QN + 1) / (denominator_QN + 1)
 
 
-def _cheapest(cost_QN: Tensor) -> Match:
+def cheapest(cost_QN: Tensor) -> Match:
     """Solve the assignment. A cost that is not finite (as from a diverged model) makes its pair the last choice."""
     from scipy.optimize import (
         linear_sum_assignment,

@@ -34,7 +34,7 @@ def initial_model(config: Mask2FormerConfig, seed: int) -> Mask2Former:
         torch.manual_seed(seed)
         model = build_model(config)
         with torch.no_grad():
-            _start_backbone(model.backbone)
+            start_backbone(model.backbone)
             assert isinstance(model.pixel_decoder, PixelDecoder)
             assert isinstance(model.transformer_decoder, TransformerDecoder)
             _start_pixel_decoder(model.pixel_decoder)
@@ -59,7 +59,8 @@ def reorder_class_predictor(model: SegmentationModel, class_ids: Sequence[int]) 
             parameter.copy_(parameter[rows])
 
 
-def _start_backbone(backbone: nn.Module) -> None:
+def start_backbone(backbone: nn.Module) -> None:
+    """In place, without gradient, from the global random state."""
     if isinstance(backbone, SwinTransformer):
         _start_swin(backbone)
     elif isinstance(backbone, ResNet):
@@ -99,9 +100,13 @@ def _start_pixel_decoder(decoder: PixelDecoder) -> None:
             assert module.bias is not None
             init.zeros_(module.bias)
     for conv in (decoder.lateral.conv, decoder.output.conv, decoder.mask_projection):
-        init.kaiming_uniform_(conv.weight, a=1)  # Caffe2's XavierFill
-        if conv.bias is not None:
-            init.zeros_(conv.bias)
+        caffe2_xavier_fill(conv)
+
+
+def caffe2_xavier_fill(conv: nn.Conv2d) -> None:
+    init.kaiming_uniform_(conv.weight, a=1)
+    if conv.bias is not None:
+        init.zeros_(conv.bias)
 
 
 def _start_transformer_decoder(decoder: TransformerDecoder, gain: float) -> None:

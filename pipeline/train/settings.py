@@ -91,7 +91,8 @@ class FinetuneSettings:
     """Start from this checkpoint: a folder, a URI, a hub id or an original .pkl file. If its classes differ from the
     data's, the class head starts from random weights."""
     architecture: Annotated[str | None, _MODEL] = None
-    """Start from random weights: swin-tiny, swin-small, swin-base, swin-large, or a config.json."""
+    """Start from random weights: swin-tiny, swin-small, swin-base, swin-large, a size of another family
+    (docs/families.md), or a config.json."""
     iterations: Annotated[int, _OPTIMIZATION, Interval(ge=1, le=100_000_000)] = 368_750
     """Train for N optimizer steps."""
     batch_size: Annotated[int, _OPTIMIZATION, Interval(ge=1, le=65_536)] = 16

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from m2f_core.checkpoints.zoo import guessed_names_warning
 from m2f_core.config.class_names import label_warnings
 from m2f_core.config.labels import LabelMap, name_keys
 from m2f_core.config.model_config import ModelConfig
-from m2f_core.families.registry import architectures, read_config, training_of
+from m2f_core.families.registry import architectures, family_of, read_config, training_of
 from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.model.contract import SegmentationModel
 from m2f_core.training.initial_weights import new_class_predictor, reorder_class_predictor
@@ -38,6 +38,7 @@ def check_start(settings: FinetuneSettings) -> ImageProcessor:
         checkpoint = stage_model(settings.model)
         checkpoint.check()
         training_of(checkpoint.config)
+        _points(settings, checkpoint.config)
         return ImageProcessor.from_preprocessor_config(
             checkpoint.preprocessor_config, "reference", settings.parsed_image_size()
         )
@@ -71,7 +72,7 @@ def starting_model(settings: FinetuneSettings, labels: LabelMap) -> tuple[Segmen
     checkpoint = stage_model(settings.model)
     model = checkpoint.load()
     class_ids = _class_ids_by_name(_labels_of_start(checkpoint, settings), labels)
-    model.config = replace(model.config, id2label=_names(labels), **_points(settings))
+    model.config = replace(model.config, id2label=_names(labels), **_points(settings, model.config))
     model.criterion = training_of(model.config).criterion(model.config)
     if class_ids is None:
         new_class_predictor(model, len(labels.categories), settings.seed)
@@ -90,7 +91,8 @@ def save_model(
 ) -> None:
     """Write a Hugging Face folder: config.json with the data set's categories, weights, preprocessor_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = json.dumps(processor.to_preprocessor_config(), indent=2)
+    kind = {"image_processor_type": family_of(model.config.to_dict()).image_processor_type}
+    config = json.dumps(processor.to_preprocessor_config() | kind, indent=2)
     (folder / PREPROCESSOR_FILE).write_text(config + "\n", encoding="utf-8")
     save_checkpoint(model, folder, labels, license_name)
 
@@ -100,7 +102,8 @@ def _architecture(settings: FinetuneSettings, labels: LabelMap) -> ModelConfig:
     assert settings.architecture is not None
     names = _names(labels) or {0: "any"}
     if settings.architecture in (known := architectures()):
-        return replace(known[settings.architecture](id2label=names), **_points(settings))
+        config = known[settings.architecture](id2label=names)
+        return replace(config, **_points(settings, config))
     if not settings.architecture.endswith(".json"):
         raise RunError(
             f"--architecture {settings.architecture} is neither one of {', '.join(known)} nor the path of "
@@ -108,7 +111,8 @@ def _architecture(settings: FinetuneSettings, labels: LabelMap) -> ModelConfig:
         )
     flag = "--architecture"
     content = parse_json_object(read_uri(settings.architecture, flag), settings.architecture, flag)
-    return replace(read_config(content), id2label=names, **_points(settings))
+    config = read_config(content)
+    return replace(config, id2label=names, **_points(settings, config))
 
 
 def _labels_of_start(checkpoint: Checkpoint, settings: FinetuneSettings) -> LabelMap:
@@ -141,10 +145,20 @@ def _by_name(labels: LabelMap, key: Callable[[str], str]) -> tuple[list[tuple[st
     return [(key(c.name), c.isthing) for c in categories], [c.class_id for c in categories]
 
 
-def _points(settings: FinetuneSettings) -> dict[str, Any]:
-    """The fields of the model's configuration that flags replace: they say how masks are sampled."""
+def _points(settings: FinetuneSettings, config: ModelConfig) -> dict[str, Any]:
+    """The fields of the model's configuration that flags replace: they say how masks are sampled.
+
+    RunError if the family's loss samples no points.
+    """
     flags = {name: getattr(settings, name) for name in ("train_num_points", "importance_sample_ratio")}
-    return {name: value for name, value in flags.items() if value is not None}
+    given = {name: value for name, value in flags.items() if value is not None}
+    known = {field.name for field in fields(config)}
+    for name in (name for name in given if name not in known):
+        raise RunError(
+            f"--{name.replace('_', '-')}: the loss of a {family_of(config.to_dict()).name} compares masks at every "
+            "pixel; leave this flag out"
+        )
+    return given
 
 
 def _names(labels: LabelMap) -> dict[int, str]:

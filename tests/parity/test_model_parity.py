@@ -91,7 +91,11 @@ def jittered(backbone: transformers.PreTrainedConfig, **fields: object) -> nn.Mo
     """The same with any backbone; where it has batch norms, their statistics are those of a photograph, jittered."""
     config = transformers.Mask2FormerConfig(backbone_config=backbone, **{"num_labels": 133, **fields})
     torch.manual_seed(0)
-    model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
+    return jitter(transformers.Mask2FormerForUniversalSegmentation(config).eval())
+
+
+def jitter(model: nn.Module) -> nn.Module:
+    """Move every parameter, and every statistic of a batch norm in the backbone, in place."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

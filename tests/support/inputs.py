@@ -1,7 +1,11 @@
 """Inputs that tests make on the spot: photographs out of an installed wheel, a seeded checkpoint."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+
+from m2f_core.config.mask2former import Mask2FormerConfig
+from m2f_core.config.model_config import ModelConfig
 
 PHOTOGRAPHS = (
     "astronaut.png",
@@ -28,13 +32,12 @@ def gather_photographs(folder: Path) -> None:
         shutil.copyfile(source / name, folder / name)
 
 
-def make_model(folder: Path, seed: int = 0) -> None:
-    """Write a tiny Mask2Former with seeded random weights, 5 things and 3 stuff classes, as a Hugging Face folder."""
+def make_model(folder: Path, seed: int = 0, tiny: Callable[..., ModelConfig] = Mask2FormerConfig.tiny) -> None:
+    """Write a tiny model with seeded random weights, 5 things and 3 stuff classes, as a Hugging Face folder."""
     from m2f_core.checkpoints.checkpoint import save_checkpoint
     from m2f_core.config.labels import Category, LabelMap
-    from m2f_core.config.mask2former import Mask2FormerConfig
     from tests.support.seeded_model import seeded_model
 
     categories = tuple(Category(i, i + 1, f"class {i + 1}", isthing=i < 5) for i in range(8))
-    config = Mask2FormerConfig.tiny(id2label={category.class_id: category.name for category in categories})
+    config = tiny(id2label={category.class_id: category.name for category in categories})
     save_checkpoint(seeded_model(config, seed), folder, LabelMap(categories))

@@ -6,12 +6,16 @@ that photographs come out as a handful of confident segments that follow colours
 
 import re
 from itertools import chain
+from typing import overload
 
 import torch
 from torch import Tensor, nn
 
 from m2f_core.config.mask2former import Mask2FormerConfig
-from m2f_core.model.mask2former import Mask2Former, build_model
+from m2f_core.config.model_config import ModelConfig
+from m2f_core.families.registry import family_of
+from m2f_core.model.contract import SegmentationModel
+from m2f_core.model.mask2former import Mask2Former
 from m2f_core.model.resnet import FrozenBatchNorm
 
 # Found by looking at photographs with the tiny configuration.
@@ -20,21 +24,28 @@ NO_OBJECT_LOGIT = 8.0
 MASK_SPREAD = 6.0  # standard deviation of a mask's logits over the image, roughly
 MASK_THRESHOLD = 0.9  # in those standard deviations: masks that cover less of the image overlap less
 BRANCH_SCALE = 0.2  # of what attention adds in the decoder; it is much the same for all queries and would make them one
+POSITION_SPREAD = 4.0  # of learned positions, where queries have nothing else
 BLOCK_SCALE = 0.3  # of what a block of a ResNet adds; the sums of a deep one would grow without bound
 LATERAL_SCALE = 0.5  # of the fine features against the coarse ones: smoother masks
 REGAIN = 1.5  # what centred weights behind a ReLU are multiplied with, to keep the spread
 OFFSET_SPREAD = 2.0  # cells between where a token is and where it looks
 
 
-def seeded_model(config: Mask2FormerConfig, seed: int) -> Mask2Former:
-    """The same weights for the same seed, whatever the global random state, in eval mode.
+@overload
+def seeded_model(config: Mask2FormerConfig, seed: int) -> Mask2Former: ...
+@overload
+def seeded_model(config: ModelConfig, seed: int) -> SegmentationModel: ...
+
+
+def seeded_model(config: ModelConfig, seed: int) -> SegmentationModel:
+    """The same weights for the same seed, whatever the global random state, in eval mode; of any family.
 
     Every parameter and every statistic of a batch norm is jittered, also those that start at zero or one when a model
     is trained, so that a mistake in how any of them is used or stored shows in the result.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):  # shapes only; no draw from the global generator
-        model = build_model(config)
+        model = family_of(config.to_dict()).build_model(config)
     stored = model.state_dict()  # not all buffers are
     weights = {
         f"{module_name}.{name}": _draw(module, name, tensor.shape, generator)
@@ -64,13 +75,17 @@ def _draw(module: nn.Module, name: str, shape: torch.Size, generator: torch.Gene
 
 
 def _arrange(weights: dict[str, Tensor]) -> None:
+    # Queries without features of their own differ by what they attend to alone, so they must choose and take much.
+    have_features = "transformer_decoder.query_features" in weights
+    if not have_features:
+        weights["transformer_decoder.query_positions"] *= POSITION_SPREAD
     for name, weight in weights.items():
         if name.endswith("sampling_offsets.bias"):
             weight *= OFFSET_SPREAD / 0.1
         elif name == "pixel_decoder.lateral.norm.weight":
             weight *= LATERAL_SCALE
         elif re.fullmatch(r"transformer_decoder\.layers\.\d+\.(\w+\.out_proj|fc2)\.weight", name):
-            weight *= BRANCH_SCALE
+            weight *= BRANCH_SCALE if have_features else 1.0
         elif re.fullmatch(r"backbone\.stages\.\d+\.\d+\.(expand|second)\.norm\.weight", name):
             weight *= BLOCK_SCALE
 

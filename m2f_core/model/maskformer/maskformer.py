@@ -1,0 +1,135 @@
+"""MaskFormer: the flow through its parts, and the builder that passes every number to them.
+
+Legend: B batch, Q query, K classes, D width of a query, C mask channels, H W pixels of the normalised (and padded)
+image, h w cells at stride 4: h = ceil(H / 4), w = ceil(W / 4).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from m2f_core.config.maskformer import MaskFormerConfig
+from m2f_core.layers.activations import ACTIVATIONS
+from m2f_core.losses.full_masks import FullMaskCriterion
+from m2f_core.losses.matcher import LossWeights
+from m2f_core.model.contract import SegmentationModel, SegmentationOutput
+from m2f_core.model.mask2former import build_backbone
+from m2f_core.model.maskformer.pixel_decoder import PixelDecoder
+from m2f_core.model.maskformer.transformer_decoder import TransformerDecoder
+
+
+class MaskFormer(SegmentationModel):
+    """Cheng et al., "Per-Pixel Classification is Not All You Need for Semantic Segmentation" (2021).
+
+    `build_model` makes the parts and passes them in. `forward` reads from `config` only which predictions are wanted.
+    """
+
+    config: MaskFormerConfig
+
+    def __init__(
+        self,
+        config: MaskFormerConfig,
+        backbone: nn.Module,
+        pixel_decoder: PixelDecoder,
+        transformer_decoder: TransformerDecoder,
+        class_predictor: nn.Module,
+        criterion: FullMaskCriterion,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.pixel_decoder = pixel_decoder
+        self.transformer_decoder = transformer_decoder
+        self.class_predictor = class_predictor
+        self.criterion = criterion
+
+    def forward(
+        self,
+        pixel_values_B3HW: Tensor,
+        mask_labels: Sequence[Tensor] | None = None,
+        class_labels: Sequence[Tensor] | None = None,
+        output_auxiliary_logits: bool | None = None,
+        *,
+        output_queries: bool = False,
+    ) -> SegmentationOutput:
+        """pixel_values_B3HW: RGB, normalised, float32, padded at the right and bottom; any height and width.
+
+        Padding is not masked inside the network, as in the original and in transformers, which reads no `pixel_mask`:
+        the same image padded to another size gives another result.
+
+        With `mask_labels` (bool [N, H, W] for each image) and `class_labels` (int64 [N]) the output has a loss: of the
+        last prediction, or of every layer's if the configuration has `use_auxiliary_loss`. `output_auxiliary_logits` =
+        None means the configuration's value.
+        """
+        if (mask_labels is None) != (class_labels is None):
+            raise ValueError("mask_labels and class_labels must be given together or not at all")
+        if output_auxiliary_logits is None:
+            output_auxiliary_logits = bool(self.config.output_auxiliary_logits)
+        deep_supervision = mask_labels is not None and self.config.use_auxiliary_loss
+
+        features = self.backbone(pixel_values_B3HW)
+        mask_features_BChw = self.pixel_decoder.mask_projection(self.pixel_decoder(features))
+        states = self.transformer_decoder(features[-1], every_prediction=deep_supervision or output_auxiliary_logits)
+        *earlier, last = [self.logits(queries_BQD, mask_features_BChw) for queries_BQD in states]
+        output = SegmentationOutput(last["class_queries_logits"], last["masks_queries_logits"])
+        if output_queries:
+            output.queries = states[-1]
+        if output_auxiliary_logits:
+            output.auxiliary_logits = earlier
+        if mask_labels is not None and class_labels is not None:
+            output.losses = self.criterion(
+                output.class_queries_logits,
+                output.masks_queries_logits,
+                auxiliary_predictions=earlier if deep_supervision else [],
+                mask_labels=mask_labels,
+                class_labels=class_labels,
+            )
+            first, *others = output.losses.values()
+            output.loss = sum(others, start=first)
+        return output
+
+    def convolutional_parts(self) -> Sequence[nn.Module]:
+        return (self.pixel_decoder, self.transformer_decoder)
+
+    def logits(self, queries_BQD: Tensor, mask_features_BChw: Tensor) -> dict[str, Tensor]:
+        """Class and mask logits of normalised states, float32, under their names in `SegmentationOutput`."""
+        embeddings_BQC = self.transformer_decoder.mask_embedder(queries_BQD)
+        masks_BQhw = torch.einsum("bqc,bchw->bqhw", embeddings_BQC, mask_features_BChw)
+        return {
+            "class_queries_logits": self.class_predictor(queries_BQD).float(),
+            "masks_queries_logits": masks_BQhw.float(),
+        }
+
+
+def build_model(config: MaskFormerConfig) -> MaskFormer:
+    """The model with PyTorch's own initial weights, in training mode; `load_checkpoint` gives a trained one."""
+    decoder, channels = config.decoder_config, config.backbone_config.feature_channels
+    return MaskFormer(
+        config=config,
+        backbone=build_backbone(config.backbone_config),
+        pixel_decoder=PixelDecoder(channels, config.fpn_feature_size, config.mask_feature_size),
+        transformer_decoder=TransformerDecoder(
+            feature_size=channels[-1],
+            mask_feature_size=config.mask_feature_size,
+            hidden_dim=decoder.d_model,
+            num_queries=decoder.num_queries,
+            num_layers=decoder.decoder_layers,
+            num_heads=decoder.decoder_attention_heads,
+            feedforward_dim=decoder.decoder_ffn_dim,
+            activation=ACTIVATIONS[decoder.activation_function],
+            dropout=decoder.dropout,
+            attention_dropout=decoder.attention_dropout,
+            activation_dropout=decoder.activation_dropout,
+        ),
+        class_predictor=nn.Linear(decoder.d_model, config.num_labels + 1),
+        criterion=build_criterion(config),
+    )
+
+
+def build_criterion(config: MaskFormerConfig) -> FullMaskCriterion:
+    """The loss of a model."""
+    return FullMaskCriterion(
+        weights=LossWeights(config.cross_entropy_weight, config.mask_weight, config.dice_weight),
+        no_object_weight=config.no_object_weight,
+    )
