@@ -14,7 +14,7 @@ from m2f_core.families import mask2former
 from m2f_core.families.registry import FAMILIES
 
 UNKNOWN = "unknown"
-ZOO_LICENSE = mask2former.FAMILY.license  # of all files that `zoo_task` knows
+ZOO_LICENSE = mask2former.FAMILY.license  # of all files that `zoo_task` knows, MaskFormer's included
 CARD_FILE = "README.md"
 # What is read of a card. Its front matter comes first; longer lines are none of ours, and would cost the pattern time.
 CARD_CHARACTERS, LINE_CHARACTERS = 65_536, 500

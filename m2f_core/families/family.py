@@ -76,7 +76,8 @@ class Family:
     `hub_names`: how the names of the checkpoints begin that its authors have published, and the licence of these.
     `rules`: what its post-processing has of its own.
     `image_processor_type`: the class of transformers that reads a preprocessor_config.json of the family.
-    `task_in_name`: a regular expression with `{task}`, by which the names of its checkpoints show the task.
+    `task_in_name`: a regular expression with `{task}`, by which the names of its checkpoints show the task;
+    `task_words`: the expressions for a task there, where they are not its name.
     `has_int8`: its models have `parts_in_8_bits`. `training`: None if its models cannot be trained here.
     """
 
@@ -90,6 +91,7 @@ class Family:
     task_in_name: str
     original: OriginalFormat | None = None
     tasks: tuple[Task, ...] = TASKS
+    task_words: Mapping[Task, str] = field(default_factory=dict)
     rules: FamilyRules = field(default_factory=FamilyRules)
     image_processor_type: str = "Mask2FormerImageProcessor"
     training: TrainingParts | None = None

@@ -42,6 +42,8 @@ FAMILY = Family(
     hub_names=("facebook/maskformer-",),
     license="CC BY-NC 4.0",
     task_in_name=r"maskformer-[^/]*-{task}(/|$)",
+    # On the hub the names show the data set, and with it the task.
+    task_words={"panoptic": "(panoptic|coco)", "semantic": "(semantic|ade|coco-stuff|cityscapes)"},
     rules=FamilyRules(winners_keep_all=True),
     image_processor_type="MaskFormerImageProcessor",
     original=OriginalFormat(is_maskformer, todays_name, infer_config, detectron2_names, IGNORED),
