@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from m2f_core.config.mask2former import Mask2FormerConfig
+from m2f_core.config.model_config import ModelConfig
+from m2f_core.families.registry import family_of
 from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.images.image_size import ImageSize
 from m2f_core.inference.settings import InstanceSettings, PanopticSettings
-from m2f_core.model.mask2former import Mask2Former, build_model
+from m2f_core.model.contract import SegmentationModel
 from pipeline.device.cuda import Cuda
 from pipeline.segment import device_model
 from pipeline.segment.device_model import Network, PreparedImage
@@ -28,19 +29,19 @@ class FakeCheckpoint:
 
     preprocessor_config = None
 
-    def __init__(self, config: Mask2FormerConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         self.config = config
 
-    def load(self) -> Mask2Former:
+    def load(self) -> SegmentationModel:
         with torch.device(CUDA):
-            model = build_model(self.config)
+            model = family_of(self.config.to_dict()).build_model(self.config)
         model.to = lambda device: model  # it is there already; PyTorch cannot move parameters that are fakes
         return model
 
 
 @contextlib.contextmanager
 def fake_network(
-    config: Mask2FormerConfig,
+    config: ModelConfig,
     precision: str,
     inference: InferenceSettings,
     image_size: ImageSize | None = None,

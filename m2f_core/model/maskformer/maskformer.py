@@ -15,8 +15,10 @@ from m2f_core.losses.full_masks import FullMaskCriterion
 from m2f_core.losses.matcher import LossWeights
 from m2f_core.model.contract import SegmentationModel, SegmentationOutput
 from m2f_core.model.mask2former import build_backbone
-from m2f_core.model.maskformer.pixel_decoder import PixelDecoder
-from m2f_core.model.maskformer.transformer_decoder import TransformerDecoder
+from m2f_core.model.maskformer.pixel_decoder import PixelDecoder, PyramidStep
+from m2f_core.model.maskformer.transformer_decoder import DecoderLayer, TransformerDecoder
+from m2f_core.model.resnet import BasicBlock, Bottleneck
+from m2f_core.model.swin import SwinBlock
 
 
 class MaskFormer(SegmentationModel):
@@ -91,6 +93,10 @@ class MaskFormer(SegmentationModel):
 
     def convolutional_parts(self) -> Sequence[nn.Module]:
         return (self.pixel_decoder, self.transformer_decoder)
+
+    def repeated_blocks(self) -> Sequence[nn.Module]:
+        kinds = (SwinBlock, BasicBlock, Bottleneck, PyramidStep, DecoderLayer)
+        return [module for module in self.modules() if isinstance(module, kinds)]
 
     def logits(self, queries_BQD: Tensor, mask_features_BChw: Tensor) -> dict[str, Tensor]:
         """Class and mask logits of normalised states, float32, under their names in `SegmentationOutput`."""

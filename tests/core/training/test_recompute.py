@@ -5,7 +5,10 @@ import torch
 
 from m2f_core.config.backbones import ResNetConfig
 from m2f_core.config.mask2former import Mask2FormerConfig
-from m2f_core.model.mask2former import Mask2Former, build_model
+from m2f_core.config.maskformer import MaskFormerConfig
+from m2f_core.model.contract import SegmentationModel
+from m2f_core.model.mask2former import build_model
+from m2f_core.model.maskformer.maskformer import build_model as build_maskformer
 from m2f_core.training.recompute import recompute_activations
 
 BACKBONES = {
@@ -16,8 +19,10 @@ BACKBONES = {
 }
 
 
-def model_of(backbone: str) -> Mask2Former:
+def model_of(backbone: str) -> SegmentationModel:
     torch.manual_seed(1)
+    if backbone == "maskformer":
+        return build_maskformer(MaskFormerConfig.tiny(use_auxiliary_loss=True)).train()
     tiny = Mask2FormerConfig.tiny(train_num_points=64, dropout=0.1)
     config = tiny if backbone == "swin" else Mask2FormerConfig(**{**_fields(tiny), **BACKBONES[backbone]})
     return build_model(config).train()
@@ -27,7 +32,7 @@ def _fields(config: Mask2FormerConfig) -> dict[str, object]:
     return {name: getattr(config, name) for name in config.__dataclass_fields__}
 
 
-def step(model: Mask2Former) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+def step(model: SegmentationModel) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
     """Loss, gradients, and the bytes that were kept between the forward and the backward pass."""
     kept = 0
 
@@ -46,7 +51,7 @@ def step(model: Mask2Former) -> tuple[torch.Tensor, dict[str, torch.Tensor], int
     return loss.detach(), gradients, kept
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", [*BACKBONES, "maskformer"])
 def test_loss_and_gradients_are_the_same_and_less_is_kept(backbone: str) -> None:
     """Also with dropout and dropped paths, whose random numbers are drawn twice."""
     plain, recomputed = model_of(backbone), model_of(backbone)
@@ -58,7 +63,8 @@ def test_loss_and_gradients_are_the_same_and_less_is_kept(backbone: str) -> None
     assert torch.equal(loss, loss_again)
     assert gradients.keys() == gradients_again.keys()
     assert all(torch.equal(gradient, gradients_again[name]) for name, gradient in gradients.items())
-    assert kept_again < 0.5 * kept
+    # The loss of whole masks keeps much itself.
+    assert kept_again < (0.7 if backbone == "maskformer" else 0.5) * kept
 
 
 def test_inference_and_the_names_of_weights_are_as_before() -> None:

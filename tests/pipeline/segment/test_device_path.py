@@ -3,6 +3,7 @@
 import functools
 import io
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,17 @@ from PIL import Image
 
 from m2f_core.config.backbones import SwinConfig
 from m2f_core.config.mask2former import Mask2FormerConfig
+from m2f_core.config.maskformer import MaskFormerConfig
+from m2f_core.families.registry import family_of_type
 from m2f_core.images.image_size import ImageSize
 from m2f_core.inference import panoptic
-from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
+from m2f_core.inference.settings import (
+    MASK2FORMER_RULES,
+    FamilyRules,
+    InstanceSettings,
+    PanopticSettings,
+    SemanticSettings,
+)
 from m2f_core.model.cuda_graphs import GraphedForward
 from pipeline.segment.device_model import Network
 from pipeline.segment.segmenter import Segmenter
@@ -40,9 +49,11 @@ KEPT = 12  # of 20 queries
 ONE_SIZE, SIZES = [(480, 640)] * 3, [(480, 640), (470, 640), (1080, 1440)]
 
 
-def run(network: Network, task: str, sizes: list[tuple[int, int]] = ONE_SIZE) -> tuple[Counted, int]:
+def run(
+    network: Network, task: str, sizes: list[tuple[int, int]] = ONE_SIZE, rules: FamilyRules = MASK2FORMER_RULES
+) -> tuple[Counted, int]:
     """What a batch asks of the device, and how often the host waits for it."""
-    network.inference, config = TASKS[task], network.model.config
+    network.inference, config = replace(TASKS[task], rules=rules), network.model.config
     images = images_of(network, *sizes)
     network.cuda.tables = table_of(network.inference, len(images), config.num_queries, config.num_labels, KEPT)
     network.cuda.waits = 0
@@ -97,6 +108,20 @@ def test_a_batch_waits_twice_and_brings_little_back(task, precision, backbone):
     assert images == [image_bytes] * 3, "as they were decoded, and nothing else that is as large"
     products = {operation.dtype for operation in batch.operations if operation.name in ("addmm", "convolution")}
     assert products == ({torch.float32} if precision == "fp32" else {torch.bfloat16, torch.float32})
+
+
+@pytest.mark.parametrize("task", ["panoptic", "panoptic hf", "instance hf", "semantic hf"])
+def test_other_families_take_the_same_path(task):
+    """Few waits and small copies, also with the rules of the family."""
+    family = family_of_type("maskformer")
+    config = MaskFormerConfig.tiny(id2label={0: "a", 1: "b"})
+    with fake_network(config, "bf16", TASKS[task], ImageSize.parse("256:427")) as network:
+        run(network, task, rules=family.rules)
+        batch, waits = run(network, task, rules=family.rules)
+    assert waits == (1 if task.startswith("semantic") else 2) and not batch.waits
+    assert sum(copy.num_bytes for copy in batch.to_host) < 3 * 20 * 64 * 108 * 4 / 2
+    products = {operation.dtype for operation in batch.operations if operation.name in ("addmm", "convolution")}
+    assert products == {torch.bfloat16}
 
 
 def test_images_of_other_sizes_share_a_batch():
