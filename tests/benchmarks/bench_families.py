@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_families.py --family maskformer [--threads 1] [--size 512x704] [--rounds 3]
 
 The model is the family's Swin-T, or what is nearest to it, with random weights, as jobs/segment_bucket.py prepares it.
-Sides take turns; the best time of each counts. Outputs are compared first. The last line is one JSON document.
+Sides take turns; the least processor time of each counts, which other programs on the machine hardly change. Outputs
+are compared first. The last line is one JSON document.
 """
 
 import argparse
@@ -42,13 +43,13 @@ FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {"mask2former": _mask2forme
 
 
 def best(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Seconds of the fastest call of each side."""
+    """Processor seconds of the fastest call of each side."""
     seconds = dict.fromkeys(sides, float("inf"))
     for _ in range(rounds):
         for name, call in sides.items():
-            started = time.perf_counter()
+            started = time.process_time()
             call()
-            seconds[name] = min(seconds[name], time.perf_counter() - started)
+            seconds[name] = min(seconds[name], time.process_time() - started)
     return seconds
 
 
