@@ -120,6 +120,17 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_oneformer(tmp_path_factory) -> Path:
+    """A seeded tiny OneFormer with the classes of `tiny_checkpoint`: one checkpoint, three tasks."""
+    from m2f_core.config.oneformer import OneFormerConfig
+    from tests.support.inputs import make_model
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "oneformer"
+    make_model(folder, seed=1, tiny=OneFormerConfig.tiny)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def photographs(tmp_path_factory) -> Path:
     """The eleven photographs of the scikit-image wheel."""
     from tests.support.inputs import gather_photographs

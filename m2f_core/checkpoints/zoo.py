@@ -73,7 +73,8 @@ def task_of_name(name: str, labels: LabelMap) -> Task | None:
         return of_file
     for family in FAMILIES:
         for task in TASKS:
-            if re.search(family.task_in_name.format(task=family.task_words.get(task, task)), name):
+            words = family.task_words.get(task, task)
+            if family.task_in_name is not None and re.search(family.task_in_name.format(task=words), name):
                 return task
     kinds = {category.isthing for category in labels.categories}
     if not labels.known or len(kinds) != 1:

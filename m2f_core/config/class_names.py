@@ -31,6 +31,14 @@ def read_id2label(json_dict: Mapping[str, Any]) -> dict[int, str]:
     return {class_id: by_id.get(class_id, label) for class_id, label in numbered_labels(num_labels).items()}
 
 
+def check_id2label(id2label: Mapping[int, str]) -> None:
+    """ConfigError unless these are the names of the classes 0, 1, 2, ..., and not too many."""
+    if len(id2label) > MAX_CLASSES:
+        raise ConfigError(f"id2label must name at most {MAX_CLASSES} classes, not {len(id2label)}")
+    if not id2label or sorted(id2label) != list(range(len(id2label))):
+        raise ConfigError("id2label must name the classes 0, 1, 2, ... without a gap, and at least one")
+
+
 def label_warnings(json_dict: Mapping[str, Any]) -> list[str]:
     """What `read_id2label` does not take from the file, and the names that several classes share."""
     by_id, read = _given_labels(json_dict) or {}, read_id2label(json_dict)

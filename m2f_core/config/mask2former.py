@@ -13,9 +13,8 @@ from typing import Any
 from m2f_core.config.backbones import BackboneConfig, read_backbone
 from m2f_core.config.backbones import ResNetConfig as ResNetConfig
 from m2f_core.config.backbones import SwinConfig as SwinConfig
-from m2f_core.config.class_names import numbered_labels, read_id2label
+from m2f_core.config.class_names import check_id2label, numbered_labels, read_id2label
 from m2f_core.config.fields import (
-    MAX_CLASSES,
     MAX_HEADS,
     MAX_LAYERS,
     MAX_NUMBER,
@@ -121,10 +120,7 @@ class Mask2FormerConfig:
             raise ConfigError(f"common_stride must be {self.feature_strides[0]}, not {self.common_stride}")
         check_activation(self, "activation_function")
         self._check_training()
-        if len(self.id2label) > MAX_CLASSES:
-            raise ConfigError(f"id2label must name at most {MAX_CLASSES} classes, not {len(self.id2label)}")
-        if not self.id2label or sorted(self.id2label) != list(range(len(self.id2label))):
-            raise ConfigError("id2label must name the classes 0, 1, 2, ... without a gap, and at least one")
+        check_id2label(self.id2label)
 
     def _check_training(self) -> None:
         check_counts(self, ("train_num_points",), MAX_POINTS)

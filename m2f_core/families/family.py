@@ -76,8 +76,10 @@ class Family:
     `hub_names`: how the names of the checkpoints begin that its authors have published, and the licence of these.
     `rules`: what its post-processing has of its own.
     `image_processor_type`: the class of transformers that reads a preprocessor_config.json of the family.
-    `task_in_name`: a regular expression with `{task}`, by which the names of its checkpoints show the task;
-    `task_words`: the expressions for a task there, where they are not its name.
+    `task_in_name`: a regular expression with `{task}`, by which the names of its checkpoints show the task; None if
+    they do not. `task_words`: the expressions for a task there, where they are not its name.
+    `reads_task`: whether its models read the task that they are asked for. Then one checkpoint serves all `tasks`, and
+    its logits are those of one task.
     `has_int8`: its models have `parts_in_8_bits`. `training`: None if its models cannot be trained here.
     """
 
@@ -88,7 +90,8 @@ class Family:
     weight_names: WeightNames
     hub_names: tuple[str, ...]
     license: str
-    task_in_name: str
+    task_in_name: str | None = None
+    reads_task: bool = False
     original: OriginalFormat | None = None
     tasks: tuple[Task, ...] = TASKS
     task_words: Mapping[Task, str] = field(default_factory=dict)

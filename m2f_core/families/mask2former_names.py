@@ -16,10 +16,8 @@ _DECODER = "model.pixel_level_module.decoder."
 _QUERIES = "model.transformer_module."
 
 
-# The first matching rule applies.
-RULES = (
-    *backbone_names.HUB_RULES,
-    # Pixel decoder
+# Of the pixel decoder, which other families have too
+PIXEL_DECODER_RULES = (
     Rule("pixel_decoder.input_projections.#.conv", (_DECODER + "input_projections.#.0",)),
     Rule("pixel_decoder.input_projections.#.norm", (_DECODER + "input_projections.#.1",)),
     Rule("pixel_decoder.layers.#.attention", (_DECODER + "encoder.layers.#.self_attn",)),
@@ -31,6 +29,12 @@ RULES = (
     Rule("pixel_decoder.output.conv", (_DECODER + "layer_1.0",)),
     Rule("pixel_decoder.output.norm", (_DECODER + "layer_1.1",)),
     Rule("pixel_decoder", (_DECODER[:-1],)),  # level_embed, mask_projection
+)
+
+# The first matching rule applies.
+RULES = (
+    *backbone_names.HUB_RULES,
+    *PIXEL_DECODER_RULES,
     # Transformer decoder
     Rule("transformer_decoder.query_features", (_QUERIES + "queries_features.weight",)),
     Rule("transformer_decoder.query_positions", (_QUERIES + "queries_embedder.weight",)),

@@ -9,7 +9,8 @@ chooses the next steps:
   sorted by descending score. The original also keeps instances without a pixel, with score 0; here they are left out.
 - "hf": as in transformers, with equal masks in the same order. Mask and score are computed at the family's grid
   (384 x 384 for Mask2Former) or at the mask's own size, with the padding, and the mask is enlarged by nearest
-  neighbour.
+  neighbour. In a family with exclusive instances, a pixel belongs to the one with the highest class score x mask logit,
+  and the score is the class score.
 
 On the CPU masks are processed one at a time and returned as RLE, so memory is a few planes [H, W] whatever the number
 of queries (in reference mode, less than one plane). A GPU enlarges as many as fit into 256 MiB at a time, and keeps a
@@ -42,8 +43,10 @@ from m2f_core.inference.decoder_outputs import (
     read_table,
 )
 from m2f_core.inference.instance_kernel import find_mask
+from m2f_core.inference.panoptic import find_winners_torch, start_winners, winning_segments
+from m2f_core.inference.panoptic_kernel import Winners
 from m2f_core.inference.resize_taps import axis_taps
-from m2f_core.inference.settings import FamilyRules, InstanceSettings
+from m2f_core.inference.settings import FamilyRules, InstanceSettings, PanopticSettings
 from m2f_core.masks import rle
 from m2f_core.masks.on_device import Arrays, Fetch, Parcel, fetch_at_once, start_runs
 
@@ -86,7 +89,15 @@ def instance_segments(
         [result] = started.finish(parcel.send(fetch_at_once)())
         return result
     scores_QC = class_scores(pred_logits_QC1, pred_masks_Qhw)
-    values, places = (ranked.numpy() for ranked in _best_pairs(scores_QC.flatten(), len(scores_QC), settings))
+    ranked = _best_pairs(scores_QC.flatten(), len(scores_QC), settings)
+    values, places = (row.numpy() for row in ranked)
+    if settings.exclusive:
+        [kept], [pairs] = _competing(values[None], places[None], scores_QC.shape[1], settings)
+        if not pairs:
+            return InstanceResult((), geometry.original_hw)
+        masks_Khw = finite_masks(pred_masks_Qhw[[query for _, query, _ in pairs]])
+        winners = find_winners_torch(masks_Khw, ranked[0][kept], geometry, _as_panoptic(settings), of_logits=True)
+        return _exclusive_instances(winners, pairs, geometry, settings)
     find = _mask_finder(pred_masks_Qhw, geometry, settings)
 
     @cache
@@ -114,12 +125,23 @@ def start_instances(
     masks_BQhw = masks_BQhw.float()
     ranked = _best_pairs(scores_BQC.flatten(1), num_queries, settings)
     values, places, lows, highs = read_table(fetch, [*ranked, *extremes(masks_BQhw)])
+    if settings.exclusive:
+        kept, pairs = _competing(values, places, num_classes, settings)
+        of_pairs = [[query for _, query, _ in of_image] for of_image in pairs]
+        _check_used(values, lows, highs, of_pairs)
+        scores_N = ranked[0].flatten().index_select(0, places_of(kept, values.shape[1], masks_BQhw.device))
+        panoptic = _as_panoptic(settings)
+        winners = start_winners(masks_BQhw, of_pairs, scores_N, geometries, panoptic, parcel, fetch, of_logits=True)
+        return Started(
+            [list(dict.fromkeys(of_image)) for of_image in of_pairs],
+            lambda arrays: [
+                _exclusive_instances(found, of_image, geometry, settings)
+                for found, of_image, geometry in zip(winners(arrays), pairs, geometries, strict=True)
+            ],
+        )
     wanted = [_wanted(*pair, num_classes, settings) for pair in zip(values, places, strict=True)]
     queries = [list(dict.fromkeys(query for _, query, _ in of_image)) for of_image in wanted]
-    is_used_BQ = np.zeros_like(lows, dtype=bool)
-    for image, of_image in enumerate(queries):
-        is_used_BQ[image, of_image] = True
-    check_finite(values, lows[is_used_BQ], highs[is_used_BQ])
+    _check_used(values, lows, highs, queries)
 
     masks_Nhw = masks_BQhw.flatten(0, 1).index_select(0, places_of(queries, num_queries, masks_BQhw.device))
     planes_WH: list[torch.Tensor] = []
@@ -147,6 +169,61 @@ def start_instances(
         return results
 
     return Started(queries, finish)
+
+
+def _check_used(
+    values: NDArray[np.float32], lows: NDArray[np.float32], highs: NDArray[np.float32], queries: Sequence[Sequence[int]]
+) -> None:
+    """ValueError unless the scores, and the masks of these queries of each image, are finite."""
+    is_used_BQ = np.zeros_like(lows, dtype=bool)
+    for image, of_image in enumerate(queries):
+        is_used_BQ[image, of_image] = True
+    check_finite(values, lows[is_used_BQ], highs[is_used_BQ])
+
+
+def _competing(
+    values: NDArray[np.float32], places: NDArray[np.int64], num_classes: int, settings: InstanceSettings
+) -> tuple[list[list[int]], list[list[Pair]]]:
+    """For each image, which of its best pairs compete for pixels: those above the threshold, of every class.
+
+    An image without a pair of a wanted class has none, because there is nothing to find.
+    """
+    kept = [np.flatnonzero(of_image > settings.score_threshold).tolist() for of_image in values]
+    pairs = [
+        [
+            (score, place // num_classes, place % num_classes)
+            for score, place in zip(scores[at].tolist(), at_places[at].tolist(), strict=True)
+        ]
+        for at, scores, at_places in zip(kept, values, places, strict=True)
+    ]
+    wanted = settings.wanted_class_ids
+    if wanted is not None:
+        pairs = [of_image if any(class_id in wanted for *_, class_id in of_image) else [] for of_image in pairs]
+        kept = [at if of_image else [] for at, of_image in zip(kept, pairs, strict=True)]
+    return kept, pairs
+
+
+def _as_panoptic(settings: InstanceSettings) -> PanopticSettings:
+    """How exclusive instances compete: as panoptic segments, of which none are fused."""
+    return PanopticSettings(
+        "hf", settings.score_threshold, 0.8, 0.5, wanted_class_ids=settings.wanted_class_ids, rules=settings.rules
+    )
+
+
+def _exclusive_instances(
+    found: Winners | None, pairs: Sequence[Pair], geometry: ImageGeometry, settings: InstanceSettings
+) -> InstanceResult:
+    if found is None:
+        return InstanceResult((), geometry.original_hw)
+    scores, queries, class_ids = (list(column) for column in zip(*pairs, strict=True))
+    result = winning_segments(found, scores, class_ids, queries, _as_panoptic(settings))
+    masks = {mask.label: mask for mask in rle.encode_runs(result.label_map.runs, *geometry.original_hw)}
+    instances = [
+        Instance(info.class_id, info.score, info.query, replace(masks[info.segment_id], label=1))
+        for info in result.infos
+        if info.query is not None  # every segment has one
+    ]
+    return InstanceResult(tuple(instances), geometry.original_hw)
 
 
 def _result(

@@ -18,12 +18,13 @@ Legend: Q queries, K kept queries; h, w mask logits (stride 4 of the padded inpu
 "plus the no-object class", so pred_logits_QC1 has C + 1 columns, the last of which is "no object".
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from m2f_core.images.geometry import ImageGeometry
@@ -102,7 +103,7 @@ def panoptic_segments(
         found = find_winners(masks_Khw.numpy(), scores_K.numpy(), geometry, settings.mask_threshold, keep_all)
     else:
         found = find_winners_torch(masks_Khw, scores_K, geometry, settings)
-    return _result(found, scores_K.tolist(), classes_K.tolist(), queries_K.tolist(), settings)
+    return winning_segments(found, scores_K.tolist(), classes_K.tolist(), queries_K.tolist(), settings)
 
 
 def start_panoptic(
@@ -128,34 +129,62 @@ def start_panoptic(
         for is_kept_Q, classes_Q in zip(is_kept_BQ, classes, strict=True)
     ]
 
-    places_N = places_of(queries, num_queries, masks_BQhw.device)
-    masks_Nhw = masks_BQhw.flatten(0, 1).index_select(0, places_N)
-    scores_N = scores_BQ.flatten().index_select(0, places_N)
+    scores_N = scores_BQ.flatten().index_select(0, places_of(queries, num_queries, masks_BQhw.device))
+    winners = start_winners(masks_BQhw, queries, scores_N, geometries, settings, parcel, fetch)
+
+    def finish(arrays: Arrays) -> list[PanopticResult]:
+        results = []
+        for image, (found, kept) in enumerate(zip(winners(arrays), queries, strict=True)):
+            kept_classes, kept_scores = classes[image, kept].tolist(), scores[image, kept].tolist()
+            results.append(
+                _nothing_kept(geometries[image])
+                if found is None
+                else winning_segments(found, kept_scores, kept_classes, kept, settings)
+            )
+        return results
+
+    return Started(queries, finish)
+
+
+def start_winners(
+    masks_BQhw: torch.Tensor,
+    queries: Sequence[Sequence[int]],
+    scores_N: torch.Tensor,
+    geometries: Sequence[ImageGeometry],
+    settings: PanopticSettings,
+    parcel: Parcel,
+    fetch: Fetch,
+    of_logits: bool = False,
+) -> Callable[[Arrays], list[Winners | None]]:
+    """Start to find the winners among these queries of each image, which have these scores, on their device.
+
+    `of_logits` as in `find_winners_torch`. The function that is returned takes the arrays of the parcel; None for an
+    image without queries.
+    """
+    masks_Nhw = masks_BQhw.flatten(0, 1).index_select(0, places_of(queries, masks_BQhw.shape[1], masks_BQhw.device))
     counts = [len(of_image) for of_image in queries]
     type_of_codes = _type_of_codes(max(counts))
     planes_WH, areas = [], []
     for masks_Khw, scores_K, geometry in zip(masks_Nhw.split(counts), scores_N.split(counts), geometries, strict=True):
         if len(masks_Khw):
             at_once = _masks_at_once(geometry)
-            codes_HW, areas_K = _find_codes(masks_Khw, scores_K, geometry, settings, at_once, type_of_codes)
+            codes_HW, areas_K = _find_codes(masks_Khw, scores_K, geometry, settings, at_once, type_of_codes, of_logits)
             planes_WH.append(codes_HW.T.contiguous())
             areas.append(parcel.add(areas_K))
     runs = start_runs(planes_WH, parcel, fetch, _RUNS_PER_COLUMN)
 
-    def finish(arrays: Arrays) -> list[PanopticResult]:
+    def finish(arrays: Arrays) -> list[Winners | None]:
         of_images = iter(zip(runs(arrays), areas, strict=True))
-        results = []
-        for image, (geometry, kept) in enumerate(zip(geometries, queries, strict=True)):
-            if not kept:
-                results.append(_nothing_kept(geometry))
+        results: list[Winners | None] = []
+        for geometry, of_image in zip(geometries, queries, strict=True):
+            if not of_image:
+                results.append(None)
                 continue
             found, at = next(of_images)
-            winners = _winners(found.runs, arrays[at], geometry.original_hw)
-            kept_classes = classes[image, kept].tolist()
-            results.append(_result(winners, scores[image, kept].tolist(), kept_classes, kept, settings))
+            results.append(_winners(found.runs, arrays[at], geometry.original_hw))
         return results
 
-    return Started(queries, finish)
+    return finish
 
 
 def _any_wanted(class_ids: list[int], settings: PanopticSettings) -> bool:
@@ -168,9 +197,10 @@ def _nothing_kept(geometry: ImageGeometry) -> PanopticResult:
     return PanopticResult(RunMap.from_transposed(np.zeros(geometry.original_hw[::-1], np.uint8), 0), (), 0)
 
 
-def _result(
+def winning_segments(
     found: Winners, scores: list[float], classes: list[int], queries: list[int], settings: PanopticSettings
 ) -> PanopticResult:
+    """The segments of the winners among kept queries with these scores and classes."""
     ids, infos = _number_segments(found, scores, classes, queries, settings)
     return PanopticResult(found.winners.relabelled(ids), infos, len(queries))
 
@@ -202,13 +232,19 @@ def to_hf(result: PanopticResult, settings: PanopticSettings) -> dict[str, Any]:
 
 
 def find_winners_torch(
-    masks_Khw: torch.Tensor, scores_K: torch.Tensor, geometry: ImageGeometry, settings: PanopticSettings
+    masks_Khw: torch.Tensor,
+    scores_K: torch.Tensor,
+    geometry: ImageGeometry,
+    settings: PanopticSettings,
+    of_logits: bool = False,
 ) -> Winners:
     """The winner of each pixel, one mask at a time, in host memory and in either mode.
 
-    This is the plain version of `panoptic_kernel.find_winners`, which is faster for reference mode.
+    `of_logits`: in hf mode, score x mask logit decides, not score x mask probability. This is the plain version of
+    `panoptic_kernel.find_winners`, which is faster for reference mode.
     """
-    codes_HW, areas_K = _find_codes(masks_Khw, scores_K, geometry, settings, 1, _type_of_codes(len(masks_Khw)))
+    dtype = _type_of_codes(len(masks_Khw))
+    codes_HW, areas_K = _find_codes(masks_Khw, scores_K, geometry, settings, 1, dtype, of_logits)
     return _winners(label_runs(codes_HW.numpy()), areas_K.numpy(), geometry.original_hw)
 
 
@@ -219,6 +255,7 @@ def _find_codes(
     settings: PanopticSettings,
     at_once: int,
     dtype: torch.dtype,
+    of_logits: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The code of each pixel [H, W], and how many pixels each mask has [K], on the device of the masks.
 
@@ -231,7 +268,10 @@ def _find_codes(
     best_HW, codes_HW, areas = None, None, []
     for first in range(0, len(masks_Khw), at_once):
         masks_khw = masks_Khw[first : first + at_once]
-        probs_kHW = _hf_probabilities(masks_khw, geometry, settings.rules) if hf else _reference(masks_khw, geometry)
+        if hf:
+            probs_kHW = _hf_values(masks_khw, geometry, settings.rules, of_logits)
+        else:
+            probs_kHW = _reference(masks_khw, geometry)
         inside_kHW = probs_kHW >= settings.mask_threshold
         weighted_kHW = probs_kHW.mul_(scores_K[first : first + at_once, None, None])
         if hf:  # transformers weights the probabilities in place before it compares them with the threshold
@@ -283,9 +323,15 @@ def _reference(masks_khw: torch.Tensor, geometry: ImageGeometry) -> torch.Tensor
     return bilinear(padded[:, :, :height, :width], geometry.original_hw)[0].sigmoid()
 
 
-def _hf_probabilities(masks_khw: torch.Tensor, geometry: ImageGeometry, rules: FamilyRules) -> torch.Tensor:
-    """Probabilities [k, H, W] as transformers computes them: sigmoid on its own grid, then resized with the padding."""
-    return bilinear(on_hf_grid(masks_khw, rules).sigmoid()[None], geometry.original_hw)[0]
+def _hf_values(masks_khw: torch.Tensor, geometry: ImageGeometry, rules: FamilyRules, of_logits: bool) -> torch.Tensor:
+    """Probabilities (or logits) [k, H, W] as transformers computes them: on its own grid, if it has one, then resized
+    with the padding.
+    """
+    on_grid = on_hf_grid(masks_khw, rules)
+    values = on_grid if of_logits else on_grid.sigmoid()
+    return F.interpolate(
+        values[None], geometry.original_hw, mode="bilinear", align_corners=False, antialias=rules.hf_antialias
+    )[0]
 
 
 # ------------------------------------------------------------------------------------------------------- segment rows

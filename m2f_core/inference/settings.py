@@ -17,14 +17,25 @@ class FamilyRules:
 
     `hf_grid_hw`: in hf mode, the size to which every mask is enlarged first, whatever the size of the input; None: the
     masks are used as they are. `winners_keep_all`: in reference mode, a pixel belongs to the query that wins it even
-    outside of the query's mask.
+    outside of the query's mask. `hf_antialias`: in hf mode, the masks of segments that compete for pixels are resized
+    with a filter against aliasing. `hf_exclusive`: in hf mode, a pixel belongs to one instance at most; the highest
+    class score x mask logit wins it, and an instance that keeps too little of its mask is dropped, as in panoptic
+    segmentation.
+
+    In reference mode, `score_thresholds` are those of panoptic segmentation, by a dataset that has the checkpoint's
+    classes, where they are not 0.8, and `top_k` is how many instances are kept, None for the number of queries.
     """
 
     hf_grid_hw: tuple[int, int] | None = None
     winners_keep_all: bool = False
+    hf_antialias: bool = False
+    hf_exclusive: bool = False
+    score_thresholds: tuple[tuple[str, float], ...] = ()
+    top_k: int | None = 100
 
 
-MASK2FORMER_RULES = FamilyRules(hf_grid_hw=(384, 384))
+# For Mapillary Vistas every query is kept (OBJECT_MASK_THRESHOLD in configs/mapillary-vistas/... of the original).
+MASK2FORMER_RULES = FamilyRules(hf_grid_hw=(384, 384), score_thresholds=(("mapillary-panoptic", 0.0),))
 
 
 @dataclass(frozen=True)
@@ -55,14 +66,14 @@ class PanopticSettings:
         return cls(mode, score_threshold, overlap_threshold=0.8, mask_threshold=0.5, fuse_class_ids=fuse_class_ids)
 
     @classmethod
-    def for_labels(cls, mode: PanopticMode, labels: LabelMap) -> "PanopticSettings":
-        """The defaults for a checkpoint's classes: stuff is fused, and thresholds come from the original's configs.
-
-        For Mapillary Vistas these keep every query (OBJECT_MASK_THRESHOLD in configs/mapillary-vistas/...).
-        """
-        settings = cls.defaults(mode, labels.stuff_class_ids)
-        if mode == "reference" and labels.has_classes_of("mapillary-panoptic"):
-            return replace(settings, score_threshold=0.0)
+    def for_labels(
+        cls, mode: PanopticMode, labels: LabelMap, rules: FamilyRules = MASK2FORMER_RULES
+    ) -> "PanopticSettings":
+        """The defaults for a checkpoint's classes: stuff is fused, and thresholds come from the original's configs."""
+        settings = replace(cls.defaults(mode, labels.stuff_class_ids), rules=rules)
+        for dataset, threshold in rules.score_thresholds if mode == "reference" else ():
+            if labels.has_classes_of(dataset):
+                return replace(settings, score_threshold=threshold)
         return settings
 
 
@@ -85,15 +96,25 @@ class InstanceSettings:
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {self.top_k}")
 
+    @property
+    def exclusive(self) -> bool:
+        """Whether a pixel belongs to one instance at most."""
+        return self.mode == "hf" and self.rules.hf_exclusive
+
     @classmethod
-    def defaults(cls, mode: InstanceMode, wanted_class_ids: frozenset[int] | None = None) -> "InstanceSettings":
+    def defaults(
+        cls,
+        mode: InstanceMode,
+        wanted_class_ids: frozenset[int] | None = None,
+        rules: FamilyRules = MASK2FORMER_RULES,
+    ) -> "InstanceSettings":
         """The original's settings for COCO, or those of transformers.
 
         The original drops stuff only for panoptic checkpoints, transformers never does.
         """
         if mode == "hf":
-            return cls(mode, score_threshold=0.5, top_k=None, wanted_class_ids=wanted_class_ids)
-        return cls(mode, score_threshold=0.0, top_k=100, wanted_class_ids=wanted_class_ids)
+            return cls(mode, 0.5, top_k=None, wanted_class_ids=wanted_class_ids, rules=rules)
+        return cls(mode, 0.0, top_k=rules.top_k, wanted_class_ids=wanted_class_ids, rules=rules)
 
 
 @dataclass(frozen=True)

@@ -29,16 +29,17 @@ def sine_position_encoding(height: int, width: int, channels: int, device: torch
     Sines and cosines of wavelengths from 1 to 10,000 turns, of positions scaled to (0, 2 pi] (as in DETR).
     """
     half = channels // 2
-    wavelength = 10000.0 ** (2 * torch.arange(half // 2, device=device, dtype=torch.float32) / half)
-
-    def encode(length: int) -> Tensor:
-        position = torch.arange(1, length + 1, device=device, dtype=torch.float32) / (length + 1e-6) * (2 * math.pi)
-        angle = position[:, None] / wavelength
-        return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)  # sines and cosines alternate
-
-    y_hwC = encode(height)[:, None].expand(height, width, half)
-    x_hwC = encode(width)[None].expand(height, width, half)
+    y_hwC = axis_code(height, half, device)[:, None].expand(height, width, half)
+    x_hwC = axis_code(width, half, device)[None].expand(height, width, half)
     return torch.cat((y_hwC, x_hwC), dim=-1).view(1, height * width, channels)
+
+
+def axis_code(length: int, channels: int, device: torch.device) -> Tensor:
+    """The half of `sine_position_encoding` that belongs to one axis: [length, channels] float32."""
+    wavelength = 10000.0 ** (2 * torch.arange(channels // 2, device=device, dtype=torch.float32) / channels)
+    position = torch.arange(1, length + 1, device=device, dtype=torch.float32) / (length + 1e-6) * (2 * math.pi)
+    angle = position[:, None] / wavelength
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)  # sines and cosines alternate
 
 
 def cell_centres(height: int, width: int, device: torch.device) -> Tensor:

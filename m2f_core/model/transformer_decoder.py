@@ -148,7 +148,10 @@ class MaskEmbedder(nn.Module):
 
 
 class TransformerDecoder(nn.Module):
-    """The decoder. It predicts `num_layers + 1` times: before the first layer and after each one."""
+    """The decoder. It predicts `num_layers + 1` times: before the first layer and after each one.
+
+    Without `learned_start`, the states of the queries before the first layer are an input, not a parameter.
+    """
 
     def __init__(
         self,
@@ -163,9 +166,10 @@ class TransformerDecoder(nn.Module):
         dropout: float,
         pre_norm: bool,
         enforce_input_projection: bool,
+        learned_start: bool = True,
     ) -> None:
         super().__init__()
-        self.query_features = nn.Parameter(standard_normal(num_queries, hidden_dim))
+        self.query_features = nn.Parameter(standard_normal(num_queries, hidden_dim)) if learned_start else None
         self.query_positions = nn.Parameter(standard_normal(num_queries, hidden_dim))
         self.level_embed = nn.Parameter(standard_normal(NUM_LEVELS, hidden_dim))
         project = enforce_input_projection or feature_size != hidden_dim
@@ -185,10 +189,12 @@ class TransformerDecoder(nn.Module):
         maps: Sequence[Tensor],
         every_prediction: bool = False,
         with_attention: bool = False,
+        start_BQD: Tensor | None = None,
     ) -> list[QueryPrediction]:
         """The last prediction, or all predictions from first to last; `maps` are the pixel decoder's, coarse to fine.
 
         `with_attention`: predictions have their layer's `attention`; the prediction before the first layer has none.
+        start_BQD: the states before the first layer, if the decoder has not learned them.
 
         Between layers, masks are needed only at the size of the level that the next layer reads. Bilinear resizing and
         the product with the query are both linear, so the mask features are resized once per level instead of every
@@ -206,7 +212,8 @@ class TransformerDecoder(nn.Module):
             mask_features_BCS.append(resized.flatten(2).detach())
 
         batch = mask_features_BChw.shape[0]
-        x_BQD = self.query_features.expand(batch, -1, -1)
+        x_BQD = start_BQD if self.query_features is None else self.query_features.expand(batch, -1, -1)
+        assert x_BQD is not None, "a decoder without a learned start gets one"
         position_1QD = self.query_positions.unsqueeze(0)
         states, queries = [x_BQD.transpose(0, 1)], [self.output_norm(x_BQD)]
         attentions: list[Tensor] | None = [] if with_attention else None

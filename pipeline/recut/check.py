@@ -54,16 +54,22 @@ def check_recut(given: RecutSettings) -> Checked:
     given = replace(given, tables=whole_path(given.tables), output=whole_path(given.output))
     source = find_source(given.tables, given.of_run)
     record = source.record
-    settings = _settings(given, source)
-    labels = _labels(given, record)
-    trained_for = task_of_name(record.model.name, labels)
-    labels = with_given_stuff(settings, labels)
     model = record.model
     try:
-        rules = family_of_type(model.model_type).rules
+        family = family_of_type(model.model_type)
     except ConfigError as error:
         raise source.output.damaged(f"run.json of run {record.run_id}", one_line(error)) from None
-    inference = inference_settings(settings, labels, trained_for, rules)
+    settings = _settings(given, source)
+    if family.reads_task and settings.task != record.results["task"]:
+        raise RunError(
+            f"--task {settings.task} cannot be recut: the model of run {record.run_id} reads the task, so the logits "
+            f"that the run kept are those of --task {record.results['task']}; run jobs/segment_bucket.py with --task "
+            f"{settings.task}"
+        )
+    labels = _labels(given, record)
+    trained_for = None if family.reads_task else task_of_name(model.name, labels)
+    labels = with_given_stuff(settings, labels)
+    inference = inference_settings(settings, labels, trained_for, family.rules)
     _check_floor(settings, inference, source.floor)
     results = {
         **settings.results_dict(),

@@ -75,9 +75,11 @@ def check_model(settings: Settings) -> Model:
         license_name = model_license(checkpoint, settings.model)
     except (ValueError, OSError) as error:  # CheckpointError and ConfigError are ValueErrors
         raise RunError(f"--model {settings.model}: {one_line(error)}") from None
-    if settings.precision == "int8" and not checkpoint.family.has_int8:
-        raise RunError(f"--precision int8 is not for models of the family {checkpoint.family.name}")
-    trained_for = trained_task(checkpoint, settings.model, labels)
+    family = checkpoint.family
+    if settings.precision == "int8" and not family.has_int8:
+        raise RunError(f"--precision int8 is not for models of the family {family.name}")
+    # A model that reads the task was trained for all.
+    trained_for = None if family.reads_task else trained_task(checkpoint, settings.model, labels)
     warnings = [
         *_scenes_warning(settings.model),
         *processor.warnings(),
@@ -86,7 +88,6 @@ def check_model(settings: Settings) -> Model:
         *task_warnings(settings, labels, trained_for),
     ]
     labels = with_given_stuff(settings, labels)
-    family = checkpoint.family
     inference = inference_settings(settings, labels, trained_for, family.rules)
     return Model(
         settings.model,

@@ -119,6 +119,7 @@ def plain_network(spec: SegmentSpec) -> Network:
         inference=spec.inference,
     )
     network.model = checkpoint.load().requires_grad_(False)
+    network.model.set_task(spec.inference.task)
     for module in network.model.modules():
         if isinstance(module, DeformableAttention):
             module.train()  # in training mode it uses PyTorch's code; otherwise a kernel of ours, on a CPU too

@@ -19,24 +19,19 @@ def inference_settings(
 
     Raises RunError if the task makes no sense for these labels.
     """
-    return replace(_of_task(settings, labels, trained_for), rules=rules)
-
-
-def _of_task(settings: Settings, labels: LabelMap, trained_for: Task | None) -> InferenceSettings:
     chosen = _chosen_classes(settings, labels)
     if settings.task == "panoptic":
-        panoptic = replace(PanopticSettings.for_labels(settings.postprocess, labels), wanted_class_ids=chosen)
+        panoptic = replace(PanopticSettings.for_labels(settings.postprocess, labels, rules), wanted_class_ids=chosen)
         if settings.label_ids_to_fuse is not None:
             panoptic = replace(panoptic, fuse_class_ids=frozenset(settings.label_ids_to_fuse))
         return replace(panoptic, **_given(settings, "score_threshold", "overlap_threshold", "mask_threshold"))
     if settings.task == "instance":
-        instance = InstanceSettings.defaults(
-            settings.postprocess, _instances_to_keep(settings.postprocess, labels, chosen)
-        )
+        wanted = _instances_to_keep(settings.postprocess, labels, chosen)
+        instance = InstanceSettings.defaults(settings.postprocess, wanted, rules)
         return replace(instance, **_given(settings, "score_threshold", "top_k"))
     # As in the original, whose semantic checkpoints resize scores. There is no flag: 1 pixel in 10,000 changes.
     semantic = SemanticSettings.defaults(settings.postprocess, "scores" if trained_for == "semantic" else "masks")
-    return replace(semantic, wanted_class_ids=chosen)
+    return replace(semantic, wanted_class_ids=chosen, rules=rules)
 
 
 def results_of(inference: InferenceSettings) -> dict[str, Any]:

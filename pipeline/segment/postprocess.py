@@ -130,7 +130,7 @@ def _merge_rule(settings: InferenceSettings) -> MergeRule:
     if isinstance(settings, PanopticSettings):
         return MergeRule(settings.fuse_class_ids, may_overlap=False)
     if isinstance(settings, InstanceSettings):
-        return MergeRule(frozenset(), may_overlap=True)
+        return MergeRule(frozenset(), may_overlap=not settings.exclusive)
     return MergeRule(fused_class_ids=None, may_overlap=False)
 
 

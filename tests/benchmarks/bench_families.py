@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,17 @@ def _maskformer() -> torch.nn.Module:
     return theirs_of(*MODELS["swin tiny"])
 
 
+def _oneformer() -> torch.nn.Module:
+    import transformers
+
+    from tests.parity.test_model_parity import STAGES, SWIN
+    from tests.parity.test_oneformer_parity import jittered, task_inputs
+
+    model = jittered(transformers.SwinConfig(**SWIN["swin_tiny"], out_features=STAGES))
+    model.forward = partial(model.forward, task_inputs=task_inputs("panoptic", 1))
+    return model
+
+
 def _mask2former() -> torch.nn.Module:
     from tests.parity.test_model_parity import SWIN, jittered_model
 
@@ -39,7 +51,11 @@ def _mask2former() -> torch.nn.Module:
 
 
 # Family -> transformers' model in eval mode. `forward` of both sides takes the pixels alone.
-FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {"mask2former": _mask2former, "maskformer": _maskformer}
+FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
+    "mask2former": _mask2former,
+    "maskformer": _maskformer,
+    "oneformer": _oneformer,
+}
 
 
 def best(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

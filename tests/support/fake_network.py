@@ -35,6 +35,9 @@ class FakeCheckpoint:
     def load(self) -> SegmentationModel:
         with torch.device(CUDA):
             model = family_of(self.config.to_dict()).build_model(self.config)
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):  # made of numpy, in host memory
+                setattr(module, name, buffer.to(CUDA))
         model.to = lambda device: model  # it is there already; PyTorch cannot move parameters that are fakes
         return model
 

@@ -25,6 +25,7 @@ MASK_SPREAD = 6.0  # standard deviation of a mask's logits over the image, rough
 MASK_THRESHOLD = 0.9  # in those standard deviations: masks that cover less of the image overlap less
 BRANCH_SCALE = 0.2  # of what attention adds in the decoder; it is much the same for all queries and would make them one
 POSITION_SPREAD = 4.0  # of learned positions, where queries have nothing else
+SHARPNESS = 6.0  # of what the query transformer reads: its queries, which all start as the task, come apart
 BLOCK_SCALE = 0.3  # of what a block of a ResNet adds; the sums of a deep one would grow without bound
 LATERAL_SCALE = 0.5  # of the fine features against the coarse ones: smoother masks
 REGAIN = 1.5  # what centred weights behind a ReLU are multiplied with, to keep the spread
@@ -86,6 +87,8 @@ def _arrange(weights: dict[str, Tensor]) -> None:
             weight *= LATERAL_SCALE
         elif re.fullmatch(r"transformer_decoder\.layers\.\d+\.(\w+\.out_proj|fc2)\.weight", name):
             weight *= BRANCH_SCALE if have_features else 1.0
+        elif re.fullmatch(r"query_transformer\.layers\.\d+\.cross_attention\.(q_proj|out_proj)\.weight", name):
+            weight *= SHARPNESS
         elif re.fullmatch(r"backbone\.stages\.\d+\.\d+\.(expand|second)\.norm\.weight", name):
             weight *= BLOCK_SCALE
 

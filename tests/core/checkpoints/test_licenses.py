@@ -41,13 +41,18 @@ def test_config_json_comes_before_the_card(tmp_path: Path) -> None:
     assert model_license(Checkpoint(folder_with(tmp_path, {"license": ["apache-2.0"]}, card))) == "mit"
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("facebook/mask2former-swin-tiny-coco-panoptic", ZOO_LICENSE), ("shi-labs/oneformer_coco_swin_large", "MIT")],
+)
 @pytest.mark.parametrize("card", [None, "---\nlicense: other\n---\n"])
-def test_published_ones_are_known_by_their_name_on_the_hub(tmp_path: Path, card: str | None) -> None:
-    name = "facebook/mask2former-swin-tiny-coco-panoptic"
-    assert model_license(Checkpoint(folder_with(tmp_path, {"_name_or_path": name}, card))) == ZOO_LICENSE
-    assert model_license(Checkpoint(folder_with(tmp_path, {}, card)), name) == ZOO_LICENSE
-    other = "somebody/mask2former-swin-tiny-coco-panoptic"
-    assert model_license(Checkpoint(folder_with(tmp_path, {"_name_or_path": other}, card)), other) != ZOO_LICENSE
+def test_published_ones_are_known_by_their_name_on_the_hub(
+    tmp_path: Path, card: str | None, name: str, expected: str
+) -> None:
+    assert model_license(Checkpoint(folder_with(tmp_path, {"_name_or_path": name}, card))) == expected
+    assert model_license(Checkpoint(folder_with(tmp_path, {}, card)), name) == expected
+    other = f"somebody/{name.partition('/')[2]}"
+    assert model_license(Checkpoint(folder_with(tmp_path, {"_name_or_path": other}, card)), other) != expected
 
 
 def test_what_the_owner_states_counts_more_than_a_name(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from m2f_core.config.mask2former import Mask2FormerConfig
+from m2f_core.config.oneformer import OneFormerConfig
+from m2f_core.families.registry import family_of
 from m2f_core.model.cuda_graphs import CudaRecorder, GraphedForward
 from m2f_core.model.mask2former import build_model
 
@@ -96,11 +98,15 @@ class OnDeviceOnly(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("backbone", ["swin", "resnet"])
-def test_nothing_in_the_model_forbids_recording(backbone, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [lambda: small_config("swin"), lambda: small_config("resnet"), OneFormerConfig.tiny],
+    ids=["swin", "resnet", "oneformer"],
+)
+def test_nothing_in_the_model_forbids_recording(config, monkeypatch) -> None:
     """On the meta device, which computes nothing, knows where a tensor is, and has no autocast."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
-    model = build_model(small_config(backbone)).eval().to("meta")
+    model = family_of(config().to_dict()).build_model(config()).eval().to("meta")
     pixels = torch.empty(2, 3, 64, 96, device="meta")
     with torch.inference_mode(), OnDeviceOnly():
         output = model(pixels)
@@ -113,6 +119,7 @@ def test_the_check_above_can_fail() -> None:
 
 
 def small_config(backbone: str) -> Mask2FormerConfig:
+    """Of a Mask2Former."""
     config = Mask2FormerConfig.tiny(id2label={0: "a", 1: "b"})
     if backbone == "swin":
         return config

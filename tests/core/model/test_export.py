@@ -13,16 +13,20 @@ import torch
 from torch import Tensor
 
 from m2f_core.config.mask2former import Mask2FormerConfig, ResNetConfig
+from m2f_core.config.oneformer import OneFormerConfig
 from m2f_core.layers import deformable_attention
-from m2f_core.model.contract import SegmentationOutput
-from m2f_core.model.mask2former import Mask2Former
+from m2f_core.model.contract import SegmentationModel, SegmentationOutput
 from tests.support.seeded_model import seeded_model
 
 HEIGHT, WIDTH = 70, 90  # no multiple of the patch, the window or a stride
 # Exporting takes seconds a layer: one of each kind is enough.
 TINY = replace(Mask2FormerConfig.tiny(), encoder_layers=1, decoder_layers=2)
 SMALL_RESNET = ResNetConfig(embedding_size=16, hidden_sizes=(32, 64, 96, 128), depths=(1, 1, 1, 1))
-CONFIGS = {"swin": TINY, "resnet": replace(TINY, backbone_config=SMALL_RESNET)}
+CONFIGS = {
+    "swin": TINY,
+    "resnet": replace(TINY, backbone_config=SMALL_RESNET),
+    "oneformer": replace(OneFormerConfig.tiny(), encoder_layers=1, decoder_layers=2),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,9 +40,12 @@ def torch_operations_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deformable_attention, "fused_way", lambda *inputs: None)
 
 
-@pytest.fixture(scope="module", params=["swin", pytest.param("resnet", marks=pytest.mark.thorough)])
-def model(request: pytest.FixtureRequest) -> Mask2Former:
-    return seeded_model(CONFIGS[request.param], seed=0).eval()
+@pytest.fixture(scope="module", params=["swin", pytest.param("resnet", marks=pytest.mark.thorough), "oneformer"])
+def model(request: pytest.FixtureRequest) -> SegmentationModel:
+    """One that reads the task is exported for the task that it is asked for."""
+    model = seeded_model(CONFIGS[request.param], seed=0).eval()
+    model.set_task("instance")
+    return model
 
 
 def random_images(batch: int) -> Tensor:
@@ -46,14 +53,14 @@ def random_images(batch: int) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def program(model: Mask2Former) -> torch.export.ExportedProgram:
+def program(model: SegmentationModel) -> torch.export.ExportedProgram:
     """Of the model as users have it, for any number of images."""
     shapes = {"pixel_values_B3HW": {0: torch.export.Dim("batch")}}
     with torch.no_grad():
         return torch.export.export(model, (random_images(2),), dynamic_shapes=shapes)
 
 
-def assert_same_answer(program: torch.export.ExportedProgram, model: Mask2Former, images: Tensor) -> None:
+def assert_same_answer(program: torch.export.ExportedProgram, model: SegmentationModel, images: Tensor) -> None:
     with torch.no_grad():
         output, expected = program.module()(images), model(images)
     assert type(output) is SegmentationOutput
@@ -64,7 +71,7 @@ def assert_same_answer(program: torch.export.ExportedProgram, model: Mask2Former
 
 @pytest.mark.usefixtures("torch_operations_only")
 @pytest.mark.thorough
-def test_one_size(model: Mask2Former, tmp_path: Path) -> None:
+def test_one_size(model: SegmentationModel, tmp_path: Path) -> None:
     """Also after a round through a file."""
     with torch.no_grad():
         program = torch.export.export(model, (random_images(2),))
@@ -76,7 +83,7 @@ def test_one_size(model: Mask2Former, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("torch_operations_only")
-def test_any_number_of_images(model: Mask2Former, program: torch.export.ExportedProgram) -> None:
+def test_any_number_of_images(model: SegmentationModel, program: torch.export.ExportedProgram) -> None:
     for batch in (1, 2, 5):
         assert_same_answer(program, model, random_images(batch))
 
@@ -97,7 +104,7 @@ def test_hidden_states_are_exported_where_asked_for() -> None:
         assert all(torch.equal(*pair) for pair in zip(states, getattr(expected, name), strict=True))
 
 
-def test_beside_the_kernel(model: Mask2Former, program: torch.export.ExportedProgram) -> None:
+def test_beside_the_kernel(model: SegmentationModel, program: torch.export.ExportedProgram) -> None:
     """The model as users have it, with its kernel: the program differs by rounding only."""
     images = random_images(2)
     with torch.no_grad():

@@ -217,6 +217,16 @@ def test_what_the_logits_cannot_give_is_refused(tables, tmp_path, given, message
         recut(tables, tmp_path, **given)
 
 
+def test_another_task_of_a_model_that_reads_the_task_is_refused(tiny_oneformer, photographs, tmp_path):
+    """Its logits are of one task. Other settings of that task are those of the model's family."""
+    run = KeptRun({"rocket": (photographs / "rocket.jpg").read_bytes()}, str(tiny_oneformer))
+    run.write(tmp_path / "out", keep_logits=FLOOR, task="instance")
+    with pytest.raises(RunError, match="--task panoptic cannot be recut: the model of run night reads the task"):
+        recut(tmp_path / "out", tmp_path, task="panoptic")
+    inference = recut(tmp_path / "out", tmp_path, postprocess="hf", task="instance")[1].model.inference
+    assert inference.rules.hf_exclusive and inference.task == "instance"
+
+
 def test_labels_of_another_number_are_refused(tables, tmp_path):
     (tmp_path / "labels.json").write_text('[{"id": 1, "name": "a", "isthing": 1}]')
     with pytest.raises(RunError, match="one for each class"):

@@ -337,3 +337,25 @@ def test_semantic_checkpoints_resize_scores_and_others_masks(settings, tmp_path)
     assert check_model(semantic).inference.resize == "scores"
     assert check_model(dataclasses.replace(settings, postprocess="hf")).inference.resize == "scores"
     assert mark(semantic) != mark(settings)
+
+
+def test_a_model_that_reads_the_task_serves_every_task(settings, tiny_oneformer, tmp_path):
+    """Also under the name of a checkpoint that was trained for one task, and with stuff alone; each task is another
+    fingerprint, and the settings are those of its family.
+    """
+    folder = tmp_path / "mask2former-swin-tiny-coco-semantic"
+    shutil.copytree(tiny_oneformer, folder)
+    config = json.loads((folder / "config.json").read_text())
+    stuff = [{**one, "isthing": 0} for one in config["categories"]]
+    (folder / "config.json").write_text(json.dumps({**config, "categories": stuff}))
+    marks = set()
+    for task in ("panoptic", "semantic"):
+        given = dataclasses.replace(settings, model=str(folder), task=task)
+        model = check_model(given)
+        assert not model.warnings and model.model_type == "oneformer"
+        marks.add(mark(given))
+    assert len(marks) == 2
+    assert model.inference.resize == "masks", "as the authors do for a model that serves all tasks"
+    given = dataclasses.replace(settings, model=str(tiny_oneformer), task="instance")
+    assert check_model(given).inference.top_k is None, "as many as there are queries"
+    assert check_model(dataclasses.replace(given, postprocess="hf")).inference.rules.hf_exclusive

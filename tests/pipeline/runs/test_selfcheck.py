@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from m2f_core.inference.settings import PanopticSettings
+from m2f_core.inference.settings import InstanceSettings, PanopticSettings
 from m2f_core.inference.tiling import Tiling
 from m2f_core.layers import deformable_attention
 from m2f_core.masks.rle import Rle, counts_area, counts_bbox_xywh, encode_mask
@@ -130,3 +130,10 @@ def test_speed_is_that_of_batches_as_in_a_run(tiny_checkpoint):
     assert set(sizes) == {3}
     assert timing.batch_size == 3 and timing.images_per_second > 0
     assert timing.device_ms["model"] > timing.device_ms["reduce"] > 0
+
+
+@pytest.mark.parametrize("inference", [INFERENCE, InstanceSettings.defaults("reference")], ids=["panoptic", "instance"])
+def test_a_model_that_reads_the_task_is_compared_in_the_task_of_the_run(tiny_oneformer, photographs_small, inference):
+    spec = small_spec(tiny_oneformer, inference=inference)
+    found = compare(Segmenter(spec).network, plain_network(spec), photographs_small[:1])
+    assert 0 < found.mask_logits < 1e-3 and found.segments_alike == found.segments > 0

@@ -2,6 +2,7 @@
 
 import io
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from m2f_core.checkpoints.checkpoint import Checkpoint
-from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
+from m2f_core.inference.settings import FamilyRules, InstanceSettings, PanopticSettings, SemanticSettings
 from m2f_core.inference.tiling import Tiling
 from m2f_core.masks.rle import decode
 from pipeline.commit.encode import EncodeSpec, encode_shard
@@ -32,6 +33,7 @@ TASKS = {
     "panoptic": PanopticSettings.defaults("reference", frozenset({5, 6, 7})),
     "instance": InstanceSettings.defaults("reference", frozenset(range(5))),
     "semantic": SemanticSettings.defaults("reference"),
+    "exclusive": replace(InstanceSettings.defaults("hf", None, FamilyRules(hf_exclusive=True)), score_threshold=0.1),
 }
 
 
@@ -61,7 +63,9 @@ def test_each_tile_is_an_image_of_its_own(tiny_checkpoint, task):
     assert cut == again == SegmentedImage(150, 90, wanted)
     check_ids(cut, task)
     # The encoder checks every invariant of the tables.
-    spec = EncodeSpec("run", datetime.now(UTC), "f00d", 1, task, Checkpoint(tiny_checkpoint).labels.categories)
+    spec = EncodeSpec(
+        "run", datetime.now(UTC), "f00d", 1, TASKS[task].task, Checkpoint(tiny_checkpoint).labels.categories
+    )
     tables = encode_shard(0, segmented_table(fetched((data, None, "new")).drop_columns(["data"]), [cut]), spec)
     assert tables["images"].column("num_segments").to_pylist() == [len(cut.segments)]
 
@@ -75,7 +79,7 @@ def check_ids(image: SegmentedImage, task: str) -> None:
         assert (masks.sum(0) == 1).all(), "every pixel has a class"
     else:
         assert ids == list(range(1, len(ids) + 1))
-    if task == "panoptic":
+    if task in ("panoptic", "exclusive"):
         assert masks.sum(0).max() == 1
     if task == "instance":
         scores = [segment.score for segment in image.segments]

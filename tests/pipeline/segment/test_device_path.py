@@ -13,11 +13,12 @@ from PIL import Image
 from m2f_core.config.backbones import SwinConfig
 from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.config.maskformer import MaskFormerConfig
+from m2f_core.config.oneformer import OneFormerConfig
+from m2f_core.families import oneformer
 from m2f_core.families.registry import family_of_type
 from m2f_core.images.image_size import ImageSize
 from m2f_core.inference import panoptic
 from m2f_core.inference.settings import (
-    MASK2FORMER_RULES,
     FamilyRules,
     InstanceSettings,
     PanopticSettings,
@@ -50,10 +51,15 @@ ONE_SIZE, SIZES = [(480, 640)] * 3, [(480, 640), (470, 640), (1080, 1440)]
 
 
 def run(
-    network: Network, task: str, sizes: list[tuple[int, int]] = ONE_SIZE, rules: FamilyRules = MASK2FORMER_RULES
+    network: Network,
+    task: str | InstanceSettings,
+    sizes: list[tuple[int, int]] = ONE_SIZE,
+    rules: FamilyRules | None = None,
 ) -> tuple[Counted, int]:
     """What a batch asks of the device, and how often the host waits for it."""
-    network.inference, config = replace(TASKS[task], rules=rules), network.model.config
+    chosen = TASKS[task] if isinstance(task, str) else task
+    network.inference = chosen if rules is None else replace(chosen, rules=rules)
+    config = network.model.config
     images = images_of(network, *sizes)
     network.cuda.tables = table_of(network.inference, len(images), config.num_queries, config.num_labels, KEPT)
     network.cuda.waits = 0
@@ -122,6 +128,18 @@ def test_other_families_take_the_same_path(task):
     assert sum(copy.num_bytes for copy in batch.to_host) < 3 * 20 * 64 * 108 * 4 / 2
     products = {operation.dtype for operation in batch.operations if operation.name in ("addmm", "convolution")}
     assert products == {torch.bfloat16}
+
+
+def test_a_model_that_reads_the_task_takes_the_same_path():
+    """Also to instances of which a pixel has one at most, for which the masks of pairs compete."""
+    exclusive = InstanceSettings.defaults("hf", None, oneformer.RULES_OF_INFERENCE)
+    config = OneFormerConfig.tiny(id2label={0: "a", 1: "b"})
+    with fake_network(config, "bf16", exclusive, ImageSize.parse("256:427"), embeddings=True) as network:
+        run(network, "panoptic")
+        for task in ("panoptic", exclusive):
+            batch, waits = run(network, task)
+            assert waits == 2 and not batch.waits
+            assert [operation.name for operation in batch.operations].count("triton.attend") == 2
 
 
 def test_images_of_other_sizes_share_a_batch():
