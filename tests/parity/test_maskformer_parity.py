@@ -7,13 +7,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from m2f_core.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from m2f_core.config.maskformer import MaskFormerConfig
+from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.model.for_inference import prepare_for_inference
 from m2f_core.model.maskformer.maskformer import MaskFormer, build_criterion
 from tests.parity.test_loss_parity import CASES, NUM_CLASSES, evaluate, predictions
@@ -32,6 +35,8 @@ from tests.support.detectron2_pickles import write_pickle
 from tests.support.maskformer_pickles import original_names
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle of these tests")
+
+from transformers.models.maskformer.image_processing_pil_maskformer import MaskFormerImageProcessorPil  # noqa: E402
 
 RESNET = {"embedding_size": 16, "hidden_sizes": [32, 64, 64, 128], "depths": [1, 2, 2, 1]}
 SMALL_DECODER = {"d_model": 64, "decoder_attention_heads": 2, "decoder_ffn_dim": 96, "num_queries": 11}
@@ -181,6 +186,42 @@ def test_every_file_is_the_same_model(backbone: str, tmp_path: Path) -> None:
             mine = checkpoint.load()(pixel_values)
             assert torch.equal(mine.class_queries_logits, expected.class_queries_logits)
             assert torch.equal(mine.masks_queries_logits, expected.masks_queries_logits)
+
+
+def test_an_image_of_a_batch_is_the_image_alone(tmp_path: Path) -> None:
+    """Images of one padded size; transformers' `pixel_mask` changes nothing, so padding is read like black pixels."""
+    theirs = theirs_of(*MODELS["small swin"])
+    ours = loaded(theirs, tmp_path)
+    pixels, mask = image_batch(64, 96, batch=3), torch.ones(3, 64, 96, dtype=torch.int64)
+    mask[1, 40:] = 0
+    with torch.inference_mode():
+        plain, masked, batch = theirs(pixels), theirs(pixels, pixel_mask=mask), ours(pixels)
+        assert torch.equal(masked.masks_queries_logits, plain.masks_queries_logits)
+        assert torch.equal(masked.class_queries_logits, plain.class_queries_logits)
+        for place in range(3):
+            alone = ours(pixels[place : place + 1])
+            for name in ("class_queries_logits", "masks_queries_logits"):
+                assert_close(getattr(alone, name)[0], getattr(batch, name)[place], 5 * TOLERANCE, name)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"size": 64, "max_size": 100},  # of the hub's files
+        {"size": {"shortest_edge": 64, "longest_edge": 100}, "do_reduce_labels": True},
+        {"size": 64, "max_size": 100, "size_divisor": 64, "ignore_index": 0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("hw", [(48, 64), (201, 333), (333, 200), (10, 400)], ids=str)
+def test_pixels_are_those_of_its_processor(given: dict, hw: tuple[int, int]) -> None:
+    """In mode hf to the last bit, whichever form of `preprocessor_config.json` says the size."""
+    image = Image.fromarray(np.random.default_rng(hw[0]).integers(0, 256, (*hw, 3), dtype=np.uint8))
+    expected = MaskFormerImageProcessorPil(**given)(images=[image], return_tensors="np")["pixel_values"][0]
+    processor = ImageProcessor.from_preprocessor_config(given, "hf")
+    geometry = processor.geometry(*hw)
+    found = processor.to_batch([processor.resize(image)], geometry.padded_hw)[0]
+    np.testing.assert_array_equal(found.numpy(), expected)
 
 
 @pytest.mark.parametrize(
