@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from m2f_core.checkpoints.detectron2 import PickledCheckpoint
+    from m2f_core.config.labels import Task
     from m2f_core.config.model_config import ModelConfig
+    from m2f_core.images.image_processor import ImageProcessor
+    from m2f_core.images.image_size import ImageSize
     from m2f_core.model.contract import SegmentationModel
 
 CONFIG_FILE = "config.json"
@@ -100,6 +103,12 @@ class Checkpoint:
         file = self.path / PREPROCESSOR_FILE
         return _read_json(file) if self.pickle is None and file.is_file() else None
 
+    def image_processor(
+        self, mode: str, image_size: ImageSize | None = None, task: Task = "panoptic"
+    ) -> ImageProcessor:
+        """How images become inputs of the model. `mode`: "reference" or "hf". ValueError names a wrong field."""
+        return self.family.image_processor(self.config, self.preprocessor_config, mode, image_size, task)
+
     @cached_property
     def weights_files(self) -> list[Path]:
         """The weights' files: safetensors (one file, or the files in the checkpoint's index) or the pickle."""
@@ -139,7 +148,10 @@ class Checkpoint:
         with ExitStack() as stack:
             model, stored, sources = self._match(stack)
             state = {name: read_weight(stored, source) for name, source in sources.items()}
-        model.load_state_dict(state, strict=True, assign=True)
+        try:
+            model.load_state_dict(state, strict=True, assign=True)
+        except ValueError as error:  # values that the model cannot compute with
+            raise CheckpointError(f"{self.path}: {error}") from error
         return model.eval()
 
     @cached_property

@@ -16,6 +16,8 @@ from m2f_core.inference.settings import FamilyRules
 
 if TYPE_CHECKING:
     from m2f_core.config.model_config import ModelConfig
+    from m2f_core.images.image_processor import ImageProcessor
+    from m2f_core.images.image_size import ImageSize
     from m2f_core.model.contract import SegmentationModel
 
 
@@ -53,6 +55,14 @@ class OriginalFormat:
     ignored: Pattern[str]
 
 
+def _any_size(
+    config: ModelConfig, preprocessor: Mapping[str, Any] | None, mode: str, image_size: ImageSize | None, task: Task
+) -> ImageProcessor:
+    from m2f_core.images.image_processor import ImageProcessor
+
+    return ImageProcessor.from_preprocessor_config(preprocessor, mode, image_size)
+
+
 @dataclass(frozen=True)
 class TrainingParts:
     """How models of the family are trained.
@@ -72,6 +82,8 @@ class Family:
 
     `config`: the content of config.json -> the configuration; ConfigError names a field that is wrong.
     `build_model`: the model with PyTorch's own initial weights, in training mode.
+    `image_processor`: the configuration, the content of preprocessor_config.json, the mode, the wanted size if there is
+    one, and the task -> how images are resized, normalised and padded. ValueError names a field that is wrong.
     `tasks`: those that its models can be asked for.
     `hub_names`: how the names of the checkpoints begin that its authors have published, and the licence of these.
     `rules`: what its post-processing has of its own.
@@ -92,6 +104,7 @@ class Family:
     license: str
     task_in_name: str | None = None
     reads_task: bool = False
+    image_processor: Callable[[Any, Mapping[str, Any] | None, str, ImageSize | None, Task], ImageProcessor] = _any_size
     original: OriginalFormat | None = None
     tasks: tuple[Task, ...] = TASKS
     task_words: Mapping[Task, str] = field(default_factory=dict)

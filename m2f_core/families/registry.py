@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from m2f_core.config.fields import ConfigError, excerpt
 from m2f_core.families import mask2former, oneformer
+from m2f_core.families.eomt import family as eomt
 from m2f_core.families.family import Family, TrainingParts
 from m2f_core.families.maskformer import family as maskformer
 
 if TYPE_CHECKING:
     from m2f_core.config.model_config import ModelConfig
 
-FAMILIES: tuple[Family, ...] = (mask2former.FAMILY, maskformer.FAMILY, oneformer.FAMILY)
+FAMILIES: tuple[Family, ...] = (mask2former.FAMILY, maskformer.FAMILY, oneformer.FAMILY, eomt.FAMILY)
 # Of the models of runs whose records do not name it, because the program knew no other.
 FIRST_MODEL_TYPE = mask2former.FAMILY.model_types[0]
 

@@ -173,7 +173,7 @@ class ImageProcessor:
         if self.size.largest_hw is None:
             resized_hw = height, width
         elif self.size.edges is not None:
-            scale_edges = _rounded_edges if self.mode == "reference" else _truncated_edges
+            scale_edges = _rounded_edges if self.mode == "reference" else truncated_edges
             resized_hw = scale_edges(height, width, *self.size.edges)
         elif self.size.within_hw is not None:
             resized_hw = _truncated_within(height, width, *self.size.within_hw)
@@ -212,15 +212,21 @@ class ImageProcessor:
         return self.resample in RESAMPLES
 
     def batch_by_torch(
-        self, images_hw3: Sequence[torch.Tensor], resized_hws: Sequence[tuple[int, int]], padded_hw: tuple[int, int]
+        self,
+        images_hw3: Sequence[torch.Tensor],
+        resized_hws: Sequence[tuple[int, int]],
+        padded_hw: tuple[int, int],
+        windows: Sequence[Sequence[tuple[int, int]]] | None = None,
     ) -> torch.Tensor:
         """`resize` and `to_batch` of uint8 images [h, w, 3], with PyTorch's operations on the device of the images.
 
-        Images of one size are resized together.
+        Images of one size are resized together. With the `windows` of each image, the batch has an entry for each
+        window, image after image.
         """
         from m2f_core.images.pixels import batch_by_torch
 
-        return batch_by_torch(images_hw3, resized_hws, padded_hw, self.resample, self.normalized_values())
+        values_CV, padding_C = self.normalized_values(), self.padding_values()
+        return batch_by_torch(images_hw3, resized_hws, padded_hw, self.resample, values_CV, padding_C, windows)
 
     def to_batch(
         self,
@@ -231,15 +237,20 @@ class ImageProcessor:
         """Normalise uint8 images [h, w, 3] of one padded size; returns float32 [B, 3, H, W] on `device`.
 
         Resized sizes may differ. An image's values are bitwise independent of the other images and of the device. The
-        padding is 0 after normalisation, which is the mean colour and not black.
+        padding is `padding_values`.
         """
         from m2f_core.images.pixels import to_batch
 
-        return to_batch(images_hw3, padded_hw, device, self.resample, self.normalized_values())
+        values_CV, padding_C = self.normalized_values(), self.padding_values()
+        return to_batch(images_hw3, padded_hw, device, self.resample, values_CV, padding_C)
 
     def warm_up(self) -> None:
         """Compile now what the methods above would compile on their first call, so that no image waits for it."""
         self.to_batch([self.resize(Image.new("RGB", (4, 4)))], self.geometry(4, 4).padded_hw)
+
+    def padding_values(self) -> np.ndarray:
+        """float32 [3]: 0 after normalisation, which is the mean colour and not black."""
+        return np.zeros(3, np.float32)
 
     def normalized_values(self) -> np.ndarray:
         """float32 [3, 256]: the normalised value of each uint8, computed in the mode's own order of operations."""
@@ -264,7 +275,7 @@ def _rounded_edges(height: int, width: int, shortest: int, longest: int) -> tupl
     return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
 
 
-def _truncated_edges(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
+def truncated_edges(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
     """transformers' `get_size_with_aspect_ratio`, but at least 1 pixel where it gives 0 and fails."""
     short, long = min(height, width), max(height, width)
     exact_short: float = shortest

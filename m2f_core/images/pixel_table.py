@@ -13,16 +13,21 @@ from torch import Tensor
 from m2f_core.jit import compiled
 
 
-def look_up(images_hw3: Sequence[Tensor], table_CV: NDArray[np.float32], padded_hw: tuple[int, int]) -> Tensor:
-    """float32 [B, C, H, W] on a CPU: `table[c, pixel]`, and 0 in the padding at the right and bottom."""
+def look_up(
+    images_hw3: Sequence[Tensor],
+    table_CV: NDArray[np.float32],
+    padded_hw: tuple[int, int],
+    padding_C: NDArray[np.float32],
+) -> Tensor:
+    """float32 [B, C, H, W] on a CPU: `table[c, pixel]`, and `padding[c]` at the right and bottom."""
     batch_BCHW = torch.empty((len(images_hw3), 3, *padded_hw), dtype=torch.float32)
     for image_hw3, out_CHW in zip(images_hw3, batch_BCHW, strict=True):
-        _look_up(image_hw3.numpy(), table_CV, out_CHW.numpy())
+        _look_up(image_hw3.numpy(), table_CV, padding_C, out_CHW.numpy())
     return batch_BCHW
 
 
 @compiled
-def _look_up(image, table, out):  # type: ignore[no-untyped-def]
+def _look_up(image, table, padding, out):  # type: ignore[no-untyped-def]
     height, width, _ = image.shape
     for y in range(height):
         row = image[y]
@@ -31,8 +36,9 @@ def _look_up(image, table, out):  # type: ignore[no-untyped-def]
             red[x] = table[0, row[x, 0]]
             green[x] = table[1, row[x, 1]]
             blue[x] = table[2, row[x, 2]]
-        out[:, y, width:] = np.float32(0.0)
-    out[:, height:] = np.float32(0.0)
+        red[width:], green[width:], blue[width:] = padding[0], padding[1], padding[2]
+    for c in range(3):
+        out[c, height:] = padding[c]
 
 
 def look_up_by_torch(images_Bhw3: Tensor, table_CV: Tensor, first_of_channel_C: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Tuples `*_hw` are (height, width) in pixels.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -33,24 +34,39 @@ def batch_by_torch(
     padded_hw: tuple[int, int],
     resample: int,
     table_CV: NDArray[np.float32],
+    padding_C: NDArray[np.float32],
+    windows: Sequence[Sequence[tuple[int, int]]] | None = None,
 ) -> torch.Tensor:
     """See `ImageProcessor.batch_by_torch`."""
     device = images_hw3[0].device
     groups: dict[tuple[torch.Size, tuple[int, int]], list[int]] = {}
     for place, (image_hw3, resized_hw) in enumerate(zip(images_hw3, resized_hws, strict=True)):
         groups.setdefault((image_hw3.shape, resized_hw), []).append(place)
-    batch_B3HW = torch.zeros((len(images_hw3), 3, *padded_hw), dtype=torch.float32, device=device)
+    ends = list(accumulate(len(of_image) for of_image in windows)) if windows else [*range(1, len(images_hw3) + 1)]
+    batch_B3HW = _padding(padding_C, (ends[-1], 3, *padded_hw), device)
     for (_, (height, width)), places in groups.items():
         stored = torch.stack([images_hw3[place] for place in places])
         small = resize_by_torch(stored, (height, width), resample)
         values = look_up_by_torch(small, *_table_on(table_CV.tobytes(), device))
         within_B3hw = batch_B3HW[:, :, :height, :width]
-        if len(groups) == 1:
+        if windows:
+            for place, values_3hw in zip(places, values, strict=True):
+                first = ends[place] - len(windows[place])
+                for out_3HW, (top, left) in zip(batch_B3HW[first : ends[place]], windows[place], strict=True):
+                    out_3HW.copy_(values_3hw[:, top : top + padded_hw[0], left : left + padded_hw[1]])
+        elif len(groups) == 1:
             within_B3hw.copy_(values)
         else:
             for place, values_3hw in zip(places, values, strict=True):
                 within_B3hw[place].copy_(values_3hw)
     return batch_B3HW
+
+
+def _padding(padding_C: NDArray[np.float32], size: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """A batch that is nothing but padding."""
+    if not padding_C.any():
+        return torch.zeros(size, dtype=torch.float32, device=device)
+    return to_device(padding_C, device).view(1, 3, 1, 1).repeat(size[0], 1, *size[2:])
 
 
 def to_batch(
@@ -59,6 +75,7 @@ def to_batch(
     device: torch.device | str,
     resample: int,
     table_CV: NDArray[np.float32],
+    padding_C: NDArray[np.float32],
 ) -> torch.Tensor:
     """See `ImageProcessor.to_batch`."""
     assert images_hw3
@@ -67,9 +84,10 @@ def to_batch(
         assert image_hw3.dtype == torch.uint8 and image_hw3.ndim == 3 and image_hw3.shape[2] == 3
         assert image_hw3.shape[0] <= padded_hw[0] and image_hw3.shape[1] <= padded_hw[1]
     if torch.device(device).type == "cpu":
-        return look_up(tensors_hw3, table_CV, padded_hw)
+        return look_up(tensors_hw3, table_CV, padded_hw, padding_C)
     there = [image_hw3.to(device, non_blocking=True) for image_hw3 in tensors_hw3]
-    return batch_by_torch(there, [(image.shape[0], image.shape[1]) for image in there], padded_hw, resample, table_CV)
+    sizes = [(image.shape[0], image.shape[1]) for image in there]
+    return batch_by_torch(there, sizes, padded_hw, resample, table_CV, padding_C)
 
 
 @lru_cache(maxsize=16)

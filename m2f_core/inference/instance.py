@@ -10,7 +10,8 @@ chooses the next steps:
 - "hf": as in transformers, with equal masks in the same order. Mask and score are computed at the family's grid
   (384 x 384 for Mask2Former) or at the mask's own size, with the padding, and the mask is enlarged by nearest
   neighbour. In a family with exclusive instances, a pixel belongs to the one with the highest class score x mask logit,
-  and the score is the class score.
+  and the score is the class score. With `FamilyRules.hf_unpads` each query is one candidate, of its best class; mask
+  and score are those of "reference", and instances stay in the order of queries.
 
 On the CPU masks are processed one at a time and returned as RLE, so memory is a few planes [H, W] whatever the number
 of queries (in reference mode, less than one plane). A GPU enlarges as many as fit into 256 MiB at a time, and keeps a
@@ -22,7 +23,7 @@ image. Suffix 1 is "plus the no-object class".
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ from m2f_core.inference.instance_kernel import find_mask
 from m2f_core.inference.panoptic import find_winners_torch, start_winners, winning_segments
 from m2f_core.inference.panoptic_kernel import Winners
 from m2f_core.inference.resize_taps import axis_taps
-from m2f_core.inference.settings import FamilyRules, InstanceSettings, PanopticSettings
+from m2f_core.inference.settings import FamilyRules, InstanceSettings, PanopticSettings, goes_as_reference
 from m2f_core.masks import rle
 from m2f_core.masks.on_device import Arrays, Fetch, Parcel, fetch_at_once, start_runs
 
@@ -148,10 +149,10 @@ def start_instances(
     score_places = []
     for masks_Khw, geometry in zip(masks_Nhw.split([len(q) for q in queries]), geometries, strict=True):
         for masks_khw in masks_Khw.split(_masks_at_once(geometry, settings)) if len(masks_Khw) else ():
-            if settings.mode == "hf":
+            if not goes_as_reference(settings):
                 masks_kWH, mask_scores_k = find_masks_hf(masks_khw, geometry, num_queries, settings.rules)
             else:
-                masks_kWH, mask_scores_k = find_masks_torch(masks_khw, geometry)
+                masks_kWH, mask_scores_k = find_masks_torch(masks_khw, geometry, num_queries)
             planes_WH += masks_kWH.unbind()
             score_places.append(parcel.add(mask_scores_k))
     runs = start_runs(planes_WH, parcel, fetch, _RUNS_PER_COLUMN)
@@ -277,11 +278,24 @@ def _best_pairs(
     Among equal scores, the lower query comes first, then the lower class. The original leaves this order to torch.topk;
     so does hf mode, to get transformers' order.
     """
+    if settings.mode == "hf" and settings.rules.hf_unpads:
+        return _best_classes(scores.unflatten(-1, (num_queries, -1)), settings.top_k)
     num_pairs = min(settings.top_k or num_queries, scores.shape[-1])
     if settings.mode == "hf":
         return scores.topk(num_pairs, sorted=False)
     values, places = scores.sort(dim=-1, descending=True, stable=True)
     return values[..., :num_pairs], places[..., :num_pairs]
+
+
+def _best_classes(scores_QC: torch.Tensor, top_k: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and places of the pairs of each query (last axis but one) and its best class, or of the `top_k` best."""
+    num_queries, num_classes = scores_QC.shape[-2:]
+    values, classes = scores_QC.max(-1)
+    places = classes + num_classes * torch.arange(num_queries, device=classes.device)
+    if top_k is None or top_k >= num_queries:
+        return values, places
+    kept = values.sort(dim=-1, descending=True, stable=True).indices[..., :top_k].sort(dim=-1).values
+    return values.gather(-1, kept), places.gather(-1, kept)
 
 
 def _wanted(
@@ -305,8 +319,10 @@ MaskFinder = Callable[[torch.Tensor], tuple[rle.LabelRuns, np.float32]]
 
 def _mask_finder(masks_Qhw: torch.Tensor, geometry: ImageGeometry, settings: InstanceSettings) -> MaskFinder:
     """A function that gives runs and mean probability of one mask; values shared by all masks are computed here."""
+    if not goes_as_reference(settings):
+        return _torch_finder(masks_Qhw, geometry, partial(find_masks_hf, rules=settings.rules))
     if settings.mode == "hf":
-        return _hf_finder(masks_Qhw, geometry, settings.rules)
+        return _torch_finder(masks_Qhw, geometry, find_masks_torch)
     _, h, w = masks_Qhw.shape
     rows = axis_taps(h, geometry.padded_hw[0], geometry.resized_hw[0], geometry.original_hw[0])
     cols = axis_taps(w, geometry.padded_hw[1], geometry.resized_hw[1], geometry.original_hw[1])
@@ -326,7 +342,9 @@ def _masks_at_once(geometry: ImageGeometry, settings: InstanceSettings) -> int:
     return max(1, _FLOATS_AT_ONCE // max(height * width for height, width in (enlarged_hw, geometry.original_hw)))
 
 
-def find_masks_torch(masks_khw: torch.Tensor, geometry: ImageGeometry) -> tuple[torch.Tensor, torch.Tensor]:
+def find_masks_torch(
+    masks_khw: torch.Tensor, geometry: ImageGeometry, num_queries: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Masks, uint8 [k, W, H], and their mean probabilities [k], on any device: resize logits to the padded size, cut,
     resize again.
 
@@ -336,7 +354,7 @@ def find_masks_torch(masks_khw: torch.Tensor, geometry: ImageGeometry) -> tuple[
     padded = bilinear(masks_khw[None], geometry.padded_hw)
     logits_kHW = bilinear(padded[:, :, :height, :width], geometry.original_hw)[0]
     masks_kHW = logits_kHW > 0
-    mask_scores_k = (logits_kHW.sigmoid() * masks_kHW).sum((1, 2)) / (masks_kHW.sum((1, 2)) + _EPSILON)
+    mask_scores_k = _mean_inside(logits_kHW, masks_kHW, num_queries)
     return masks_kHW.transpose(1, 2).to(torch.uint8, memory_format=torch.contiguous_format), mask_scores_k
 
 
@@ -352,17 +370,26 @@ def find_masks_hf(
         for num_grid, num_pixels in zip(logits.shape[1:], geometry.original_hw, strict=True)
     )
     masks = logits > 0
-    inside = (logits.sigmoid() * masks).flatten(1)
-    if len(inside) == 1:
-        # With several threads, torch adds up a single row in another order than one of many rows, as in transformers.
-        inside = inside.expand(min(2, num_queries), -1)
-    mask_scores_k = inside.sum(1)[: len(masks)] / (masks.sum((1, 2)).float() + _EPSILON)
+    mask_scores_k = _mean_inside(logits, masks, num_queries)
     return masks.to(torch.uint8).transpose(1, 2).index_select(1, cols_W).index_select(2, rows_H), mask_scores_k
 
 
-def _hf_finder(masks_Qhw: torch.Tensor, geometry: ImageGeometry, rules: FamilyRules) -> MaskFinder:
+def _mean_inside(logits_kHW: torch.Tensor, masks_kHW: torch.Tensor, num_queries: int) -> torch.Tensor:
+    """The mean probability [k] inside of each mask, in transformers' order of operations."""
+    inside = (logits_kHW.sigmoid() * masks_kHW).flatten(1)
+    if len(inside) == 1:
+        # With several threads, torch adds up a single row in another order than one of many rows, as in transformers.
+        inside = inside.expand(min(2, num_queries), -1)
+    return inside.sum(1)[: len(masks_kHW)] / (masks_kHW.sum((1, 2)).float() + _EPSILON)
+
+
+def _torch_finder(
+    masks_Qhw: torch.Tensor,
+    geometry: ImageGeometry,
+    find_masks: Callable[[torch.Tensor, ImageGeometry, int], tuple[torch.Tensor, torch.Tensor]],
+) -> MaskFinder:
     def find(mask_hw: torch.Tensor) -> tuple[rle.LabelRuns, np.float32]:
-        masks_kWH, mask_scores_k = find_masks_hf(mask_hw[None], geometry, len(masks_Qhw), rules)
+        masks_kWH, mask_scores_k = find_masks(mask_hw[None], geometry, len(masks_Qhw))
         return rle.label_runs(masks_kWH[0].numpy().T), np.float32(mask_scores_k[0].item())
 
     return find

@@ -9,7 +9,7 @@
 - "hf": equal to transformers in every pixel and row, for users who come from transformers or compare with it. It
   passes through the family's grid, if it has one (384 x 384 for Mask2Former), resizes probabilities instead of logits,
   does not cut off padding, gives every pixel to a query, and may give one id to several classes (transformers issue
-  23461).
+  23461). With `FamilyRules.hf_unpads` it goes the way of "reference", up to the last comparison of a query's areas.
 
 In both modes, queries are filtered by class score BEFORE any mask is enlarged, and masks are processed one at a time,
 so memory is a few planes [H, W] whatever the number of queries (on a GPU, as many as fit into 256 MiB at a time).
@@ -40,7 +40,7 @@ from m2f_core.inference.decoder_outputs import (
     read_table,
 )
 from m2f_core.inference.panoptic_kernel import Winners, find_winners
-from m2f_core.inference.settings import FamilyRules, PanopticSettings
+from m2f_core.inference.settings import FamilyRules, PanopticSettings, goes_as_reference
 from m2f_core.masks.on_device import Arrays, Fetch, Parcel, fetch_at_once, start_runs
 from m2f_core.masks.rle import LabelRuns, label_runs
 from m2f_core.masks.run_map import RunMap
@@ -262,7 +262,7 @@ def _find_codes(
     The code of a pixel that query k wins is 2 * (k + 1), plus 1 where the pixel is inside of the mask of query k. The
     host computes all other areas from the runs of the codes. `at_once` masks are enlarged together.
     """
-    hf = settings.mode == "hf"
+    hf = not goes_as_reference(settings)
     # transformers gives every pixel to its winner, even outside of the mask, and so do the authors of some families.
     keep_all = hf or settings.rules.winners_keep_all
     best_HW, codes_HW, areas = None, None, []
@@ -349,7 +349,7 @@ def _number_segments(
         if not _any_wanted([class_id], settings) or not _is_segment(found, k, settings):
             continue
         is_fused = class_id in fused_ids
-        if settings.mode == "hf":
+        if not goes_as_reference(settings):
             # The counter goes back to the fused id, so the next new segment may get an id that is in use.
             last_id = fused_ids[class_id] if is_fused else last_id + 1
             segment_id = last_id
@@ -358,7 +358,7 @@ def _number_segments(
         ids[k + 1] = segment_id
         if class_id in settings.fuse_class_ids:
             fused_ids.setdefault(class_id, segment_id)
-        if not is_fused or settings.mode == "hf":
+        if not is_fused or not goes_as_reference(settings):
             infos.append(SegmentInfo(segment_id, class_id, score, queries[k]))
     return ids, tuple(infos)
 

@@ -10,10 +10,14 @@ equals the lowest class. There are three variants, which resize different values
 - mode "hf": equal to transformers in every pixel: scores are computed at the family's grid (384 x 384 for
   Mask2Former) or at the masks' own size, and resized with the padding.
 
+An image whose geometry has windows has one decoder output for each: scores are computed for each window, averaged where
+windows overlap, and resized. Mode "reference" does that strip by strip, mode "hf" as transformers does.
+
 No variant holds the scores of all classes at the original size.
 
-Legend: Q queries; C classes; h, w mask logits; H, W original image; n rows of a strip; m rows of the resized image that
-a strip depends on, u, v its height and width. Suffix 1 is "plus the no-object class". `_WH` is column-major.
+Legend: n windows of an image; N of all images of a batch; Q queries; C classes; h, w mask logits; H, W original image;
+n rows of a strip (beside W); m rows of the resized image that a strip depends on, u, v its height and width. Suffix 1
+is "plus the no-object class". `_WH` is column-major.
 """
 
 import math
@@ -38,7 +42,7 @@ from m2f_core.inference.decoder_outputs import (
 from m2f_core.inference.panoptic import SegmentInfo
 from m2f_core.inference.resize_taps import Taps, axis_taps
 from m2f_core.inference.semantic_kernel import ClassMap, find_classes
-from m2f_core.inference.settings import FamilyRules, SemanticSettings
+from m2f_core.inference.settings import FamilyRules, SemanticSettings, goes_as_reference
 from m2f_core.masks.on_device import Arrays, Fetch, Parcel, fetch_at_once, start_runs
 from m2f_core.masks.run_map import RunMap
 from m2f_core.to_device import to_device
@@ -75,16 +79,25 @@ def semantic_segments(
 ) -> SemanticResult:
     """Semantic segmentation of one image from its decoder outputs, on the device of these outputs.
 
+    An image with windows has outputs [n, Q, C + 1] and [n, Q, h, w].
     ValueError if the outputs disagree or are not finite.
     """
     if pred_masks_Qhw.device.type != "cpu":
         parcel = Parcel()
-        started = start_semantic(pred_logits_QC1[None], pred_masks_Qhw[None], [geometry], settings, parcel)
+        outputs = (pred_logits_QC1, pred_masks_Qhw)
+        logits_NQC1, masks_NQhw = outputs if geometry.windows else (output[None] for output in outputs)
+        started = start_semantic(logits_NQC1, masks_NQhw, [geometry], settings, parcel)
         [result] = started.finish(parcel.send(fetch_at_once)())
         return result
+    if geometry.windows:
+        pairs = zip(pred_logits_QC1, pred_masks_Qhw, strict=True)
+        scores_nQC = torch.stack([class_scores(*pair) for pair in pairs])
+        masks_nQhw = finite_masks(pred_masks_Qhw)
+        found = _class_map(*_of_windows(masks_nQhw, scores_nQC, geometry, settings), scores_nQC.shape[2])
+        return _result(found, settings)
     scores_QC = class_scores(pred_logits_QC1, pred_masks_Qhw)
     masks_Qhw = finite_masks(pred_masks_Qhw)
-    if settings.mode == "hf":
+    if not goes_as_reference(settings):
         found = _class_map(*find_classes_hf(masks_Qhw, scores_QC, geometry, settings.rules), scores_QC.shape[1])
     else:
         scores = np.ascontiguousarray(scores_QC.numpy())
@@ -93,24 +106,30 @@ def semantic_segments(
 
 
 def start_semantic(
-    logits_BQC1: torch.Tensor,
-    masks_BQhw: torch.Tensor,
+    logits_NQC1: torch.Tensor,
+    masks_NQhw: torch.Tensor,
     geometries: Sequence[ImageGeometry],
     settings: SemanticSettings,
     parcel: Parcel,
     fetch: Fetch = fetch_at_once,
 ) -> Started[SemanticResult]:
-    """`semantic_segments` of a whole batch on its device: the host waits once, for the parcel."""
-    scores_BQC = logits_BQC1.float().softmax(-1)[..., :-1]
-    masks_BQhw = masks_BQhw.float()
-    at_checks = [parcel.add(x) for x in (scores_BQC.amax(-1), *extremes(masks_BQhw))]
+    """`semantic_segments` of a whole batch on its device: the host waits once, for the parcel.
+
+    The outputs of an image with windows are as many entries of the batch, one after the other.
+    """
+    scores_NQC = logits_NQC1.float().softmax(-1)[..., :-1]
+    masks_NQhw = masks_NQhw.float()
+    at_checks = [parcel.add(x) for x in (scores_NQC.amax(-1), *extremes(masks_NQhw))]
     planes_WH, weights_WH = [], []
-    for masks_Qhw, scores_QC, geometry in zip(masks_BQhw, scores_BQC, geometries, strict=True):
-        if settings.mode == "hf":
-            labels_HW, best_HW = find_classes_hf_together(masks_Qhw, scores_QC, geometry, settings.rules)
+    of_images = [outputs.split([g.num_inputs for g in geometries]) for outputs in (masks_NQhw, scores_NQC)]
+    for masks_nQhw, scores_nQC, geometry in zip(*of_images, geometries, strict=True):
+        if geometry.windows:
+            labels_HW, best_HW = _of_windows(masks_nQhw, scores_nQC, geometry, settings)
+        elif not goes_as_reference(settings):
+            labels_HW, best_HW = find_classes_hf_together(masks_nQhw[0], scores_nQC[0], geometry, settings.rules)
         else:
-            by_scores = settings.resize == "scores"
-            labels_HW, best_HW = find_classes_torch(masks_Qhw, scores_QC, geometry, by_scores, _STRIP_FLOATS_ON_DEVICE)
+            by_scores, floats = settings.resize == "scores", _STRIP_FLOATS_ON_DEVICE
+            labels_HW, best_HW = find_classes_torch(masks_nQhw[0], scores_nQC[0], geometry, by_scores, floats)
         planes_WH.append(labels_HW.T.contiguous())
         # Whole numbers add up to the same sum in any order.
         weights_WH.append(best_HW.clamp_(max=1).T.double().mul(_PARTS).round_().long().contiguous())
@@ -118,7 +137,7 @@ def start_semantic(
 
     def finish(arrays: Arrays) -> list[SemanticResult]:
         check_finite(*(arrays[at] for at in at_checks))
-        num_classes = scores_BQC.shape[2]
+        num_classes = scores_NQC.shape[2]
         results = []
         for found, geometry in zip(runs(arrays), geometries, strict=True):
             assert found.sums is not None
@@ -198,6 +217,52 @@ def find_classes_torch(
     return labels_HW, best_HW
 
 
+def _of_windows(
+    masks_nQhw: torch.Tensor, scores_nQC: torch.Tensor, geometry: ImageGeometry, settings: SemanticSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 + the best class of each pixel of an image with windows, and its score, on any device."""
+    on_host = masks_nQhw.device.type == "cpu"
+    if settings.mode == "reference":
+        floats = _STRIP_FLOATS if on_host else _STRIP_FLOATS_ON_DEVICE
+        return find_classes_in_windows(masks_nQhw, scores_nQC, geometry, floats)
+    find = best_classes_hf if on_host else best_classes_hf_together
+    return find(hf_window_scores(masks_nQhw, scores_nQC, geometry), geometry.original_hw)
+
+
+def find_classes_in_windows(
+    masks_nQhw: torch.Tensor, scores_nQC: torch.Tensor, geometry: ImageGeometry, strip_floats: int = _STRIP_FLOATS
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 + the best class of each pixel of an image with windows, and its score, in strips of rows as above."""
+    (_, num_queries, h, w), num_classes = masks_nQhw.shape, scores_nQC.shape[2]
+    (padded_h, padded_w), (u, v), (height, width) = geometry.padded_hw, geometry.resized_hw, geometry.original_hw
+    rows, cols = axis_taps(h, padded_h, padded_h, padded_h), axis_taps(w, padded_w, padded_w, padded_w)
+    last_rows, last_cols = axis_taps(u, u, u, height), axis_taps(v, v, v, width)
+    floats_of_row = (num_queries * padded_w + 2 * num_classes * max(v, width)) * -(-u // height)
+    num_rows = max(1, strip_floats // floats_of_row)
+    best_HW = masks_nQhw.new_empty(geometry.original_hw)
+    labels_HW = best_HW.new_empty(geometry.original_hw, dtype=_label_type(num_classes))
+    for y0 in range(0, height, num_rows):
+        y1 = min(y0 + num_rows, height)
+        last = Taps(last_rows.indices[y0:y1], last_rows.weights[y0:y1])
+        r0, r1 = int(last.indices.min()), int(last.indices.max()) + 1
+        sums_Cmv = masks_nQhw.new_zeros((num_classes, r1 - r0, v))
+        counts_mv = masks_nQhw.new_zeros((r1 - r0, v))
+        for masks_Qhw, scores_QC, (top, left) in zip(masks_nQhw, scores_nQC, geometry.windows, strict=True):
+            a, b = max(r0, top), min(r1, top + padded_h)  # rows of the resized image in both
+            if a >= b:
+                continue
+            in_window = Taps(rows.indices[a - top : b - top], rows.weights[a - top : b - top])
+            probs_Qmw = _resize(_resize(masks_Qhw, in_window, 1), cols, 2).sigmoid()
+            of_window = slice(a - r0, b - r0), slice(left, left + padded_w)
+            sums_Cmv[:, *of_window] += torch.einsum("qc,qmw->cmw", scores_QC, probs_Qmw)
+            counts_mv[of_window] += 1
+        means_Cmv = sums_Cmv.div_(counts_mv)
+        scores_CnW = _resize(_resize(means_Cmv, Taps(last.indices - r0, last.weights), 1), last_cols, 2)
+        best_HW[y0:y1], classes_nW = scores_CnW.max(0)  # the first among equals
+        labels_HW[y0:y1] = classes_nW + 1
+    return labels_HW, best_HW
+
+
 def _two_steps(num_low: int, axis: int, geometry: ImageGeometry, resize_scores: bool) -> tuple[Taps, Taps]:
     """Taps of the resizings before and after the scores; one of them does all the work, or each does a part."""
     padded, resized, original = geometry.padded_hw[axis], geometry.resized_hw[axis], geometry.original_hw[axis]
@@ -248,12 +313,15 @@ def find_classes_hf(
     masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, geometry: ImageGeometry, rules: FamilyRules
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """1 + the best class of each pixel and its score, as in transformers, but enlarging one class at a time."""
-    num_classes = scores_QC.shape[1]
-    scores = _hf_grid_scores(masks_Qhw, scores_QC, rules)
-    best_HW = masks_Qhw.new_full(geometry.original_hw, -1.0)
-    labels_HW = best_HW.new_zeros(geometry.original_hw, dtype=_label_type(num_classes))
+    return best_classes_hf(_hf_grid_scores(masks_Qhw, scores_QC, rules), geometry.original_hw)
+
+
+def best_classes_hf(scores: torch.Tensor, original_hw: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 + the best class of each pixel and its score, from the scores [1, C, u, v] of the resized image."""
+    best_HW = scores.new_full(original_hw, -1.0)
+    labels_HW = best_HW.new_zeros(original_hw, dtype=_label_type(scores.shape[1]))
     for c in _possible_classes(scores[0]):
-        scores_HW = bilinear(scores[:, c : c + 1], geometry.original_hw)[0, 0]
+        scores_HW = bilinear(scores[:, c : c + 1], original_hw)[0, 0]
         better_HW = scores_HW > best_HW  # strictly: among equals the first class wins, as with argmax
         torch.maximum(best_HW, scores_HW, out=best_HW)
         # A later class has a higher number, so the maximum overwrites; torch.where is ten times slower on a CPU.
@@ -264,13 +332,17 @@ def find_classes_hf(
 def find_classes_hf_together(
     masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, geometry: ImageGeometry, rules: FamilyRules
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`find_classes_hf` for a device: many classes at a time, and no look at the scores, for which it would wait."""
-    scores = _hf_grid_scores(masks_Qhw, scores_QC, rules)
-    dtype = _label_type(scores_QC.shape[1])
-    at_once = max(1, _STRIP_FLOATS_ON_DEVICE // math.prod(geometry.original_hw))
+    """`find_classes_hf` for a device."""
+    return best_classes_hf_together(_hf_grid_scores(masks_Qhw, scores_QC, rules), geometry.original_hw)
+
+
+def best_classes_hf_together(scores: torch.Tensor, original_hw: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`best_classes_hf` for a device: many classes at a time, and no look at the scores, for which it would wait."""
+    dtype = _label_type(scores.shape[1])
+    at_once = max(1, _STRIP_FLOATS_ON_DEVICE // math.prod(original_hw))
     best_HW, labels_HW = None, None
     for first in range(0, scores.shape[1], at_once):
-        top_HW, index_HW = bilinear(scores[:, first : first + at_once], geometry.original_hw)[0].max(0)
+        top_HW, index_HW = bilinear(scores[:, first : first + at_once], original_hw)[0].max(0)
         labels_of_top_HW = index_HW.add_(first + 1).to(dtype)
         if best_HW is None or labels_HW is None:
             best_HW, labels_HW = top_HW, labels_of_top_HW
@@ -296,6 +368,22 @@ def _hf_grid_scores(masks_Qhw: torch.Tensor, scores_QC: torch.Tensor, rules: Fam
     probs = on_hf_grid(masks_Qhw, rules).sigmoid()[None]
     # The same einsum as in transformers, even with a batch of one, because others might add up in another order.
     return torch.einsum("bqc, bqhw -> bchw", scores_QC[None], probs)
+
+
+def hf_window_scores(masks_nQhw: torch.Tensor, scores_nQC: torch.Tensor, geometry: ImageGeometry) -> torch.Tensor:
+    """Scores of all classes [1, C, u, v] of the resized image, the mean of the windows that see a pixel.
+
+    A pixel that no window sees (transformers leaves out the last line of some sizes) has 0 for all classes.
+    """
+    height, width = geometry.padded_hw
+    sums = masks_nQhw.new_zeros((1, scores_nQC.shape[2], *geometry.resized_hw))
+    counts_uv = masks_nQhw.new_zeros(geometry.resized_hw)
+    for masks_Qhw, scores_QC, (top, left) in zip(masks_nQhw, scores_nQC, geometry.windows, strict=True):
+        probs = bilinear(masks_Qhw[None], geometry.padded_hw).sigmoid_()
+        of_window = slice(top, top + height), slice(left, left + width)
+        sums[:, :, *of_window] += torch.einsum("bqc, bqhw -> bchw", scores_QC[None], probs)
+        counts_uv[of_window] += 1
+    return sums.div_(counts_uv.clamp_(min=1))
 
 
 def _possible_classes(scores_Chw: torch.Tensor) -> list[int]:

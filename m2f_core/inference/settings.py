@@ -24,6 +24,10 @@ class FamilyRules:
 
     In reference mode, `score_thresholds` are those of panoptic segmentation, by a dataset that has the checkpoint's
     classes, where they are not 0.8, and `top_k` is how many instances are kept, None for the number of queries.
+
+    `hf_unpads`: in hf mode, mask logits go the way of reference mode, which cuts the padding off, and each query is at
+    most one instance, of its best class. `hf_score_threshold`: transformers' default. `semantic_resize`: what the
+    authors resize for semantic segmentation; None: scores with a checkpoint that was trained for it, else masks.
     """
 
     hf_grid_hw: tuple[int, int] | None = None
@@ -32,6 +36,9 @@ class FamilyRules:
     hf_exclusive: bool = False
     score_thresholds: tuple[tuple[str, float], ...] = ()
     top_k: int | None = 100
+    hf_unpads: bool = False
+    hf_score_threshold: float = 0.5
+    semantic_resize: SemanticResize | None = None
 
 
 # For Mapillary Vistas every query is kept (OBJECT_MASK_THRESHOLD in configs/mapillary-vistas/... of the original).
@@ -60,17 +67,22 @@ class PanopticSettings:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
 
     @classmethod
-    def defaults(cls, mode: PanopticMode, fuse_class_ids: frozenset[int] = frozenset()) -> "PanopticSettings":
+    def defaults(
+        cls,
+        mode: PanopticMode,
+        fuse_class_ids: frozenset[int] = frozenset(),
+        rules: FamilyRules = MASK2FORMER_RULES,
+    ) -> "PanopticSettings":
         """The original's thresholds for COCO, or transformers' thresholds."""
-        score_threshold = 0.5 if mode == "hf" else 0.8
-        return cls(mode, score_threshold, overlap_threshold=0.8, mask_threshold=0.5, fuse_class_ids=fuse_class_ids)
+        score_threshold = rules.hf_score_threshold if mode == "hf" else 0.8
+        return cls(mode, score_threshold, 0.8, mask_threshold=0.5, fuse_class_ids=fuse_class_ids, rules=rules)
 
     @classmethod
     def for_labels(
         cls, mode: PanopticMode, labels: LabelMap, rules: FamilyRules = MASK2FORMER_RULES
     ) -> "PanopticSettings":
         """The defaults for a checkpoint's classes: stuff is fused, and thresholds come from the original's configs."""
-        settings = replace(cls.defaults(mode, labels.stuff_class_ids), rules=rules)
+        settings = cls.defaults(mode, labels.stuff_class_ids, rules)
         for dataset, threshold in rules.score_thresholds if mode == "reference" else ():
             if labels.has_classes_of(dataset):
                 return replace(settings, score_threshold=threshold)
@@ -84,7 +96,9 @@ class InstanceSettings:
     task: ClassVar[Task] = "instance"
     mode: InstanceMode
     score_threshold: float  # an instance is kept if its score is at least this
-    top_k: int | None  # keep this number of best (query, class) pairs by class score; None: number of queries
+    # Keep this number of best (query, class) pairs by class score (of queries, where each is at most one instance);
+    # None: number of queries
+    top_k: int | None
     wanted_class_ids: frozenset[int] | None = None  # drop pairs of other classes afterwards; None: drop none
     rules: FamilyRules = MASK2FORMER_RULES
 
@@ -113,8 +127,13 @@ class InstanceSettings:
         The original drops stuff only for panoptic checkpoints, transformers never does.
         """
         if mode == "hf":
-            return cls(mode, 0.5, top_k=None, wanted_class_ids=wanted_class_ids, rules=rules)
+            return cls(mode, rules.hf_score_threshold, None, wanted_class_ids=wanted_class_ids, rules=rules)
         return cls(mode, 0.0, top_k=rules.top_k, wanted_class_ids=wanted_class_ids, rules=rules)
+
+
+def goes_as_reference(settings: "PanopticSettings | InstanceSettings | SemanticSettings") -> bool:
+    """Whether mask logits go the way of reference mode: always there, and in hf mode if the family's rules say so."""
+    return settings.mode == "reference" or settings.rules.hf_unpads
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from m2f_core.checkpoints.licenses import model_license
 from m2f_core.checkpoints.zoo import guessed_names_warning, trained_task
 from m2f_core.config.class_names import label_warnings
 from m2f_core.config.labels import LabelMap
-from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.images.image_size import ImageSize
 from pipeline.config import Settings, fingerprint
 from pipeline.errors import RunError
@@ -68,9 +67,7 @@ def check_model(settings: Settings) -> Model:
     try:
         check_once(checkpoint)
         labels = checkpoint.labels
-        processor = ImageProcessor.from_preprocessor_config(
-            checkpoint.preprocessor_config, settings.preprocess, settings.parsed_image_size()
-        )
+        processor = checkpoint.image_processor(settings.preprocess, settings.parsed_image_size(), settings.task)
         identity = checkpoint.sha256
         license_name = model_license(checkpoint, settings.model)
     except (ValueError, OSError) as error:  # CheckpointError and ConfigError are ValueErrors
@@ -89,6 +86,11 @@ def check_model(settings: Settings) -> Model:
     ]
     labels = with_given_stuff(settings, labels)
     inference = inference_settings(settings, labels, trained_for, family.rules)
+    if settings.keep_logits is not None and processor.geometry(1, 1).windows:
+        raise RunError(
+            f"--keep-logits: for --task {settings.task}, --model {settings.model} sees an image as several windows, "
+            "whose logits are not kept; leave the flag out"
+        )
     return Model(
         settings.model,
         family.model_types[0],

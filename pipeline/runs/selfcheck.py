@@ -34,7 +34,7 @@ from pipeline.runs.check import check
 from pipeline.runs.specs import segment_spec
 from pipeline.segment.checkpoint import stage_model
 from pipeline.segment.device_model import Network
-from pipeline.segment.postprocess import FoundSegment, found_segments, infer
+from pipeline.segment.postprocess import FoundSegment, found_segments, infer, outputs_of_images
 from pipeline.segment.segmenter import Segmenter
 from pipeline.segment.spec import SegmentSpec
 from pipeline.telemetry.costs import ON_DEVICE, Costs
@@ -151,7 +151,8 @@ def compare(network: Network, plain: Network, images: Sequence[Image.Image]) -> 
         inferred = network.run(here, Costs())[0]  # reduced on the device, as in a run
         found_here = found_segments(inferred.result, inferred.embeddings)
         # A forward pass takes seconds on a CPU, so the outputs above are used again.
-        found_there = found_segments(infer(classes_there[0], masks_there[0], geometry, plain.inference))
+        [logits], [masks] = (outputs_of_images(output, [geometry]) for output in (classes_there, masks_there))
+        found_there = found_segments(infer(logits, masks, geometry, plain.inference))
         pairs = _count_alike(found_here, found_there, image.height, image.width)
         segments += len(found_there)
         alike += pairs

@@ -14,7 +14,6 @@ from PIL import Image
 
 from m2f_core.checkpoints.checkpoint import Checkpoint
 from m2f_core.images.geometry import ImageGeometry
-from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.images.image_size import ImageSize
 from m2f_core.images.quality import Quality
 from m2f_core.inference.decoder_outputs import places_of
@@ -27,12 +26,24 @@ from pipeline.device.precision import check_precision
 from pipeline.guard.watchdog import watch
 from pipeline.segment.inference_settings import InferenceSettings
 from pipeline.segment.kept_logits import KeptLogits, keep_logits, start_keeping
-from pipeline.segment.postprocess import InferenceResult, Inferred, infer, queries_of, start, warm_up
+from pipeline.segment.postprocess import (
+    InferenceResult,
+    Inferred,
+    infer,
+    outputs_of_images,
+    queries_of,
+    start,
+    warm_up,
+)
 from pipeline.telemetry.costs import Costs
 
 # The GPU resizes an image if that costs little memory. Images wait in decoded form for the GPU, and a photograph of 64
 # megapixels takes 192 MB decoded, but 3 MB resized.
 _MOST_DECODED_TO_RESIZED = 4
+
+
+# Class logits, mask logits, and the queries if they were asked for.
+Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ class Network:
         torch.backends.cudnn.allow_tf32 = precision != "fp32"
         self.cuda = Cuda(self.device, gpu_share) if self.device.type == "cuda" else None
         self.model = prepare_for_inference(checkpoint.load(), self.device, precision, inference.task)
-        self.processor = ImageProcessor.from_preprocessor_config(checkpoint.preprocessor_config, preprocess, image_size)
+        self.processor = checkpoint.image_processor(preprocess, image_size, inference.task)
         self.forward = self._forward if self.cuda is None else GraphedForward(self._forward)
         warm_up(inference)
         self.processor.warm_up()
@@ -116,11 +127,13 @@ class Network:
             return self._run_on(self.cuda, images, what, costs)
         with self.lock, watch("segmenting", what), torch.inference_mode():
             with costs.passing("model"):
-                logits_BQK1, masks_BQhw, queries_BQD = _float32(self.forward(self._batch(images)))
+                logits_BQK1, masks_BQhw, queries_BQD = self._outputs(self._batch(images), len(images))
             with costs.passing("reduce"):
+                geometries = [image.geometry for image in images]
+                logits, masks = (outputs_of_images(output, geometries) for output in (logits_BQK1, masks_BQhw))
                 results = [
-                    infer(logits_QK1, masks_Qhw, image.geometry, self.inference)
-                    for image, logits_QK1, masks_Qhw in zip(images, logits_BQK1, masks_BQhw, strict=True)
+                    infer(logits_QK1, masks_Qhw, geometry, self.inference)
+                    for logits_QK1, masks_Qhw, geometry in zip(logits, masks, geometries, strict=True)
                 ]
                 queries = [] if queries_BQD is None else [queries_of(result) for result in results]
                 halves_ND = None if queries_BQD is None else _halves(queries_BQD, queries).numpy()
@@ -139,7 +152,7 @@ class Network:
         with self.lock, watch("segmenting", what), torch.inference_mode():
             with self.recording:
                 started = cuda.mark()
-                logits_BQK1, masks_BQhw, queries_BQD = _float32(self.forward(pixels_B3HW))
+                logits_BQK1, masks_BQhw, queries_BQD = self._outputs(pixels_B3HW, len(images))
                 modelled = cuda.mark()
             geometries = [image.geometry for image in images]
             reduction = start(logits_BQK1, masks_BQhw, geometries, self.inference, parcel, cuda.fetch)
@@ -160,18 +173,40 @@ class Network:
     def decoder_outputs(self, images: Sequence[PreparedImage]) -> tuple[torch.Tensor, torch.Tensor]:
         """Class logits [B, Q, K+1] and mask logits [B, Q, h, w], before `run` reduces them: float32, in host memory."""
         with self.lock, watch("segmenting", images[0].name), torch.inference_mode():
-            logits_BQK1, masks_BQhw, _ = _float32(self.forward(self._batch(images)))
+            logits_BQK1, masks_BQhw, _ = self._outputs(self._batch(images), len(images))
             return logits_BQK1.cpu(), masks_BQhw.cpu()
 
     def _batch(self, images: Sequence[PreparedImage]) -> torch.Tensor:
-        """The network's input [B, 3, H, W] on the device."""
+        """The network's input [B, 3, H, W] on the device. An image with windows has as many entries."""
         padded_hw = images[0].geometry.padded_hw
         assert all(image.geometry.padded_hw == padded_hw for image in images), "a batch has one padded size"
+        windows = [image.geometry.windows for image in images]
+        has_windows = bool(windows[0])
         pixels = [image.pixels_hw3 for image in images]
-        if self.cuda is None:
-            return self.processor.to_batch(pixels, padded_hw)
-        resized_hws = [image.geometry.resized_hw for image in images]
-        return self.processor.batch_by_torch(self.cuda.upload(pixels), resized_hws, padded_hw)
+        if self.cuda is not None:
+            resized_hws = [image.geometry.resized_hw for image in images]
+            uploaded = self.cuda.upload(pixels)
+            return self.processor.batch_by_torch(uploaded, resized_hws, padded_hw, windows if has_windows else None)
+        if has_windows:
+            pixels = [
+                pixels_hw3[top : top + padded_hw[0], left : left + padded_hw[1]].contiguous()
+                for pixels_hw3, of_image in zip(pixels, windows, strict=True)
+                for top, left in of_image
+            ]
+        return self.processor.to_batch(pixels, padded_hw)
+
+    def _outputs(self, pixels_B3HW: torch.Tensor, at_once: int) -> Outputs:
+        """What the network gives for the batch, `at_once` inputs at a time, so that windows of images cost no more
+        memory in the network than as many images without.
+        """
+        if len(pixels_B3HW) <= at_once:
+            return _float32(self.forward(pixels_B3HW))
+        parts = []
+        for pixels_b3HW in pixels_B3HW.split(at_once):
+            part = _float32(self.forward(pixels_b3HW))
+            parts.append([None if output is None else output.clone() for output in part])  # a graph overwrites its own
+        logits, masks, queries = zip(*parts, strict=True)
+        return torch.cat(logits), torch.cat(masks), None if queries[0] is None else torch.cat(queries)
 
     def _forward(self, pixels_B3HW: torch.Tensor) -> SegmentationOutput:
         products = contextlib.nullcontext() if self.cuda is None else self.cuda.tf32(self.precision != "fp32")
@@ -213,8 +248,7 @@ class Network:
             os._exit(1)
 
 
-def _float32(output: SegmentationOutput) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Class logits, mask logits, and the queries if they were asked for."""
+def _float32(output: SegmentationOutput) -> Outputs:
     return output.class_queries_logits.float(), output.masks_queries_logits.float(), output.queries
 
 

@@ -30,7 +30,8 @@ def inference_settings(
         instance = InstanceSettings.defaults(settings.postprocess, wanted, rules)
         return replace(instance, **_given(settings, "score_threshold", "top_k"))
     # As in the original, whose semantic checkpoints resize scores. There is no flag: 1 pixel in 10,000 changes.
-    semantic = SemanticSettings.defaults(settings.postprocess, "scores" if trained_for == "semantic" else "masks")
+    resize = rules.semantic_resize or ("scores" if trained_for == "semantic" else "masks")
+    semantic = SemanticSettings.defaults(settings.postprocess, resize)
     return replace(semantic, wanted_class_ids=chosen, rules=rules)
 
 

@@ -54,12 +54,20 @@ class Inferred(NamedTuple):
 def infer(
     logits_QC1: torch.Tensor, masks_Qhw: torch.Tensor, geometry: ImageGeometry, settings: InferenceSettings
 ) -> InferenceResult:
-    """Call the core's inference for the task of these settings."""
+    """Call the core's inference for the task of these settings. An image with windows has outputs of each, stacked."""
     if isinstance(settings, PanopticSettings):
         return panoptic.panoptic_segments(logits_QC1, masks_Qhw, geometry, settings)
     if isinstance(settings, InstanceSettings):
         return instance.instance_segments(logits_QC1, masks_Qhw, geometry, settings)
     return semantic.semantic_segments(logits_QC1, masks_Qhw, geometry, settings)
+
+
+def outputs_of_images(outputs: torch.Tensor, geometries: Sequence[ImageGeometry]) -> list[torch.Tensor]:
+    """The outputs of each image, as `infer` takes them, from those of all inputs of the network [N, ...]."""
+    of_images = outputs.split([geometry.num_inputs for geometry in geometries])
+    return [
+        of_image if geometry.windows else of_image[0] for of_image, geometry in zip(of_images, geometries, strict=True)
+    ]
 
 
 def start(

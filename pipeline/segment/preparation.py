@@ -56,7 +56,7 @@ class Preparation:
             return Measured(CutImage(name, (height, width), spec.tiling, of_tile, partial(self._open, data)), place)
         except ImageError as error:
             return error
-        except ValueError as error:  # the checkpoint's pad_size is smaller than the image
+        except ValueError as error:  # pad_size is smaller than the image, or there would be too many windows
             return ImageError(ErrorCode.TOO_LARGE, one_line(error))
 
     def _open(self, data: bytes) -> Regions:

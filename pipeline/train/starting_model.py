@@ -39,9 +39,7 @@ def check_start(settings: FinetuneSettings) -> ImageProcessor:
         checkpoint.check()
         training_of(checkpoint.config)
         _points(settings, checkpoint.config)
-        return ImageProcessor.from_preprocessor_config(
-            checkpoint.preprocessor_config, "reference", settings.parsed_image_size()
-        )
+        return checkpoint.image_processor("reference", settings.parsed_image_size())
     except (ValueError, OSError) as error:  # CheckpointError and ConfigError are ValueErrors
         raise RunError(f"{_source(settings)}: {one_line(error)}") from None
 

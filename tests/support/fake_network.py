@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from m2f_core.config.labels import Task
 from m2f_core.config.model_config import ModelConfig
 from m2f_core.families.registry import family_of
 from m2f_core.images.image_processor import ImageProcessor
@@ -27,14 +28,16 @@ Size = tuple[int, int]
 class FakeCheckpoint:
     """A model of fake tensors on the device."""
 
-    preprocessor_config = None
-
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
+        self.family = family_of(config.to_dict())
+
+    def image_processor(self, mode: str, image_size: ImageSize | None, task: Task) -> ImageProcessor:
+        return self.family.image_processor(self.config, None, mode, image_size, task)
 
     def load(self) -> SegmentationModel:
         with torch.device(CUDA):
-            model = family_of(self.config.to_dict()).build_model(self.config)
+            model = self.family.build_model(self.config)
         for module in model.modules():
             for name, buffer in module.named_buffers(recurse=False):  # made of numpy, in host memory
                 setattr(module, name, buffer.to(CUDA))

@@ -101,7 +101,7 @@ def test_ways_to_look_pixels_up_give_the_same() -> None:
     table_CV = np.random.default_rng(0).normal(size=(3, 256)).astype(np.float32)
     firsts_C = torch.arange(3, dtype=torch.int32) * 256
     values = look_up_by_torch(image_hw3[None], torch.from_numpy(table_CV), firsts_C)
-    assert torch.equal(look_up([image_hw3], table_CV, (30, 50)), values)
+    assert torch.equal(look_up([image_hw3], table_CV, (30, 50), np.zeros(3, np.float32)), values)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -15,6 +15,7 @@ from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.config.maskformer import MaskFormerConfig
 from m2f_core.config.oneformer import OneFormerConfig
 from m2f_core.families import oneformer
+from m2f_core.families.eomt import family as eomt
 from m2f_core.families.registry import family_of_type
 from m2f_core.images.image_size import ImageSize
 from m2f_core.inference import panoptic
@@ -34,6 +35,7 @@ from tests.support.device_counts import Counted, DeviceCounts
 from tests.support.fake_cuda import CUDA, fake_cuda
 from tests.support.fake_network import ResultsAwaitedError, fake_network, images_of, table_of
 from tests.support.host_as_device import HostAsDevice
+from tests.support.seeded_eomt import make_eomt, tiny_config
 from tests.support.segmenting import encoded, small_spec
 
 STUFF = frozenset(range(80, 133))
@@ -145,6 +147,65 @@ def test_a_model_that_reads_the_task_takes_the_same_path():
 def test_images_of_other_sizes_share_a_batch():
     batch, waits = counted()["sizes"]
     assert waits == 2 and not batch.waits
+
+
+EOMT = eomt.FAMILY.rules
+
+
+def of_windows(precision: str, *sizes: tuple[int, int]) -> tuple[Counted, int, int]:
+    """A batch of a family whose network sees an image as windows; and how many of them."""
+    semantic = replace(SemanticSettings.defaults("reference", "scores"), rules=EOMT)
+    config = tiny_config(hidden_size=96)
+    with fake_network(config, precision, semantic) as network:
+        images = images_of(network, *sizes)
+        for _ in range(2):
+            with DeviceCounts() as counts, pytest.raises(ResultsAwaitedError):
+                network.cuda.waits = 0
+                network.run(images, Costs())
+        return counts.counted, network.cuda.waits, sum(image.geometry.num_inputs for image in images)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_windows_of_images_come_back_in_one_copy(precision):
+    batch, waits, num_windows = of_windows(precision, (100, 300), (480, 640), (130, 60))
+    assert num_windows == 3 + 2 + 3
+    assert waits == 1 and not batch.waits and len(batch.to_host) == 1
+    scores = sum(8 * height * width * 4 for height, width in ((100, 300), (480, 640), (130, 60)))
+    assert batch.to_host[0].num_bytes < scores / 2
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_a_family_that_pads_with_black_goes_the_same_way(task):
+    settings = {"panoptic": PanopticSettings.defaults("hf", STUFF, EOMT)}
+    settings["instance"] = InstanceSettings.defaults("hf", rules=EOMT)
+    config = tiny_config()
+    with fake_network(config, "bf16", settings[task]) as network:
+        for _ in range(2):
+            images = images_of(network, *SIZES)
+            assert len({image.geometry.padded_hw for image in images}) == 1, "all sizes share a batch"
+            network.cuda.waits = 0
+            network.cuda.tables = table_of(settings[task], len(images), config.num_queries, config.num_labels, KEPT)
+            with DeviceCounts() as counts, pytest.raises(ResultsAwaitedError):
+                network.run(images, Costs())
+        assert network.cuda.waits == 2 and not counts.counted.waits
+
+
+@pytest.mark.parametrize("mode", ["reference", "hf"])
+def test_windows_with_values_give_what_the_cpu_gives(mode, tmp_path):
+    make_eomt(tmp_path, "semantic")
+    inference = replace(SemanticSettings.defaults(mode, "scores"), rules=EOMT)
+    changes = {"inference": inference, "image_size": None, "batch_size": 4}
+    expected = Segmenter(small_spec(tmp_path, **changes))
+    one = Segmenter(small_spec(tmp_path, **changes))
+    one.network.cuda = HostAsDevice()
+    for ours, theirs in zip(one.segment(PHOTOGRAPHS), expected.segment(PHOTOGRAPHS), strict=True):
+        assert [s.class_id for s in ours.segments] == [s.class_id for s in theirs.segments]
+        assert len(ours.segments) > 1
+        for a, b in zip(ours.segments, theirs.segments, strict=True):
+            assert a.score == pytest.approx(b.score, abs=1e-3)
+            assert a.mask.area == pytest.approx(b.mask.area, rel=0.02, abs=5)
+    together, alone = expected.segment(PHOTOGRAPHS), [expected.segment([data])[0] for data in PHOTOGRAPHS]
+    assert [one.segments for one in together] == [one.segments for one in alone]
 
 
 @pytest.mark.parametrize("image_size", [pytest.param("384x384", marks=pytest.mark.thorough), "800:1333"])
