@@ -154,23 +154,10 @@ def ray_session():
     """One Ray in this process for tests that call the pipeline directly; ended by ray.shutdown, never `ray stop`."""
     import ray
 
-    from pipeline.cluster.local_ray import START_ATTEMPTS
+    from pipeline.cluster.local_ray import init_again_if_busy
 
-    for attempts_left in range(START_ATTEMPTS - 1, -1, -1):
-        ray.shutdown()  # one that a test of the whole job has left in this process is of another size
-        try:
-            ray.init(
-                address="local",
-                num_cpus=4,
-                include_dashboard=False,
-                logging_level="ERROR",
-                log_to_driver=False,
-                object_store_memory=500_000_000,
-            )
-            break
-        except Exception:  # on a very busy machine, as start_local_ray() describes
-            if not attempts_left:
-                raise
+    ray.shutdown()  # one that a test of the whole job has left in this process is of another size
+    init_again_if_busy(num_cpus=4, logging_level="ERROR", log_to_driver=False, object_store_memory=500_000_000)
     yield
     ray.shutdown()
 

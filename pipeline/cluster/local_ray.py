@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import Any
 
 import psutil
 import ray
@@ -24,7 +25,7 @@ START_ATTEMPTS = 5
 
 
 def start_local_ray(log_to_driver: bool) -> None:
-    """Call ray.init for a Ray on this machine, again if the machine was too busy. RunError if Ray cannot start.
+    """Start the Ray of a job on this machine. RunError if Ray cannot start.
 
     The Ray listens on loopback only (`environment.py`). Ray lets everybody write to each folder that it makes for
     sockets, logs and spilled objects; so these folders lie in one that only this user can enter.
@@ -33,18 +34,24 @@ def start_local_ray(log_to_driver: bool) -> None:
         folder = private_folder(os.environ.get("RAY_TMPDIR"))
     except OSError as error:
         raise RunError(f"Ray cannot start on this machine: {one_line(error)}; set RAY_TMPDIR") from None
+    init_again_if_busy(
+        # One CPU more than the machine has, because actors that fetch and write mostly wait.
+        num_cpus=usable_cpus() + 1,
+        logging_level=logging.WARNING,
+        log_to_driver=log_to_driver,
+        _temp_dir=f"{folder}/ray",  # short: the path of a socket may have 107 bytes
+    )
+
+
+def init_again_if_busy(**options: Any) -> None:
+    """Call ray.init with `options` for a Ray on this machine; if Ray does not start in time, call it again.
+
+    RunError after START_ATTEMPTS attempts, and at once for any other error.
+    """
     for attempts_left in range(START_ATTEMPTS - 1, -1, -1):
         before = set(_children())
         try:
-            ray.init(
-                address="local",
-                # One CPU more than the machine has, because actors that fetch and write mostly wait.
-                num_cpus=usable_cpus() + 1,
-                include_dashboard=False,
-                logging_level=logging.WARNING,
-                log_to_driver=log_to_driver,
-                _temp_dir=f"{folder}/ray",  # short: the path of a socket may have 107 bytes
-            )
+            ray.init(address="local", include_dashboard=False, **options)
             return
         except Exception as error:  # Ray raises a bare Exception if the node does not start in time
             left = [child for child in _children() if child not in before]

@@ -16,6 +16,7 @@ JOB = """
 import logging, os, signal
 import ray
 from pipeline.cluster.actor_arguments import pass_actor_arguments_by_value
+from pipeline.cluster.local_ray import init_again_if_busy
 from tests.support.boards import answering_board
 from ray.data import ActorPoolStrategy
 
@@ -35,7 +36,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "by value":
         pass_actor_arguments_by_value()
         pass_actor_arguments_by_value()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.WARNING)
+    init_again_if_busy(num_cpus=2, logging_level=logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
     board = answering_board()
     rows = ray.data.range(2, override_num_blocks=1).map_batches(

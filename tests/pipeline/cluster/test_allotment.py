@@ -132,8 +132,9 @@ def test_a_model_actor_may_take_its_part_of_the_memory(tiny_checkpoint):
 
 FILL = """
 import sys, ray
+from pipeline.cluster.local_ray import init_again_if_busy
 part, most = float(sys.argv[1]), int(sys.argv[2])
-ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+init_again_if_busy(num_cpus=4, num_gpus=2, logging_level="ERROR", log_to_driver=False)
 
 @ray.remote(num_cpus=0.01, num_gpus=part)
 class Actor:
