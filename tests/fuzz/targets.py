@@ -145,7 +145,7 @@ def read_safetensors(data: bytes) -> object:
     from m2f_core.checkpoints.checkpoint import _open_safetensors
 
     with ExitStack() as stack:
-        stored = _open_safetensors([put("weights.safetensors", data)], stack)
+        stored = _open_safetensors([put("weights.safetensors", data)], stack, str)
         return [(name, tensor.shape, tensor.read()) for name, tensor in list(stored.items())[:3]]
 
 

@@ -46,7 +46,7 @@ def saved(theirs: nn.Module, folder: Path) -> Path:
     return folder
 
 
-def check_modules(theirs: nn.Module, ours: nn.Module, pixels: Tensor) -> None:
+def assert_same_modules(theirs: nn.Module, ours: nn.Module, pixels: Tensor) -> None:
     """Each module of ours gets what transformers' got."""
     pairs = [
         ("tokens", theirs.embeddings, ours.tokens),
@@ -70,7 +70,7 @@ def check_modules(theirs: nn.Module, ours: nn.Module, pixels: Tensor) -> None:
     assert_close(ours.upscale(given.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), expected, TOLERANCE, "upscale")
 
 
-def check_whole(theirs: nn.Module, ours: nn.Module, pixels: Tensor) -> None:
+def assert_same_model(theirs: nn.Module, ours: nn.Module, pixels: Tensor) -> None:
     expected, output = theirs(pixels), ours(pixels, output_queries=True)
     assert_close(output.class_queries_logits, expected.class_queries_logits, TOLERANCE, "end to end, classes")
     assert_close(output.masks_queries_logits, expected.masks_queries_logits, 1e-4, "end to end, masks")
@@ -94,9 +94,9 @@ def test_modules_and_model_agree(tmp_path: Path, fields: dict) -> None:
     theirs = jittered(**fields)
     ours = load_checkpoint(saved(theirs, tmp_path))
     pixels = image_batch(theirs.config.image_size, theirs.config.image_size, batch=2)
-    check_modules(theirs, ours, pixels)
-    check_whole(theirs, ours, pixels)
-    check_whole(theirs, prepare_for_inference(ours, torch.device("cpu"), "fp32"), pixels)
+    assert_same_modules(theirs, ours, pixels)
+    assert_same_model(theirs, ours, pixels)
+    assert_same_model(theirs, prepare_for_inference(ours, torch.device("cpu"), "fp32"), pixels)
 
 
 @pytest.mark.parametrize("mask_probs", [[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]], ids=str)
@@ -105,7 +105,7 @@ def test_a_model_that_never_learned_to_do_without_masks_keeps_them(tmp_path: Pat
     pixels = image_batch(64, 64, batch=2)
     ours = load_checkpoint(saved(theirs, tmp_path))
     assert ours.reads_masks == [prob > 0 for prob in mask_probs]
-    check_whole(theirs, ours, pixels)
+    assert_same_model(theirs, ours, pixels)
     without = load_checkpoint(saved(jittered([0.0, 0.0]), tmp_path / "without"))(pixels)
     difference = without.class_queries_logits - ours(pixels).class_queries_logits
     assert difference.abs().max() > 0.01, "masks change nothing, so this test shows nothing"
@@ -144,7 +144,7 @@ def test_the_hubs_files_have_one_layer_for_both_parts_of_a_swiglu(tmp_path: Path
             older = name.replace(part, "weights_out" if part == "down_proj" else "weights_in")
             parts[older].append(weights.pop(name))
     save_file(weights | {name: torch.cat(tensors) for name, tensors in parts.items()}, tmp_path / "model.safetensors")
-    check_whole(theirs, load_checkpoint(tmp_path), image_batch(64, 64))
+    assert_same_model(theirs, load_checkpoint(tmp_path), image_batch(64, 64))
 
 
 @pytest.mark.parametrize("fields", [{}, WIDER, SWIGLU], ids=str)

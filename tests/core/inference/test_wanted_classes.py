@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2f_core.images.geometry import ImageGeometry
@@ -47,6 +47,7 @@ def found(result: Any) -> list[tuple[int, float, bytes]]:
 
 
 @pytest.mark.parametrize("chosen", SETTINGS, ids=lambda chosen: f"{chosen.task} {chosen.mode}")
+@settings(max_examples=8)
 @given(seed=st.integers(0, 1000), places=st.sets(st.integers(0, 30), max_size=5))
 def test_the_segments_are_those_of_a_run_of_all_classes(chosen: Any, seed: int, places: set[int]) -> None:
     logits, masks = decoder_outputs(seed, MASK_HW)

@@ -64,12 +64,13 @@ FLAGS["instance"] = ("--score-threshold", "0.5")
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "task",
     [
-        pytest.param("panoptic", marks=pytest.mark.thorough),
+        "panoptic",
         "semantic",
-        pytest.param("instance", marks=pytest.mark.thorough),
+        "instance",
     ],
 )
 def test_tables_are_transformers(task: str, three: Path, tmp_path: Path) -> None:

@@ -61,12 +61,13 @@ def plain_loop(folder: Path, model: Path, task: Task, modes: dict[str, str]) -> 
     return results
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("task", "modes"),
     [
         ("instance", {"preprocess": "hf", "postprocess": "hf"}),
         *(
-            pytest.param(task, modes, marks=pytest.mark.thorough)
+            (task, modes)
             for task, modes in (
                 ("panoptic", {}),
                 ("instance", {}),

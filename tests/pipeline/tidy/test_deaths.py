@@ -196,12 +196,12 @@ def test_every_version_that_must_stay_is_read_as_before(seed, tmp_path):
             days = min(days, 39)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(module, "_COMMITS_PER_CHECKPOINT", draw.choice([1, 5]))
-                oldest = tidied_as_drawn(place, draw, oldest)
+                oldest = assert_tidied(place, draw, oldest)
             age(place, days)
-    tidied_as_drawn(place, draw, oldest)
+    assert_tidied(place, draw, oldest)
 
 
-def tidied_as_drawn(place: Path, draw: random.Random, oldest: int) -> int:
+def assert_tidied(place: Path, draw: random.Random, oldest: int) -> int:
     """Tidy and compare; the oldest version that had to stay. `oldest`: that of the tidying before, which was free to
     take the files of the versions below, though the log still names them where this one keeps more versions."""
     last, since = draw.choice([1, 2, 4]), time.time() - 30 * DAY
