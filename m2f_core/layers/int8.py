@@ -13,7 +13,7 @@ from m2f_core.layers import mkldnn
 from m2f_core.layers.linear import FUSED, Float32Linear
 from m2f_core.layers.rounding_kernel import round_to_bytes
 
-# With fewer channels on either side, rounding the input takes as long as the product gains (docs/benchmarks.md).
+# With fewer channels on either side, rounding the input takes as long as the product gains (docs/decisions.md).
 LEAST_WIDTH = 192
 _USUAL_ROWS = 4096  # oneDNN chooses the layout of a weight by this
 

@@ -5,11 +5,11 @@
 
 Photographs, each several times, lie in a SeaweedFS on this machine. `by hand` is Ray Data, transformers and
 pycocotools: tests/benchmarks/ray_data_by_hand.py. `job` is `jobs/segment_bucket.py`, in the mode of transformers
-(`hf`), whose segments are the same ones, and by default (`reference`), in fp32 and in bf16. `model` is the forward pass
-of the job's own network in a loop over prepared inputs: what the job would do if all the rest cost nothing. All are
-processes of their own with the same number of threads, the same niceness and the same weights (Swin-T, 133 classes,
-random, jittered). Starting, loading the model and, in `model`, the first image do not count. Sides take turns within a
-round, medians are printed. The last line is one JSON document.
+(`hf`), whose segments are the same ones, and by default (`reference`), in fp32 and, where the CPU has the instructions,
+in bf16. `model` is the forward pass of the job's own network in a loop over prepared inputs: what the job would do if
+all the rest cost nothing. All are processes of their own with the same number of threads, the same niceness and the
+same weights (Swin-T, 133 classes, random, jittered). Starting, loading the model and, in `model`, the first image do
+not count. Sides take turns within a round, medians are printed. The last line is one JSON document.
 """
 
 import argparse
@@ -31,12 +31,17 @@ import torch
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
+from m2f_core.layers.cpu_instructions import bf16_refusal
 from tests.benchmarks.scripts import ROOT, run_script
+from tests.support.inputs import gather_photographs
 from tests.support.s3_server import S3Server, embedded_s3
 
 IMAGES = ROOT.parent / "shared" / "data" / "coco_things" / "images"
 STUFF = [str(label) for label in range(80, 133)]
-BY_HAND, JOBS, MODELS = "by hand", ("job hf", "job fp32", "job bf16"), ("model fp32", "model bf16")
+PRECISIONS = ("fp32", "bf16") if bf16_refusal() is None else ("fp32",)
+BY_HAND = "by hand"
+JOBS = ("job hf", *(f"job {precision}" for precision in PRECISIONS))
+MODELS = tuple(f"model {precision}" for precision in PRECISIONS)
 
 
 def make_checkpoint(folder: Path, shortest: int, longest: int) -> None:
@@ -116,25 +121,27 @@ def measure(server: S3Server, images: Path, size: str, threads: int, rounds: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=Path, default=IMAGES, help="folder of photographs")
+    parser.add_argument("--images", type=Path, help="folder of photographs; default: ../shared, scikit-image's")
     parser.add_argument("--image-sizes", nargs="+", default=["512:800", "800:1333"], help="SHORTEST:LONGEST edge")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads of all sides")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--copies", type=int, default=3, help="of each photograph in the bucket")
     args = parser.parse_args()
-    if not args.images.is_dir():
-        parser.error(f"no folder {args.images}; name one with --images")
-    num_images, rows = args.copies * len(list(args.images.iterdir())), []
+    rows = []
     with tempfile.TemporaryDirectory() as folder, embedded_s3(Path(folder)) as server:
+        images = args.images or (IMAGES if IMAGES.is_dir() else Path(folder) / "photographs")
+        if images == Path(folder) / "photographs":
+            gather_photographs(images)
+        num_images = args.copies * len(list(images.iterdir()))
         os.environ.update(server.environment)
         for size in args.image_sizes:
-            sides = measure(server, args.images, size, args.threads, args.rounds, args.copies)
+            sides = measure(server, images, size, args.threads, args.rounds, args.copies)
             rate = {side: num_images / statistics.median(r["seconds"] for r in said) for side, said in sides.items()}
             rows.append({"image_size": size, "images_per_second": rate, "runs": sides})
             print(f"{num_images} images at {size}, {args.threads} threads")
             for side, said in sides.items():
                 against = f"{rate[side] / rate[BY_HAND]:5.2f} x by hand"
-                if side in ("job fp32", "job bf16"):
+                if side.replace("job", "model") in MODELS:
                     against += f"  {rate[side] / rate[side.replace('job', 'model')]:5.2f} x its model alone"
                 print(f"  {side:10} {rate[side]:6.3f} images/s  {against}  {said[0].get('segments', '')}", flush=True)
     document = {

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -29,12 +30,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from m2f_core.checkpoints.checkpoint import load_checkpoint
 from m2f_core.layers import mkldnn
+from m2f_core.layers.cpu_instructions import bf16_refusal
 from m2f_core.layers.deformable_attention import attend_by_embedding_bag, attend_by_grid_sample, locate_and_weigh
 from m2f_core.layers.deformable_attention_kernel import attend_by_kernel
 from m2f_core.model.for_inference import prepare_for_inference
 from m2f_core.model.pixel_decoder import cell_centres
 from tests.parity.test_model_parity import SWIN, image_batch, jittered_model
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # bf16 where the CPU has the instructions
 PARTS = ("backbone", "pixel_decoder", "transformer_decoder")
 
 
@@ -106,12 +109,11 @@ def model_row(theirs: nn.Module, ours: dict[str, nn.Module], peaks: dict[str, fl
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=name == "bf16"):
             return ours[name](pixels)
 
-    times = in_turn(
-        {"theirs": lambda: theirs(pixels), "fp32": lambda: run("fp32"), "bf16": lambda: run("bf16")}, rounds
-    )
+    sides = {"theirs": lambda: theirs(pixels), **{name: partial(run, name) for name in ours}}
+    times = in_turn(sides, rounds)
     expected = theirs(pixels).masks_queries_logits
     row: dict[str, object] = {"model": f"{height}x{width}", "gflop": round(gflop), "theirs_ms": ms(times["theirs"])}
-    for name in ("fp32", "bf16"):
+    for name in ours:
         masks = run(name).masks_queries_logits
         row[f"{name}_ms"] = ms(times[name])
         row[f"{name}_ratio"] = round(times["theirs"] / times[name], 2)
@@ -151,9 +153,11 @@ def main() -> None:
         theirs = jittered_model(SWIN["swin_tiny"])
         theirs.save_pretrained(folder)
         ours = {
-            name: prepare_for_inference(load_checkpoint(folder), torch.device("cpu"), name) for name in ("fp32", "bf16")
+            name: prepare_for_inference(load_checkpoint(folder), torch.device("cpu"), name)
+            for name in DTYPES
+            if name == "fp32" or bf16_refusal() is None
         }
-        peaks = {"fp32": gemm_peak(torch.float32), "bf16": gemm_peak(torch.bfloat16)}
+        peaks = {name: gemm_peak(DTYPES[name]) for name in ours}
         rows = [attention_row(*size, args.rounds) for size in sizes]
         rows += [model_row(theirs, ours, peaks, size, args.rounds) for size in sizes]
     rounded = {name: round(peak) for name, peak in peaks.items()}

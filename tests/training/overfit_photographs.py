@@ -3,7 +3,7 @@
     python tests/training/overfit_photographs.py [--output FOLDER]
 
 It is to show that losses, targets, transforms and inference fit together on real data: PQ comes from the tables of
-`jobs/segment_bucket.py` and from `jobs/evaluate.py`. docs/benchmarks.md has the course of the training, and
+`jobs/segment_bucket.py` and from `jobs/evaluate.py`. docs/benchmarks/2026-11.md has the course of the training, and
 overfit_photographs.log beside this file what it printed. Takes about five hours on 2 cores; a second start goes on
 where the first was stopped. Needs shared/data/coco_things beside the checkout. Ends with exit code 1 below the bar.
 
