@@ -49,10 +49,9 @@ def round_to_bytes(x: Tensor) -> Rounded:
 
 
 def _flat(x: Tensor) -> NDArray[np.generic]:
-    """All numbers in the order of memory."""
-    if not x.is_contiguous():
-        x = x.permute(0, 2, 3, 1)  # channels last
-    return x.reshape(-1).numpy() if x.is_contiguous() else x.contiguous().view(-1).numpy()
+    """All numbers in the order of memory, which may be written to."""
+    in_order = x if x.is_contiguous() else x.permute(0, 2, 3, 1)  # channels last
+    return in_order.view(-1).numpy()  # PyTorch refuses a view of what is not dense
 
 
 def _floats(keys: list[np.int32]) -> NDArray[np.float32]:

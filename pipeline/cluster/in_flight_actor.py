@@ -92,6 +92,7 @@ class Board:
         try:
             seen: InFlight | None = ray.get(self._call("look", done), timeout=_ANSWER_SECONDS)
         except RayError:
+            self._done.extend(done)  # for the next look; a shard that is reported twice is as done as before
             return None
         return seen
 

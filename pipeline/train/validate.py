@@ -119,10 +119,12 @@ def _predict(
 ) -> list[Record]:
     logits_QC1, masks_Qhw, geometry = _outputs(model, data, processor, index)
     is_panoptic = data.kind == "panoptic"
+    rules = family_of(model.config.to_dict()).rules
     settings = (
-        PanopticSettings.for_labels("reference", labels) if is_panoptic else InstanceSettings.defaults("reference")
+        PanopticSettings.for_labels("reference", labels, rules)
+        if is_panoptic
+        else InstanceSettings.defaults("reference", rules=rules)
     )
-    settings = replace(settings, rules=family_of(model.config.to_dict()).rules)
     result = infer(logits_QC1, masks_Qhw, geometry, settings)
     size = list(geometry.original_hw)
     return [

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from jobs import evaluate, segment_bucket
+from jobs import evaluate, segment_bucket, verify
 from tests.support.evaluation_oracles import coco_api, coco_results, semantic_scores
 from tests.support.evaluation_runs import (
     MadeImage,
@@ -52,13 +52,13 @@ class TaskRun:
         return json.loads(Path(report).read_text())
 
 
-def finished(task: str, photographs: Path, model: Path, root: Path) -> TaskRun:
+def finished(task: str, photographs: Path, model: Path, root: Path, *more: str) -> TaskRun:
     folder, output = root / "in", root / "out"
     folder.mkdir()
     for name in ("coffee.png", "rocket.jpg", "chelsea.png"):
         shutil.copy(photographs / name, folder)
     flags = ["--input", folder, "--output", output, "--model", model, "--image-size", "160:267", "--task", task]
-    assert segment_bucket.main([*map(str, flags), "--images-per-shard", "2"]) == 0
+    assert segment_bucket.main([*map(str, flags), "--images-per-shard", "2", *more]) == 0
     categories, images = found_by_run(output, folder)
     assert len(images) == 3
     return TaskRun(Place(str(root), categories=categories), output, images)
@@ -126,6 +126,25 @@ def test_a_semantic_run_is_scored(semantic_run):
         ):
             report = semantic_run.scored(*ground_truth)
             assert report["semantic"]["mIoU"] == pytest.approx(expected) and "panoptic" not in report
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance"])
+def test_rows_of_some_classes_are_those_of_a_run_of_all(task, request, photographs, tiny_checkpoint, tmp_path):
+    """Also where they leave most pixels in no segment; verification knows which classes were chosen."""
+    of_all = request.getfixturevalue(f"{task}_run")
+    chosen = {"class 2", "class 7"}
+    some = finished(task, photographs, tiny_checkpoint, tmp_path, "--classes", *chosen)
+
+    def found(run: TaskRun) -> list[tuple[Any, ...]]:
+        rows = [row for rows in run.rows() for row in rows if row["category_name"] in chosen]
+        return sorted(
+            (Path(row["image_key"]).name, row["category_id"], row["score"], row["segmentation"]["counts"])
+            for row in rows
+        )
+
+    assert found(some) == found(of_all) != []
+    assert {row["category_name"] for rows in some.rows() for row in rows} <= chosen
+    assert verify.main(["--tables", str(some.output), "--workers", "1"]) == 0
 
 
 def left_half_of(image: MadeImage, category_id: int) -> MadeImage:

@@ -78,7 +78,7 @@ class Eomt(SegmentationModel):
     ) -> SegmentationOutput:
         """pixel_values_B3HW: RGB, normalised, float32, of the configuration's `image_size` in height and width."""
         if mask_labels is not None or class_labels is not None:
-            raise NotImplementedError("an EoMT has no loss here; fine-tune it with transformers")
+            raise ValueError("an EoMT has no loss here, so it takes no labels; fine-tune it with transformers")
         side = self.config.image_size
         if pixel_values_B3HW.shape[2:] != (side, side):
             raise ValueError(f"the image has {tuple(pixel_values_B3HW.shape[2:])} pixels, but the model takes {side}")

@@ -30,8 +30,8 @@ class PyramidStep(nn.Module):
 class PixelDecoder(nn.Module):
     """The pyramid. `in_channels` are the backbone's, highest resolution first; `steps` go from coarse to fine.
 
-    The mask features are `mask_projection` of the result. It is a part of its own, because `TransformerDecoder` can
-    join it with the product that follows.
+    The mask features are `mask_projection` of the result. It is a part of its own, because
+    `MaskFormer.logits_at_once` joins it with the product that follows.
     """
 
     def __init__(self, in_channels: tuple[int, ...], feature_size: int, mask_feature_size: int) -> None:

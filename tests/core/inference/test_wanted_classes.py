@@ -62,6 +62,20 @@ def test_the_segments_are_those_of_a_run_of_all_classes(chosen: Any, seed: int, 
     assert [one[0] for one in found(on_device)] == [one[0] for one in expected]
 
 
+@settings(max_examples=8)
+@given(seed=st.integers(0, 1000), places=st.sets(st.integers(0, 30), max_size=5))
+def test_in_mode_hf_panoptic_rows_are_those_of_a_run_of_all_classes(seed: int, places: set[int]) -> None:
+    """Their ids may differ: as in transformers, one id may stand for several classes, and there are fewer of these."""
+    chosen = PanopticSettings.defaults("hf", STUFF_CLASS_IDS)
+    logits, masks = decoder_outputs(seed, MASK_HW)
+    of_all = [(info.class_id, info.score) for info in panoptic_segments(logits, masks, GEOMETRY, chosen).infos]
+    wanted = frozenset(one[0] for place, one in enumerate(of_all) if place in places) | {NUM_CLASSES - 1}
+
+    of_some = panoptic_segments(logits, masks, GEOMETRY, replace(chosen, wanted_class_ids=wanted))
+
+    assert [(info.class_id, info.score) for info in of_some.infos] == [one for one in of_all if one[0] in wanted]
+
+
 def test_panoptic_segments_of_some_classes_have_no_gaps_in_their_ids() -> None:
     chosen = PanopticSettings.defaults("reference", STUFF_CLASS_IDS)
     logits, masks = decoder_outputs(3, MASK_HW)

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from ray.exceptions import GetTimeoutError
 
 from pipeline.cluster.in_flight_actor import Board
 from pipeline.commit.receipt import PartRecord, Receipt
@@ -201,6 +202,25 @@ def test_receipts_reach_the_board_with_the_next_look_and_not_by_a_call_each(monk
     board.look()
     board.look()
     assert calls == [("look", [0, 1, 2]), ("look", [])]
+
+
+def test_receipts_of_a_look_without_an_answer_are_told_with_the_next(monkeypatch):
+    calls, answers = [], iter([GetTimeoutError("no answer"), InFlight(None, frozenset())])
+
+    def answer(reference: object, timeout: float) -> InFlight:
+        found = next(answers)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(Board, "_call", lambda board, *call: calls.append(call))
+    monkeypatch.setattr("ray.get", answer)
+    board = Board("of a run")
+    board.done(7)
+    assert board.look() is None
+    board.done(8)
+    assert board.look() is not None
+    assert calls == [("look", [7]), ("look", [7, 8])]
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -15,6 +15,7 @@ from m2f_core.config.labels import LabelMap
 from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.images.image_size import ImageSize
+from m2f_core.training import recompute
 from m2f_core.training.augment import LargeScaleJitter
 from m2f_core.training.initial_weights import initial_model
 from pipeline.errors import RunError
@@ -139,6 +140,21 @@ def test_it_goes_on_bit_for_bit(data, labels, tmp_path):
         second.step(batch)
 
     expected, found = whole.model.state_dict(), second.model.state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_recomputed_activations_change_no_weight(data, labels, monkeypatch):
+    """They are computed again at all: in each of the model's blocks, once a step."""
+    computed = []
+    checkpoint = recompute.checkpoint
+    monkeypatch.setattr(recompute, "checkpoint", lambda *args, **kw: computed.append(1) or checkpoint(*args, **kw))
+    plain = training_of(initial_model(tiny_config(labels), 0), labels)
+    again = training_of(initial_model(tiny_config(labels), 0), labels, replace(SETTINGS, recompute_activations=True))
+    for batch in batches(data, labels, range(2)):
+        plain.step(batch)
+        again.step(batch)
+    assert len(computed) == 2 * len(again.model.repeated_blocks()) > 0
+    expected, found = plain.model.state_dict(), again.model.state_dict()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
