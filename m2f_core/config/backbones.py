@@ -1,7 +1,7 @@
 """Configurations of backbones, with the field names of `backbone_config` in a Hugging Face config.json. No torch.
 
 Another backbone gets a configuration class here, a row in `BACKBONES`, and a branch in
-`model.mask2former.build_backbone`.
+`model.backbones.build_backbone`.
 """
 
 from __future__ import annotations
@@ -164,7 +164,19 @@ _SWIN_SIZES: dict[str, dict[str, Any]] = {
     "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
     "large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
 }
+# Base and large of the papers were pre-trained at 384 pixels.
+_PAPER_WINDOWS = {"base": 12, "large": 12}
+PAPER_DROP_PATH_RATE = 0.3  # every published Swin model was trained with this
 _RESNET_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+def paper_swin(size: str) -> SwinConfig:
+    """The Swin of that size ("tiny", "small", "base", "large") as the families' authors trained it."""
+    return SwinConfig(
+        window_size=_PAPER_WINDOWS.get(size, SwinConfig.window_size),
+        drop_path_rate=PAPER_DROP_PATH_RATE,
+        **_SWIN_SIZES[size],
+    )
 
 
 def backbone_by_name(name: str) -> BackboneConfig | None:
@@ -227,3 +239,7 @@ def _check_outputs(json_dict: Mapping[str, Any]) -> None:
 def _json_fields(config: BackboneConfig) -> dict[str, Any]:
     own = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
     return {**own, "out_features": list(STAGES), "out_indices": [1, 2, 3, 4]}
+
+
+# Every kind of layer, including a shifted window: for tests and demonstrations.
+SMALLEST_SWIN = SwinConfig(embed_dim=32, depths=(1, 2, 1, 1), num_heads=(2, 2, 4, 4), drop_path_rate=0.0)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from m2f_core.config.backbones import BackboneConfig, read_backbone
+from m2f_core.config.backbones import SMALLEST_SWIN, BackboneConfig, paper_swin, read_backbone
 from m2f_core.config.backbones import ResNetConfig as ResNetConfig
 from m2f_core.config.backbones import SwinConfig as SwinConfig
 from m2f_core.config.class_names import check_id2label, numbered_labels, read_id2label
@@ -34,7 +34,6 @@ from m2f_core.config.fields import (
 )
 
 GROUP_NORM_GROUPS = 32  # in the pixel decoder; a constant of the architecture, not a field
-PAPER_DROP_PATH_RATE = 0.3  # every published Swin model was trained with this
 
 # Other names under which transformers has written, and still reads, the same field.
 LEGACY_NAMES = {"hidden_size": "hidden_dim", "num_hidden_layers": "decoder_layers"}
@@ -64,9 +63,7 @@ class Mask2FormerConfig:
     the initial scale of batch norms, which are frozen here.
     """
 
-    backbone_config: BackboneConfig = field(
-        default_factory=lambda: SwinConfig(depths=(2, 2, 18, 2), drop_path_rate=PAPER_DROP_PATH_RATE)
-    )
+    backbone_config: BackboneConfig = field(default_factory=lambda: paper_swin("small"))
     feature_size: int = 256
     mask_feature_size: int = 256
     hidden_dim: int = 256
@@ -174,14 +171,14 @@ class Mask2FormerConfig:
         cls, num_labels: int = 133, id2label: dict[int, str] | None = None, num_queries: int = 100
     ) -> Mask2FormerConfig:
         """47.4 M parameters with 133 classes."""
-        return cls._published(SwinConfig(drop_path_rate=PAPER_DROP_PATH_RATE), num_labels, id2label, num_queries)
+        return cls._published(paper_swin("tiny"), num_labels, id2label, num_queries)
 
     @classmethod
     def swin_small(
         cls, num_labels: int = 133, id2label: dict[int, str] | None = None, num_queries: int = 100
     ) -> Mask2FormerConfig:
         """68.8 M parameters with 133 classes."""
-        backbone = SwinConfig(depths=(2, 2, 18, 2), drop_path_rate=PAPER_DROP_PATH_RATE)
+        backbone = paper_swin("small")
         return cls._published(backbone, num_labels, id2label, num_queries)
 
     @classmethod
@@ -189,13 +186,7 @@ class Mask2FormerConfig:
         cls, num_labels: int = 133, id2label: dict[int, str] | None = None, num_queries: int = 100
     ) -> Mask2FormerConfig:
         """106.9 M parameters with 133 classes; the published models were pre-trained at 384 pixels, hence window 12."""
-        backbone = SwinConfig(
-            embed_dim=128,
-            depths=(2, 2, 18, 2),
-            num_heads=(4, 8, 16, 32),
-            window_size=12,
-            drop_path_rate=PAPER_DROP_PATH_RATE,
-        )
+        backbone = paper_swin("base")
         return cls._published(backbone, num_labels, id2label, num_queries)
 
     @classmethod
@@ -203,13 +194,7 @@ class Mask2FormerConfig:
         cls, num_labels: int = 133, id2label: dict[int, str] | None = None, num_queries: int = 200
     ) -> Mask2FormerConfig:
         """215.5 M parameters with 133 classes; most published models have 200 queries."""
-        backbone = SwinConfig(
-            embed_dim=192,
-            depths=(2, 2, 18, 2),
-            num_heads=(6, 12, 24, 48),
-            window_size=12,
-            drop_path_rate=PAPER_DROP_PATH_RATE,
-        )
+        backbone = paper_swin("large")
         return cls._published(backbone, num_labels, id2label, num_queries)
 
     @classmethod
@@ -235,7 +220,7 @@ class Mask2FormerConfig:
         `others` are fields that do not change the architecture, such as `train_num_points`.
         """
         return cls(
-            backbone_config=SwinConfig(embed_dim=32, depths=(1, 2, 1, 1), num_heads=(2, 2, 4, 4), drop_path_rate=0.0),
+            backbone_config=SMALLEST_SWIN,
             feature_size=64,
             mask_feature_size=64,
             hidden_dim=64,

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from m2f_core.config.backbones import BackboneConfig, ResNetConfig, SwinConfig, read_backbone
-from m2f_core.config.class_names import numbered_labels, read_id2label
+from m2f_core.config.backbones import SMALLEST_SWIN, BackboneConfig, ResNetConfig, paper_swin, read_backbone
+from m2f_core.config.class_names import check_id2label, numbered_labels, read_id2label
 from m2f_core.config.fields import (
-    MAX_CLASSES,
     MAX_HEADS,
     MAX_LAYERS,
     MAX_QUERIES,
@@ -26,7 +25,7 @@ from m2f_core.config.fields import (
     excerpt,
     known_fields,
 )
-from m2f_core.config.mask2former import GROUP_NORM_GROUPS, PAPER_DROP_PATH_RATE
+from m2f_core.config.mask2former import GROUP_NORM_GROUPS
 
 # Other names under which transformers has written, and still reads, the same field.
 LEGACY_NAMES = {"hidden_size": "mask_feature_size"}
@@ -95,7 +94,7 @@ class MaskFormerConfig:
     weights. `init_std` is kept for transformers: it sets the initial scale of batch norms, which are frozen here.
     """
 
-    backbone_config: BackboneConfig = field(default_factory=lambda: _swin_base(drop_path_rate=PAPER_DROP_PATH_RATE))
+    backbone_config: BackboneConfig = field(default_factory=lambda: paper_swin("base"))
     decoder_config: DetrDecoderConfig = field(default_factory=DetrDecoderConfig)
     fpn_feature_size: int = 256
     mask_feature_size: int = 256
@@ -118,10 +117,7 @@ class MaskFormerConfig:
         check_numbers(self, FLOATS)
         if not any(getattr(self, name) for name in LOSS_WEIGHTS):
             raise ConfigError(f"{', '.join(LOSS_WEIGHTS)} must not all be 0, because the loss would be 0")
-        if len(self.id2label) > MAX_CLASSES:
-            raise ConfigError(f"id2label must name at most {MAX_CLASSES} classes, not {len(self.id2label)}")
-        if not self.id2label or sorted(self.id2label) != list(range(len(self.id2label))):
-            raise ConfigError("id2label must name the classes 0, 1, 2, ... without a gap, and at least one")
+        check_id2label(self.id2label)
 
     @property
     def num_labels(self) -> int:
@@ -168,26 +164,20 @@ class MaskFormerConfig:
 
     @classmethod
     def swin_tiny(cls, num_labels: int = 133, id2label: dict[int, str] | None = None) -> MaskFormerConfig:
-        return cls._published(SwinConfig(drop_path_rate=PAPER_DROP_PATH_RATE), num_labels, id2label)
+        return cls._published(paper_swin("tiny"), num_labels, id2label)
 
     @classmethod
     def swin_small(cls, num_labels: int = 133, id2label: dict[int, str] | None = None) -> MaskFormerConfig:
-        backbone = SwinConfig(depths=(2, 2, 18, 2), drop_path_rate=PAPER_DROP_PATH_RATE)
+        backbone = paper_swin("small")
         return cls._published(backbone, num_labels, id2label)
 
     @classmethod
     def swin_base(cls, num_labels: int = 133, id2label: dict[int, str] | None = None) -> MaskFormerConfig:
-        return cls._published(_swin_base(drop_path_rate=PAPER_DROP_PATH_RATE), num_labels, id2label)
+        return cls._published(paper_swin("base"), num_labels, id2label)
 
     @classmethod
     def swin_large(cls, num_labels: int = 133, id2label: dict[int, str] | None = None) -> MaskFormerConfig:
-        backbone = SwinConfig(
-            embed_dim=192,
-            depths=(2, 2, 18, 2),
-            num_heads=(6, 12, 24, 48),
-            window_size=12,
-            drop_path_rate=PAPER_DROP_PATH_RATE,
-        )
+        backbone = paper_swin("large")
         return cls._published(backbone, num_labels, id2label)
 
     @classmethod
@@ -204,7 +194,7 @@ class MaskFormerConfig:
     ) -> MaskFormerConfig:
         """Every kind of layer, including a shifted window, for tests. `others` do not change the architecture."""
         return cls(
-            backbone_config=SwinConfig(embed_dim=32, depths=(1, 2, 1, 1), num_heads=(2, 2, 4, 4), drop_path_rate=0.0),
+            backbone_config=SMALLEST_SWIN,
             decoder_config=DetrDecoderConfig(
                 d_model=64, num_queries=num_queries, decoder_layers=3, decoder_attention_heads=4, decoder_ffn_dim=128
             ),
@@ -226,13 +216,3 @@ class MaskFormerConfig:
             use_auxiliary_loss=True,
             id2label=id2label or numbered_labels(num_labels),
         )
-
-
-def _swin_base(drop_path_rate: float) -> SwinConfig:
-    return SwinConfig(
-        embed_dim=128,
-        depths=(2, 2, 18, 2),
-        num_heads=(4, 8, 16, 32),
-        window_size=12,
-        drop_path_rate=drop_path_rate,
-    )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from m2f_core.config.backbones import BackboneConfig, SwinConfig, read_backbone
+from m2f_core.config.backbones import SMALLEST_SWIN, BackboneConfig, paper_swin, read_backbone
 from m2f_core.config.class_names import check_id2label, numbered_labels, read_id2label
 from m2f_core.config.fields import (
     MAX_HEADS,
@@ -28,7 +28,7 @@ from m2f_core.config.fields import (
     known_fields,
 )
 from m2f_core.config.labels import Task
-from m2f_core.config.mask2former import GROUP_NORM_GROUPS, LEGACY_NAMES, PAPER_DROP_PATH_RATE
+from m2f_core.config.mask2former import GROUP_NORM_GROUPS, LEGACY_NAMES
 
 # "the task is panoptic" and so on as CLIP's tokenizer numbers them, start and end included; zeros follow up to
 # `task_seq_len`. transformers' OneFormerProcessor multiplies the tokenizer's padding by its attention mask, and the
@@ -50,7 +50,7 @@ class OneFormerConfig:
     `num_queries` queries is the task. `query_dec_layers` are the layers of the query transformer.
     """
 
-    backbone_config: BackboneConfig = field(default_factory=lambda: SwinConfig(drop_path_rate=PAPER_DROP_PATH_RATE))
+    backbone_config: BackboneConfig = field(default_factory=lambda: paper_swin("tiny"))
     conv_dim: int = 256
     mask_dim: int = 256
     hidden_dim: int = 256
@@ -147,7 +147,7 @@ class OneFormerConfig:
     ) -> OneFormerConfig:
         """Every kind of layer, including a shifted window, with 1.7 M parameters: for tests."""
         return cls(
-            backbone_config=SwinConfig(embed_dim=32, depths=(1, 2, 1, 1), num_heads=(2, 2, 4, 4), drop_path_rate=0.0),
+            backbone_config=SMALLEST_SWIN,
             conv_dim=64,
             mask_dim=64,
             hidden_dim=64,

@@ -55,9 +55,10 @@ class OriginalFormat:
     ignored: Pattern[str]
 
 
-def _any_size(
+def any_size(
     config: ModelConfig, preprocessor: Mapping[str, Any] | None, mode: str, image_size: ImageSize | None, task: Task
 ) -> ImageProcessor:
+    """`ImageProcessor`: any size, padded to a multiple of 32."""
     from m2f_core.images.image_processor import ImageProcessor
 
     return ImageProcessor.from_preprocessor_config(preprocessor, mode, image_size)
@@ -104,7 +105,7 @@ class Family:
     license: str
     task_in_name: str | None = None
     reads_task: bool = False
-    image_processor: Callable[[Any, Mapping[str, Any] | None, str, ImageSize | None, Task], ImageProcessor] = _any_size
+    image_processor: Callable[[Any, Mapping[str, Any] | None, str, ImageSize | None, Task], ImageProcessor] = any_size
     original: OriginalFormat | None = None
     tasks: tuple[Task, ...] = TASKS
     task_words: Mapping[Task, str] = field(default_factory=dict)

@@ -6,15 +6,19 @@ The names of its tensors stand only here. Files of a training hold a text mapper
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from m2f_core.config.labels import Task
 from m2f_core.config.oneformer import OneFormerConfig
 from m2f_core.families import backbone_names, mask2former_names
-from m2f_core.families.family import Family, WeightNames
+from m2f_core.families.family import Family, WeightNames, any_size
 from m2f_core.families.rules import Rule, Source, hugging_face_sources
 from m2f_core.inference.settings import FamilyRules
 
 if TYPE_CHECKING:
+    from m2f_core.images.image_processor import ImageProcessor
+    from m2f_core.images.image_size import ImageSize
     from m2f_core.model.oneformer.oneformer import OneFormer
 
 _TASK = "model.task_encoder.task_mlp.layers."
@@ -88,6 +92,15 @@ def _build_model(config: OneFormerConfig) -> OneFormer:
     return build_model(config)
 
 
+def _image_processor(
+    config: OneFormerConfig, preprocessor: Mapping[str, Any] | None, mode: str, image_size: ImageSize | None, task: Task
+) -> ImageProcessor:
+    """As Mask2Former's, but a file of transformers without `size_divisor` rounds no side."""
+    if preprocessor is not None and mode == "hf" and preprocessor.get("size_divisor") is None:
+        preprocessor = {**preprocessor, "size_divisor": 0}
+    return any_size(config, preprocessor, mode, image_size, task)
+
+
 FAMILY = Family(
     name="OneFormer",
     model_types=("oneformer",),
@@ -97,5 +110,6 @@ FAMILY = Family(
     hub_names=("shi-labs/oneformer_",),
     license="MIT",
     reads_task=True,
+    image_processor=_image_processor,
     rules=RULES_OF_INFERENCE,
 )

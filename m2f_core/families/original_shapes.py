@@ -6,10 +6,9 @@ import math
 import re
 from collections.abc import Mapping
 
-from m2f_core.config.backbones import BackboneConfig, ResNetConfig, SwinConfig
+from m2f_core.config.backbones import PAPER_DROP_PATH_RATE, BackboneConfig, ResNetConfig, SwinConfig
 from m2f_core.config.fields import MAX_CLASSES, MAX_LAYERS, MAX_WINDOW_SIZE, ConfigError
 from m2f_core.config.labels import LabelMap
-from m2f_core.config.mask2former import PAPER_DROP_PATH_RATE
 
 
 class Shapes:

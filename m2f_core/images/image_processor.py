@@ -38,7 +38,6 @@ MODES = ("reference", "hf")
 NETWORK_STRIDE = 32  # of the coarsest feature map; the authors pad to multiples of it
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-WITHOUT_DIVISOR = ("OneFormer",)  # transformers' processors that round no side; `hf` mode
 MAX_DIVISOR = 1024  # published: 32. Every side of every image is rounded up to it
 LEAST_SCALE = 1e-9  # of a deviation or a factor; smaller ones make numbers that are not finite
 _NOT_NORMALIZED = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # mean and deviation
@@ -100,7 +99,7 @@ class ImageProcessor:
             std=_three_numbers(config, "image_std", IMAGENET_STD, positive=True) if normalizes else _NOT_NORMALIZED[1],
             rescale_factor=_rescale_factor(config) if rescales else 1.0,
             resample=_resample(config),
-            size_divisor=_size_divisor(config, mode),
+            size_divisor=_size_divisor(config),
             pad_hw=read_pad_size(config),
             size_source="argument" if image_size else "file" if file_size else "default",
         )
@@ -404,11 +403,10 @@ def _resample(config: Mapping[str, Any]) -> int:
     return int(value)
 
 
-def _size_divisor(config: Mapping[str, Any], mode: str) -> int:
+def _size_divisor(config: Mapping[str, Any]) -> int:
     value = config.get("size_divisor")
     if value is None:
-        type_name = str(config.get("image_processor_type") or config.get("feature_extractor_type"))
-        return 0 if mode == "hf" and type_name.startswith(WITHOUT_DIVISOR) else NETWORK_STRIDE
+        return NETWORK_STRIDE
     if value == 0 and not isinstance(value, bool):
         return 0
     if not _is_pixels(value) or value > MAX_DIVISOR:

@@ -84,6 +84,33 @@ class SegmentationModel(nn.Module, ABC):
         output_queries: bool = False,
     ) -> SegmentationOutput: ...
 
+    @staticmethod
+    def check_labels(mask_labels: Sequence[Tensor] | None, class_labels: Sequence[Tensor] | None) -> None:
+        """ValueError unless both are given or neither."""
+        if (mask_labels is None) != (class_labels is None):
+            raise ValueError("mask_labels and class_labels must be given together or not at all")
+
+    def add_losses(
+        self,
+        output: SegmentationOutput,
+        auxiliary_predictions: Sequence[dict[str, Tensor]],
+        mask_labels: Sequence[Tensor] | None,
+        class_labels: Sequence[Tensor] | None,
+    ) -> None:
+        """Fill in `losses` and `loss` of an output, if there are labels."""
+        if mask_labels is None or class_labels is None:
+            return
+        output.losses = self.criterion(
+            output.class_queries_logits,
+            output.masks_queries_logits,
+            auxiliary_predictions=auxiliary_predictions,
+            mask_labels=mask_labels,
+            class_labels=class_labels,
+        )
+        assert output.losses
+        first, *others = output.losses.values()
+        output.loss = sum(others, start=first)
+
     def set_task(self, task: Task) -> None:
         """Answer for this task from now on. A family whose models do not read the task has nothing to do."""
 

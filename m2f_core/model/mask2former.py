@@ -10,16 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from m2f_core.config.backbones import BackboneConfig, ResNetConfig
 from m2f_core.config.mask2former import Mask2FormerConfig
 from m2f_core.layers.activations import ACTIVATIONS
 from m2f_core.losses.loss import Criterion
 from m2f_core.losses.matcher import LossWeights
 from m2f_core.losses.points import Rand
+from m2f_core.model.backbones import build_backbone
 from m2f_core.model.contract import SegmentationModel, SegmentationOutput
 from m2f_core.model.pixel_decoder import DeformableEncoderLayer, PixelDecoder
 from m2f_core.model.resnet import BasicBlock, Bottleneck, ResNet
-from m2f_core.model.swin import SwinBlock, SwinTransformer
+from m2f_core.model.swin import SwinBlock
 from m2f_core.model.transformer_decoder import DecoderLayer, QueryPrediction, TransformerDecoder
 
 
@@ -76,8 +76,7 @@ class Mask2Former(SegmentationModel):
         every prediction of the decoder, or of the last one if the configuration has `use_auxiliary_loss` = false.
         `output_auxiliary_logits` = None means the configuration's value.
         """
-        if (mask_labels is None) != (class_labels is None):
-            raise ValueError("mask_labels and class_labels must be given together or not at all")
+        self.check_labels(mask_labels, class_labels)
         if output_auxiliary_logits is None:
             output_auxiliary_logits = bool(self.config.output_auxiliary_logits)
         deep_supervision = mask_labels is not None and self.config.use_auxiliary_loss
@@ -98,16 +97,7 @@ class Mask2Former(SegmentationModel):
             output.pixel_decoder_hidden_states = tuple(maps)
             output.transformer_decoder_last_hidden_state = predictions[-1].states.transpose(0, 1)
             output.transformer_decoder_hidden_states = tuple(p.states for p in predictions)
-        if mask_labels is not None and class_labels is not None:
-            output.losses = self.criterion(
-                output.class_queries_logits,
-                output.masks_queries_logits,
-                auxiliary_predictions=earlier if deep_supervision else [],
-                mask_labels=mask_labels,
-                class_labels=class_labels,
-            )
-            first, *others = output.losses.values()
-            output.loss = sum(others, start=first)
+        self.add_losses(output, earlier if deep_supervision else [], mask_labels, class_labels)
         return output
 
     def repeated_blocks(self) -> Sequence[nn.Module]:
@@ -135,31 +125,6 @@ class Mask2Former(SegmentationModel):
             "class_queries_logits": self.class_predictor(prediction.queries).float(),
             "masks_queries_logits": prediction.mask_logits.float(),
         }
-
-
-def build_backbone(config: BackboneConfig) -> SwinTransformer | ResNet:
-    """An image -> four feature maps, with `config.feature_channels` and `config.feature_strides`."""
-    if isinstance(config, ResNetConfig):
-        return ResNet(
-            embedding_size=config.embedding_size,
-            hidden_sizes=config.hidden_sizes,
-            depths=config.depths,
-            layer_type=config.layer_type,
-            downsample_in_bottleneck=config.downsample_in_bottleneck,
-            activation=ACTIVATIONS[config.hidden_act],
-        )
-    return SwinTransformer(
-        embed_dim=config.embed_dim,
-        depths=config.depths,
-        num_heads=config.num_heads,
-        window_size=config.window_size,
-        patch_size=config.patch_size,
-        mlp_ratio=config.mlp_ratio,
-        qkv_bias=config.qkv_bias,
-        layer_norm_eps=config.layer_norm_eps,
-        drop_path_rate=config.drop_path_rate,
-        activation=ACTIVATIONS[config.hidden_act],
-    )
 
 
 def build_model(config: Mask2FormerConfig) -> Mask2Former:

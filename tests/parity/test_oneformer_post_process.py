@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from transformers.models.oneformer import image_processing_pil_oneformer as theirs
 from transformers.models.oneformer.modeling_oneformer import OneFormerForUniversalSegmentationOutput
 
-from m2f_core.families.oneformer import RULES_OF_INFERENCE
+from m2f_core.config.oneformer import OneFormerConfig
+from m2f_core.families.oneformer import FAMILY, RULES_OF_INFERENCE
 from m2f_core.images.geometry import ImageGeometry
-from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.inference import panoptic, semantic
 from m2f_core.inference.instance import instance_segments, start_instances
 from m2f_core.inference.panoptic import panoptic_segments
@@ -139,7 +139,7 @@ def test_pixels_are_theirs(size: tuple[int, int], file: dict) -> None:
     config = {"image_processor_type": "OneFormerImageProcessor", **file}
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8))
-    ours = ImageProcessor.from_preprocessor_config(config, "hf")
+    ours = FAMILY.image_processor(OneFormerConfig.tiny(), config, "hf", None, "panoptic")
     geometry = ours.geometry(*size)
     expected = theirs.OneFormerImageProcessorPil(**file)([image], task_inputs=["panoptic"], return_tensors="pt")
     assert geometry.resized_hw == geometry.padded_hw == tuple(expected["pixel_values"].shape[2:])
@@ -147,8 +147,7 @@ def test_pixels_are_theirs(size: tuple[int, int], file: dict) -> None:
 
 
 def test_in_reference_mode_sides_are_multiples_of_32_without_a_warning() -> None:
-    processor = ImageProcessor.from_preprocessor_config(
-        {"image_processor_type": "OneFormerImageProcessor"}, "reference"
-    )
+    config = {"image_processor_type": "OneFormerImageProcessor"}
+    processor = FAMILY.image_processor(OneFormerConfig.tiny(), config, "reference", None, "panoptic")
     assert processor.geometry(480, 640).padded_hw == (800, 1088)
     assert processor.warnings() == []

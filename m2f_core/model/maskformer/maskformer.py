@@ -14,8 +14,8 @@ from m2f_core.config.maskformer import MaskFormerConfig
 from m2f_core.layers.activations import ACTIVATIONS
 from m2f_core.losses.full_masks import FullMaskCriterion
 from m2f_core.losses.matcher import LossWeights
+from m2f_core.model.backbones import build_backbone
 from m2f_core.model.contract import SegmentationModel, SegmentationOutput
-from m2f_core.model.mask2former import build_backbone
 from m2f_core.model.maskformer.pixel_decoder import PixelDecoder, PyramidStep
 from m2f_core.model.maskformer.transformer_decoder import DecoderLayer, TransformerDecoder
 from m2f_core.model.resnet import BasicBlock, Bottleneck
@@ -65,8 +65,7 @@ class MaskFormer(SegmentationModel):
         last prediction, or of every layer's if the configuration has `use_auxiliary_loss`. `output_auxiliary_logits` =
         None means the configuration's value.
         """
-        if (mask_labels is None) != (class_labels is None):
-            raise ValueError("mask_labels and class_labels must be given together or not at all")
+        self.check_labels(mask_labels, class_labels)
         if output_auxiliary_logits is None:
             output_auxiliary_logits = bool(self.config.output_auxiliary_logits)
         deep_supervision = mask_labels is not None and self.config.use_auxiliary_loss
@@ -84,16 +83,7 @@ class MaskFormer(SegmentationModel):
             output.queries = states[-1]
         if output_auxiliary_logits:
             output.auxiliary_logits = earlier
-        if mask_labels is not None and class_labels is not None:
-            output.losses = self.criterion(
-                output.class_queries_logits,
-                output.masks_queries_logits,
-                auxiliary_predictions=earlier if deep_supervision else [],
-                mask_labels=mask_labels,
-                class_labels=class_labels,
-            )
-            first, *others = output.losses.values()
-            output.loss = sum(others, start=first)
+        self.add_losses(output, earlier if deep_supervision else [], mask_labels, class_labels)
         return output
 
     def convolutional_parts(self) -> Sequence[nn.Module]:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from m2f_core.config.labels import Task
 from m2f_core.config.oneformer import OneFormerConfig
+from m2f_core.model.backbones import build_backbone
 from m2f_core.model.contract import SegmentationModel, SegmentationOutput
-from m2f_core.model.mask2former import build_backbone
 from m2f_core.model.oneformer.query_transformer import QueryTransformer
 from m2f_core.model.oneformer.task_encoder import TaskEncoder
 from m2f_core.model.pixel_decoder import PixelDecoder

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m2f_core.config.mask2former import Mask2FormerConfig, SwinConfig
-from m2f_core.model.mask2former import build_backbone
+from m2f_core.model.backbones import build_backbone
 from m2f_core.model.swin import DropPath, SwinBlock, SwinTransformer
 from tests.support.seeded_model import seeded_model
 
