@@ -1,7 +1,7 @@
 """The configuration of a OneFormer: every number of the architecture, checked.
 
-Field names equal those of a Hugging Face `config.json`. Fields that only training reads, those of the loss and of the
-text mapper, are ignored. This module does not import torch.
+Field names equal those of a Hugging Face `config.json`. This class leaves out the fields of the loss and of the text
+mapper, which only a training reads. This module does not import torch.
 """
 
 from __future__ import annotations

@@ -43,9 +43,9 @@ class WeightNames:
 class OriginalFormat:
     """The `.pkl` files of the family's authors.
 
-    `recognises`: whether these names of arrays are those of the family. `renamed`: names of older code -> names of
-    today's. `config`: shapes by today's names -> the configuration, ConfigError if they do not belong together.
-    `source`: our name -> the source. `ignored` as in `WeightNames`.
+    `recognises`: the names of all arrays of a file -> whether the file holds a model of the family. `renamed`: a name
+    in a file of older code -> the name in a file of today's. `config`: shapes by today's names -> the configuration,
+    ConfigError if they do not belong together. `source`: our name -> the source. `ignored` as in `WeightNames`.
     """
 
     recognises: Callable[[Sequence[str]], bool]

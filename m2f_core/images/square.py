@@ -38,7 +38,7 @@ class SquareProcessor(ImageProcessor):
     ) -> SquareProcessor:
         """Read the content of a `preprocessor_config.json`; None means transformers' defaults.
 
-        ValueError names a field that is wrong, and refuses every size but that of the square.
+        ValueError names a field that is wrong, or says that the size is not the side of the square.
         """
         config = config or {}
         square = f"this model takes squares of {side}x{side} pixels alone, for which it has learned its positions"
@@ -119,7 +119,9 @@ class SquareProcessor(ImageProcessor):
 
 
 def _is_side(size: object, side: int) -> bool:
-    """Whether a file's `size` is that of the square. A longest edge says nothing: windows have none."""
+    """Whether the shorter edge in a file's `size` is the side of the square. The longest edge is not read: a file for
+    windows has none.
+    """
     if isinstance(size, Mapping):
         return all(size.get(name) in (None, side) for name in ("shortest_edge", "height", "width"))
     return size in (None, side, [side, side])

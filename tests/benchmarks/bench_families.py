@@ -44,6 +44,14 @@ def _oneformer() -> torch.nn.Module:
     return model
 
 
+def _eomt() -> torch.nn.Module:
+    """Of the width of ViT-B, for --size 640x640 alone."""
+    from tests.parity.test_eomt_parity import jittered
+
+    vit_b = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_blocks": 3}
+    return jittered(**vit_b, image_size=640, patch_size=16, num_register_tokens=4, num_queries=200, num_labels=133)
+
+
 def _mask2former() -> torch.nn.Module:
     from tests.parity.test_model_parity import SWIN, jittered_model
 
@@ -55,6 +63,7 @@ FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
     "mask2former": _mask2former,
     "maskformer": _maskformer,
     "oneformer": _oneformer,
+    "eomt": _eomt,
 }
 
 
