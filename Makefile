@@ -102,30 +102,43 @@ drill-kills: $(VENV)/.ready-test  ## hundreds of kills, tables compared after ea
 drill-faults: $(VENV)/.ready-test  ## a store that breaks 5 % of its requests in each of seven ways
 	$(BIN)/python -m tests.reliability.store_faults --share $(or $(SHARE),0.05) --seed $(or $(SEED),0)
 
-release: $(VENV)/.ready-release  ## dist/: sdist and wheel, checked; the list of what they need (SBOM); checksums
-	@tools/step.sh "building the sdist and the wheel" tools/release.sh build $(BIN)
+release: $(VENV)-tools/.ready  ## dist/: sdist and wheel, checked; the list of what they need (SBOM); checksums
+	@tools/step.sh "building the sdist and the wheel" tools/release.sh build $(VENV)-tools/bin
 	@$(MAKE) --no-print-directory $(VENV)-release/.ready WHEEL=$$(ls dist/*.whl)
-	@tools/step.sh "listing what the wheel needs" tools/release.sh finish $(BIN) $(VENV)-release/bin/python
+	@tools/step.sh "listing what the wheel needs" tools/release.sh finish $(VENV)-tools/bin \
+		$(VENV)-release/bin/python
 	@ls -l dist
 
-audit: $(VENV)/.ready-release $(VENV)-release/.ready  ## withdrawn versions and known vulnerabilities; needs PyPI or osv.dev
-	@tools/audit.sh $(BIN) $(VENV)-release/bin/python
+audit: $(VENV)-tools/.ready $(VENV)-release/.ready  ## withdrawn versions and known vulnerabilities; needs PyPI or osv.dev
+	@tools/audit.sh $(VENV)-tools/bin $(VENV)-release/bin/python
 
 clean:
-	rm -rf $(VENV) $(VENV)-3.* $(VENV)-release $(VENV)-check $(VENV)-roundtrip .demo .overfit .tools gpu-check dist
+	rm -rf $(VENV) $(VENV)-3.* $(VENV)-tools $(VENV)-release $(VENV)-check $(VENV)-roundtrip .demo .overfit .tools \
+		gpu-check dist
+
+# Not in .venv: cyclonedx-bom brings rfc3987-syntax, which jsonschema imports where it is installed, and Ray jsonschema:
+# each process of a test would take 1.2 s longer to start.
+RELEASE_WITH := build cyclonedx-bom pip-audit twine
+
+$(VENV)-tools/.ready: constraints.txt
+	@test -x $(VENV)-tools/bin/pip || { \
+		python="$(PYTHON)"; test -n "$$python" || python=$$(tools/find_python.sh default) || exit 1; \
+		tools/step.sh "creating $(VENV)-tools" "$$python" -m venv $(VENV)-tools; }
+	@tools/step.sh "installing $(RELEASE_WITH) into $(VENV)-tools" $(VENV)-tools/bin/pip install --progress-bar off \
+		--disable-pip-version-check -c constraints.txt $(RELEASE_WITH)
+	@touch $@
 
 # An environment with the wheel, or without one with this checkout, and what it needs.
 WHEEL ?= .
-$(VENV)-release/.ready: pyproject.toml constraints.txt $(filter-out .,$(WHEEL))
+$(VENV)-release/.ready: $(VENV)-tools/.ready pyproject.toml constraints.txt $(filter-out .,$(WHEEL))
 	@rm -rf $(VENV)-release
-	@tools/step.sh "creating $(VENV)-release" $(BIN)/python -m venv $(VENV)-release
+	@tools/step.sh "creating $(VENV)-release" $(VENV)-tools/bin/python -m venv $(VENV)-release
 	@tools/step.sh "installing $(WHEEL) and what it needs into $(VENV)-release" $(VENV)-release/bin/pip install \
 		--progress-bar off --disable-pip-version-check -c constraints.txt '$(WHEEL)[hub,train]'
 	@touch $@
 
 EXTRAS_test := [test]
 EXTRAS_fuzz := [test,fuzz]
-EXTRAS_release := [release]
 
 $(VENV)/.ready-%: pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || { \

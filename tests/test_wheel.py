@@ -64,16 +64,20 @@ def source() -> Iterator[Path]:
     release = f"## Unreleased\n\n## {m2f_core.__version__} - 2026-11-30"
     changelog.write_text(changelog.read_text().replace("## Unreleased", release, 1))
     try:
-        built = step(folder / "source", "build")
+        tools = folder / "venv-tools"
+        make = ["make", "--silent", tools / ".ready", f"VENV={folder / 'venv'}", f"PYTHON={sys.executable}"]
+        made = subprocess.run(make, cwd=ROOT, capture_output=True, text=True)
+        assert made.returncode == 0, made.stdout + made.stderr
+        built = step(folder / "source", tools / "bin", "build")
         assert built.returncode == 0, built.stdout + built.stderr
         yield folder / "source"
     finally:
         shutil.rmtree(folder)
 
 
-def step(source: Path, name: str, *args: object) -> "subprocess.CompletedProcess[str]":
-    """A step of tools/release.sh."""
-    command = [source / "tools" / "release.sh", name, Path(sys.executable).parent, *args]
+def step(source: Path, tools: Path, name: str, *args: object) -> "subprocess.CompletedProcess[str]":
+    """A step of tools/release.sh with the programs in `tools`."""
+    command = [source / "tools" / "release.sh", name, tools, *args]
     environment = {**os.environ, "SOURCE_DATE_EPOCH": "1796000000", "NO_COLOR": "1"}
     environment.pop("PYTHONPATH", None)
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -190,11 +194,11 @@ def content(archive: Path) -> dict[str, bytes]:
 def test_the_sdist_and_the_wheel_hold_the_program_and_nothing_else(source):
     version = m2f_core.__version__
     wheel = content(source / "dist" / f"m2f_pipeline-{version}-py3-none-any.whl")
-    code = {file.relative_to(source).as_posix() for package in PRODUCT for file in (source / package).rglob("*.py")}
-    data = {file.relative_to(source).as_posix() for file in (source / "pipeline/models").rglob("*") if file.is_file()}
-    data |= {file.relative_to(source).as_posix() for file in (source / "m2f_core/datasets").glob("*.json")}
+    files = [file for package in PRODUCT for file in (source / package).rglob("*") if file.is_file()]
+    program = {file.relative_to(source).as_posix() for file in files if file.suffix != ".pyc"}
     about = {name for name in wheel if name.startswith(f"m2f_pipeline-{version}.dist-info/")}
-    assert len(data) == 8 and set(wheel) - about == code | data
+    assert set(wheel) - about == program
+    assert {"pipeline/models/synthetic-scenes/config.json", "pipeline/budget/prices.yaml"} < program
 
     with tarfile.open(source / "dist" / f"m2f_pipeline-{version}.tar.gz") as opened:
         names = {member.name.partition("/")[2] for member in opened.getmembers() if member.isfile()}
@@ -202,7 +206,7 @@ def test_the_sdist_and_the_wheel_hold_the_program_and_nothing_else(source):
     made = {"PKG-INFO", "setup.cfg", *(name for name in others if name.startswith("m2f_pipeline.egg-info/"))}
     pages = {"README.md", "LICENSE", "CHANGELOG.md"}
     assert others - made == pages | {"pyproject.toml", "MANIFEST.in", "constraints.txt"}
-    assert names - others == code | data
+    assert names - others == program
 
 
 def test_the_checkout_and_the_sdist_give_the_same_wheel(source, tmp_path):
@@ -214,7 +218,7 @@ def test_the_checkout_and_the_sdist_give_the_same_wheel(source, tmp_path):
 
 
 def test_a_release_lists_what_it_needs_and_its_checksums(source, python):
-    done = step(source, "finish", python)
+    done = step(source, source.parent / "venv-tools" / "bin", "finish", python)
     assert done.returncode == 0, done.stderr
     bill = json.loads((source / "dist" / f"m2f_pipeline-{m2f_core.__version__}.cdx.json").read_text())
     about = bill["metadata"]["component"]
@@ -232,6 +236,6 @@ def test_nothing_is_released_that_the_changelog_does_not_date(source, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "m2f_core/__init__.py").write_text('__version__ = "77.1.2"  # the next one\n')
-    done = step(tmp_path, "build")
+    done = step(tmp_path, source.parent / "venv-tools" / "bin", "build")
     assert done.returncode == 2 and "CHANGELOG.md has no line '## 77.1.2 - " in done.stderr
     assert not (tmp_path / "dist").exists()
