@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from jobs.common.ends import fail
+from jobs.common.ends import fail, unread_output_ends
 from m2f_core import __version__
 from pipeline.errors import RunError
 from pipeline.setting_fields import Section, bounds_in_words, flag, help_texts, marker, plain_type, refuse_secrets
@@ -75,7 +75,8 @@ def parse(settings_class: type[T], args: Sequence[str], *, prog: str, summary: s
     both times. Wrong arguments get one line on stderr and exit code 2.
     """
     if "--version" in args:
-        print(f"{prog} {__version__}")
+        with unread_output_ends():
+            print(f"{prog} {__version__}")
         raise SystemExit(0)
     try:
         args = _gathered(settings_class, with_config_file(settings_class, list(args)))
@@ -84,7 +85,7 @@ def parse(settings_class: type[T], args: Sequence[str], *, prog: str, summary: s
         fail(prog, str(error))
     message = io.StringIO()
     try:
-        with contextlib.redirect_stderr(message):
+        with unread_output_ends(), contextlib.redirect_stderr(message):
             sections = tyro.cli(
                 _boxes(settings_class),
                 prog=prog,
@@ -95,7 +96,7 @@ def parse(settings_class: type[T], args: Sequence[str], *, prog: str, summary: s
     except RunError as error:
         fail(prog, str(error))
     except SystemExit as stop:
-        if stop.code:
+        if stop.code == 2:
             fail(prog, _one_line(message.getvalue()))
         raise
 

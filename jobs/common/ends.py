@@ -8,20 +8,23 @@
 | 3 | the run stopped at --deadline or --max-cost (LimitReachedError); the same command continues it |
 | 3 | --gate does not let the run be published (HeldByGateError) |
 | 130, 143 | Ctrl-C, SIGTERM |
+| 141 | nobody reads what the job prints any more (`| head`) |
 """
 
 import atexit
 import contextlib
 import logging
 import os
+import select
 import signal
 import sys
 import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType, TracebackType
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, TextIO
 
 from pipeline.errors import BrokenRunError, HeldByGateError, JobEnd, LimitReachedError, RunError
 from pipeline.shown_text import printable_lines
@@ -30,6 +33,7 @@ from pipeline.telemetry.log_lines import last_line
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
 _LIMIT_REACHED = 3
+_UNREAD = 128 + signal.SIGPIPE
 
 
 class OnEnd(Protocol):
@@ -51,7 +55,7 @@ def run_job(prog: str, work: Callable[[], int], *, kept: str | Callable[[], str]
 
     sys.excepthook = _print_stack
     try:
-        with sigterm_raises():
+        with sigterm_raises(), unread_output_ends():
             code = work()
     except RunError as error:
         on_end("refused", 2, str(error))
@@ -77,6 +81,9 @@ def run_job(prog: str, work: Callable[[], int], *, kept: str | Callable[[], str]
             end_own_ray_at_once()
         return _INTERRUPTED
     except SystemExit as stop:
+        if stop.code == _UNREAD:
+            on_end("stopped", _UNREAD, f"nobody reads what the job prints{after()}")
+            return _UNREAD
         # While ray.init runs, Ray's own handler is in place, which exits with the signal's number.
         if stop.code not in (_TERMINATED, signal.SIGTERM):
             on_end("broke", stop.code if isinstance(stop.code, int) else 1, f"the job exits with {stop.code}")
@@ -134,6 +141,32 @@ def sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def unread_output_ends() -> Iterator[None]:
+    """Exit without a word, with the code of SIGPIPE, when standard output is a pipe that nobody reads any more."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_unread(sys.stdout):  # another pipe or a socket broke
+            raise
+        with Path(os.devnull).open("w") as nowhere:  # where the interpreter's last flush goes
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise SystemExit(_UNREAD) from None
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether `stream` writes to a pipe whose reader is gone."""
+    try:
+        watched = select.poll()
+        watched.register(stream.fileno(), 0)
+    except OSError:  # no file of the system, as in a test
+        return False
+    return any(event & select.POLLERR for _, event in watched.poll(0))
 
 
 def leave_with(main: Callable[[], int]) -> NoReturn:

@@ -149,6 +149,45 @@ def test_each_end_is_told_before_the_last_line(work, end, code, reason, capsys):
     assert told == [(end, code, reason, "")]
 
 
+UNREAD = """
+import sys
+from jobs.common.ends import leave_with, run_job
+def work():
+    for line in range({lines}):
+        print("a line of a list")
+    return 0
+{end}(lambda: run_job("job.py", work, on_end=lambda *facts: print(*facts, file=sys.stderr)))
+"""
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])  # written when the job ends; written while the job works
+@pytest.mark.parametrize("end", ["leave_with", "(lambda main: sys.exit(main()))"])
+@pytest.mark.parametrize("buffered", [[], ["-u"]])
+def test_a_job_whose_output_nobody_reads_ends_without_a_stack(lines, end, buffered):
+    code, errors = unread([sys.executable, *buffered, "-c", UNREAD.format(lines=lines, end=end)])
+    assert (code, errors) == (141, "stopped 141 nobody reads what the job prints\n")
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_a_text_that_nobody_reads_ends_without_a_stack(flag):
+    assert unread([sys.executable, "jobs/nights.py", flag]) == (141, "")
+
+
+def test_another_pipe_that_breaks_is_no_unread_output(capsys):
+    with pytest.raises(BrokenPipeError):
+        run_job("job.py", raising(BrokenPipeError("of a socket")))
+
+
+def unread(command: list[str]) -> tuple[int, str]:
+    """Exit code and standard error of `command`, whose output goes to a pipe without a reader."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, cwd=ROOT, env=buffered, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    return done.returncode, done.stderr
+
+
 @pytest.mark.parametrize(
     "job", [drill, evaluate, finetune, make_scenes, nights, plan_bucket, roll_back, segment_bucket, selfcheck, tidy]
 )
