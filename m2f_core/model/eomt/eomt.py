@@ -32,7 +32,7 @@ class PatchTokens(nn.Module):
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """[B, 1 + registers + P, D]"""
         patches_BPD = self.patches(pixels_B3SS).flatten(2).transpose(1, 2) + self.positions
-        own = (tokens.expand(len(patches_BPD), -1, -1) for tokens in (self.class_token, self.registers))
+        own = (tokens.expand(patches_BPD.shape[0], -1, -1) for tokens in (self.class_token, self.registers))
         return torch.cat([*own, patches_BPD], dim=1)
 
 
@@ -86,7 +86,7 @@ class Eomt(SegmentationModel):
         num_queries, num_plain = self.config.num_queries, len(self.blocks) - self.config.num_blocks
         for block in self.blocks[:num_plain]:
             x_BND = block(x_BND)
-        x_BND = torch.cat([self.queries.expand(len(x_BND), -1, -1), x_BND], dim=1)
+        x_BND = torch.cat([self.queries.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
         may_attend_BNN = None
         for block, reads_mask in zip(self.blocks[num_plain:], self.reads_masks, strict=True):
             if reads_mask:  # else the mask of a block before stays, as in transformers
@@ -111,8 +111,8 @@ class Eomt(SegmentationModel):
         """Which token may read which, [B, N, N]: a query reads only patches inside of its mask."""
         side = self.config.grid_side
         masks = F.interpolate(self._masks(self.norm(x_BND)), size=(side, side), mode="bilinear")
-        num_tokens = x_BND.shape[1]
-        may_attend_BNN = torch.ones(len(x_BND), num_tokens, num_tokens, dtype=torch.bool, device=x_BND.device)
+        batch, num_tokens = x_BND.shape[:2]
+        may_attend_BNN = torch.ones(batch, num_tokens, num_tokens, dtype=torch.bool, device=x_BND.device)
         may_attend_BNN[:, : self.config.num_queries, -(side * side) :] = masks.flatten(2) > 0
         return may_attend_BNN
 

@@ -73,7 +73,8 @@ class MaskFormer(SegmentationModel):
         features = self.backbone(pixel_values_B3HW)
         fine_BFhw = self.pixel_decoder(features)
         states = self.transformer_decoder(features[-1], every_prediction=deep_supervision or output_auxiliary_logits)
-        if len(states) == 1 and not torch.is_grad_enabled():
+        # Not in an exported program, where a loop over the images would fix their number.
+        if len(states) == 1 and not torch.is_grad_enabled() and not torch.compiler.is_exporting():
             last, earlier = self.logits_at_once(states[0], fine_BFhw), []
         else:
             mask_features_BChw = self.pixel_decoder.mask_projection(fine_BFhw)
