@@ -110,6 +110,7 @@ def test_every_module_imports_from_the_wheel(python):
         "selfcheck",
         "plan_bucket",
         "evaluate",
+        "export_model",
         "finetune",
         "make_scenes",
         "drill",

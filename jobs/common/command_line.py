@@ -39,6 +39,7 @@ COMMANDS = {
     "make_scenes.py": "m2f-scenes",
     "demo.py": "m2f-demo",
     "export.py": "m2f-export",
+    "export_model.py": "m2f-export-model",
     "recut.py": "m2f-recut",
     "report.py": "m2f-report",
 }

@@ -13,13 +13,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from m2f_core.layers.deformable_attention import DeformableAttention
-from m2f_core.masks.rle import decode
 from pipeline.cluster.allotment import allot, run_on_worker
 from pipeline.cluster.resources import connect
 from pipeline.config import SelfCheckSettings
@@ -34,12 +31,11 @@ from pipeline.runs.check import check
 from pipeline.runs.specs import segment_spec
 from pipeline.segment.checkpoint import stage_model
 from pipeline.segment.device_model import Network
-from pipeline.segment.postprocess import FoundSegment, found_segments, infer, outputs_of_images
+from pipeline.segment.postprocess import count_alike, found_segments, infer, outputs_of_images
 from pipeline.segment.segmenter import Segmenter
 from pipeline.segment.spec import SegmentSpec
 from pipeline.telemetry.costs import ON_DEVICE, Costs
 
-_SAME_IOU = 0.9  # IoU from which two masks count as the same segment
 # Rounding explains differences up to these bounds. A batch of another size already changes one mask bit in two million
 # in float32; bfloat16 has 8 bits of mantissa, and so have the wide layers of int8.
 _MOST_FLIPPED = {"fp32": 1e-4, "bf16": 1e-2, "int8": 2e-2}
@@ -153,7 +149,7 @@ def compare(network: Network, plain: Network, images: Sequence[Image.Image]) -> 
         # A forward pass takes seconds on a CPU, so the outputs above are used again.
         [logits], [masks] = (outputs_of_images(output, [geometry]) for output in (classes_there, masks_there))
         found_there = found_segments(infer(logits, masks, geometry, plain.inference))
-        pairs = _count_alike(found_here, found_there, image.height, image.width)
+        pairs = count_alike(found_here, found_there, image.height, image.width)
         segments += len(found_there)
         alike += pairs
         only_here += len(found_here) - pairs
@@ -216,25 +212,6 @@ def _decoded(data: bytes, spec: SegmentSpec) -> Image.Image:
             regions = open_image(data, max_pixels=spec.max_image_pixels, apply_exif=spec.exif)
             return Image.fromarray(regions.read(tiles[len(tiles) // 2].box))
     return decode_image(data, max_pixels=spec.max_image_pixels, apply_exif=spec.exif)
-
-
-def _count_alike(
-    found_here: Sequence[FoundSegment], found_there: Sequence[FoundSegment], height: int, width: int
-) -> int:
-    """The number of pairs with the same class and nearly the same mask; each segment is in at most one pair."""
-    left = [(segment.class_id, decode(segment.mask.counts, height, width)) for segment in found_here]
-    for segment in found_there:
-        mask_HW = decode(segment.mask.counts, height, width)
-        for place, (class_id, other_HW) in enumerate(left):
-            if class_id == segment.class_id and _is_nearly(mask_HW, other_HW):
-                del left[place]
-                break
-    return len(found_here) - len(left)
-
-
-def _is_nearly(mask_HW: NDArray[np.bool_], other_HW: NDArray[np.bool_]) -> bool:
-    both, either = np.count_nonzero(mask_HW & other_HW), np.count_nonzero(mask_HW | other_HW)
-    return bool(both >= _SAME_IOU * either)
 
 
 def _name(device: torch.device) -> str:

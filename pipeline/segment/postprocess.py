@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from m2f_core.images.geometry import ImageGeometry
 from m2f_core.inference import instance, panoptic, semantic
@@ -18,10 +19,12 @@ from m2f_core.inference.settings import InstanceSettings, PanopticSettings, Sema
 from m2f_core.inference.tiling import Tile
 from m2f_core.masks import intervals
 from m2f_core.masks.on_device import Fetch, Parcel
-from m2f_core.masks.rle import Rle, encode_runs, label_runs
+from m2f_core.masks.rle import Rle, decode, encode_runs, label_runs
 from pipeline.errors import InvalidResultError
 from pipeline.segment.inference_settings import InferenceSettings
 from pipeline.segment.kept_logits import KeptLogits
+
+_SAME_IOU = 0.9  # IoU from which two masks count as the same segment
 
 InferenceResult = panoptic.PanopticResult | instance.InstanceResult | semantic.SemanticResult
 
@@ -112,6 +115,25 @@ def queries_of(result: InferenceResult) -> list[int]:
     if len(queries) != len(rows):
         raise ValueError("segments of semantic segmentation have no query")
     return queries
+
+
+def count_alike(
+    found_here: Sequence[FoundSegment], found_there: Sequence[FoundSegment], height: int, width: int
+) -> int:
+    """The number of pairs with the same class and nearly the same mask; each segment is in at most one pair."""
+    left = [(segment.class_id, decode(segment.mask.counts, height, width)) for segment in found_here]
+    for segment in found_there:
+        mask_HW = decode(segment.mask.counts, height, width)
+        for place, (class_id, other_HW) in enumerate(left):
+            if class_id == segment.class_id and _is_nearly(mask_HW, other_HW):
+                del left[place]
+                break
+    return len(found_here) - len(left)
+
+
+def _is_nearly(mask_HW: NDArray[np.bool_], other_HW: NDArray[np.bool_]) -> bool:
+    both, either = np.count_nonzero(mask_HW & other_HW), np.count_nonzero(mask_HW | other_HW)
+    return bool(both >= _SAME_IOU * either)
 
 
 def merged_segments(

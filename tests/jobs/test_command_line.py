@@ -14,6 +14,7 @@ import m2f_core
 from jobs import (
     drill,
     evaluate,
+    export_model,
     finetune,
     make_scenes,
     nights,
@@ -31,6 +32,7 @@ from m2f_core.inference.settings import InstanceSettings, PanopticSettings
 from pipeline.config import Settings
 from pipeline.drill.settings import DrillSettings
 from pipeline.evaluate.settings import EvaluationSettings
+from pipeline.export_model.settings import ExportModelSettings
 from pipeline.nights.settings import NightsSettings
 from pipeline.scenes.settings import ScenesSettings
 from pipeline.setting_fields import Section, help_texts, marker
@@ -212,7 +214,16 @@ def test_help_has_sections_and_begins_with_what_everyone_needs(shown_help):
 
 @pytest.mark.parametrize(
     "settings_class",
-    [Settings, FinetuneSettings, EvaluationSettings, ScenesSettings, DrillSettings, StoreCheckSettings, NightsSettings],
+    [
+        Settings,
+        FinetuneSettings,
+        EvaluationSettings,
+        ExportModelSettings,
+        ScenesSettings,
+        DrillSettings,
+        StoreCheckSettings,
+        NightsSettings,
+    ],
 )
 def test_every_setting_stands_in_a_section(settings_class):
     assert not [field.name for field in fields(settings_class) if marker(field, Section) is None]
@@ -288,6 +299,7 @@ JOBS = (
     selfcheck,
     drill,
     evaluate,
+    export_model,
     finetune,
     make_scenes,
     nights,

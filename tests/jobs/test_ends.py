@@ -11,7 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from jobs import drill, evaluate, finetune, make_scenes, nights, plan_bucket, roll_back, segment_bucket, selfcheck, tidy
+from jobs import (
+    drill,
+    evaluate,
+    export_model,
+    finetune,
+    make_scenes,
+    nights,
+    plan_bucket,
+    roll_back,
+    segment_bucket,
+    selfcheck,
+    tidy,
+)
 from jobs.common import night_job
 from jobs.common.ends import run_job
 from pipeline.config import Settings
@@ -189,13 +201,27 @@ def unread(command: list[str]) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    "job", [drill, evaluate, finetune, make_scenes, nights, plan_bucket, roll_back, segment_bucket, selfcheck, tidy]
+    "job",
+    [
+        drill,
+        evaluate,
+        export_model,
+        finetune,
+        make_scenes,
+        nights,
+        plan_bucket,
+        roll_back,
+        segment_bucket,
+        selfcheck,
+        tidy,
+    ],
 )
 def test_every_job_ends_here(job, monkeypatch, capsys):
     """Ctrl-C at once, while the job is being loaded."""
     works = {
         "_drill",
         "_evaluate",
+        "_export",
         "_train",
         "_draw",
         "_plan",

@@ -11,11 +11,12 @@ from pipeline.config import Settings
 from pipeline.drill.settings import DrillSettings
 from pipeline.errors import RunError
 from pipeline.evaluate.settings import EvaluationSettings
+from pipeline.export_model.settings import ExportModelSettings
 from pipeline.scenes.settings import ScenesSettings
 from pipeline.setting_fields import bounds_in_words, check_fields, flag, help_texts, marker, plain_type
 from pipeline.train.settings import FinetuneSettings
 
-SETTINGS = (Settings, DrillSettings, FinetuneSettings, EvaluationSettings, ScenesSettings)
+SETTINGS = (Settings, DrillSettings, FinetuneSettings, EvaluationSettings, ScenesSettings, ExportModelSettings)
 # Beside the fields without a default.
 NEEDED = {FinetuneSettings: {"panoptic_gt": "g", "model": "m"}, EvaluationSettings: {"panoptic_gt": "g"}}
 

@@ -10,6 +10,7 @@ from pipeline.config import SelfCheckSettings, Settings
 from pipeline.drill.settings import DrillSettings
 from pipeline.evaluate.settings import EvaluationSettings
 from pipeline.export.settings import ExportSettings
+from pipeline.export_model.settings import ExportModelSettings
 from pipeline.nights.settings import NightsSettings
 from pipeline.page.settings import ReportSettings
 from pipeline.recut.settings import RecutSettings
@@ -63,6 +64,7 @@ JOBS = {
     "publish.py": PublishSettings,
     "make_scenes.py": ScenesSettings,
     "export.py": ExportSettings,
+    "export_model.py": ExportModelSettings,
     "report.py": ReportSettings,
 }
 TABLE_HEAD = """

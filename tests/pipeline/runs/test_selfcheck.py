@@ -14,7 +14,7 @@ from m2f_core.masks.rle import Rle, counts_area, counts_bbox_xywh, encode_mask
 from pipeline.errors import RunError
 from pipeline.runs import selfcheck
 from pipeline.runs.selfcheck import SelfCheck, Timing, compare, plain_network, time_actor
-from pipeline.segment.postprocess import FoundSegment
+from pipeline.segment.postprocess import FoundSegment, count_alike
 from pipeline.segment.segmenter import Segmenter
 from tests.support.segmenting import encoded, small_spec
 
@@ -114,7 +114,7 @@ def segment(class_id, mask_HW):
 def test_segments_are_alike_by_class_and_mask_and_each_counts_once():
     left, right, most_of_left = (np.zeros((20, 40), bool) for _ in range(3))
     left[:, :20], right[:, 20:], most_of_left[1:, :20] = True, True, True
-    count = selfcheck._count_alike
+    count = count_alike
     assert count([segment(1, left), segment(2, right)], [segment(2, right), segment(1, most_of_left)], 20, 40) == 2
     assert count([segment(1, left)], [segment(2, left), segment(1, right)], 20, 40) == 0
     assert count([segment(1, left)], [segment(1, left), segment(1, left)], 20, 40) == 1
