@@ -44,7 +44,6 @@ from pipeline.inputs.fetch import FetchImages
 from pipeline.plan.plan_files import spread_over
 from pipeline.plan.rounds import Round, rounds
 from pipeline.plan.source import ShardSource
-from pipeline.recut.actor import RecutImages
 from pipeline.report.progress import Progress
 from pipeline.report.run_trace import RunTrace
 from pipeline.report.run_watch import RunWatch
@@ -232,6 +231,8 @@ def build_dataset(run: Run, allotment: Allotment, shards: Round, board: Board) -
         **on_helper_nodes,
     )
     if run.recut is not None:
+        from pipeline.recut.actor import RecutImages  # imports PyTorch, which no other driver needs
+
         segmented = planned.map_batches(
             RecutImages, fn_constructor_args=(run.recut, run.run_id, board.in_hand), **models
         )

@@ -3,8 +3,10 @@
 Neither Ray nor PyTorch is loaded before there is work: a night that finds nothing new takes seconds.
 """
 
+import importlib
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -129,9 +131,20 @@ def _start_ray(settings: Settings, limits: Limits, progress: Progress) -> "Allot
     from pipeline.cluster.allotment import allot
     from pipeline.cluster.resources import connect
 
-    allotment = allot(settings, connect(label_keys=settings.label_keys()))
+    with ThreadPoolExecutor(1) as thread:
+        loading = thread.submit(_load_the_run)
+        resources = connect(label_keys=settings.label_keys())
+    loading.result()
+    allotment = allot(settings, resources)
     limits.set_devices(allotment.device, allotment.device_names, allotment.device_units)
     return allotment
+
+
+def _load_the_run() -> None:
+    """Import what the run needs. Ray, which is imported, waits for its processes meanwhile."""
+    importlib.import_module("pipeline.run")
+    if not joins_a_cluster():
+        importlib.import_module("torch")  # says which instructions the CPU of this machine has
 
 
 def _images_per_shard(settings: Settings, allotment: "Allotment") -> int:

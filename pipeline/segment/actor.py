@@ -23,9 +23,6 @@ from pipeline.guard.start_markers import Starts
 from pipeline.guard.watchdog import TRIED_ONE_BY_ONE, start_watchdog
 from pipeline.layout import Output
 from pipeline.schema import SEGMENTED, ModelVisit, costs_of, no_shard, pack_shard, unpack_shard
-from pipeline.segment.device_model import device_name
-from pipeline.segment.isolate import segment_one_by_one
-from pipeline.segment.segmenter import Segmenter
 from pipeline.segment.spec import SegmentedImage, SegmentSpec
 from pipeline.telemetry.costs import Costs, add_up
 from pipeline.telemetry.device_time import DeviceTime
@@ -56,6 +53,10 @@ class SegmentImages:
         """`has_conditions`: of the output, as the driver has found out. `threads` says how many this node allows, if
         nodes differ.
         """
+        # Not at the top: the driver imports this class too, and needs no PyTorch.
+        from pipeline.segment.device_model import device_name
+        from pipeline.segment.segmenter import Segmenter
+
         if threads is not None:
             spec = replace(spec, threads=threads())
         send_log_lines(run_id)
@@ -104,6 +105,8 @@ class SegmentImages:
                 f"shard {shard} was started {starts_before} times and never finished; trying its images one by one",
                 extra={"shard": shard},
             )
+            from pipeline.segment.isolate import segment_one_by_one
+
             with self.segmenter.network.lent():
                 return segment_one_by_one(self.segmenter.spec, encoded)
 

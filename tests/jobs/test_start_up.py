@@ -109,3 +109,8 @@ WORKS = (
 def test_no_driver_loads_pytorch_or_ray_for_its_own_work():
     done = subprocess.run([sys.executable, "-c", IMPORTS, *WORKS], capture_output=True, text=True, cwd=ROOT, check=True)
     assert json.loads(done.stdout) == []
+
+
+def test_the_driver_of_a_run_loads_no_pytorch():
+    done = subprocess.run([sys.executable, "-c", IMPORTS, "pipeline.run"], capture_output=True, text=True, cwd=ROOT)
+    assert json.loads(done.stdout) == ["ray"], done.stderr
