@@ -52,8 +52,8 @@ class EomtConfig:
     """A plain vision transformer whose last `num_blocks` blocks also read the queries.
 
     `image_size` is the side of the square that the model takes: its positions are learned for the patches of that
-    square, so a model takes no other size. `layerscale_value`, `initializer_range`, the rates of dropping and all
-    numbers of the loss are kept for transformers: no model of this family is trained here.
+    square, so a model takes no other size. `layerscale_value` and `initializer_range` set initial weights. The rates of
+    dropping are kept for transformers: a model with such a rate is not trained here.
     """
 
     hidden_size: int = 1024
@@ -144,6 +144,24 @@ class EomtConfig:
         """Hidden channels of a block's feed-forward part; a SwiGLU has two thirds, rounded up to a multiple of 8."""
         width = self.hidden_size * self.mlp_ratio
         return (int(width * 2 / 3) + 7) // 8 * 8 if self.use_swiglu_ffn else width
+
+    @classmethod
+    def published(cls, size: str, **fields: Any) -> EomtConfig:
+        """The sizes of the authors' models for COCO panoptic: configs/dinov2/coco/panoptic of their code."""
+        width, layers, heads, blocks = {
+            "small": (384, 12, 6, 3),
+            "base": (768, 12, 12, 3),
+            "large": (1024, 24, 16, 4),
+            "giant": (1536, 40, 24, 5),
+        }[size]
+        return cls(
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_blocks=blocks,
+            use_swiglu_ffn=size == "giant",
+            **fields,
+        )
 
     @classmethod
     def from_dict(cls, json_dict: Mapping[str, Any]) -> EomtConfig:

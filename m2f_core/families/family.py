@@ -55,6 +55,10 @@ class OriginalFormat:
     ignored: Pattern[str]
 
 
+def _trains(config: ModelConfig) -> None:
+    pass
+
+
 def any_size(
     config: ModelConfig, preprocessor: Mapping[str, Any] | None, mode: str, image_size: ImageSize | None, task: Task
 ) -> ImageProcessor:
@@ -70,11 +74,13 @@ class TrainingParts:
 
     `initial_model`: the configuration and a seed -> a model to train from scratch, in training mode. `criterion`: the
     configuration -> the loss. `architectures`: published sizes by name, each a function that takes `id2label`.
+    `check`: ConfigError if a model with this configuration cannot be trained here.
     """
 
     initial_model: Callable[[Any, int], SegmentationModel]
     criterion: Callable[[Any], Any]
     architectures: Mapping[str, Callable[..., ModelConfig]]
+    check: Callable[[Any], None] = _trains
 
 
 @dataclass(frozen=True)

@@ -47,11 +47,12 @@ def architectures() -> dict[str, Callable[..., ModelConfig]]:
 
 
 def training_of(config: ModelConfig) -> TrainingParts:
-    """How a model with this configuration is trained. ConfigError if its family cannot be trained here."""
+    """How a model with this configuration is trained. ConfigError if it cannot be trained here."""
     family = family_of(config.to_dict())
     if family.training is None:
         known = ", ".join(family.name for family in FAMILIES if family.training)
         raise ConfigError(f"a {family.name} cannot be trained here, only {known}")
+    family.training.check(config)
     return family.training
 
 

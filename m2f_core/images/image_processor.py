@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -63,6 +63,9 @@ class ImageProcessor:
     pad_hw: tuple[int, int] | None = None
     size_source: Literal["default", "file", "argument"] = "default"
 
+    # What surrounds a small image in training, as pixels: the grey of the original's dataset mappers.
+    training_padding: ClassVar[int] = 128
+
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"image processor mode {self.mode!r} is neither 'reference' nor 'hf'")
@@ -103,6 +106,9 @@ class ImageProcessor:
             pad_hw=read_pad_size(config),
             size_source="argument" if image_size else "file" if file_size else "default",
         )
+
+    def check_crop(self, crop_hw: tuple[int, int] | None) -> None:
+        """ValueError if the model cannot be trained on crops of this size, or, with None, on whole images."""
 
     def to_preprocessor_config(self) -> dict[str, Any]:
         """A `preprocessor_config.json` for transformers, from which `from_preprocessor_config` restores this object."""
@@ -242,6 +248,14 @@ class ImageProcessor:
 
         values_CV, padding_C = self.normalized_values(), self.padding_values()
         return to_batch(images_hw3, padded_hw, device, self.resample, values_CV, padding_C)
+
+    def inputs_of(self, image: Image.Image, device: torch.device | str = "cpu") -> tuple[torch.Tensor, ImageGeometry]:
+        """The inputs of one image, float32 [n, 3, H, W]: one, or one for each of its windows."""
+        geometry = self.geometry(image.height, image.width)
+        pixels_hw3 = self.resize(image, geometry.resized_hw)
+        height, width = geometry.padded_hw
+        parts = [pixels_hw3[top : top + height, left : left + width].copy() for top, left in geometry.windows]
+        return self.to_batch(parts or [pixels_hw3], geometry.padded_hw, device), geometry
 
     def warm_up(self) -> None:
         """Compile now what the methods above would compile on their first call, so that no image waits for it."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class SquareProcessor(ImageProcessor):
 
     side: int = 640
     cuts: bool = False
+    training_padding: ClassVar[int] = 0  # black, as the authors' datasets/transforms.py pads
 
     @classmethod
     def read(
@@ -52,6 +53,13 @@ class SquareProcessor(ImageProcessor):
         own = {"size": {"shortest_edge": side, "longest_edge": longest}, "pad_size": None, "size_divisor": 0}
         read = ImageProcessor.from_preprocessor_config({**config, **own}, mode)
         return cls(**{f.name: getattr(read, f.name) for f in fields(read)}, side=side, cuts=cuts)
+
+    def check_crop(self, crop_hw: tuple[int, int] | None) -> None:
+        if crop_hw is None and self.cuts:
+            raise ValueError(f"whole images are no squares; this model takes crops of {self.side}x{self.side} pixels")
+        if crop_hw not in (None, (self.side, self.side)):
+            height, width = crop_hw
+            raise ValueError(f"{height}x{width}: this model takes crops of {self.side}x{self.side} pixels alone")
 
     def to_preprocessor_config(self) -> dict[str, Any]:
         return {

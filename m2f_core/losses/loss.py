@@ -10,7 +10,7 @@ predicted masks, H W pixels of targets' masks.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -40,11 +40,13 @@ class _Truth(NamedTuple):
 class SetCriterion(ABC):
     """Set prediction loss with deep supervision: targets are matched anew with every prediction of the decoder.
 
-    `no_object_weight` is the weight of "no object" in the cross-entropy; every class has weight 1.
+    `no_object_weight` is the weight of "no object" in the cross-entropy; every class has weight 1. `earlier_first`:
+    earlier predictions are matched and compared before the last one, which matters for random numbers alone.
     """
 
     weights: LossWeights
     no_object_weight: float
+    earlier_first: bool = field(default=False, kw_only=True)
 
     @abstractmethod
     def match(
@@ -80,12 +82,13 @@ class SetCriterion(ABC):
         with torch.autocast(masks_queries_logits.device.type, enabled=False):
             truth = _Truth(mask_labels, _pad_to_largest(mask_labels), class_labels)
             normalizers = self._normalizers(class_queries_logits, class_labels)
-            losses = self._losses(class_queries_logits.float(), masks_queries_logits.float(), truth, normalizers)
-            for index, prediction in enumerate(auxiliary_predictions):
-                class_logits_BQK1 = prediction["class_queries_logits"].float()
-                mask_logits_BQhw = prediction["masks_queries_logits"].float()
-                of_prediction = self._losses(class_logits_BQK1, mask_logits_BQhw, truth, normalizers)
-                losses |= {f"{name}_{index}": loss for name, loss in of_prediction.items()}
+            last = {"": {"class_queries_logits": class_queries_logits, "masks_queries_logits": masks_queries_logits}}
+            earlier = {f"_{index}": prediction for index, prediction in enumerate(auxiliary_predictions)}
+            losses: dict[str, Tensor] = {}
+            for suffix, one in (earlier | last if self.earlier_first else last | earlier).items():
+                class_logits_BQK1, mask_logits_BQhw = one["class_queries_logits"], one["masks_queries_logits"]
+                of_one = self._losses(class_logits_BQK1.float(), mask_logits_BQhw.float(), truth, normalizers)
+                losses |= {f"{name}{suffix}": loss for name, loss in of_one.items()}
             return losses
 
     def _losses(

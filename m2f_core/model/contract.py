@@ -68,7 +68,10 @@ class SegmentationModel(nn.Module, ABC):
     """A model that answers an image with classes and masks of queries: what pipelines, losses and checkpoints rely on.
 
     `class_predictor` is the linear layer whose rows are the classes, "no object" last. `criterion` is the loss.
+    `decays_all`: weight decay applies to norms and embeddings, too.
     """
+
+    decays_all = False
 
     config: ModelConfig
     class_predictor: nn.Module
@@ -113,6 +116,13 @@ class SegmentationModel(nn.Module, ABC):
 
     def set_task(self, task: Task) -> None:
         """Answer for this task from now on. A family whose models do not read the task has nothing to do."""
+
+    def set_progress(self, share: float) -> None:
+        """So much of the training is done, from 0 to 1. A family whose models train alike all the time ignores this."""
+
+    def rate_factor(self, name: str, backbone_multiplier: float) -> float:
+        """The learning rate of the parameter `name`, as a factor of the base value."""
+        return backbone_multiplier if name.startswith("backbone.") else 1.0
 
     def repeated_blocks(self) -> Sequence[nn.Module]:
         """The blocks that hold most of a training step's memory: their activations may be computed again."""

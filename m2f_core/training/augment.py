@@ -3,8 +3,8 @@
 `LargeScaleJitter` is the paper's augmentation (Ghiasi et al. 2021, "Simple Copy-Paste"): an image is flipped or not,
 resized to fit `scale` times the crop, then cropped at random, or padded at the right and at the bottom, to exactly the
 crop. The original's `coco_panoptic_new_baseline_dataset_mapper.py` does this with detectron2's RandomFlip, ResizeScale
-and FixedSizeCrop. `WholeImages` keeps each image whole, at its size in inference. Padding is grey (128) in the image
-before normalisation, as in that mapper; inference pads with 0 after normalisation, which is nearly the same.
+and FixedSizeCrop. `WholeImages` keeps each image whole, at its size in inference. `padding` is a grey in the image
+before normalisation, as in that mapper; most inference pads with 0 after normalisation, which is nearly the same.
 
 Legend: H, W pixels of the image; h, w of the crop.
 """
@@ -19,7 +19,7 @@ from PIL import Image
 from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.images.resize import RESAMPLES, resize_by_kernel
 
-IMAGE_PADDING = 128
+IMAGE_PADDING = ImageProcessor.training_padding
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Jitter:
     offset_yx: tuple[int, int]  # position of the crop in the resized image
     crop_hw: tuple[int, int]
     resample: Image.Resampling = Image.Resampling.BILINEAR  # for pixels; maps and masks use nearest neighbour
+    padding: int = IMAGE_PADDING
 
     def image(self, image: Image.Image) -> NDArray[np.uint8]:
         """An RGB image as uint8 [h, w, 3]."""
@@ -40,7 +41,7 @@ class Jitter:
             pixels = resize_by_kernel(np.asarray(image), self.resized_hw, self.resample, self._window)
         else:
             pixels = np.asarray(image.resize(self.resized_hw[::-1], self.resample))[self._window]
-        return self._padded(pixels, IMAGE_PADDING)
+        return self._padded(pixels, self.padding)
 
     def map(self, map_HW: NDArray[np.integer], padding: int) -> NDArray[np.int32]:
         """An integer map, by nearest neighbour, as int32 [h, w]."""
@@ -90,6 +91,7 @@ class LargeScaleJitter:
     min_scale: float
     max_scale: float
     flip: bool  # half of the images, left to right
+    padding: int = IMAGE_PADDING
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> Jitter:
         """For an image of `height` x `width` pixels."""
@@ -99,7 +101,7 @@ class LargeScaleJitter:
         resized_hw = max(1, round(height * ratio)), max(1, round(width * ratio))
         room_yx = (max(0, length - crop) for length, crop in zip(resized_hw, self.crop_hw, strict=True))
         y, x = (round(room * rng.random()) for room in room_yx)
-        return Jitter(flip, resized_hw, (y, x), self.crop_hw)
+        return Jitter(flip, resized_hw, (y, x), self.crop_hw, padding=self.padding)
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,13 @@ class WholeImages:
     processor: ImageProcessor
     flip: bool  # half of the images, left to right
 
+    @property
+    def padding(self) -> int:
+        return self.processor.training_padding
+
     def draw(self, height: int, width: int, rng: np.random.Generator) -> Jitter:
         """For an image of `height` x `width` pixels."""
         flip = self.flip and bool(rng.random() < 0.5)
         geometry = self.processor.geometry(height, width)
         resample = Image.Resampling(self.processor.resample)
-        return Jitter(flip, geometry.resized_hw, (0, 0), geometry.padded_hw, resample)
+        return Jitter(flip, geometry.resized_hw, (0, 0), geometry.padded_hw, resample, self.padding)

@@ -27,22 +27,24 @@ _POSITION_BIAS = "relative_position_bias_table"
 def parameter_groups(
     model: SegmentationModel, learning_rate: float, weight_decay: float, backbone_multiplier: float
 ) -> list[dict[str, Any]]:
-    """At most four groups for AdamW: the backbone's parameters and the others, with and without weight decay.
+    """Groups for AdamW: parameters with the same learning rate, with and without weight decay.
 
-    The pixel decoder's level embedding decays, because in the original it is a plain parameter and decays too.
+    `backbone_multiplier`: see the model's `rate_factor`. The pixel decoder's level embedding decays, because in the
+    original it is a plain parameter and decays too.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(module_name, recurse=False):
-            decays = not (isinstance(module, _NORMS) or name in _EMBEDDINGS or name.endswith(_POSITION_BIAS))
-            groups.setdefault((name.startswith("backbone."), decays), []).append(parameter)
+            exempt = isinstance(module, _NORMS) or name in _EMBEDDINGS or name.endswith(_POSITION_BIAS)
+            key = model.rate_factor(name, backbone_multiplier), model.decays_all or not exempt
+            groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": learning_rate * (backbone_multiplier if in_backbone else 1.0),
+            "lr": learning_rate * factor,
             "weight_decay": weight_decay if decays else 0.0,
         }
-        for (in_backbone, decays), parameters in groups.items()
+        for (factor, decays), parameters in groups.items()
     ]
 
 

@@ -117,7 +117,7 @@ def compare(
     flipped = cells = others = queries = segments = alike = only_in_file = 0
     inputs: list[tuple[Tensor, ImageGeometry | None]] = [(_noise(size_hw), None)]
     for image in images:
-        inputs.append(_prepared(image, processor))
+        inputs.append(processor.inputs_of(image))
     for pixels_B3HW, geometry in inputs:
         mine = _joined([file(part) for part in pixels_B3HW.split(_AT_ONCE)])
         expected = _joined([pytorch(part) for part in pixels_B3HW.split(1)])
@@ -164,15 +164,6 @@ def measure(file: Run, pytorch: Run, size_hw: tuple[int, int]) -> Timing:
 def _noise(size_hw: tuple[int, int]) -> Tensor:
     """Normalised pixels; the same in each call."""
     return torch.randn(_NOISE_INPUTS, 3, *size_hw, generator=torch.Generator().manual_seed(0))
-
-
-def _prepared(image: Image.Image, processor: ImageProcessor) -> tuple[Tensor, ImageGeometry]:
-    """The inputs of an image, one or one for each of its windows."""
-    geometry = processor.geometry(image.height, image.width)
-    pixels_hw3 = processor.resize(image, geometry.resized_hw)
-    height, width = geometry.padded_hw
-    parts = [pixels_hw3[top : top + height, left : left + width] for top, left in geometry.windows] or [pixels_hw3]
-    return processor.to_batch([part.copy() for part in parts], geometry.padded_hw), geometry
 
 
 def _joined(outputs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

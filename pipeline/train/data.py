@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from m2f_core.images.image_processor import NETWORK_STRIDE
-from m2f_core.training.augment import IMAGE_PADDING, Jitter, LargeScaleJitter, WholeImages
+from m2f_core.training.augment import Jitter, LargeScaleJitter, WholeImages
 from m2f_core.training.targets import Targets, instance_masks, map_targets
 from pipeline.errors import RunError
 from pipeline.train.annotated_images import AnnotatedImages
@@ -169,7 +169,7 @@ class _PaddedSamples(Dataset[tuple[np.ndarray, Targets]]):
         n, (height, width) = of_batch
         pixels_hw3, targets = self.samples[n]
         h, w, _ = pixels_hw3.shape
-        padded_HW3 = np.full((height, width, 3), IMAGE_PADDING, np.uint8)
+        padded_HW3 = np.full((height, width, 3), self.samples.augmentation.padding, np.uint8)
         padded_HW3[:h, :w] = pixels_hw3
         return padded_HW3, targets._replace(mask_labels=F.pad(targets.mask_labels, (0, width - w, 0, height - h)))
 

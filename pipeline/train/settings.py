@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
+from m2f_core.config.labels import Task
 from m2f_core.images.image_size import ImageSize
 from pipeline.errors import RunError
 from pipeline.setting_fields import IN_AND_OUT, RESOURCES, RUN_CONTROL, Section, check_fields, flag
@@ -100,7 +101,8 @@ class FinetuneSettings:
     learning_rate: Annotated[float, _OPTIMIZATION, Interval(ge=1e-12, le=10.0)] = 1e-4
     """Set AdamW's learning rate after warm-up."""
     backbone_multiplier: Annotated[float, _OPTIMIZATION, Interval(ge=0.0, le=1000.0)] = 0.1
-    """Multiply the learning rate of the backbone by this; 1.0 suits a training from scratch."""
+    """Multiply the learning rate of the backbone (of a plain transformer: of its first block) by this; 1.0 suits a
+    training from scratch."""
     weight_decay: Annotated[float, _OPTIMIZATION, Interval(ge=0.0, le=10.0)] = 0.05
     """Set AdamW's weight decay; norms, learned queries and position biases do not decay."""
     max_gradient_norm: Annotated[float, _OPTIMIZATION, Interval(ge=1e-12, le=1e12)] = 0.01
@@ -186,6 +188,12 @@ class FinetuneSettings:
     def trains_on_maps(self) -> bool:
         """Whether the ground truth is a folder of PNGs without a JSON."""
         return self.semantic_gt is not None or self.instance_maps is not None
+
+    def task(self) -> Task:
+        """What the ground truth is for."""
+        if self.semantic_gt is not None:
+            return "semantic"
+        return "panoptic" if self.panoptic_gt is not None else "instance"
 
     def crop_hw(self) -> tuple[int, int] | None:
         """--crop-size as (height, width) in pixels; None for whole images."""

@@ -31,17 +31,25 @@ from pipeline.train.settings import FinetuneSettings
 
 def check_start(settings: FinetuneSettings) -> ImageProcessor:
     """Check --model or --architecture without building the model. RunError if it is wrong; returns the preprocessor."""
+    size, task = settings.parsed_image_size(), settings.task()
     try:
         if settings.model is None:
-            _architecture(settings, LabelMap(()))
-            return ImageProcessor.from_preprocessor_config(None, "reference", settings.parsed_image_size())
-        checkpoint = stage_model(settings.model)
-        checkpoint.check()
-        training_of(checkpoint.config)
-        _points(settings, checkpoint.config)
-        return checkpoint.image_processor("reference", settings.parsed_image_size())
+            config = _architecture(settings, LabelMap(()))
+            training_of(config)
+            processor = family_of(config.to_dict()).image_processor(config, None, "reference", size, task)
+        else:
+            checkpoint = stage_model(settings.model)
+            checkpoint.check()
+            training_of(checkpoint.config)
+            _points(settings, checkpoint.config)
+            processor = checkpoint.image_processor("reference", size, task)
     except (ValueError, OSError) as error:  # CheckpointError and ConfigError are ValueErrors
         raise RunError(f"{_source(settings)}: {one_line(error)}") from None
+    try:
+        processor.check_crop(settings.crop_hw())
+    except ValueError as error:
+        raise RunError(f"--crop-size: {one_line(error)}") from None
+    return processor
 
 
 def number_of_queries(settings: FinetuneSettings) -> int:

@@ -123,6 +123,7 @@ class Training:
         """One optimizer step. RunError if the gradient is not finite, because all later weights would not be finite."""
         # Seed every step anew, so that a resumed training draws the same numbers as an uninterrupted one.
         torch.manual_seed(_mix(self.settings.seed, self.iteration, self.rank))
+        self.model.set_progress(self.iteration / self.settings.iterations)
         height, width = batch.pixels_Bhw3.shape[1:3]
         pixels_B3HW = self.processor.to_batch(list(batch.pixels_Bhw3), (height, width), self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):

@@ -17,7 +17,7 @@ from m2f_core.images.geometry import ImageGeometry
 from m2f_core.images.image_processor import ImageProcessor
 from m2f_core.inference.semantic import semantic_segments
 from m2f_core.inference.settings import InstanceSettings, PanopticSettings, SemanticSettings
-from m2f_core.model.contract import SegmentationModel
+from m2f_core.model.contract import SegmentationModel, joined
 from pipeline.coco.ground_truth import GtImage
 from pipeline.coco.ground_truth_png import instance_map_records, panoptic_records, read_panoptic_png
 from pipeline.evaluate.metrics import (
@@ -140,9 +140,8 @@ def _predict(
 def _outputs(
     model: SegmentationModel, data: AnnotatedImages, processor: ImageProcessor, index: int
 ) -> tuple[torch.Tensor, torch.Tensor, ImageGeometry]:
-    """Class logits, mask logits and geometry of an image."""
-    image = data.image(index)
-    geometry = processor.geometry(image.height, image.width)
-    device = next(model.parameters()).device
-    output = model(processor.to_batch([processor.resize(image)], geometry.padded_hw, device))
-    return output.class_queries_logits[0], output.masks_queries_logits[0], geometry
+    """Class logits, mask logits and geometry of an image. An image with windows has outputs of each, stacked."""
+    inputs, geometry = processor.inputs_of(data.image(index), next(model.parameters()).device)
+    output = joined([model(one[None]) for one in inputs])
+    classes, masks = output.class_queries_logits, output.masks_queries_logits
+    return (classes, masks, geometry) if geometry.windows else (classes[0], masks[0], geometry)

@@ -90,7 +90,7 @@ def _augmentation(settings: FinetuneSettings, processor: ImageProcessor) -> Augm
     crop_hw = settings.crop_hw()
     if crop_hw is None:
         return WholeImages(processor, settings.flip)
-    return LargeScaleJitter(crop_hw, settings.min_scale, settings.max_scale, settings.flip)
+    return LargeScaleJitter(crop_hw, settings.min_scale, settings.max_scale, settings.flip, processor.training_padding)
 
 
 def _start_or_resume(

@@ -104,7 +104,7 @@ def test_a_model_that_never_learned_to_do_without_masks_keeps_them(tmp_path: Pat
     theirs = jittered(mask_probs)
     pixels = image_batch(64, 64, batch=2)
     ours = load_checkpoint(saved(theirs, tmp_path))
-    assert ours.reads_masks == [prob > 0 for prob in mask_probs]
+    assert ours.mask_shares == mask_probs
     assert_same_model(theirs, ours, pixels)
     without = load_checkpoint(saved(jittered([0.0, 0.0]), tmp_path / "without"))(pixels)
     difference = without.class_queries_logits - ours(pixels).class_queries_logits

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from m2f_core.config.eomt import EomtConfig
+from m2f_core.config.fields import ConfigError
 from m2f_core.config.labels import Task
 from m2f_core.families.eomt.names import IGNORED, hugging_face_names
-from m2f_core.families.family import Family, WeightNames
+from m2f_core.families.family import Family, TrainingParts, WeightNames
 from m2f_core.inference.settings import FamilyRules
 
 if TYPE_CHECKING:
     from m2f_core.images.image_processor import ImageProcessor
     from m2f_core.images.image_size import ImageSize
+    from m2f_core.losses.loss import Criterion
     from m2f_core.model.eomt.eomt import Eomt
 
 
@@ -31,6 +34,32 @@ def _image_processor(
     return SquareProcessor.read(preprocessor, mode, image_size, config.image_size, cuts=task == "semantic")
 
 
+def _initial_model(config: EomtConfig, seed: int) -> Eomt:
+    from m2f_core.training.eomt_weights import initial_eomt
+
+    return initial_eomt(config, seed)
+
+
+def _criterion(config: EomtConfig) -> Criterion:
+    from m2f_core.model.eomt.eomt import build_criterion
+
+    return build_criterion(config)
+
+
+def _check_training(config: EomtConfig) -> None:
+    from m2f_core.images.image_processor import NETWORK_STRIDE
+
+    for name in ("hidden_dropout_prob", "attention_dropout", "drop_path_rate"):
+        if getattr(config, name):
+            raise ConfigError(
+                f"{name} must be 0 for training here, as in the authors' models, not {getattr(config, name)}"
+            )
+    if config.image_size % NETWORK_STRIDE:
+        raise ConfigError(
+            f"image_size must be a multiple of {NETWORK_STRIDE} for training here, not {config.image_size}"
+        )
+
+
 FAMILY = Family(
     name="EoMT",
     model_types=("eomt",),
@@ -44,5 +73,12 @@ FAMILY = Family(
     license="MIT",
     image_processor=_image_processor,
     rules=FamilyRules(hf_unpads=True, hf_score_threshold=0.8, semantic_resize="scores"),
+    image_processor_type="EomtImageProcessor",
+    training=TrainingParts(
+        _initial_model,
+        _criterion,
+        {f"eomt-{size}": partial(EomtConfig.published, size) for size in ("small", "base", "large", "giant")},
+        _check_training,
+    ),
     task_in_name=r"(^|[/_]){task}_eomt_[^/]*(/|$)",
 )

@@ -14,9 +14,18 @@ from m2f_core.config.eomt import EomtConfig
 from m2f_core.layers.activations import ACTIVATIONS
 from m2f_core.layers.initial_values import standard_normal
 from m2f_core.layers.linear import ActivatedLinear
+from m2f_core.losses.loss import Criterion
+from m2f_core.losses.matcher import LossWeights
+from m2f_core.losses.points import Rand
 from m2f_core.model.contract import SegmentationModel, SegmentationOutput
 from m2f_core.model.eomt.blocks import Attention, Block, FeedForward, GatedFeedForward
 from m2f_core.model.eomt.upscale import UpscaleBlock
+
+# Of the whole training: masked attention fades out in the first block that reads queries from 1/6 on, in the last one
+# from 4/6 on, and in each for 1/6, as in all of the authors' configs/dinov2/*/*/*.yaml.
+_FIRST_FADES, _LAST_FADES, _FADING = 1 / 6, 4 / 6, 1 / 6
+_FADING_POWER = 0.9
+_MASKS_WHERE = 0.5  # outside of training a block masks if it does so for this share of the queries
 
 
 class PatchTokens(nn.Module):
@@ -40,10 +49,12 @@ class Eomt(SegmentationModel):
     """Kerssies et al., "Your ViT is Secretly an Image Segmentation Model" (2025).
 
     In the last `num_blocks` blocks the queries are tokens beside the patches. While a model is trained, the masks of
-    the block before decide which patches a query may read, less and less often: `attn_mask_probs` holds how often, for
-    each of these blocks. It ends at 0, where no mask is computed; a model that was trained without this end keeps 1.
+    the block before decide which patches a query may read, less and less often: `mask_shares` holds for which share of
+    the queries, for each of these blocks. It ends at 0, where a trained model computes no mask. `attn_mask_probs`,
+    which files have, is 0 or 1, also halfway through a training: with another share, results would be random.
     """
 
+    decays_all = True
     config: EomtConfig
 
     def __init__(
@@ -53,6 +64,7 @@ class Eomt(SegmentationModel):
         blocks: Sequence[nn.Module],
         upscale: Sequence[nn.Module],
         mask_head: nn.Module,
+        criterion: Criterion,
     ) -> None:
         super().__init__()
         self.config = config
@@ -63,9 +75,9 @@ class Eomt(SegmentationModel):
         self.upscale = nn.Sequential(*upscale)
         self.mask_head = mask_head
         self.class_predictor = nn.Linear(config.hidden_size, config.num_labels + 1)
-        self.criterion = None
+        self.criterion = criterion
         self.attn_mask_probs = nn.Buffer(torch.ones(config.num_blocks))
-        self.reads_masks = [True] * config.num_blocks  # on the host, so that no pass waits for a device to read it
+        self.mask_shares = [1.0] * config.num_blocks  # on the host, so that no pass waits for a device to read it
         self.register_load_state_dict_post_hook(_read_mask_probs)
 
     def forward(
@@ -76,9 +88,12 @@ class Eomt(SegmentationModel):
         *,
         output_queries: bool = False,
     ) -> SegmentationOutput:
-        """pixel_values_B3HW: RGB, normalised, float32, of the configuration's `image_size` in height and width."""
-        if mask_labels is not None or class_labels is not None:
-            raise ValueError("an EoMT has no loss here, so it takes no labels; fine-tune it with transformers")
+        """pixel_values_B3HW: RGB, normalised, float32, of the configuration's `image_size` in height and width.
+
+        With `mask_labels` (bool [N, H, W] for each image) and `class_labels` (int64 [N]) the output has a loss: of the
+        last prediction and, in training mode, of the one before each block that reads queries.
+        """
+        self.check_labels(mask_labels, class_labels)
         side = self.config.image_size
         if pixel_values_B3HW.shape[2:] != (side, side):
             raise ValueError(f"the image has {tuple(pixel_values_B3HW.shape[2:])} pixels, but the model takes {side}")
@@ -87,16 +102,55 @@ class Eomt(SegmentationModel):
         for block in self.blocks[:num_plain]:
             x_BND = block(x_BND)
         x_BND = torch.cat([self.queries.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
-        may_attend_BNN = None
-        for block, reads_mask in zip(self.blocks[num_plain:], self.reads_masks, strict=True):
-            if reads_mask:  # else the mask of a block before stays, as in transformers
-                may_attend_BNN = self._may_attend(x_BND)
+        may_attend_BNN, earlier = None, []
+        for block, share in zip(self.blocks[num_plain:], self.mask_shares, strict=True):
+            if self.training:
+                earlier.append(self._predict(self.norm(x_BND)))
+                may_attend_BNN = self._may_attend(earlier[-1]["masks_queries_logits"], x_BND, share)
+            elif share >= _MASKS_WHERE:  # else the mask of a block before stays, as in transformers
+                may_attend_BNN = self._may_attend(self._masks(self.norm(x_BND)), x_BND)
             x_BND = block(x_BND, may_attend_BNN)
         x_BND = self.norm(x_BND)
-        output = SegmentationOutput(self.class_predictor(x_BND[:, :num_queries]).float(), self._masks(x_BND).float())
+        last = self._predict(x_BND)
+        output = SegmentationOutput(last["class_queries_logits"], last["masks_queries_logits"])
         if output_queries:
             output.queries = x_BND[:, :num_queries]
+        self.add_losses(output, earlier, mask_labels, class_labels)
         return output
+
+    def set_progress(self, share: float) -> None:
+        """Let masked attention fade out. `mask_annealing` in the authors' training/lightning_module.py."""
+        last = max(1, self.config.num_blocks - 1)
+        starts = (_FIRST_FADES + (_LAST_FADES - _FIRST_FADES) * n / last for n in range(self.config.num_blocks))
+        done = [min(1.0, max(0.0, (share - start) / _FADING)) for start in starts]
+        self.mask_shares = [(1.0 - part) ** _FADING_POWER for part in done]
+        masks = [float(part >= _MASKS_WHERE) for part in self.mask_shares]
+        with torch.no_grad():
+            self.attn_mask_probs.copy_(torch.tensor(masks))
+
+    def rate_factor(self, name: str, backbone_multiplier: float) -> float:
+        """From the first block, with `backbone_multiplier`, to the last one, with 1, by one factor from block to block.
+
+        Layer-wise decay, as in `configure_optimizers` of the authors' training/lightning_module.py.
+        """
+        part, _, rest = name.partition(".")
+        if part == "tokens":
+            return backbone_multiplier
+        if part != "blocks":
+            return 1.0
+        last = len(self.blocks) - 1
+        return float(backbone_multiplier ** ((last - int(rest.partition(".")[0])) / max(1, last)))
+
+    def repeated_blocks(self) -> Sequence[nn.Module]:
+        return list(self.blocks)
+
+    def _predict(self, x_BND: Tensor) -> dict[str, Tensor]:
+        """Class and mask logits of normalised tokens, float32, under their names in `SegmentationOutput`."""
+        classes_BQK1 = self.class_predictor(x_BND[:, : self.config.num_queries])
+        return {
+            "class_queries_logits": classes_BQK1.float(),
+            "masks_queries_logits": self._masks(x_BND).float(),
+        }
 
     def _masks(self, x_BND: Tensor) -> Tensor:
         """Mask logits [B, Q, h, w] of normalised tokens."""
@@ -107,13 +161,18 @@ class Eomt(SegmentationModel):
         masks: Tensor = queries_BQD @ map_BhwD.flatten(1, 2).transpose(1, 2)
         return masks.unflatten(2, map_BhwD.shape[1:3])
 
-    def _may_attend(self, x_BND: Tensor) -> Tensor:
-        """Which token may read which, [B, N, N]: a query reads only patches inside of its mask."""
-        side = self.config.grid_side
-        masks = F.interpolate(self._masks(self.norm(x_BND)), size=(side, side), mode="bilinear")
+    def _may_attend(self, masks_BQhw: Tensor, x_BND: Tensor, share: float = 1.0) -> Tensor:
+        """Which token may read which, [B, N, N]: this share of the queries, drawn at random, read only patches inside
+        of their masks.
+        """
+        side, num_queries = self.config.grid_side, self.config.num_queries
+        masks_BQhw = F.interpolate(masks_BQhw.detach(), size=(side, side), mode="bilinear")
         batch, num_tokens = x_BND.shape[:2]
         may_attend_BNN = torch.ones(batch, num_tokens, num_tokens, dtype=torch.bool, device=x_BND.device)
-        may_attend_BNN[:, : self.config.num_queries, -(side * side) :] = masks.flatten(2) > 0
+        inside_BQP = masks_BQhw.flatten(2) > 0
+        if share < 1:
+            inside_BQP |= (torch.rand(batch, num_queries, device=x_BND.device) > share)[..., None]
+        may_attend_BNN[:, :num_queries, -(side * side) :] = inside_BQP
         return may_attend_BNN
 
 
@@ -122,12 +181,12 @@ def _read_mask_probs(model: Eomt, _: object) -> None:
     if model.attn_mask_probs.is_meta:
         return
     probs = model.attn_mask_probs.tolist()
-    if any(prob not in (0.0, 1.0) for prob in probs):
+    if any(prob not in (0.0, 1.0) for prob in probs):  # as in the files of other programs
         raise ValueError(
             f"attn_mask_probs has {probs}: the training stopped while it was still turning masked attention off, so "
             "transformers would mask at random; set each of these numbers to 0 or to 1"
         )
-    model.reads_masks = [prob > 0 for prob in probs]
+    model.mask_shares = probs
 
 
 def build_model(config: EomtConfig) -> Eomt:
@@ -150,4 +209,18 @@ def build_model(config: EomtConfig) -> Eomt:
         mask_head=nn.Sequential(
             ActivatedLinear(dim, dim, activation), ActivatedLinear(dim, dim, activation), nn.Linear(dim, dim)
         ),
+        criterion=build_criterion(config),
+    )
+
+
+def build_criterion(config: EomtConfig, rand: Rand = torch.rand) -> Criterion:
+    """The loss of Mask2Former, of every prediction. `rand` draws the points at which masks are compared."""
+    return Criterion(
+        weights=LossWeights(config.class_weight, config.mask_weight, config.dice_weight),
+        no_object_weight=config.no_object_weight,
+        earlier_first=True,
+        num_points=config.train_num_points,
+        oversample_ratio=config.oversample_ratio,
+        importance_sample_ratio=config.importance_sample_ratio,
+        rand=rand,
     )

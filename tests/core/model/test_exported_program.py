@@ -41,7 +41,7 @@ def masking_eomt() -> SegmentationModel:
     state = model.state_dict()
     state["attn_mask_probs"] = torch.tensor([0.0, 1.0])
     model.load_state_dict(state)
-    assert model.reads_masks == [False, True]
+    assert model.mask_shares == [0.0, 1.0]
     return model
 
 
