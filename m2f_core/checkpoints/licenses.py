@@ -36,8 +36,9 @@ def model_license(checkpoint: Checkpoint, name: str = "") -> str:
     for entry in stated:
         if entry not in ("other", UNKNOWN):
             return entry
+    of_type = [family for family in FAMILIES if config.get("model_type") in family.model_types]
     for known in (name, str(config.get("_name_or_path", ""))):
-        for family in FAMILIES:
+        for family in of_type or FAMILIES:
             if known.startswith(family.hub_names):
                 return family.license
     return stated[0] if stated else UNKNOWN

@@ -5,9 +5,10 @@ Field names equal those of a Hugging Face `config.json`. This module does not im
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from m2f_core.config.class_names import check_id2label, numbered_labels, read_id2label
 from m2f_core.config.fields import (
@@ -33,34 +34,33 @@ MAX_REGISTER_TOKENS = 256  # (4)
 MAX_MLP_RATIO = 64  # (4)
 
 LOSS_WEIGHTS = ("class_weight", "mask_weight", "dice_weight")
-FLOATS = (
+_RATES = ("importance_sample_ratio", "hidden_dropout_prob", "attention_dropout", "drop_path_rate")
+_FLOATS = (
     *LOSS_WEIGHTS,
+    *_RATES,
     "layer_norm_eps",
     "layerscale_value",
     "no_object_weight",
     "oversample_ratio",
-    "importance_sample_ratio",
     "initializer_range",
-    "hidden_dropout_prob",
-    "attention_dropout",
-    "drop_path_rate",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class EomtConfig:
-    """A plain vision transformer whose last `num_blocks` blocks also read the queries.
+class PlainTransformerConfig(ABC):
+    """A plain vision transformer whose last `num_blocks` blocks also read the queries; see the two classes of it.
 
     `image_size` is the side of the square that the model takes: its positions are learned for the patches of that
     square, so a model takes no other size. `layerscale_value` and `initializer_range` set initial weights. The rates of
     dropping are kept for transformers: a model with such a rate is not trained here.
     """
 
+    MODEL_TYPE: ClassVar[str]
+    ARCHITECTURE: ClassVar[str]  # transformers' class
+
     hidden_size: int = 1024
     num_hidden_layers: int = 24
     num_attention_heads: int = 16
-    mlp_ratio: int = 4
-    use_swiglu_ffn: bool = False
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-6
     image_size: int = 640
@@ -88,8 +88,6 @@ class EomtConfig:
         check_counts(self, ("hidden_size",), MAX_WIDTH)
         check_counts(self, ("num_hidden_layers",), MAX_LAYERS)
         check_counts(self, ("num_attention_heads",), MAX_HEADS)
-        check_counts(self, ("mlp_ratio",), MAX_MLP_RATIO)
-        check_booleans(self, ("use_swiglu_ffn",))
         check_activation(self, "hidden_act")
         check_numbers(self, ("layer_norm_eps",), least=1e-12, most=1)
         check_counts(self, ("image_size",), MAX_IMAGE_SIZE)
@@ -106,8 +104,6 @@ class EomtConfig:
             raise ConfigError(f"num_channels must be 3 (red, green, blue), not {excerpt(self.num_channels)}")
         check_divisible("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
         check_divisible("image_size", self.image_size, "patch_size", self.patch_size)
-        if self.hidden_size * self.mlp_ratio > MAX_WIDTH:
-            raise ConfigError(f"hidden_size x mlp_ratio must be at most {MAX_WIDTH}, not {self.mlp_width}")
         if self.mask_side > MAX_IMAGE_SIZE:
             raise ConfigError(
                 f"image_size {self.image_size}, patch_size {self.patch_size} and num_upscale_blocks "
@@ -120,9 +116,7 @@ class EomtConfig:
         check_counts(self, ("train_num_points",), MAX_POINTS)
         check_numbers(self, (*LOSS_WEIGHTS, "no_object_weight", "initializer_range", "layerscale_value"))
         check_numbers(self, ("oversample_ratio",), least=1)
-        check_numbers(
-            self, ("importance_sample_ratio", "hidden_dropout_prob", "attention_dropout", "drop_path_rate"), most=1
-        )
+        check_numbers(self, _RATES, most=1)
 
     @property
     def num_labels(self) -> int:
@@ -140,8 +134,49 @@ class EomtConfig:
         return self.grid_side << self.num_upscale_blocks
 
     @property
+    @abstractmethod
     def mlp_width(self) -> int:
-        """Hidden channels of a block's feed-forward part; a SwiGLU has two thirds, rounded up to a multiple of 8."""
+        """Hidden channels of a block's feed-forward part."""
+
+    @classmethod
+    def from_dict(cls, json_dict: Mapping[str, Any]) -> Self:
+        """Read a Hugging Face config.json. Unknown keys are ignored; missing keys get transformers' defaults."""
+        return cls(**{**known_fields(cls, json_dict), "id2label": read_id2label(json_dict)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """A config.json that transformers can read and from which `from_dict` restores this configuration."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        # transformers refuses a whole number in a float field.
+        own |= {name: float(own[name]) for name in _FLOATS}
+        return {
+            "architectures": [self.ARCHITECTURE],
+            "model_type": self.MODEL_TYPE,
+            **own,
+            "id2label": {str(class_id): name for class_id, name in self.id2label.items()},
+            "label2id": {name: class_id for class_id, name in self.id2label.items()},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EomtConfig(PlainTransformerConfig):
+    """EoMT, a DINOv2: positions are learned and added to the patches."""
+
+    MODEL_TYPE = "eomt"
+    ARCHITECTURE = "EomtForUniversalSegmentation"
+
+    mlp_ratio: int = 4
+    use_swiglu_ffn: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, ("mlp_ratio",), MAX_MLP_RATIO)
+        check_booleans(self, ("use_swiglu_ffn",))
+        if self.hidden_size * self.mlp_ratio > MAX_WIDTH:
+            raise ConfigError(f"hidden_size x mlp_ratio must be at most {MAX_WIDTH}, not {self.mlp_width}")
+
+    @property
+    def mlp_width(self) -> int:
+        """A SwiGLU has two thirds of the channels, rounded up to a multiple of 8."""
         width = self.hidden_size * self.mlp_ratio
         return (int(width * 2 / 3) + 7) // 8 * 8 if self.use_swiglu_ffn else width
 
@@ -162,21 +197,3 @@ class EomtConfig:
             use_swiglu_ffn=size == "giant",
             **fields,
         )
-
-    @classmethod
-    def from_dict(cls, json_dict: Mapping[str, Any]) -> EomtConfig:
-        """Read a Hugging Face config.json. Unknown keys are ignored; missing keys get transformers' defaults."""
-        return cls(**{**known_fields(cls, json_dict), "id2label": read_id2label(json_dict)})
-
-    def to_dict(self) -> dict[str, Any]:
-        """A config.json that transformers can read and from which `from_dict` restores this configuration."""
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
-        # transformers refuses a whole number in a float field.
-        own |= {name: float(own[name]) for name in FLOATS}
-        return {
-            "architectures": ["EomtForUniversalSegmentation"],
-            "model_type": "eomt",
-            **own,
-            "id2label": {str(class_id): name for class_id, name in self.id2label.items()},
-            "label2id": {name: class_id for class_id, name in self.id2label.items()},
-        }

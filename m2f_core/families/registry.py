@@ -14,7 +14,13 @@ from m2f_core.families.maskformer import family as maskformer
 if TYPE_CHECKING:
     from m2f_core.config.model_config import ModelConfig
 
-FAMILIES: tuple[Family, ...] = (mask2former.FAMILY, maskformer.FAMILY, oneformer.FAMILY, eomt.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    mask2former.FAMILY,
+    maskformer.FAMILY,
+    oneformer.FAMILY,
+    eomt.FAMILY,
+    eomt.DINOV3_FAMILY,
+)
 # Of the models of runs whose records do not name it, because the program knew no other.
 FIRST_MODEL_TYPE = mask2former.FAMILY.model_types[0]
 

@@ -21,8 +21,10 @@ FUSED: dict[Any, tuple[str, str]] = {None: ("none", ""), F.relu: ("relu", ""), F
 class ActivatedLinear(nn.Linear):
     """A linear layer and an activation."""
 
-    def __init__(self, in_features: int, out_features: int, activation: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(in_features, out_features)
+    def __init__(
+        self, in_features: int, out_features: int, activation: Callable[[Tensor], Tensor], bias: bool = True
+    ) -> None:
+        super().__init__(in_features, out_features, bias)
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:

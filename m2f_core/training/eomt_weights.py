@@ -8,12 +8,12 @@ transformers' `EomtPreTrainedModel._init_weights`, and tokens and positions star
 import torch
 from torch.nn import init
 
-from m2f_core.config.eomt import EomtConfig
+from m2f_core.config.eomt import PlainTransformerConfig
 from m2f_core.model.eomt.blocks import Block
 from m2f_core.model.eomt.eomt import Eomt, PatchTokens, build_model
 
 
-def initial_eomt(config: EomtConfig, seed: int) -> Eomt:
+def initial_eomt(config: PlainTransformerConfig, seed: int) -> Eomt:
     """A model in training mode that depends on the seed only, not on the global random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -21,7 +21,8 @@ def initial_eomt(config: EomtConfig, seed: int) -> Eomt:
         with torch.no_grad():
             assert isinstance(model.tokens, PatchTokens)
             init.trunc_normal_(model.tokens.class_token, std=config.initializer_range)
-            init.trunc_normal_(model.tokens.positions, std=config.initializer_range)
+            if model.tokens.positions is not None:
+                init.trunc_normal_(model.tokens.positions, std=config.initializer_range)
             init.zeros_(model.tokens.registers)
             for block in model.blocks:
                 assert isinstance(block, Block)

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from m2f_core.checkpoints.checkpoint import save_checkpoint
-from m2f_core.config.eomt import EomtConfig
+from m2f_core.config.eomt import EomtConfig, PlainTransformerConfig
+from m2f_core.config.eomt_dinov3 import EomtDinov3Config
 from m2f_core.config.labels import Category, LabelMap
 from m2f_core.model.eomt.eomt import Eomt, build_model
 
@@ -27,7 +28,15 @@ def tiny_config(**fields: object) -> EomtConfig:
     return EomtConfig(**{**tiny, "id2label": {c.class_id: c.name for c in CATEGORIES}, **fields})
 
 
-def seeded_eomt(config: EomtConfig, seed: int) -> Eomt:
+def tiny_dinov3_config() -> EomtDinov3Config:
+    """On a DINOv3, with gates."""
+    shared = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "num_blocks": 2, "num_queries": 20}
+    own = {"intermediate_size": 64, "use_gated_mlp": True}
+    names = {c.class_id: c.name for c in CATEGORIES}
+    return EomtDinov3Config(**shared, **own, image_size=SIDE, patch_size=8, num_register_tokens=2, id2label=names)
+
+
+def seeded_eomt(config: PlainTransformerConfig, seed: int) -> Eomt:
     """The same weights for the same seed, in eval mode; every parameter is jittered."""
     generator = torch.Generator().manual_seed(seed)
     model = build_model(config)
@@ -41,7 +50,8 @@ def seeded_eomt(config: EomtConfig, seed: int) -> Eomt:
         if "scale" in name:
             noise += BRANCH_SCALE
         state[name] = noise
-    state["tokens.positions"] = POSITION_SPREAD * torch.randn(state["tokens.positions"].shape, generator=generator)
+    if "tokens.positions" in state:
+        state["tokens.positions"] = POSITION_SPREAD * torch.randn(state["tokens.positions"].shape, generator=generator)
     state["mask_head.2.weight"] *= MASK_SPREAD * config.hidden_size**-0.5 * 3
     # Channel 0 of the map is nearly constant and lowers every mask.
     last = f"upscale.{config.num_upscale_blocks - 1}.norm"
@@ -54,9 +64,11 @@ def seeded_eomt(config: EomtConfig, seed: int) -> Eomt:
     return model.eval()
 
 
-def make_eomt(folder: Path, task: str = "panoptic", seed: int = 0) -> None:
+def make_eomt(
+    folder: Path, task: str = "panoptic", seed: int = 0, config: PlainTransformerConfig | None = None
+) -> None:
     """Write a checkpoint as its authors have them on the hub for this task."""
-    save_checkpoint(seeded_eomt(tiny_config(), seed), folder, LabelMap(CATEGORIES))
+    save_checkpoint(seeded_eomt(config or tiny_config(), seed), folder, LabelMap(CATEGORIES))
     cuts = task == "semantic"
     size = {"shortest_edge": SIDE, "longest_edge": None if cuts else SIDE}
     file = {"image_processor_type": "EomtImageProcessor", "do_pad": not cuts, "do_split_image": cuts, "size": size}

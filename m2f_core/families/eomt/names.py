@@ -1,4 +1,4 @@
-"""transformers' names of the tensors of an EoMT.
+"""transformers' names of the tensors of an EoMT, on a DINOv2 and on a DINOv3.
 
 A SwiGLU has two spellings: version 5 of transformers has two layers where the files of version 4, which the hub has,
 have one.
@@ -38,10 +38,24 @@ RULES = (
     Rule("attn_mask_probs", ("attn_mask_probs",)),
 )
 
-# Tensors in files that the model does not compute with: a constant of the loss.
-IGNORED = re.compile(r"criterion\..*")
+DINOV3_RULES = (
+    Rule("tokens.patches", ("embeddings.patch_embeddings",)),
+    Rule("blocks.#.feedforward.fc1", ("layers.#.mlp.up_proj",)),
+    Rule("blocks.#.feedforward.fc2", ("layers.#.mlp.down_proj",)),
+    Rule("blocks.#.attention.out_proj", ("layers.#.attention.o_proj",)),
+    *RULES,
+)
+
+# Tensors in files that the model does not compute with: a constant of the loss, and what only DINOv3's own training
+# reads or what follows from the configuration.
+IGNORED = re.compile(r"criterion\..*|embeddings\.mask_token|rope_embeddings\..*")
 
 
 def hugging_face_names(our_name: str) -> tuple[Source, Source]:
     """The source of one of our tensors: in transformers' names of today, and in those of its version 4."""
     return hugging_face_sources(RULES, our_name)
+
+
+def dinov3_names(our_name: str) -> tuple[Source, Source]:
+    """The same for an EoMT on a DINOv3."""
+    return hugging_face_sources(DINOV3_RULES, our_name)

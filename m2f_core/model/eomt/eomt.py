@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m2f_core.config.eomt import EomtConfig
+from m2f_core.config.eomt import EomtConfig, PlainTransformerConfig
+from m2f_core.config.eomt_dinov3 import EomtDinov3Config
 from m2f_core.layers.activations import ACTIVATIONS
 from m2f_core.layers.initial_values import standard_normal
 from m2f_core.layers.linear import ActivatedLinear
@@ -19,6 +20,7 @@ from m2f_core.losses.matcher import LossWeights
 from m2f_core.losses.points import Rand
 from m2f_core.model.contract import SegmentationModel, SegmentationOutput
 from m2f_core.model.eomt.blocks import Attention, Block, FeedForward, GatedFeedForward
+from m2f_core.model.eomt.rotary import RotaryPositions
 from m2f_core.model.eomt.upscale import UpscaleBlock
 
 # Of the whole training: masked attention fades out in the first block that reads queries from 1/6 on, in the last one
@@ -29,18 +31,23 @@ _MASKS_WHERE = 0.5  # outside of training a block masks if it does so for this s
 
 
 class PatchTokens(nn.Module):
-    """An image -> its tokens: class token, registers, and a token for each patch with its learned position."""
+    """An image -> its tokens: class token, registers, and a token for each patch, with its position if it is learned.
 
-    def __init__(self, dim: int, patch_size: int, num_registers: int, num_patches: int) -> None:
+    `num_patches`: of the learned positions; None if there are none.
+    """
+
+    def __init__(self, dim: int, patch_size: int, num_registers: int, num_patches: int | None) -> None:
         super().__init__()
         self.class_token = nn.Parameter(standard_normal(1, 1, dim))
         self.registers = nn.Parameter(standard_normal(1, num_registers, dim))
         self.patches = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
-        self.positions = nn.Parameter(standard_normal(num_patches, dim))
+        self.positions = None if num_patches is None else nn.Parameter(standard_normal(num_patches, dim))
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """[B, 1 + registers + P, D]"""
-        patches_BPD = self.patches(pixels_B3SS).flatten(2).transpose(1, 2) + self.positions
+        patches_BPD = self.patches(pixels_B3SS).flatten(2).transpose(1, 2)
+        if self.positions is not None:
+            patches_BPD = patches_BPD + self.positions
         own = (tokens.expand(patches_BPD.shape[0], -1, -1) for tokens in (self.class_token, self.registers))
         return torch.cat([*own, patches_BPD], dim=1)
 
@@ -55,12 +62,13 @@ class Eomt(SegmentationModel):
     """
 
     decays_all = True
-    config: EomtConfig
+    config: PlainTransformerConfig
 
     def __init__(
         self,
-        config: EomtConfig,
+        config: PlainTransformerConfig,
         tokens: nn.Module,
+        rotary: nn.Module | None,
         blocks: Sequence[nn.Module],
         upscale: Sequence[nn.Module],
         mask_head: nn.Module,
@@ -69,6 +77,7 @@ class Eomt(SegmentationModel):
         super().__init__()
         self.config = config
         self.tokens = tokens
+        self.rotary = rotary
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.queries = nn.Parameter(standard_normal(config.num_queries, config.hidden_size))
@@ -98,9 +107,10 @@ class Eomt(SegmentationModel):
         if pixel_values_B3HW.shape[2:] != (side, side):
             raise ValueError(f"the image has {tuple(pixel_values_B3HW.shape[2:])} pixels, but the model takes {side}")
         x_BND = self.tokens(pixel_values_B3HW)
+        turns_2PE = None if self.rotary is None else self.rotary(x_BND.device)
         num_queries, num_plain = self.config.num_queries, len(self.blocks) - self.config.num_blocks
         for block in self.blocks[:num_plain]:
-            x_BND = block(x_BND)
+            x_BND = block(x_BND, None, turns_2PE)
         x_BND = torch.cat([self.queries.expand(x_BND.shape[0], -1, -1), x_BND], dim=1)
         may_attend_BNN, earlier = None, []
         for block, share in zip(self.blocks[num_plain:], self.mask_shares, strict=True):
@@ -109,7 +119,7 @@ class Eomt(SegmentationModel):
                 may_attend_BNN = self._may_attend(earlier[-1]["masks_queries_logits"], x_BND, share)
             elif share >= _MASKS_WHERE:  # else the mask of a block before stays, as in transformers
                 may_attend_BNN = self._may_attend(self._masks(self.norm(x_BND)), x_BND)
-            x_BND = block(x_BND, may_attend_BNN)
+            x_BND = block(x_BND, may_attend_BNN, turns_2PE)
         x_BND = self.norm(x_BND)
         last = self._predict(x_BND)
         output = SegmentationOutput(last["class_queries_logits"], last["masks_queries_logits"])
@@ -189,22 +199,17 @@ def _read_mask_probs(model: Eomt, _: object) -> None:
     model.mask_shares = probs
 
 
-def build_model(config: EomtConfig) -> Eomt:
+def build_model(config: PlainTransformerConfig) -> Eomt:
     """The model with PyTorch's own initial weights, in training mode; `load_checkpoint` gives a trained one."""
     dim, activation = config.hidden_size, ACTIVATIONS[config.hidden_act]
-
-    def feedforward() -> nn.Module:
-        if config.use_swiglu_ffn:
-            return GatedFeedForward(dim, config.mlp_width)
-        return FeedForward(dim, config.mlp_width, activation)
-
+    rotary = RotaryPositions(config) if isinstance(config, EomtDinov3Config) else None
     return Eomt(
         config=config,
-        tokens=PatchTokens(dim, config.patch_size, config.num_register_tokens, config.grid_side**2),
-        blocks=[
-            Block(dim, Attention(dim, config.num_attention_heads), feedforward(), config.layer_norm_eps)
-            for _ in range(config.num_hidden_layers)
-        ],
+        tokens=PatchTokens(
+            dim, config.patch_size, config.num_register_tokens, config.grid_side**2 if rotary is None else None
+        ),
+        rotary=rotary,
+        blocks=[_block(config) for _ in range(config.num_hidden_layers)],
         upscale=[UpscaleBlock(dim, activation) for _ in range(config.num_upscale_blocks)],
         mask_head=nn.Sequential(
             ActivatedLinear(dim, dim, activation), ActivatedLinear(dim, dim, activation), nn.Linear(dim, dim)
@@ -213,7 +218,23 @@ def build_model(config: EomtConfig) -> Eomt:
     )
 
 
-def build_criterion(config: EomtConfig, rand: Rand = torch.rand) -> Criterion:
+def _block(config: PlainTransformerConfig) -> Block:
+    dim, width, activation = config.hidden_size, config.mlp_width, ACTIVATIONS[config.hidden_act]
+    feedforward: nn.Module
+    if isinstance(config, EomtDinov3Config):
+        biases = (config.query_bias, config.key_bias, config.value_bias, config.proj_bias)
+        attention = Attention(dim, config.num_attention_heads, biases)
+        kind = GatedFeedForward if config.use_gated_mlp else FeedForward
+        feedforward = kind(dim, width, activation, config.mlp_bias)
+    else:
+        assert isinstance(config, EomtConfig)
+        attention = Attention(dim, config.num_attention_heads)
+        is_gated = config.use_swiglu_ffn
+        feedforward = GatedFeedForward(dim, width) if is_gated else FeedForward(dim, width, activation)
+    return Block(dim, attention, feedforward, config.layer_norm_eps)
+
+
+def build_criterion(config: PlainTransformerConfig, rand: Rand = torch.rand) -> Criterion:
     """The loss of Mask2Former, of every prediction. `rand` draws the points at which masks are compared."""
     return Criterion(
         weights=LossWeights(config.class_weight, config.mask_weight, config.dice_weight),

@@ -55,6 +55,12 @@ def test_published_ones_are_known_by_their_name_on_the_hub(
     assert model_license(Checkpoint(folder_with(tmp_path, {"_name_or_path": other}, card)), other) != expected
 
 
+def test_the_same_name_with_another_backbone_has_another_licence(tmp_path: Path) -> None:
+    name = "tue-mps/coco_panoptic_eomt_large_640"
+    for model_type, expected in (("eomt", "MIT"), ("eomt_dinov3", "DINOv3 License")):
+        assert model_license(Checkpoint(folder_with(tmp_path, {"model_type": model_type}, None)), name) == expected
+
+
 def test_what_the_owner_states_counts_more_than_a_name(tmp_path: Path) -> None:
     """A model trained further keeps the name of its origin in config.json."""
     config = {"_name_or_path": "facebook/mask2former-swin-tiny-coco-panoptic"}

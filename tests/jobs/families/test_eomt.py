@@ -10,7 +10,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from jobs import segment_bucket
-from tests.support.seeded_eomt import CATEGORIES, make_eomt
+from m2f_core.config.eomt import PlainTransformerConfig
+from tests.support.seeded_eomt import CATEGORIES, make_eomt, tiny_config, tiny_dinov3_config
 from tests.support.tables import read_report, read_table
 
 pytest.importorskip("transformers", reason="transformers is the oracle of these tests")
@@ -36,9 +37,9 @@ def three(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def expected_rows(task: str, folder: Path, model: Path) -> dict[str, list[tuple[int, np.ndarray]]]:
+def expected_rows(task: str, folder: Path, model: Path, theirs: str) -> dict[str, list[tuple[int, np.ndarray]]]:
     """For each image (class, mask) of each segment, by transformers alone."""
-    network = transformers.EomtForUniversalSegmentation.from_pretrained(model).eval()
+    network = getattr(transformers, theirs).from_pretrained(model).eval()
     processor = transformers.EomtImageProcessorPil.from_pretrained(model)
     rows = {}
     for file in sorted(folder.iterdir()):
@@ -66,18 +67,21 @@ FLAGS["instance"] = ("--score-threshold", "0.5")
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    "task",
+    ("task", "config"),
     [
-        "panoptic",
-        "semantic",
-        "instance",
+        ("panoptic", tiny_config()),
+        ("semantic", tiny_config()),
+        ("instance", tiny_config()),
+        ("panoptic", tiny_dinov3_config()),
+        ("semantic", tiny_dinov3_config()),
     ],
+    ids=lambda value: getattr(value, "MODEL_TYPE", value),
 )
-def test_tables_are_transformers(task: str, three: Path, tmp_path: Path) -> None:
+def test_tables_are_transformers(task: str, config: PlainTransformerConfig, three: Path, tmp_path: Path) -> None:
     model, output = tmp_path / "model", tmp_path / "out"
-    make_eomt(model, task)
+    make_eomt(model, task, config=config)
     assert run(task, three, model, output, *FLAGS[task]) == 0
-    expected, found = expected_rows(task, three, model), read_table(output, "segments")
+    expected, found = expected_rows(task, three, model, config.ARCHITECTURE), read_table(output, "segments")
     assert {row["status"] for row in read_table(output, "images")} == {"ok"}
     assert sum(map(len, expected.values())) > 5
     for name, segments in expected.items():

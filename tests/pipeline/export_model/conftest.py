@@ -13,7 +13,7 @@ from m2f_core.config.maskformer import MaskFormerConfig
 from m2f_core.config.model_config import ModelConfig
 from m2f_core.config.oneformer import OneFormerConfig
 from tests.support.inputs import make_model
-from tests.support.seeded_eomt import make_eomt
+from tests.support.seeded_eomt import make_eomt, tiny_dinov3_config
 
 # Exporting takes seconds a layer.
 SMALL_RESNET = ResNetConfig(embedding_size=16, hidden_sizes=(32, 64, 96, 128), depths=(1, 1, 1, 1))
@@ -34,6 +34,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "maskformer": partial(make_model, tiny=partial(small, MaskFormerConfig.tiny)),
     "oneformer": partial(make_model, tiny=partial(small, OneFormerConfig.tiny, **SHORT)),
     "eomt": make_eomt,
+    "eomt on dinov3": partial(make_eomt, config=tiny_dinov3_config()),
     "eomt for windows": partial(make_eomt, task="semantic"),
 }
 

@@ -71,6 +71,7 @@ ONNX = [
     pytest.param("maskformer", {"task": "semantic"}, marks=pytest.mark.thorough),
     pytest.param("oneformer", {"task": "instance"}, marks=pytest.mark.thorough),
     ("eomt", {}),
+    pytest.param("eomt on dinov3", {}, marks=pytest.mark.thorough),
     pytest.param("eomt for windows", {"task": "semantic"}, marks=pytest.mark.thorough),
 ]
 
