@@ -40,7 +40,7 @@ def write_pt2(model: SegmentationModel, size_hw: tuple[int, int], file: Path) ->
     for node in nodes:
         node.meta.pop("stack_trace", None)
     torch.export.save(program, file)
-    operators = Counter(str(node.target) for node in nodes if isinstance(node.target, torch._ops.OpOverload))
+    operators = Counter(str(node.target) for node in nodes if isinstance(node.target, type(torch.ops.aten.add.Tensor)))
     return Written(dict(operators.most_common()), made_with={"torch": torch.__version__})
 
 
