@@ -10,7 +10,7 @@ from tests.support.places import ROOT
 
 # Scripts that give seconds and bytes at a size, not a ratio; docs/benchmarks.md names them.
 WITHOUT_RATIO = {"export", "extras", "forecast", "graph", "metrics", "page", "plan", "steps", "store", "taper", "tiles"}
-WITHOUT_RATIO |= {"verify", "families", "runtimes"}
+WITHOUT_RATIO |= {"verify", "families", "runtimes", "start"}
 
 
 def test_each_script_is_in_the_suite_or_gives_no_ratio() -> None:
