@@ -48,7 +48,8 @@ _FLOATS = (
 
 @dataclass(frozen=True, kw_only=True)
 class PlainTransformerConfig(ABC):
-    """A plain vision transformer whose last `num_blocks` blocks also read the queries; see the two classes of it.
+    """A plain vision transformer whose last `num_blocks` blocks also read the queries. `EomtConfig` and
+    `EomtDinov3Config` say how a patch gets its position.
 
     `image_size` is the side of the square that the model takes: its positions are learned for the patches of that
     square, so a model takes no other size. `layerscale_value` and `initializer_range` set initial weights. The rates of

@@ -25,7 +25,9 @@ from pipeline.commit.encode import EncodeSpec, encode_shard
 from pipeline.config import Settings
 from pipeline.runs.check import check_model
 from pipeline.schema import FETCHED
-from pipeline.segment.actor import Segmenter, SegmentSpec, segmented_table
+from pipeline.segment.actor import segmented_table
+from pipeline.segment.segmenter import Segmenter
+from pipeline.segment.spec import SegmentSpec
 
 PHOTOGRAPHS = ("coffee.png", "rocket.jpg", "chelsea.png")
 STUFF = {5, 6, 7}  # classes of the tiny checkpoint, whose category ids are one more

@@ -46,8 +46,8 @@ DINOV3_RULES = (
     *RULES,
 )
 
-# Tensors in files that the model does not compute with: a constant of the loss, and what only DINOv3's own training
-# reads or what follows from the configuration.
+# Tensors in files that the model does not compute with: a constant of the loss, a token that DINOv3's own training puts
+# in the place of hidden patches, and what follows from the configuration.
 IGNORED = re.compile(r"criterion\..*|embeddings\.mask_token|rope_embeddings\..*")
 
 
@@ -57,5 +57,5 @@ def hugging_face_names(our_name: str) -> tuple[Source, Source]:
 
 
 def dinov3_names(our_name: str) -> tuple[Source, Source]:
-    """The same for an EoMT on a DINOv3."""
+    """The source of one of our tensors of an EoMT on a DINOv3: two times the one spelling that transformers has."""
     return hugging_face_sources(DINOV3_RULES, our_name)

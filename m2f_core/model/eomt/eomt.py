@@ -24,7 +24,7 @@ from m2f_core.model.eomt.rotary import RotaryPositions
 from m2f_core.model.eomt.upscale import UpscaleBlock
 
 # Of the whole training: masked attention fades out in the first block that reads queries from 1/6 on, in the last one
-# from 4/6 on, and in each for 1/6, as in all of the authors' configs/dinov2/*/*/*.yaml.
+# from 4/6 on, and in each for 1/6, as in each of the authors' configs/dinov2/*/*/*.yaml.
 _FIRST_FADES, _LAST_FADES, _FADING = 1 / 6, 4 / 6, 1 / 6
 _FADING_POWER = 0.9
 _MASKS_WHERE = 0.5  # outside of training a block masks if it does so for this share of the queries

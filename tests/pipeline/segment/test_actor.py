@@ -76,7 +76,7 @@ def test_from_the_third_start_on_a_shard_is_done_image_by_image(actor, monkeypat
         assert data == [encoded()]
         return [result]
 
-    monkeypatch.setattr("pipeline.segment.actor.segment_one_by_one", one_by_one)
+    monkeypatch.setattr("pipeline.segment.isolate.segment_one_by_one", one_by_one)
     row = pack_shard(7, fetched((encoded(), None, "new")))
     tables = [unpack_shard(actor(row))[1] for _ in range(4)]
     assert ways == ["together", "together", "one by one", "one by one"]
@@ -115,14 +115,14 @@ def test_an_actor_reports_its_device_with_each_shard_and_decodes_with_the_thread
 def test_what_will_not_pass_is_raised_by_the_call_so_that_ray_does_not_repeat_the_constructor(
     tiny_checkpoint, tmp_path, monkeypatch, lasting
 ):
-    monkeypatch.setattr("pipeline.segment.actor.Segmenter", raises(lasting))
+    monkeypatch.setattr("pipeline.segment.segmenter.Segmenter", raises(lasting))
     actor = SegmentImages(small_spec(tiny_checkpoint), str(tmp_path), "night-1")
     with pytest.raises(type(lasting), match=str(lasting)):
         actor(None)
 
 
 def test_a_store_that_does_not_answer_is_tried_again_by_ray(tiny_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.segment.actor.Segmenter", raises(StoreUnavailableError("503")))
+    monkeypatch.setattr("pipeline.segment.segmenter.Segmenter", raises(StoreUnavailableError("503")))
     with pytest.raises(StoreUnavailableError):
         SegmentImages(small_spec(tiny_checkpoint), str(tmp_path), "night-1")
 

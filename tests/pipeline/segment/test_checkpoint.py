@@ -29,8 +29,9 @@ from pipeline.config import Settings
 from pipeline.errors import RunError
 from pipeline.runs.check import check, check_model
 from pipeline.segment import checkpoint
-from pipeline.segment.actor import SegmentedImage, Segmenter, SegmentSpec
 from pipeline.segment.checkpoint import is_local_path, stage_model
+from pipeline.segment.segmenter import Segmenter
+from pipeline.segment.spec import SegmentedImage, SegmentSpec
 from pipeline.train.settings import FinetuneSettings
 from pipeline.train.starting_model import start_warnings
 from tests.support.detectron2_pickles import original_names, write_pickle
