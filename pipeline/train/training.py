@@ -116,6 +116,7 @@ class Training:
         self.base_rates = [group["lr"] for group in groups]
         self.course = LearningRate(settings.schedule, settings.iterations, settings.warmup_iterations)
         self.iteration = 0
+        self._tell_progress()
         self.log: list[Row] = []
         self.meter = LossMeter()
 
@@ -123,7 +124,6 @@ class Training:
         """One optimizer step. RunError if the gradient is not finite, because all later weights would not be finite."""
         # Seed every step anew, so that a resumed training draws the same numbers as an uninterrupted one.
         torch.manual_seed(_mix(self.settings.seed, self.iteration, self.rank))
-        self.model.set_progress(self.iteration / self.settings.iterations)
         height, width = batch.pixels_Bhw3.shape[1:3]
         pixels_B3HW = self.processor.to_batch(list(batch.pixels_Bhw3), (height, width), self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
@@ -144,6 +144,7 @@ class Training:
             group["lr"] = base * self.course.factor(self.iteration)
         self.optimizer.step()
         self.iteration += 1
+        self._tell_progress()
         self.meter.add(output.loss, output.losses)
 
     def add_log_row(self) -> Row:
@@ -177,6 +178,10 @@ class Training:
         except Exception as error:  # PyTorch raises errors of many types for a damaged file
             raise RunError(f"the checkpoint {folder.name} cannot be continued, {name}: {one_line(error)}") from error
         self.meter = LossMeter()
+        self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        self.model.set_progress(self.iteration / self.settings.iterations)
 
 
 def read_optimizer_state(file: Path) -> Any:

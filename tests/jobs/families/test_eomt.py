@@ -74,6 +74,7 @@ FLAGS["instance"] = ("--score-threshold", "0.5")
         ("instance", tiny_config()),
         ("panoptic", tiny_dinov3_config()),
         ("semantic", tiny_dinov3_config()),
+        ("instance", tiny_dinov3_config()),
     ],
     ids=lambda value: getattr(value, "MODEL_TYPE", value),
 )

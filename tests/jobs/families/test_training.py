@@ -45,5 +45,8 @@ def test_a_model_is_trained_and_trained_on(family: str, drivers, ray_session, tm
         theirs = getattr(transformers, THEIRS[family])
         pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            expected = theirs.from_pretrained(output / "model").eval()(pixels).class_queries_logits
-            torch.testing.assert_close(model(pixels).class_queries_logits, expected, rtol=0, atol=1e-4)
+            expected, found = theirs.from_pretrained(output / "model").eval()(pixels), model(pixels)
+        for name in ("class_queries_logits", "masks_queries_logits"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-3)
+        if family == "eomt":
+            assert model.attn_mask_probs.tolist() == [0.0, 0.0], "a trained model does without masks"

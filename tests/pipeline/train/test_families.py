@@ -138,8 +138,7 @@ def test_a_checkpoint_from_the_middle_of_a_training_can_be_run_and_continued(dat
     trainings = [Training(model, model, SETTINGS, labels, SQUARE) for model in map(build_model, [config] * 2)]
     samples = TrainingSamples(data, labels.class_id_of_category, LargeScaleJitter((64, 64), 1.0, 1.0, False, 0), 0)
     [batch] = load_batches(samples, WorkerShare(2, 0, 1), range(1), 0)
-    for training in trainings:
-        training.iteration = 45
+    trainings[0].iteration = 45
     trainings[0].step(batch)
     shares = trainings[0].model.mask_shares
     assert 0.5 < shares[0] < 1.0 and shares[1] == 1.0
