@@ -41,7 +41,8 @@ def describe(
         "opset": written.opset,
         "operators": dict(written.operators),
         "made_with": {"m2f-pipeline": __version__, **written.made_with},
-        "model": settings.model,
+        # The name alone: the folder is one of this machine, and a URI may lead to a private bucket.
+        "model": settings.model.rstrip("/").rpartition("/")[2],
         "family": checkpoint.family.name,
         "license": model.license,
         "checkpoint_sha256": model.weights_sha256,

@@ -61,6 +61,7 @@ def assert_described(description: dict, output: Path, checkpoint: Path, format_n
     assert description["input"]["shape"] == ["batch", 3, 64, 64]
     assert sorted(path.name for path in output.iterdir()) == sorted([file.name, "model.json"])
     assert str(ROOT).encode() not in file.read_bytes(), "the file names a folder of this machine"
+    assert description["model"] == checkpoint.name and str(checkpoint.parent) not in json.dumps(description)
 
 
 ONNX = [
